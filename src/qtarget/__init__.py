@@ -1,0 +1,33 @@
+"""qtarget: supervised fine-tuning of language models as target distribution design.
+
+    Q_t = γ_t·δ(y_t) + (1 − γ_t)·π̃_t        loss_t = w_t·CE(sg Q_t, p_θ)        ∂loss_t/∂logits = w_t·(p − Q_t)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "dense_loss": "qtarget.math",
+    "linear_loss": "qtarget.math",
+    "Head": "qtarget.math",
+    "Mixture": "qtarget.math",
+    "Reference": "qtarget.math",
+    "Target": "qtarget.math",
+    "TokenView": "qtarget.math",
+    "load_design": "qtarget.app.configs",
+    "list_designs": "qtarget.app.configs",
+    "QTargetError": "qtarget.errors",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported on first use, so that `qtarget --help` doesn't wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qtarget' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

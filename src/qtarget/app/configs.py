@@ -1,0 +1,134 @@
+"""Where configurations lie, and how one is composed: without a running Hydra app, inside one, or beside one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qtarget.errors import QTargetError
+
+HYDRA_VERSION_BASE = "1.3"
+
+
+def conf_dir() -> Path:
+    """The shipped configurations: inside the installed package, or at the top of a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "conf"
+    return shipped if shipped.is_dir() else package.parents[1] / "conf"
+
+
+def user_conf_dir() -> Path | None:
+    """./conf of the working folder, where users add yaml files of their own; None where that is ours or absent."""
+    local = Path.cwd() / "conf"
+    return local if local.is_dir() and local.resolve() != conf_dir() else None
+
+
+def search_path_override() -> list[str]:
+    """The Hydra override that puts the user's conf folder behind ours on the search path."""
+    local = user_conf_dir()
+    return [f"hydra.searchpath=['file://{local}']"] if local else []
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Hydra's compose API on our configurations, whatever Hydra state the caller already holds."""
+    holder = GlobalHydra.instance()
+    outer, holder.hydra = holder.hydra, None
+    try:
+        with initialize_config_dir(version_base=HYDRA_VERSION_BASE, config_dir=str(conf_dir())):
+            yield
+    finally:
+        holder.hydra = outer
+
+
+def compose_config(config_name: str, overrides: Iterable[str] = ()) -> DictConfig:
+    """Compose `config_name`; raises QTargetError with the legal names where an override names something unknown."""
+    with composing():
+        try:
+            return compose(config_name, overrides=[*search_path_override(), *overrides])
+        except (HydraException, OmegaConfBaseException) as error:
+            raise config_error(error) from error
+
+
+def options(group: str) -> list[str]:
+    """The names a configuration group offers, ours and the user's."""
+    folders = [conf_dir() / group] + ([user / group] if (user := user_conf_dir()) else [])
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+
+
+def list_designs() -> dict[str, dict[str, Any]]:
+    """Every target design by name, with its `about`: formula, paper, year and where the official code differs."""
+    return {name: about(name) for name in options("target")}
+
+
+def about(name: str) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(compose_target(name).about))  # type: ignore[arg-type]
+
+
+def compose_target(name: str, overrides: Iterable[str] = ()) -> DictConfig:
+    """The composed yaml of one design; overrides are dotted below `target`, as on the command line."""
+    if name not in options("target"):
+        raise QTargetError(f"unknown target {name!r}{nearest(name, options('target'))}")
+    return compose_config("design", [f"target={name}", *overrides]).target
+
+
+def load_design(name: str, /, **changes: Any) -> Any:
+    """A design from its yaml: load_design("target_sft", residual="uniform", **{"reliance.alpha": 0.5}).
+
+    A key without a dot picks a part option (`target/residual=uniform`); a dotted key sets a field of a part. Works
+    outside, inside and beside a running Hydra app; ./conf of the working folder is on the search path. Raises
+    QTargetError for an unknown design, part option or field, and for a value out of range.
+    """
+    return instantiate_design(compose_target(name, [_override(key, value) for key, value in changes.items()]))
+
+
+def instantiate_design(target: DictConfig) -> Any:
+    """The design a composed `target` node describes. `about` is documentation and stays behind."""
+    node = OmegaConf.to_container(target, resolve=True)
+    assert isinstance(node, dict)
+    node.pop("about", None)
+    return instantiate(node)
+
+
+def instantiate(node: Mapping[Any, Any] | DictConfig) -> Any:
+    """Hydra's instantiate; errors raised by a part reach the user as they were written."""
+    from hydra.utils import instantiate as hydra_instantiate  # noqa: PLC0415 - keeps start-up light
+
+    try:
+        return hydra_instantiate(node, _convert_="all")
+    except HydraException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, QTargetError):
+            cause = cause.__cause__
+        raise cause or QTargetError(str(error)) from error
+
+
+def config_error(error: Exception) -> QTargetError:
+    """Hydra's complaint about an override, with the nearest legal name where one was misspelt."""
+    text = str(error).split("\nfull_key")[0]
+    if isinstance(error, MissingConfigException) and error.options:
+        missing = str(error.missing_cfg_file).rsplit("/", 1)
+        return QTargetError(f"unknown {missing[0]} {missing[-1]!r}{nearest(missing[-1], error.options)}")
+    return QTargetError(text)
+
+
+def nearest(name: str, legal: Iterable[str]) -> str:
+    """': did you mean X? allowed: …' for error messages."""
+    names = sorted(legal)
+    close = difflib.get_close_matches(name, names, n=1)
+    return (f": did you mean {close[0]!r}?" if close else ".") + f" Allowed: {', '.join(names)}"
+
+
+def _override(key: str, value: Any) -> str:
+    if "." in key:
+        return f"target.{key}={value}"
+    return f"target/{key}={value}"

@@ -1,0 +1,5 @@
+"""The parts of a target design: how far to trust the label, where the rest goes, how large a step."""
+
+from qtarget.design import reliance, residual, weight
+
+__all__ = ["reliance", "residual", "weight"]

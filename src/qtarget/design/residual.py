@@ -1,0 +1,89 @@
+"""Residual π̃: where the mass goes that is not on the label.
+
+Each part maps a TokenView to unnormalised log-probabilities [n, V], or to None for the policy itself. The loss
+normalises. A row that is −∞ under the policy (padded vocabulary) stays −∞.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qtarget.design import checks
+from qtarget.math.view import TokenView
+
+
+@dataclass(frozen=True)
+class Self:
+    """π̃ = p: the rest of the mass stays where it is, so the design is a token weight γ on plain SFT."""
+
+    def __call__(self, view: TokenView) -> None:
+        return None
+
+    def __str__(self) -> str:
+        return "self"
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """π̃ = 1/V over the true vocabulary (label smoothing)."""
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return torch.where(torch.isneginf(view.logp), -torch.inf, 0.0)
+
+    def __str__(self) -> str:
+        return "uniform"
+
+
+@dataclass(frozen=True)
+class Prior:
+    """π̃ = π_0: the model training started from (KL(π_0‖p) regularisation, ASFT, GIFT)."""
+
+    needs = {"prior": "full"}  # noqa: RUF012 - a class constant, not a field
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return view.logp_of("prior")
+
+    def __str__(self) -> str:
+        return "prior"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """π̃ = π_T: forward-KL distillation (Hinton et al., arXiv 1503.02531)."""
+
+    needs = {"teacher": "full"}  # noqa: RUF012
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return view.logp_of("teacher")
+
+    def __str__(self) -> str:
+        return "teacher"
+
+
+@dataclass(frozen=True)
+class Guided:
+    """π̃ ∝ p^{1−η}·π_T^η, η in [0, 1]: from the policy itself (0) to the teacher (1) (Target-SFT, arXiv 2606.11189)."""
+
+    eta: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks.number("eta", self.eta, 0, 1)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {"teacher": "full"} if self.eta > 0 else {}
+
+    def __call__(self, view: TokenView) -> Tensor:
+        # 0·(−∞) is NaN: the ends are spelled out.
+        if self.eta == 0:
+            return view.logp
+        if self.eta == 1:
+            return view.logp_of("teacher")
+        return (1 - self.eta) * view.logp + self.eta * view.logp_of("teacher")
+
+    def __str__(self) -> str:
+        return f"p^{1 - self.eta:g}·teacher^{self.eta:g}"

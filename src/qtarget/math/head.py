@@ -1,0 +1,51 @@
+"""The output layer of a language model: hidden states → log-probabilities over the true vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """z = softcap·tanh((scale·(h Wᵀ) + bias) / softcap), with rows from `true_vocab` on at −∞.
+
+    weight [V, D]; bias [V] or None; softcap None = no cap; true_vocab None = all V rows are real tokens (models pad
+    their vocabulary to a round number, and a padded row must not receive probability).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+    true_vocab: int | None = None
+
+    def logits(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+        """[n, D] → logits [n, V]: the product in `dtype`, everything after it in fp32 (fp64 stays fp64)."""
+        product = hidden.to(dtype) @ self.weight.to(dtype).T
+        z = product if product.dtype == torch.float64 else product.float()
+        if self.scale != 1.0:
+            z = z * self.scale
+        if self.bias is not None:
+            z = z + self.bias
+        if self.softcap is not None:
+            z = self.softcap * torch.tanh(z / self.softcap)
+        if self.true_vocab is not None:
+            z[:, self.true_vocab :] = -torch.inf
+        return z
+
+    def product_gradient(self, grad_logits: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """∂L/∂z [n, V] → (∂L/∂(h Wᵀ), ∂L/∂(… + bias)), both [n, V]; padded rows arrive with zero gradient."""
+        if self.softcap is not None:
+            slope = 1 - (logits / self.softcap).square()
+            grad_logits = torch.where(torch.isfinite(logits), grad_logits * slope, 0.0)
+        return (grad_logits if self.scale == 1.0 else grad_logits * self.scale), grad_logits
+
+
+def matmul_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype matrix products run in here: autocast's where it is on, the tensor's own otherwise."""
+    device = tensor.device.type
+    autocast = torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocast else tensor.dtype
