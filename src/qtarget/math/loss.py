@@ -227,12 +227,12 @@ class _HeadGradients:
     ) -> None:
         grad_product, grad_biased = head.product_gradient(grad_logits, logits)
         if self.bias is not None:
-            self.bias += grad_biased.sum(0)
+            self.bias.add_(grad_biased.sum(0))
         grad_product = grad_product.to(dtype)
         if self.hidden is not None:
             self.hidden[rows] = (grad_product @ head.weight.to(dtype)).to(self.hidden.dtype)
         if self.weight is not None:
-            self.weight += grad_product.T @ chunk.to(dtype)
+            self.weight.add_(grad_product.T @ chunk.to(dtype))
 
 
 class _Attach(torch.autograd.Function):

@@ -1,0 +1,101 @@
+"""The `qtarget` command. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+USAGE = """qtarget: fine-tune language models towards designed targets, and compare the designs
+
+  qtarget train [-m] [overrides]     fine-tune one configuration, or with -m every combination
+                                     qtarget train -m target=sft,dft,target_sft model=tiny
+  qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
+  qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
+  qtarget doctor                     versions, device, where the model comes from, what is missing
+
+Overrides are Hydra's: key=value, group=option. `qtarget train --cfg job` prints the whole configuration,
+`qtarget train --help` the groups and their options. HYDRA_FULL_ERROR=1 shows full tracebacks.
+"""
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 a job failed, 2 the input has to be mended, 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(given))
+
+
+def run(given: Sequence[str]) -> int:
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    name, *rest = given
+    if name in ("-V", "--version"):
+        from qtarget import __version__  # noqa: PLC0415
+
+        print(f"qtarget {__version__}")
+        return 0
+    if name not in COMMANDS:
+        from qtarget.app.configs import nearest  # noqa: PLC0415
+
+        print(f"qtarget: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    return guarded(lambda: COMMANDS[name](rest))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Errors that are the user's to mend in one message, without a traceback."""
+    from qtarget.errors import QTargetError  # noqa: PLC0415
+
+    try:
+        return command()
+    except QTargetError as error:
+        if os.environ.get(FULL_ERROR):
+            raise
+        print(f"qtarget: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("qtarget: interrupted; finished jobs are kept, the same command goes on with the rest", file=sys.stderr)
+        return 130
+
+
+def _train(rest: list[str]) -> int:
+    from qtarget.app.launch import launch  # noqa: PLC0415
+
+    return launch(rest)
+
+
+def _compare(rest: list[str]) -> int:
+    import argparse  # noqa: PLC0415
+
+    parser = argparse.ArgumentParser(prog="qtarget compare", description="Compare the runs below folders.")
+    parser.add_argument("paths", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
+    parser.add_argument("--out", help="where report.html and comparison.png go (default: the first DIR)")
+    parser.add_argument("--format", choices=("rich", "md", "csv"), default="rich", help="of the printed table")
+    options = parser.parse_args(rest)
+
+    from qtarget.app.compare import compare  # noqa: PLC0415
+
+    return compare(options.paths, out=options.out, format=options.format)
+
+
+def _show(rest: list[str]) -> int:
+    from qtarget.app.show import show  # noqa: PLC0415
+
+    return show(rest)
+
+
+def _doctor(rest: list[str]) -> int:
+    from qtarget.app.doctor import doctor  # noqa: PLC0415
+
+    return doctor()
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "compare": _compare,
+    "show": _show,
+    "doctor": _doctor,
+}

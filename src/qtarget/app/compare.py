@@ -1,0 +1,160 @@
+"""`qtarget compare`: finished runs side by side, in the terminal, as a page and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtarget.errors import QTargetError
+from qtarget.track.runs import (
+    COLUMNS,
+    Column,
+    Run,
+    differing_keys,
+    finished,
+    next_command,
+    read_runs,
+    reading_note,
+    subject,
+    unfinished,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+FORMATS = ("rich", "md", "csv")
+PIPE_WIDTH = 100  # columns, where the output is no terminal that could say how wide it is
+TABLE_TITLES = {"result": "Result", "loss": "What the loss trusted, and what it cost"}
+
+
+def compare(paths: Sequence[str | Path], out: Path | None = None, format: str = "rich") -> int:
+    """Print the table of the runs under `paths`, write report.html and comparison.png into `out` (default: first path).
+
+    With format md or csv only the table goes to stdout, the rest to stderr. Returns 0, or 1 where no run has finished.
+    """
+    if format not in FORMATS:
+        raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
+    runs = read_runs(paths)
+    printers = {"rich": print_tables, "md": print_markdown, "csv": print_csv}
+    printers[format](runs)
+    page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])))
+    aside = _console(stderr=format != "rich")
+    aside.print(f"\nreport   {_near(page)}\npicture  {_near(picture)}", markup=False, highlight=False, soft_wrap=True)
+    aside.print(f"next     {next_command(runs)}", markup=False, highlight=False, soft_wrap=True)
+    aside.print(f"         {_again(paths)}", markup=False, highlight=False, soft_wrap=True)
+    return 0 if finished(runs) else 1
+
+
+def write_files(runs: Sequence[Run], folder: Path) -> tuple[Path, Path]:
+    """report.html and comparison.png in `folder`."""
+    from qtarget.track.figures import draw_png, panels  # noqa: PLC0415  (plots and templates only where they are made)
+    from qtarget.track.report import write_report  # noqa: PLC0415
+
+    folder.mkdir(parents=True, exist_ok=True)
+    page, picture = folder / "report.html", folder / "comparison.png"
+    write_report(runs, page)
+    draw_png(panels(runs), picture)
+    return page, picture
+
+
+def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
+    """Two compact tables, the note on how to read them, and what is not in them."""
+    console = console or _console()
+    console.print(subject(runs), markup=False, highlight=False)
+    for group in TABLE_TITLES if finished(runs) else ():
+        console.print(rich_table(runs, group))
+    lines = [reading_note(runs)] if finished(runs) else ["No run has finished yet."]
+    for line in lines + unfinished_lines(runs):
+        console.print(line, markup=False, highlight=False, soft_wrap=False)
+
+
+def rich_table(runs: Sequence[Run], group: str) -> Table:
+    """The columns of one group, the design's name in front."""
+    from rich import box  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    columns = _columns(group)
+    table = Table(title=TABLE_TITLES[group], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(
+            column.title.replace(" ", "\n", 1),  # numbers are narrow, so their titles stand in two lines
+            justify="right" if column.numeric else "left",
+            no_wrap=column.numeric,
+            overflow="fold",
+            max_width=None if column.numeric else 26 if column.key == "name" else 18,
+        )
+    for run in finished(runs):
+        table.add_row(*(Text(column.text(run)) for column in columns))
+    return table
+
+
+def unfinished_lines(runs: Sequence[Run]) -> list[str]:
+    """One line per running, interrupted or failed run."""
+    return [
+        f"{run.state}: {run.label} ({run.place})" + (f": {run.error.strip()}" if run.error else "")
+        for run in unfinished(runs)
+    ]
+
+
+def print_markdown(runs: Sequence[Run]) -> None:
+    """One GitHub table with every column, the note and the list under it."""
+    lines = [[column.title for column in COLUMNS], ["---:" if column.numeric else "---" for column in COLUMNS]]
+    lines += [[_markdown(column.text(run)) for column in COLUMNS] for run in finished(runs)]
+    print("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+    print(f"\n{reading_note(runs)}" if finished(runs) else "\nNo run has finished yet.")
+    for line in unfinished_lines(runs):
+        print(f"\n- {_markdown(line)}")
+
+
+def print_csv(runs: Sequence[Run]) -> None:
+    """Every run, unfinished ones too, with unrounded numbers and each config key that differs between the runs."""
+    metrics = sorted({key for run in runs for key in run.metrics})
+    keys = differing_keys(runs)
+    plain = ("name", "role", "status", "experiment", "seed", "folder", "reliance", "residual", "weight")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*plain, *metrics, "train_rows", "noisy_rows", "heldout_rows", *keys])
+    for run in runs:
+        design = [run.design.get(part, "") for part in ("reliance", "residual", "weight")]
+        seed = "" if run.seed is None else run.seed
+        row: list[object] = [run.label, run.role, run.status, run.experiment, seed, run.place, *design]
+        row += [run.metrics.get(key, "") for key in metrics]
+        row += [run.rows.get(key, "") for key in ("train", "noisy", "heldout")]
+        writer.writerow(row + [run.config.get(key, "") for key in keys])
+    sys.stdout.write(text.getvalue())
+
+
+def _columns(group: str) -> list[Column]:
+    return [column for column in COLUMNS if column.group == group or column.key == "name"]
+
+
+def _markdown(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console  # noqa: PLC0415
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH)
+
+
+def _default_folder(path: Path) -> Path:
+    return path.parent if path.is_file() else path
+
+
+def _near(path: Path) -> str:
+    """`path` as a person standing in the working folder would write it."""
+    resolved = path.resolve()
+    return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)
+
+
+def _again(paths: Sequence[str | Path]) -> str:
+    return shlex.join(["qtarget", "compare", *map(str, paths)])

@@ -1,0 +1,119 @@
+"""Configuration → the objects of a run: the one place that instantiates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from transformers import PreTrainedTokenizerBase
+
+from qtarget.app.configs import instantiate, instantiate_design
+from qtarget.data.module import Prepared, prepare
+from qtarget.errors import QTargetError
+from qtarget.math.target import Design, needs
+from qtarget.model import provide
+from qtarget.model.frozen import FrozenModel
+from qtarget.model.policy import Policy
+from qtarget.train.optim import AdamW
+
+ROLES = ("prior", "teacher")
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that can be wrong about a run, checked, before any weights are loaded."""
+
+    cfg: DictConfig
+    design: Design
+    optim: AdamW
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+    model: provide.Source
+    references: Mapping[str, provide.Source]
+
+    @property
+    def described(self) -> dict[str, str]:
+        """The design as run, in words."""
+        parts = ("reliance", "residual", "weight")
+        return {part: str(getattr(self.design, part)) for part in parts} | {"repr": repr(self.design)}
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """Check a configuration and prepare its data. Raises QTargetError for what the user has to mend."""
+    _check_trainer(cfg)
+    design = instantiate_design(cfg.target)
+    references = _reference_sources(cfg, design)
+    data_config = instantiate(cfg.data)
+    model = provide.resolve(cfg.model.name)
+    tokenizer = provide.load_tokenizer(model)
+    for role, source in references.items():
+        _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
+    prepared = prepare(data_config, tokenizer, provide.context_length(provide.load_config(model)))
+    return Plan(cfg, design, instantiate(cfg.optim), prepared, tokenizer, model, references)
+
+
+def load_models(plan: Plan) -> tuple[Policy, dict[str, FrozenModel]]:
+    """The policy, and the frozen models that the design or the evaluation look at."""
+    cfg, vocab = plan.cfg, len(plan.tokenizer)
+    load = partial(provide.load_policy, vocab_size=vocab, attention=cfg.model.attention)
+    policy = load(plan.model, dtype=cfg.model.dtype)
+    frozen = {
+        role: FrozenModel(load(source, dtype=cfg.references[role].dtype)) for role, source in plan.references.items()
+    }
+    return policy, frozen
+
+
+def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """The context in which evaluation runs at the precision of training."""
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def _reference_sources(cfg: DictConfig, design: Design) -> dict[str, provide.Source]:
+    """The references a run has to load: those its design needs, and the prior where drift from it is measured."""
+    configured = {role: _reference_name(cfg, role) for role in ROLES}
+    wanted = dict(needs(design))
+    for role, detail in wanted.items():
+        if configured.get(role) is None:
+            raise QTargetError(
+                f"this target needs a {role} ({detail} distribution) and none is configured: add "
+                f"reference@references.{role}=frozen references.{role}.name=MODEL, a folder, a run or a hub id"
+            )
+    if cfg.eval.kl_prior and configured["prior"]:
+        wanted.setdefault("prior", "full")
+    return {role: provide.resolve(name) for role, name in configured.items() if role in wanted and name}
+
+
+def _reference_name(cfg: DictConfig, role: str) -> str | None:
+    node = cfg.references.get(role)
+    if isinstance(node, str):
+        raise QTargetError(
+            f"references.{role}={node} sets a text, not a reference: write reference@references.{role}={node}"
+        )
+    if node is None or node.kind == "none":
+        return None
+    return node.name or (cfg.model.name if role == "prior" else None)
+
+
+def _check_same_tokenizer(role: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
+    if theirs.get_vocab() != ours.get_vocab():
+        raise QTargetError(
+            f"the {role}'s tokenizer ({len(theirs)} tokens) is not the policy's ({len(ours)} tokens): a target mixes "
+            "their distributions token by token, so they must share one. Choose a reference of the same model family"
+        )
+
+
+def _check_trainer(cfg: DictConfig) -> None:
+    trainer = cfg.trainer
+    if trainer.precision not in PRECISIONS:
+        raise QTargetError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {trainer.precision!r}")
+    for name, least in (("max_steps", 0), ("batch_size", 1), ("accumulate", 1), ("log_every", 1), ("eval_every", 0)):
+        if not isinstance(trainer[name], int) or trainer[name] < least:
+            raise QTargetError(f"trainer.{name} must be a whole number of at least {least}, got {trainer[name]!r}")
+    if cfg.model.dtype not in provide.DTYPES:
+        raise QTargetError(f"model.dtype must be one of {', '.join(provide.DTYPES)}, got {cfg.model.dtype!r}")

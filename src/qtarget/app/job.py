@@ -1,0 +1,46 @@
+"""The identity of a job: which configuration it is, and so which folder it has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+NOT_IDENTITY = ("hydra", "output_dir", "tracker", "role")
+"""Where results go, who else sees them and how they are labelled don't change a run."""
+
+
+def config_container(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain data, without Hydra's own node."""
+    visible = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    container = OmegaConf.to_container(visible, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """12 hex digits of what makes a run what it is."""
+    identity = {key: value for key, value in config_container(cfg).items() if key not in NOT_IDENTITY}
+    _pin_models(identity)
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def register_resolvers() -> None:
+    """${qtarget_job:} in hydra.run.dir: one folder per configuration, whatever launched it."""
+    OmegaConf.register_new_resolver("qtarget_job", lambda _root_: config_hash(_root_), replace=True)
+
+
+def _pin_models(identity: dict[str, Any]) -> None:
+    """A name that stands for "the finished run in that folder" is another model when that run is another."""
+    from qtarget.errors import QTargetError  # noqa: PLC0415
+    from qtarget.model.folders import model_folder, names_a_folder  # noqa: PLC0415
+
+    for holder in (identity["model"], *(identity.get("references") or {}).values()):
+        name = (holder or {}).get("name")
+        if name and names_a_folder(name):
+            try:
+                holder["name"] = str(model_folder(name))
+            except QTargetError:
+                continue  # the job itself says what is missing, and how to get it

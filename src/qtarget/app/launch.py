@@ -1,0 +1,107 @@
+"""Hydra around `run_job`: one job or a multirun, errors in plain words, and a summary of what came of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from qtarget.app.configs import HYDRA_VERSION_BASE, conf_dir, config_error, search_path_override
+from qtarget.app.job import register_resolvers
+from qtarget.errors import QTargetError
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job of this process."""
+
+    folder: Path
+    label: str
+    error: Exception | None = None
+
+    def __str__(self) -> str:
+        where = f"{self.label}  →  {self.folder}"
+        return where if self.error is None else f"{where}\n          {type(self.error).__name__}: {self.error}"
+
+
+def launch(arguments: list[str]) -> int:
+    """`qtarget train ARGUMENTS`. Returns the exit code."""
+    register_resolvers()
+    outcomes: list[Outcome] = []
+    task = hydra.main(config_path=str(conf_dir()), config_name="train", version_base=HYDRA_VERSION_BASE)(_job(outcomes))
+    try:
+        with _hydra_raises(arguments):
+            task()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise config_error(error) from error
+    except Exception as error:
+        if os.environ.get(FULL_ERROR) or not any(outcome.error is error for outcome in outcomes):
+            raise
+    return _summary(outcomes)
+
+
+def _job(outcomes: list[Outcome]) -> Callable[[DictConfig], Any]:
+    def job(cfg: DictConfig) -> Any:
+        """Runs one job and notes what became of it; a failing one reaches Hydra, which goes on with the others."""
+        from qtarget.app.train import run_job  # noqa: PLC0415 - torch and transformers come in here
+
+        settings = HydraConfig.get()
+        folder = Path(settings.runtime.output_dir)
+        folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        overrides = list(settings.overrides.task)
+        choices = {group: option for group, option in settings.runtime.choices.items() if "hydra/" not in group}
+        label = " ".join(overrides) or "defaults"
+        try:
+            result = run_job(cfg, folder, choices, overrides)
+        except Exception as error:
+            outcomes.append(Outcome(folder, label, error))
+            raise
+        outcomes.append(Outcome(folder, label))
+        return result
+
+    return job
+
+
+@contextmanager
+def _hydra_raises(arguments: list[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, and prints and exits on errors unless told to raise them; both are put back."""
+    argv, full = sys.argv, os.environ.get(FULL_ERROR)
+    sys.argv = ["qtarget train", *arguments, *search_path_override()]
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ[FULL_ERROR]
+
+
+def _summary(outcomes: list[Outcome]) -> int:
+    """Say where results are, which jobs failed, and what to do next. 0, or 1 for a crash, or 2 for bad input only."""
+    done = [outcome for outcome in outcomes if outcome.error is None]
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if len(outcomes) == 1 and failed and isinstance(failed[0].error, QTargetError):
+        raise failed[0].error
+    for outcome in done:
+        print(f"finished  {outcome}")
+    for outcome in failed:
+        print(f"FAILED    {outcome}\n          traceback: {outcome.folder / 'traceback.txt'}", file=sys.stderr)
+    if done:
+        folders = sorted({str(outcome.folder.parent) for outcome in done})
+        print(f"next: qtarget compare {' '.join(folders)}")
+    if not failed:
+        return 0
+    print(f"{len(failed)} of {len(outcomes)} jobs failed; the same command runs only those again", file=sys.stderr)
+    return 2 if all(isinstance(outcome.error, QTargetError) for outcome in failed) else 1

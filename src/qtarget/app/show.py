@@ -1,0 +1,64 @@
+"""`qtarget show target=NAME`: a design in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qtarget.app.configs import compose_target, instantiate_design, list_designs
+from qtarget.errors import QTargetError
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Print each named design, with any part or field changed as on the training command line."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    names, changes = _split(arguments)
+    console = Console()
+    if not names:
+        table = Table("target", "formula", "paper", "year", title="target designs")
+        for name, about in list_designs().items():
+            table.add_row(name, about["formula"], about["paper"], str(about["year"]))
+        console.print(table)
+        console.print("next: qtarget show target=NAME")
+        return 0
+    for name in names:
+        table = Table(title=name, show_header=False)
+        for field, text in describe(name, changes).items():
+            table.add_row(field, text)
+        console.print(table)
+    console.print(f"next: qtarget train target={names[0]}")
+    return 0
+
+
+def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
+    """Field → text, for one design."""
+    from qtarget.math.target import needs  # noqa: PLC0415
+
+    node = compose_target(name, changes)
+    design = instantiate_design(node)
+    wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())
+    return {
+        "formula": node.about.formula,
+        "reliance γ": str(design.reliance),
+        "residual π̃": str(design.residual),
+        "weight w": str(design.weight),
+        "needs": wanted or "nothing beside the policy",
+        "paper": f"{node.about.paper} ({node.about.year})",
+        "differs": node.about.differs,
+        "as run": repr(design),
+    }
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    names: list[str] = []
+    changes: list[str] = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "target":
+            names += value.split(",")
+        elif key.startswith(("target.", "target/")):
+            changes.append(argument)
+        else:
+            raise QTargetError(f"show takes target=NAME and changes to it (target/residual=…, target.reliance.alpha=…), got {argument!r}")
+    return names, changes

@@ -1,0 +1,91 @@
+"""Conversations → tokens, with supervision on what the assistant says and on its end of turn, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from qtarget.data.example import Demonstration, Example, Message, Span
+from qtarget.errors import QTargetError
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """A tokenizer's chat template, and the end-of-turn token that a reply closes with."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise QTargetError(
+                "the tokenizer has no chat template: use an instruct model, or add chat_template.jinja to its folder"
+            )
+
+    def render(self, messages: Sequence[Message], *, reply: bool) -> str:
+        """The template's text; with `reply` it ends where the assistant's next words begin."""
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=reply)
+        assert isinstance(text, str)
+        return text
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a prompt, up to where a reply begins."""
+        return self._ids(self.render(messages, reply=True))
+
+    def encode(self, demonstration: Demonstration) -> Example:
+        """Every assistant turn is supervised, with its end-of-turn token; all other text is context.
+
+        Replies are tokenised apart from their context, as they are when the model writes them itself. Raises
+        QTargetError, with the row number, where no token would be supervised.
+        """
+        ids: list[int] = []
+        supervised: list[bool] = []
+        wrong: list[bool] = []
+        for text, is_reply, spans in self._segments(demonstration):
+            tokens, flags = self._reply(text, spans) if is_reply else (self._ids(text), [])
+            ids += tokens
+            supervised += [is_reply] * len(tokens)
+            wrong += flags or [False] * len(tokens)
+        if not any(supervised):
+            raise QTargetError(f"row {demonstration.row}: no token to supervise; it needs an assistant message with text")
+        return Example(ids, supervised, wrong, demonstration.row)
+
+    def _segments(self, demonstration: Demonstration) -> Iterator[tuple[str, bool, Sequence[Span]]]:
+        """(text, is it a reply, wrong spans in it) in order; the last reply carries the demonstration's spans."""
+        messages, written = demonstration.messages, ""
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant" or not message["content"]:
+                continue
+            before = self.render(messages[:turn], reply=True)
+            after = self.render(messages[: turn + 1], reply=False)
+            text = message["content"]
+            start = after.find(text.strip(), len(before)) - (len(text) - len(text.lstrip()))
+            if not before.startswith(written) or not after.startswith(before) or start < 0:
+                raise QTargetError(
+                    f"row {demonstration.row}: the chat template rewrites earlier text when a reply is added, so the "
+                    "reply can't be located; use a template that appends"
+                )
+            yield before[len(written) :], False, ()
+            last = turn == len(messages) - 1
+            yield after[len(before) :], True, _shift(demonstration.wrong, start - len(before)) if last else ()
+            written = after
+
+    def _reply(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
+        """Tokens of a reply through its end of turn (added where the template has none), and which are wrong."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+        end = self.tokenizer.eos_token_id
+        if end in ids:
+            stop = ids.index(end) + 1
+            ids, offsets = ids[:stop], offsets[:stop]
+        else:
+            ids, offsets = [*ids, end], [*offsets, (len(text), len(text))]
+        return ids, [any(low < stop and start < high for low, high in spans) for start, stop in offsets]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _shift(spans: Sequence[Span], by: int) -> list[Span]:
+    return [(low + by, high + by) for low, high in spans]

@@ -1,0 +1,45 @@
+"""A demonstration, from row to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Span = tuple[int, int]
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One row: a conversation, and what is known about the truth of its last answer.
+
+    messages: role ("system", "user", "assistant") and content. wrong: character spans of the last message that noise
+    made wrong. entry: what a verifier needs to score a new answer (a reasoning-gym entry), or None.
+    """
+
+    messages: Sequence[Message]
+    row: int
+    wrong: tuple[Span, ...] = ()
+    entry: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def prompt(self) -> Sequence[Message]:
+        return self.messages[:-1]
+
+    @property
+    def completion(self) -> str:
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One demonstration as tokens: ids [T], and per token whether it is supervised and whether noise made it wrong."""
+
+    input_ids: Sequence[int]
+    supervised: Sequence[bool]
+    wrong: Sequence[bool]
+    row: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)

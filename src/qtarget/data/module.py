@@ -1,0 +1,129 @@
+"""Demonstrations prepared for training and evaluation, as a LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import lightning as L
+import torch.distributed as dist
+from torch.utils.data import DataLoader, DistributedSampler
+from transformers import PreTrainedTokenizerBase
+
+from qtarget.data.chat import ChatFormat
+from qtarget.data.collate import Batch, Collate
+from qtarget.data.example import Demonstration, Example
+from qtarget.data.noise import WrongAnswer
+from qtarget.data.window import WindowedLoader
+from qtarget.errors import QTargetError
+
+TRUNCATIONS = ("error", "drop", "cut")
+
+
+class Source(Protocol):
+    """Where demonstrations come from. `verifies`: rows carry an `entry` that a scorer can judge new answers by."""
+
+    verifies: bool
+
+    def rows(self, split: str, count: int) -> list[Demonstration]: ...
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which demonstrations, how many, how noisy.
+
+    rows: training demonstrations, to which noise is applied. reserve_rows: clean ones from a split of their own, added
+    unspoilt. heldout_rows: clean ones for evaluation. truncation of rows longer than max_length (None: the model's
+    context): "error", "drop" the row, or "cut" its end.
+    """
+
+    source: Source
+    rows: int | None
+    reserve_rows: int = 0
+    heldout_rows: int | None = 400
+    noise: WrongAnswer = field(default_factory=lambda: WrongAnswer(rate=0.0))
+    max_length: int | None = None
+    truncation: str = "error"
+
+    def __post_init__(self) -> None:
+        if self.truncation not in TRUNCATIONS:
+            raise QTargetError(f"data.truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokenised demonstrations, and what happened to them on the way."""
+
+    train: Sequence[Example]
+    heldout: Sequence[Example]
+    heldout_rows: Sequence[Demonstration]
+    counts: dict[str, int]
+
+
+def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
+    """Read, spoil, tokenise and measure. Everything a row can be wrong about is said here, before a model is loaded."""
+    chat = ChatFormat(tokenizer)
+    spoilt = config.noise(config.source.rows("train", config.rows))
+    reserve = config.source.rows("reserve", config.reserve_rows)
+    heldout = config.source.rows("heldout", config.heldout_rows)
+    limit = min(config.max_length or context, context)
+    train = _fit([chat.encode(row) for row in (*spoilt, *reserve)], limit, config.truncation)
+    if not train:
+        raise QTargetError("no training row is left: ask for more rows (data.rows, data.reserve_rows)")
+    counts = {
+        "train": len(train),
+        "noisy": sum(bool(row.wrong) for row in spoilt),
+        "reserve": len(reserve),
+        "heldout": len(heldout),
+        "dropped": len(spoilt) + len(reserve) - len(train),
+    }
+    return Prepared(train, _fit([chat.encode(row) for row in heldout], limit, config.truncation), heldout, counts)
+
+
+def _fit(examples: list[Example], limit: int, truncation: str) -> list[Example]:
+    too_long = [example for example in examples if len(example) > limit]
+    if not too_long:
+        return examples
+    if truncation == "error":
+        worst = max(too_long, key=len)
+        raise QTargetError(
+            f"{len(too_long)} of {len(examples)} rows are longer than {limit} tokens (the longest, row {worst.row}, has "
+            f"{len(worst)}): set data.truncation=drop or data.truncation=cut, or raise data.max_length up to the context"
+        )
+    if truncation == "drop":
+        return [example for example in examples if len(example) <= limit]
+    return [_cut(example, limit) for example in examples]
+
+
+def _cut(example: Example, limit: int) -> Example:
+    cut = replace(
+        example,
+        input_ids=example.input_ids[:limit],
+        supervised=example.supervised[:limit],
+        wrong=example.wrong[:limit],
+    )
+    if not any(cut.supervised):
+        raise QTargetError(f"row {example.row}: cut to {limit} tokens, no supervised token is left; use truncation=drop")
+    return cut
+
+
+class SFTData(L.LightningDataModule):
+    """Training micro-batches with their StepWindow, in an order fixed by `seed` and the epoch."""
+
+    def __init__(self, examples: Sequence[Example], pad_id: int, *, batch_size: int, accumulate: int, seed: int) -> None:
+        super().__init__()
+        self.examples, self.collate = examples, Collate(pad_id)
+        self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
+
+    def train_dataloader(self) -> WindowedLoader:
+        distributed = dist.is_available() and dist.is_initialized()
+        world, rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
+        sampler = DistributedSampler(self.examples, num_replicas=world, rank=rank, seed=self.seed)  # type: ignore[arg-type]
+        loader: DataLoader[Batch] = DataLoader(
+            self.examples,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=self.collate,
+        )
+        return WindowedLoader(loader, self.accumulate)

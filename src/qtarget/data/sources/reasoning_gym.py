@@ -1,0 +1,71 @@
+"""Demonstrations from reasoning-gym's generators, each with its own verifier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qtarget.data.example import Demonstration, Message
+from qtarget.errors import QTargetError
+
+SPLITS = {"heldout": (0, 2), "reserve": (2, 4), "train": (4, 10)}
+"""Tenths of the problems, told apart by a hash of the question: disjoint whatever the sizes asked for."""
+
+
+@dataclass(frozen=True)
+class ReasoningGym:
+    """One task of reasoning-gym (https://github.com/open-thought/reasoning-gym, Apache-2.0).
+
+    task: its name; options: its own settings; answer: "answer" for the bare answer, or a key of the entry's metadata
+    that holds a worked solution ("answer_cot" of gsm_symbolic). system: system message, None for the template's own.
+    """
+
+    task: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    answer: str = "answer"
+    system: str | None = None
+    seed: int = 0
+
+    verifies = True
+
+    def rows(self, split: str, count: int) -> list[Demonstration]:
+        """`count` problems of a split, no question twice. Raises QTargetError where the task has too few."""
+        found = [self._demonstration(entry, row) for row, entry in zip(range(count), self._unique(split, count))]
+        if len(found) < count:
+            raise QTargetError(
+                f"{self.task} with {dict(self.options)} yields only {len(found)} different problems for the split "
+                f"{split!r}, {count} were asked for: ask for fewer rows, or widen data.source.options"
+            )
+        return found
+
+    def _unique(self, split: str, count: int) -> Iterator[Mapping[str, Any]]:
+        seen: set[str] = set()
+        for entry in self._entries(draws=50 * count + 1000):
+            question = entry["question"]
+            if question not in seen and _in_split(question, split):
+                seen.add(question)
+                yield entry
+
+    def _entries(self, draws: int) -> Iterator[Mapping[str, Any]]:
+        import reasoning_gym  # noqa: PLC0415 - takes seconds, and only this source needs it
+
+        try:
+            dataset = reasoning_gym.create_dataset(self.task, size=draws, seed=self.seed, **self.options)
+        except (ValueError, TypeError, AssertionError) as error:
+            raise QTargetError(f"reasoning-gym refuses task {self.task!r} with {dict(self.options)}: {error}") from error
+        return (dataset[index] for index in range(draws))
+
+    def _demonstration(self, entry: Mapping[str, Any], row: int) -> Demonstration:
+        solution = entry["answer"] if self.answer == "answer" else entry["metadata"].get(self.answer)
+        if solution is None:
+            raise QTargetError(f"{self.task} has no worked solution {self.answer!r} in its metadata; use answer=answer")
+        system: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
+        turns = [{"role": "user", "content": entry["question"]}, {"role": "assistant", "content": str(solution)}]
+        return Demonstration(messages=[*system, *turns], row=row, entry=entry)
+
+
+def _in_split(question: str, split: str) -> bool:
+    low, high = SPLITS[split]
+    return low <= int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % 10 < high

@@ -1,0 +1,51 @@
+"""Batched greedy generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def greedy(lm: Any, prompts: Sequence[Sequence[int]], *, end: int, pad: int, new_tokens: int, batch: int) -> list[list[int]]:
+    """The likeliest continuation of each prompt (token ids), up to its end-of-turn token, which is left out.
+
+    Prompts are padded on the left and go through in order of length, so that little is padded; the answers come back
+    in the order of the prompts. lm: a transformers causal LM, in eval mode.
+    """
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    for indices in _batches(by_length, batch):
+        input_ids, mask = _left_padded([prompts[index] for index in indices], pad, lm.device)
+        written = lm.generate(
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=end,
+            pad_token_id=pad,
+        )
+        for index, row in zip(indices, written[:, input_ids.shape[1] :].tolist(), strict=True):
+            answers[index] = row[: row.index(end)] if end in row else row
+    return answers
+
+
+def _batches(indices: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    input_ids = torch.full((len(prompts), width), pad)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    return input_ids.to(device), mask.to(device)

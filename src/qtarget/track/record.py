@@ -1,0 +1,136 @@
+"""The record of a run: one folder, three files, the source of truth for every table and figure.
+
+metrics.jsonl    one line a measurement, appended
+config.yaml      the resolved configuration
+result.json      status, design as run, metrics, versions; replaced atomically
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from qtarget.errors import QTargetError
+
+PACKAGES = ("qtarget", "torch", "lightning", "transformers", "hydra-core", "wandb", "reasoning-gym")
+
+
+class Sink(Protocol):
+    """Somewhere else that wants to see the same values."""
+
+    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None: ...
+
+
+class Record:
+    """Writes one run's folder and forwards the same values to a sink."""
+
+    def __init__(self, folder: Path, sink: Sink) -> None:
+        self.folder, self.sink = folder, sink
+        self._result: dict[str, Any] = {}
+        self._began = time.monotonic()
+
+    def start(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Begin afresh: what an unfinished earlier attempt left in the folder is replaced."""
+        (self.folder / "metrics.jsonl").write_text("")
+        write_atomically(self.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        self._result = {
+            "status": "running",
+            **info,
+            "metrics": {},
+            "error": None,
+            "started": _now(),
+            "versions": versions(),
+            "git": git_commit(),
+        }
+        self._began = time.monotonic()
+        self._write()
+        self.sink.start(self.folder, info, config)
+
+    def note(self, **facts: Any) -> None:
+        """Add facts that are known only once the run is under way."""
+        self._result.update(facts)
+        self._write()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        line = {"step": step, "time": round(time.monotonic() - self._began, 3), **_finite(metrics)}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._write()
+        self.sink.log(step, metrics)
+
+    def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        self._close("finished", metrics=_finite(metrics))
+        self.sink.finish(metrics, failed=False)
+        return self._result
+
+    def fail(self, error: BaseException) -> None:
+        (self.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+        self._close("failed", error=f"{type(error).__name__}: {error}")
+        self.sink.finish({}, failed=True)
+
+    def _close(self, status: str, **facts: Any) -> None:
+        self._result.update(status=status, seconds=round(time.monotonic() - self._began, 1), **facts)
+        self._write()
+
+    def _write(self) -> None:
+        self._result["heartbeat"] = _now()
+        write_atomically(self.folder / "result.json", json.dumps(self._result, indent=1, ensure_ascii=False))
+
+
+def stored_result(folder: Path) -> dict[str, Any] | None:
+    """What an earlier attempt left, or None."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def make_folder(folder: Path) -> None:
+    """Raise QTargetError, before any work, where results could not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise QTargetError(f"can't write results to {folder}: {error}. Set output_dir=FOLDER to one you can write") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds the old text or the new, never half of one."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text)
+    os.replace(scratch, path)
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder, where it is a git checkout."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN; a value that isn't a number is kept as null."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

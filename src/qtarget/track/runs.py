@@ -1,0 +1,379 @@
+"""Run folders on disk → runs → the rows of the comparison table.
+
+A run folder holds `result.json` (what ran and its final numbers), `metrics.jsonl` (the numbers over training) and
+`config.yaml` (the resolved config). Everything is read once, here; paths of the machine are shortened while reading, so
+that nothing built from a run can carry them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qtarget.errors import QTargetError
+
+MISSING = "–"
+STALE = timedelta(minutes=2)  # a live run writes its heartbeat far more often than this
+ROLE_ORDER = {"base": 0, "teacher": 1}  # designs and controls follow, sorted by accuracy
+ABSOLUTE_PATH = re.compile(r"(?:(?<![\w./\\…~])|(?<=file://))(?:~|[A-Za-z]:)?(?:[/\\][\w.@+=-]+){2,}[/\\]?")
+# Config keys, or parts of keys, that name, place or describe a run without changing its numbers.
+CONFIG_NOISE = ("about", "hydra", "paths", "tracker", "_target_", "output_dir", "experiment_name", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `metrics` are the final numbers, `history` the lines of metrics.jsonl merged by step."""
+
+    folder: Path
+    name: str
+    label: str  # the name, made unique among the runs compared
+    role: str = "design"  # base, teacher, design or control
+    status: str = "finished"  # finished, running, interrupted or failed
+    experiment: str = ""
+    seed: int | None = None
+    error: str = ""
+    git: str = ""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
+    design: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str] = field(default_factory=dict)  # flattened to dotted keys
+    history: tuple[Mapping[str, float], ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Experiment folder and hash: enough to find the run, without the machine's own path."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def command(self) -> str:
+        """The command line that made this run."""
+        return shlex.join(["qtarget", "train", *self.overrides])
+
+    @property
+    def state(self) -> str:
+        """The status and how far training came: `interrupted after step 70`."""
+        return f"{self.status} after step {self.history[-1]['step']:.0f}" if self.history else self.status
+
+    @property
+    def shown(self) -> str:
+        """The label with whatever sets this run apart from a finished design."""
+        asides = [self.role] if self.role == "control" else []
+        asides += [self.status] if self.status != "finished" else []
+        return f"{self.label} · {', '.join(asides)}" if asides else self.label
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: its text for people, its value for sorting (None sorts last)."""
+
+    key: str
+    title: str
+    about: str
+    group: str  # "result" or "loss": a terminal shows them as two tables
+    text: Callable[[Run], str]
+    value: Callable[[Run], float | str | None]
+    numeric: bool = True
+
+
+# Reading
+
+
+def read_runs(paths: Sequence[str | Path], now: datetime | None = None) -> list[Run]:
+    """All runs under `paths` in table order; `now` decides which running ones have gone quiet."""
+    moment = now or datetime.now(UTC)
+    folders = run_folders(paths)
+    if not folders:
+        looked = ", ".join(str(path) for path in paths) or "(no folder was named)"
+        raise QTargetError(
+            f"No runs found: looked for result.json under {looked}. "
+            "Train something first, for example: qtarget train target=sft"
+        )
+    return sorted(with_labels([read_run(folder, moment) for folder in folders]), key=_table_order)
+
+
+def run_folders(paths: Sequence[str | Path]) -> list[Path]:
+    """Folders with a result.json under `paths`, each once."""
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if not path.exists():
+            raise QTargetError(f"No folder {path}: name a run folder or a folder of runs, such as outputs/demo.")
+        results = [path] if path.name == "result.json" else path.rglob("result.json")
+        found.update(result.resolve().parent for result in results)
+    return sorted(found, key=lambda folder: (folder.parent.name, folder.name, str(folder)))
+
+
+def read_run(folder: Path, now: datetime) -> Run:
+    """One run folder; a result.json that cannot be read makes a failed run that says so."""
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if not isinstance(result, dict):
+            raise ValueError("not a mapping")
+    except (OSError, ValueError) as error:
+        result = {"status": "failed", "error": f"result.json cannot be read: {error}"}
+    name = without_places(str(result.get("name") or folder.name))
+    seed = result.get("seed")
+    return Run(
+        folder=folder,
+        name=name,
+        label=name,
+        role=str(result.get("role") or "design"),
+        status=_status(result, now),
+        experiment=str(result.get("experiment") or folder.parent.name),
+        seed=seed if isinstance(seed, int) else None,
+        error=without_places(str(result.get("error") or "")),
+        git=str(result.get("git") or ""),
+        choices=_texts(result.get("choices")),
+        overrides=tuple(without_places(str(override)) for override in result.get("overrides") or ()),
+        design=_texts(result.get("design")),
+        rows={key: int(value) for key, value in _numbers(result.get("rows")).items()},
+        metrics=_numbers(result.get("metrics")),
+        versions=_texts(result.get("versions")),
+        config=_config(folder / "config.yaml"),
+        history=_history(folder / "metrics.jsonl"),
+    )
+
+
+def without_places(text: str) -> str:
+    """`text` with absolute paths cut to their last part: a report travels, the folders of a machine don't.
+
+    >>> without_places("no file /home/ada/data/rows.jsonl")
+    'no file …/rows.jsonl'
+    """
+    return ABSOLUTE_PATH.sub(lambda found: "…/" + re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
+
+
+def _status(result: Mapping[str, Any], now: datetime) -> str:
+    status = str(result.get("status") or "failed")
+    if status != "running":
+        return status
+    try:
+        beat = datetime.fromisoformat(str(result.get("heartbeat") or result.get("started")))
+    except ValueError:
+        return "interrupted"
+    beat = beat if beat.tzinfo else beat.replace(tzinfo=UTC)
+    return "interrupted" if now - beat > STALE else "running"
+
+
+def _texts(mapping: object) -> dict[str, str]:
+    items = mapping.items() if isinstance(mapping, dict) else ()
+    return {str(key): without_places(str(value)) for key, value in items if value is not None}
+
+
+def _numbers(mapping: object) -> dict[str, float]:
+    items = mapping.items() if isinstance(mapping, dict) else ()
+    return {str(k): float(v) for k, v in items if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def _history(path: Path) -> tuple[Mapping[str, float], ...]:
+    """Lines of metrics.jsonl merged by step; a resumed run repeats steps, and the later line is the one that counts."""
+    merged: dict[float, dict[str, float]] = {}
+    for line in _lines(path):
+        try:
+            numbers = _numbers(json.loads(line))
+        except ValueError:  # the last line of a killed run is often half a line
+            continue
+        if "step" in numbers:
+            merged.setdefault(numbers["step"], {}).update(numbers)
+    return tuple(merged[step] for step in sorted(merged))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _config(path: Path) -> dict[str, str]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # the table stands without it; only "what differs" is poorer
+    return dict(_flat(config)) if isinstance(config, dict) else {}
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, without_places("null" if node is None else str(node))
+
+
+# Names and order
+
+
+def with_labels(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one name get what tells them apart: `sft (seed=1)`, or the start of their hash where much differs."""
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.name, []).append(run)
+    return [run if len(by_name[run.name]) == 1 else _told_apart(run, by_name[run.name]) for run in runs]
+
+
+def _told_apart(run: Run, namesakes: Sequence[Run]) -> Run:
+    keys = differing_keys(namesakes)
+    if not 1 <= len(keys) <= 2:
+        return replace(run, label=f"{run.name} ({run.folder.name[:6]})")
+    values = ", ".join(f"{key.rsplit('.', 1)[-1]}={run.config.get(key, MISSING)}" for key in keys)
+    return replace(run, label=f"{run.name} ({values})")
+
+
+def differing_keys(runs: Iterable[Run]) -> list[str]:
+    """Config keys whose values differ between `runs`: those outside the target design first, they matter most."""
+    configs = [run.config for run in runs if run.config]
+    keys = {key for config in configs for key in config if not _describes_only(key)}
+    differing = [key for key in keys if len({config.get(key) for config in configs}) > 1]
+    return sorted(differing, key=lambda key: (of_design(key), key))
+
+
+def of_design(key: str) -> bool:
+    """Whether a config key belongs to the target design itself."""
+    return key == "target" or key.startswith("target.")
+
+
+def _describes_only(key: str) -> bool:
+    return key in ("name", "role") or any(part in CONFIG_NOISE for part in key.split("."))
+
+
+def _table_order(run: Run) -> tuple[int, float, str, str]:
+    accuracy = run.metrics.get("test/accuracy", math.nan)
+    rank = math.inf if math.isnan(accuracy) else -accuracy
+    return ROLE_ORDER.get(run.role, 2), rank, run.label, run.place
+
+
+def finished(runs: Iterable[Run]) -> list[Run]:
+    """The rows of the table."""
+    return [run for run in runs if run.status == "finished"]
+
+
+def unfinished(runs: Iterable[Run]) -> list[Run]:
+    """What is listed under the table: running, interrupted and failed runs."""
+    return [run for run in runs if run.status != "finished"]
+
+
+# The table
+
+
+def accuracy_text(run: Run) -> str:
+    """Held-out accuracy in percent with its 95 % interval: `41.2 [36.5, 46.1]`."""
+    values = [run.metrics.get(f"test/accuracy{end}") for end in ("", "_low", "_high")]
+    if values[0] is None:
+        return MISSING
+    shown = [f"{100 * value:.1f}" for value in values if value is not None]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if len(shown) == 3 else shown[0]
+
+
+def _rows_text(run: Run) -> str:
+    train = run.rows.get("train", 0)
+    return f"{train:,} ({run.rows.get('noisy', 0):,})" if train else MISSING
+
+
+def _named(key: str, title: str, about: str, read: Callable[[Run], str]) -> Column:
+    return Column(key, title, about, "result", read, lambda run: read(run) or None, numeric=False)
+
+
+def _designed(key: str, title: str, about: str) -> Column:
+    return _named(key, title, about, lambda run: run.design.get(key) or MISSING)
+
+
+def _measured(key: str, title: str, about: str, group: str, digits: int) -> Column:
+    def text(run: Run) -> str:
+        return f"{run.metrics[key]:,.{digits}f}" if key in run.metrics else MISSING
+
+    return Column(key, title, about, group, text, lambda run: _finite(run.metrics.get(key)))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+COLUMNS: tuple[Column, ...] = (
+    _named("name", "design", "name of the run", lambda run: run.shown),
+    _designed("reliance", "reliance γ", "how far the label is trusted"),
+    _designed("residual", "residual", "where the rest of the target's mass goes"),
+    _designed("weight", "weight w", "the step size of a token"),
+    Column(
+        "test/accuracy",
+        "accuracy % [95\u00a0%]",
+        "held-out problems solved, with the 95 % interval",
+        "result",
+        accuracy_text,
+        lambda run: _finite(run.metrics.get("test/accuracy")),
+    ),
+    _measured("test/nll", "nll", "nats per token on held-out demonstrations", "result", 3),
+    _measured("test/kl_prior", "KL to prior", "nats per token away from the model training started from", "result", 3),
+    _measured("target/trust_clean", "trust clean", "pull on the label relative to plain SFT, clean tokens", "loss", 2),
+    _measured("target/trust_noisy", "trust wrong", "pull on the label relative to plain SFT, wrong tokens", "loss", 2),
+    _measured("target/reliance_clean", "γ clean", "mean reliance on clean tokens", "loss", 2),
+    _measured("target/reliance_noisy", "γ wrong", "mean reliance on wrong tokens", "loss", 2),
+    Column(
+        "rows/train",
+        "rows (wrong)",
+        "training rows, and how many of them carry a wrong label",
+        "loss",
+        _rows_text,
+        lambda run: run.rows.get("train") or None,
+    ),
+    _measured("train/tokens_per_second", "tokens/s", "tokens per second while training", "loss", 0),
+    _measured("train/peak_memory_gb", "peak GB", "peak memory while training, in GB", "loss", 2),
+)
+
+
+# Words about a set of runs
+
+
+def reading_note(runs: Iterable[Run]) -> str:
+    """The line under the table: what the intervals cover and what they don't."""
+    done = finished(runs)
+    counts = sorted({run.rows["heldout"] for run in done if run.rows.get("heldout")})
+    problems = " or ".join(f"{count:,}" for count in counts)
+    scored = f" on {problems} held-out problems" if problems else ""
+    seeds = sorted({run.seed for run in done if run.seed is not None})
+    trained = "with one seed" if len(seeds) <= 1 else "with one of the seeds " + ", ".join(map(str, seeds))
+    return (
+        f"Each row is a single run {trained}, scored{scored}. The intervals cover the luck of the problems drawn, "
+        "not that of the seed: a gap that fits inside them is not a finding."
+    )
+
+
+def subject(runs: Sequence[Run]) -> str:
+    """One sentence: how many runs of which model on which data, and how much of it was made wrong."""
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    model, data = (_choices(runs, group) for group in ("model", "data"))
+    rates = sorted({rate for run in runs if (rate := _noise_rate(run)) is not None})
+    noise = " or ".join(f"{100 * rate:g} %" for rate in rates)
+    parts = [count, f"of {model}" if model else "", f"on {data}" if data else ""]
+    wrong = f", with {noise} of the training labels made wrong" if any(rates) else ""
+    return " ".join(part for part in parts if part) + wrong + "."
+
+
+def _choices(runs: Iterable[Run], group: str) -> str:
+    return " and ".join(sorted({run.choices[group] for run in runs if group in run.choices}))
+
+
+def _noise_rate(run: Run) -> float | None:
+    try:
+        return float(run.config["data.noise.rate"])
+    except (KeyError, ValueError):
+        return None
+
+
+def next_command(runs: Sequence[Run]) -> str:
+    """What to try next: the best design on another seed, or, with nothing finished, the first run again."""
+    designs = [run for run in finished(runs) if run.role == "design"]
+    if not designs:
+        return runs[0].command
+    best = designs[0]
+    kept = [override for override in best.overrides if not override.startswith("seed=")]
+    seeds = [run.seed for run in designs if run.seed is not None]
+    return shlex.join(["qtarget", "train", *kept, f"seed={max(seeds, default=0) + 1}"])

@@ -1,0 +1,75 @@
+"""Where a run's values go besides its own record: nowhere, or to Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qtarget.errors import QTargetError
+
+MODES = ("offline", "online", "shared", "disabled")
+
+
+class Nothing:
+    """The local record is enough."""
+
+    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None: ...
+
+
+@dataclass
+class Wandb:
+    """A W&B run with the same values. offline writes beside the record (`wandb sync` uploads it later).
+
+    The config is sent flattened to dotted keys, each group's choice under the group's name: a sweep that sets a group
+    would otherwise destroy everything nested under it.
+    """
+
+    project: str = "qtarget"
+    entity: str | None = None
+    mode: str = "offline"
+    tags: Sequence[str] = ()
+    _run: Any = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise QTargetError(f"tracker.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+
+    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        import wandb  # noqa: PLC0415 - slow to import, and optional
+
+        self._run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            mode=self.mode,  # type: ignore[arg-type]
+            name=info["name"],
+            group=info["experiment"],
+            job_type=info["role"],
+            tags=list(self.tags),
+            config=flatten(config) | dict(info["choices"]),
+            dir=folder,
+            reinit="finish_previous",
+            settings=wandb.Settings(console="off", silent=True),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **metrics})
+
+    def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None:
+        if self._run is None:
+            return
+        self._run.summary.update(dict(metrics))
+        self._run.finish(exit_code=1 if failed else 0)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}; lists stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat

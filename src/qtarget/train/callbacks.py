@@ -1,0 +1,138 @@
+"""What happens beside the optimizer steps: measuring, logging, evaluating, showing progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from qtarget.data.collate import Batch
+from qtarget.train.module import QTargetModule
+
+Log = Callable[[int, dict[str, float]], None]
+"""(optimizer step, metrics by name)."""
+
+
+class Meter(L.Callback):
+    """Time and memory of training itself: seconds inside training batches, tokens read, the largest memory seen."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self.peak_bytes = 0
+        self._started = 0.0
+        self._process = psutil.Process()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+        self._started = time.perf_counter()
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
+        self._sample(pl_module.device)  # activations are all alive here
+
+    def on_before_zero_grad(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        self._sample(pl_module.device)  # gradients and optimizer state are
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.seconds += time.perf_counter() - self._started
+        self.tokens += batch.real_tokens
+
+    def _sample(self, device: torch.device) -> None:
+        used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else self._process.memory_info().rss
+        self.peak_bytes = max(self.peak_bytes, used)
+
+    def metrics(self) -> dict[str, float]:
+        """tokens/s counts the tokens the policy read (padding aside); the peak is the device's, or the process's."""
+        if not self.seconds:
+            return {}
+        return {
+            "train/tokens_per_second": self.tokens / self.seconds,
+            "train/seconds": self.seconds,
+            "train/peak_memory_gb": self.peak_bytes / 1e9,
+        }
+
+
+class StepLogger(L.Callback):
+    """Logs the means since the last time every `every` optimizer steps, and at the last one."""
+
+    def __init__(self, record: Log, every: int) -> None:
+        self.record, self.every = record, every
+        self._logged = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._logged or (step % self.every and step != trainer.max_steps):
+            return
+        assert isinstance(pl_module, QTargetModule)
+        self._logged = step
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.record(step, pl_module.recent.pop() | {"train/lr": rate})
+
+
+class PeriodicEvaluation(L.Callback):
+    """Calls `evaluate()` before training and every `every` optimizer steps; the last step is left to the caller."""
+
+    def __init__(self, evaluate: Callable[[], dict[str, float]], record: Log, every: int) -> None:
+        self.evaluate, self.record, self.every = evaluate, record, every
+        self._evaluated = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.every:
+            self.record(0, self.evaluate())
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        due = self.every and step % self.every == 0 and step != self._evaluated
+        if due:
+            self._evaluated = step
+            self.record(step, self.evaluate())
+
+
+class ShowProgress(L.Callback):
+    """A bar of optimizer steps with rate and time left; plain lines where nobody watches a terminal."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task: Any = None
+        self._started = self._said = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = self._said = time.perf_counter()
+        if sys.stderr.isatty():
+            self._task = self._bar.add_task(self.title, total=trainer.max_steps, rate="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        now, step = time.perf_counter(), trainer.global_step
+        rate = step / max(now - self._started, 1e-9)
+        if self._task is not None:
+            self._bar.update(self._task, completed=step, rate=f"{rate:.2f} steps/s")
+        elif now - self._said > 20 or step == trainer.max_steps:
+            self._said = now
+            left = (trainer.max_steps - step) / max(rate, 1e-9)
+            print(f"{self.title}: step {step}/{trainer.max_steps}, {rate:.2f} steps/s, {left:.0f} s left", file=sys.stderr)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._bar.stop()
