@@ -1,6 +1,6 @@
 """qtarget: supervised fine-tuning of language models as target distribution design.
 
-    Q_t = γ_t·δ(y_t) + (1 − γ_t)·π̃_t        loss_t = w_t·CE(sg Q_t, p_θ)        ∂loss_t/∂logits = w_t·(p − Q_t)
+Q_t = γ_t·δ(y_t) + (1 − γ_t)·π̃_t        loss_t = w_t·CE(sg Q_t, p_θ)        ∂loss_t/∂logits = w_t·(p − Q_t)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HOMES = {
     "QTargetError": "qtarget.errors",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -62,7 +62,7 @@ def load_models(plan: Plan) -> tuple[Policy, dict[str, FrozenModel]]:
     """The policy, and the frozen models that the design or the evaluation look at."""
     cfg, vocab = plan.cfg, len(plan.tokenizer)
     load = partial(provide.load_policy, vocab_size=vocab, attention=cfg.model.attention)
-    policy = load(plan.model, dtype=cfg.model.dtype)
+    policy = load(plan.model, dtype=cfg.model.dtype).train()  # transformers hands models out in eval mode
     frozen = {
         role: FrozenModel(load(source, dtype=cfg.references[role].dtype)) for role, source in plan.references.items()
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,13 @@ def composing() -> Iterator[None]:
         holder.hydra = outer
 
 
-def compose_config(config_name: str, overrides: Iterable[str] = ()) -> DictConfig:
+def compose_config(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Compose `config_name`; raises QTargetError with the legal names where an override names something unknown."""
     with composing():
         try:
             return compose(config_name, overrides=[*search_path_override(), *overrides])
         except (HydraException, OmegaConfBaseException) as error:
-            raise config_error(error) from error
+            raise config_error(error, config_name, overrides) from error
 
 
 def options(group: str) -> list[str]:
@@ -74,11 +75,12 @@ def about(name: str) -> dict[str, Any]:
     return dict(OmegaConf.to_container(compose_target(name).about))  # type: ignore[arg-type]
 
 
-def compose_target(name: str, overrides: Iterable[str] = ()) -> DictConfig:
+def compose_target(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The composed yaml of one design; overrides are dotted below `target`, as on the command line."""
     if name not in options("target"):
         raise QTargetError(f"unknown target {name!r}{nearest(name, options('target'))}")
-    return compose_config("design", [f"target={name}", *overrides]).target
+    target: DictConfig = compose_config("design", [f"target={name}", *overrides]).target
+    return target
 
 
 def load_design(name: str, /, **changes: Any) -> Any:
@@ -112,13 +114,27 @@ def instantiate(node: Mapping[Any, Any] | DictConfig) -> Any:
         raise cause or QTargetError(str(error)) from error
 
 
-def config_error(error: Exception) -> QTargetError:
+def config_error(error: Exception, config_name: str, overrides: Iterable[str]) -> QTargetError:
     """Hydra's complaint about an override, with the nearest legal name where one was misspelt."""
-    text = str(error).split("\nfull_key")[0]
     if isinstance(error, MissingConfigException) and error.options:
-        missing = str(error.missing_cfg_file).rsplit("/", 1)
-        return QTargetError(f"unknown {missing[0]} {missing[-1]!r}{nearest(missing[-1], error.options)}")
-    return QTargetError(text)
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return QTargetError(f"unknown {group} {name!r}{nearest(name, error.options)}")
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        return _unknown_key(unknown.group(1), config_name, overrides)
+    return QTargetError(str(error).split("\n    full_key")[0])
+
+
+def _unknown_key(key: str, config_name: str, overrides: Iterable[str]) -> QTargetError:
+    """The message for a key that isn't in the configuration: what stands beside the place it was looked for."""
+    cfg = compose_config(config_name, [o for o in overrides if o.partition("=")[0] != key and "," not in o])
+    known, name = cfg, key
+    while "." in name:
+        head, _, rest = name.partition(".")
+        if not isinstance(known.get(head), DictConfig):
+            break
+        known, name = known[head], rest
+    return QTargetError(f"unknown key {key!r}{nearest(name.partition('.')[0], map(str, known))}")
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:

@@ -20,7 +20,9 @@ def doctor() -> int:
         missing += [name] if remedy else []
     console = Console()
     console.print(table)
-    console.print(f"missing: {', '.join(missing)}" if missing else "ready; next: qtarget train model=tiny trainer.max_steps=5")
+    console.print(
+        f"missing: {', '.join(missing)}" if missing else "ready; next: qtarget train model=tiny trainer.max_steps=5"
+    )
     return 1 if missing else 0
 
 
@@ -54,7 +56,10 @@ def _model() -> tuple[str, str]:
     source = embedded.gguf_file()
     if source:
         return f"smollm2_135m: {source.name} in the package {embedded.PACKAGE}, converted on first use", ""
-    return f"smollm2_135m: not here, {embedded.HUB_ID} would be asked of the hub", f"to go without a hub: {embedded.INSTALL}"
+    return (
+        f"smollm2_135m: not here, {embedded.HUB_ID} would be asked of the hub",
+        f"to go without a hub: {embedded.INSTALL}",
+    )
 
 
 def _cache() -> Path:

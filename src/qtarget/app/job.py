@@ -8,6 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from qtarget.errors import QTargetError
+from qtarget.model.folders import model_folder, names_a_folder
+
 NOT_IDENTITY = ("hydra", "output_dir", "tracker", "role")
 """Where results go, who else sees them and how they are labelled don't change a run."""
 
@@ -29,16 +32,13 @@ def config_hash(cfg: DictConfig) -> str:
 
 def register_resolvers() -> None:
     """${qtarget_job:} in hydra.run.dir: one folder per configuration, whatever launched it."""
-    OmegaConf.register_new_resolver("qtarget_job", lambda _root_: config_hash(_root_), replace=True)
+    OmegaConf.register_new_resolver("qtarget_job", lambda *, _root_: config_hash(_root_), replace=True)
 
 
 def _pin_models(identity: dict[str, Any]) -> None:
     """A name that stands for "the finished run in that folder" is another model when that run is another."""
-    from qtarget.errors import QTargetError  # noqa: PLC0415
-    from qtarget.model.folders import model_folder, names_a_folder  # noqa: PLC0415
-
     for holder in (identity["model"], *(identity.get("references") or {}).values()):
-        name = (holder or {}).get("name")
+        name = holder.get("name") if isinstance(holder, dict) else None
         if name and names_a_folder(name):
             try:
                 holder["name"] = str(model_folder(name))

@@ -40,21 +40,26 @@ def launch(arguments: list[str]) -> int:
     """`qtarget train ARGUMENTS`. Returns the exit code."""
     register_resolvers()
     outcomes: list[Outcome] = []
-    task = hydra.main(config_path=str(conf_dir()), config_name="train", version_base=HYDRA_VERSION_BASE)(_job(outcomes))
+    task = hydra.main(config_path=str(conf_dir()), config_name="train", version_base=HYDRA_VERSION_BASE)
+    raises = bool(os.environ.get(FULL_ERROR))
     try:
         with _hydra_raises(arguments):
-            task()
+            task(_job(outcomes, raises))()
     except (HydraException, OmegaConfBaseException) as error:
-        raise config_error(error) from error
-    except Exception as error:
-        if os.environ.get(FULL_ERROR) or not any(outcome.error is error for outcome in outcomes):
+        raise config_error(error, "train", [a for a in arguments if not a.startswith("-")]) from error
+    except OSError as error:
+        if outcomes:
             raise
+        raise QTargetError(
+            f"can't make the folder for results: {error}. Set output_dir=FOLDER to one you can write"
+        ) from error
     return _summary(outcomes)
 
 
-def _job(outcomes: list[Outcome]) -> Callable[[DictConfig], Any]:
+def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
+    """The function Hydra runs per job: notes what became of it, so that a failing one doesn't stop the others."""
+
     def job(cfg: DictConfig) -> Any:
-        """Runs one job and notes what became of it; a failing one reaches Hydra, which goes on with the others."""
         from qtarget.app.train import run_job  # noqa: PLC0415 - torch and transformers come in here
 
         settings = HydraConfig.get()
@@ -66,8 +71,10 @@ def _job(outcomes: list[Outcome]) -> Callable[[DictConfig], Any]:
         try:
             result = run_job(cfg, folder, choices, overrides)
         except Exception as error:
+            if raises or not settings.launcher._target_.endswith("BasicLauncher"):
+                raise  # a launcher with processes of its own learns of failures in no other way
             outcomes.append(Outcome(folder, label, error))
-            raise
+            return None
         outcomes.append(Outcome(folder, label))
         return result
 

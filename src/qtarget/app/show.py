@@ -60,5 +60,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         elif key.startswith(("target.", "target/")):
             changes.append(argument)
         else:
-            raise QTargetError(f"show takes target=NAME and changes to it (target/residual=…, target.reliance.alpha=…), got {argument!r}")
+            raise QTargetError(
+                f"show takes target=NAME, target/PART=OPTION and target.PART.FIELD=VALUE, got {argument!r}"
+            )
     return names, changes

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import transformers
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
@@ -26,6 +27,7 @@ from qtarget.model import provide
 from qtarget.model.policy import Policy
 from qtarget.track.record import Record, make_folder, stored_result, write_atomically
 from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, StepLogger
+from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.module import QTargetModule
 
 
@@ -46,8 +48,8 @@ def _stored(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
         return None
     if result.get("config_hash") != config_hash(cfg):
         raise QTargetError(
-            f"{folder} holds a run of another configuration ({result.get('name')}, {result.get('config_hash')}): choose "
-            "another folder with hydra.run.dir, or remove it"
+            f"{folder} holds a run of another configuration ({result.get('name')}): choose another folder with "
+            "hydra.run.dir, or remove it"
         )
     return result if result["status"] == "finished" else None
 
@@ -73,7 +75,10 @@ def _fresh(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides:
 
 def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
+    keep_freed_blocks()
     L.seed_everything(cfg.seed, verbose=False)
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, by us
     plan = compose.plan(cfg)
     record.note(design=plan.described, rows=plan.prepared.counts)
     policy, frozen = compose.load_models(plan)

@@ -25,7 +25,9 @@ class ChatFormat:
 
     def render(self, messages: Sequence[Message], *, reply: bool) -> str:
         """The template's text; with `reply` it ends where the assistant's next words begin."""
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=reply)
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=reply
+        )
         assert isinstance(text, str)
         return text
 
@@ -48,7 +50,9 @@ class ChatFormat:
             supervised += [is_reply] * len(tokens)
             wrong += flags or [False] * len(tokens)
         if not any(supervised):
-            raise QTargetError(f"row {demonstration.row}: no token to supervise; it needs an assistant message with text")
+            raise QTargetError(
+                f"row {demonstration.row}: no token to supervise; it needs an assistant message with text"
+            )
         return Example(ids, supervised, wrong, demonstration.row)
 
     def _segments(self, demonstration: Demonstration) -> Iterator[tuple[str, bool, Sequence[Span]]]:

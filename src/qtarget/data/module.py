@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import lightning as L
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.chat import ChatFormat
-from qtarget.data.collate import Batch, Collate
+from qtarget.data.collate import Collate
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.window import WindowedLoader
@@ -26,7 +26,7 @@ class Source(Protocol):
 
     verifies: bool
 
-    def rows(self, split: str, count: int) -> list[Demonstration]: ...
+    def rows(self, split: str, count: int | None) -> list[Demonstration]: ...
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ def _fit(examples: list[Example], limit: int, truncation: str) -> list[Example]:
     if truncation == "error":
         worst = max(too_long, key=len)
         raise QTargetError(
-            f"{len(too_long)} of {len(examples)} rows are longer than {limit} tokens (the longest, row {worst.row}, has "
-            f"{len(worst)}): set data.truncation=drop or data.truncation=cut, or raise data.max_length up to the context"
+            f"{len(too_long)} of {len(examples)} rows are longer than {limit} tokens (the longest, row {worst.row}, "
+            f"has {len(worst)}): set data.truncation=drop or =cut, or raise data.max_length up to the model's context"
         )
     if truncation == "drop":
         return [example for example in examples if len(example) <= limit]
@@ -104,14 +104,18 @@ def _cut(example: Example, limit: int) -> Example:
         wrong=example.wrong[:limit],
     )
     if not any(cut.supervised):
-        raise QTargetError(f"row {example.row}: cut to {limit} tokens, no supervised token is left; use truncation=drop")
+        raise QTargetError(
+            f"row {example.row}: cut to {limit} tokens, no supervised token is left; use truncation=drop"
+        )
     return cut
 
 
 class SFTData(L.LightningDataModule):
     """Training micro-batches with their StepWindow, in an order fixed by `seed` and the epoch."""
 
-    def __init__(self, examples: Sequence[Example], pad_id: int, *, batch_size: int, accumulate: int, seed: int) -> None:
+    def __init__(
+        self, examples: Sequence[Example], pad_id: int, *, batch_size: int, accumulate: int, seed: int
+    ) -> None:
         super().__init__()
         self.examples, self.collate = examples, Collate(pad_id)
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
@@ -119,11 +123,7 @@ class SFTData(L.LightningDataModule):
     def train_dataloader(self) -> WindowedLoader:
         distributed = dist.is_available() and dist.is_initialized()
         world, rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
-        sampler = DistributedSampler(self.examples, num_replicas=world, rank=rank, seed=self.seed)  # type: ignore[arg-type]
-        loader: DataLoader[Batch] = DataLoader(
-            self.examples,  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            sampler=sampler,
-            collate_fn=self.collate,
-        )
+        rows: Any = self.examples  # torch asks for a Dataset and takes any sequence
+        sampler: DistributedSampler[Example] = DistributedSampler(rows, world, rank, seed=self.seed)
+        loader = DataLoader(rows, batch_size=self.batch_size, sampler=sampler, collate_fn=self.collate)
         return WindowedLoader(loader, self.accumulate)

@@ -32,7 +32,7 @@ class Uniform:
     """π̃ = 1/V over the true vocabulary (label smoothing)."""
 
     def __call__(self, view: TokenView) -> Tensor:
-        return torch.where(torch.isneginf(view.logp), -torch.inf, 0.0)
+        return torch.zeros_like(view.logp).masked_fill_(torch.isneginf(view.logp), -torch.inf)
 
     def __str__(self) -> str:
         return "uniform"

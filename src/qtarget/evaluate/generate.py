@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def greedy(lm: Any, prompts: Sequence[Sequence[int]], *, end: int, pad: int, new_tokens: int, batch: int) -> list[list[int]]:
+def greedy(
+    lm: Any, prompts: Sequence[Sequence[int]], *, end: int, pad: int, new_tokens: int, batch: int
+) -> list[list[int]]:
     """The likeliest continuation of each prompt (token ids), up to its end-of-turn token, which is left out.
 
     Prompts are padded on the left and go through in order of length, so that little is padded; the answers come back

@@ -27,7 +27,7 @@ CHUNK = 256
 
 @torch.no_grad()
 def token_metrics(policy: Policy, prior: FrozenModel | None, batches: Iterable[Batch]) -> dict[str, float]:
-    """"nll" = mean −log p(y) and "kl_prior" = mean KL(p‖π_0), nats per supervised token.
+    """ "nll" = mean −log p(y) and "kl_prior" = mean KL(p‖π_0), nats per supervised token.
 
     Measured the same way for every design. The KL runs from the policy to the prior: what the policy now says, judged
     by the model it started from.
@@ -38,7 +38,8 @@ def token_metrics(policy: Policy, prior: FrozenModel | None, batches: Iterable[B
         labels = batch.labels.reshape(-1)[kept]
         rows = policy(batch.input_ids).flatten(0, 1)[kept]
         prior_rows = prior.policy(batch.input_ids).flatten(0, 1)[kept] if prior else None
-        for chunk in torch.arange(len(kept)).split(CHUNK):
+        for start in range(0, len(kept), CHUNK):
+            chunk = slice(start, start + CHUNK)
             logp = _logp(policy, rows[chunk])
             nll -= float(logp.gather(1, labels[chunk, None]).sum())
             if prior is not None and prior_rows is not None:
@@ -82,7 +83,10 @@ def answer_problems(
     end = int(tokenizer.eos_token_id)
     prompts = [chat.prompt_ids(row.prompt) for row in rows]
     written = greedy(policy.lm, prompts, end=end, pad=int(tokenizer.pad_token_id), new_tokens=new_tokens, batch=batch)
-    return [_judge(row, tokenizer.decode(ids, skip_special_tokens=True)) for row, ids in zip(rows, written, strict=True)]
+    return [
+        _judge(row, str(tokenizer.decode(ids, skip_special_tokens=True)))
+        for row, ids in zip(rows, written, strict=True)
+    ]
 
 
 def _judge(row: Demonstration, answer: str) -> Sample:
@@ -92,7 +96,7 @@ def _judge(row: Demonstration, answer: str) -> Sample:
 
 
 def accuracy_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """"accuracy" with the ends of its 95 % interval."""
+    """ "accuracy" with the ends of its 95 % interval."""
     if not samples:
         return {}
     score = accuracy([sample.correct for sample in samples])

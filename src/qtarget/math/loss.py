@@ -62,7 +62,9 @@ def dense_loss(
     token_scale: s_t, a number or shaped as labels. Returns statistics of the N supervised positions.
     Raises QTargetError for labels outside the vocabulary, NaN logits and mismatched shapes.
     """
-    tokens = _Tokens.keep_supervised(labels, references, columns, token_scale, progress, logits.device)
+    tokens = _Tokens.keep_supervised(
+        labels, references=references, columns=columns, token_scale=token_scale, progress=progress
+    )
     flat = logits.reshape(-1, logits.shape[-1])[tokens.kept]
     compute = flat.detach() if flat.dtype == torch.float64 else flat.detach().float()
     gradient = torch.zeros_like(compute) if flat.requires_grad else None
@@ -94,7 +96,9 @@ def linear_loss(
     frozen, that work is skipped. Unsupervised positions never reach the head.
     """
     head = head if isinstance(head, Head) else Head(head)
-    tokens = _Tokens.keep_supervised(labels, references, columns, token_scale, progress, hidden.device)
+    tokens = _Tokens.keep_supervised(
+        labels, references=references, columns=columns, token_scale=token_scale, progress=progress
+    )
     kept_hidden = hidden.reshape(-1, hidden.shape[-1])[tokens.kept]
     grads = _HeadGradients.zeros(kept_hidden, head)
     dtype = matmul_dtype(hidden)
@@ -106,7 +110,7 @@ def linear_loss(
             statistics, grad_logits = _score(logits, tokens, rows, design, wants_gradient=grads.wanted)
             pieces.append(statistics)
             if grad_logits is not None:
-                grads.add(rows, chunk, logits, grad_logits, head, dtype)
+                grads.add(rows, chunk, logits, grad_logits, head=head)
     return _output(pieces, tokens, [(kept_hidden, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)])
 
 
@@ -125,21 +129,23 @@ class _Tokens:
     def keep_supervised(
         cls,
         labels: Tensor,
+        *,
         references: Mapping[str, Reference] | None,
         columns: Mapping[str, Tensor] | None,
         token_scale: Tensor | float,
         progress: float,
-        device: torch.device,
     ) -> _Tokens:
         flat = labels.reshape(-1)
         kept = (flat != IGNORE).nonzero().squeeze(1)
         if kept.numel() == 0:
             warnings.warn("no supervised token in this batch: its loss and gradient are zero", stacklevel=3)
-        scale = torch.as_tensor(token_scale, device=device)
+        scale = torch.as_tensor(token_scale, device=labels.device)
         return cls(
             kept=kept,
             labels=flat[kept],
-            references={role: _aligned(role, ref, flat.numel()).select(kept) for role, ref in (references or {}).items()},
+            references={
+                role: _aligned(role, ref, flat.numel()).select(kept) for role, ref in (references or {}).items()
+            },
             columns={name: column.reshape(-1)[kept] for name, column in (columns or {}).items()},
             scale=scale.reshape(-1)[kept] if scale.numel() > 1 else scale.expand(kept.numel()),
             progress=progress,
@@ -147,7 +153,9 @@ class _Tokens:
 
     def chunks(self, chunk_size: int | None, vocab_size: int) -> list[slice]:
         if self.labels.numel() and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < vocab_size:
-            raise QTargetError(f"labels must lie in [0, {vocab_size}) or be {IGNORE}; got {self.labels.unique().tolist()}")
+            raise QTargetError(
+                f"labels must lie in [0, {vocab_size}) or be {IGNORE}; got {sorted(set(self.labels.tolist()))}"
+            )
         size = chunk_size or max(1, CHUNK_BYTES // (4 * vocab_size))
         count = self.labels.numel()
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -165,7 +173,9 @@ class _Tokens:
 
 def _aligned(role: str, reference: Reference, positions: int) -> Reference:
     if len(reference) != positions:
-        raise QTargetError(f"the {role} covers {len(reference)} positions, the labels {positions}; they must be the same")
+        raise QTargetError(
+            f"the {role} covers {len(reference)} positions, the labels {positions}; they must be the same"
+        )
     return reference
 
 
@@ -197,7 +207,9 @@ def _raise_not_finite(logits: Tensor, label_logp: Tensor, offset: int) -> None:
     row = int((~torch.isfinite(label_logp)).nonzero()[0, 0])
     nan = torch.isnan(logits[row]).any()
     what = "NaN logits" if nan else "a label with probability 0 (a padded vocabulary row?)"
-    raise QTargetError(f"{what} at supervised token {offset + row}: lower the learning rate, or check the model's weights")
+    raise QTargetError(
+        f"{what} at supervised token {offset + row}: lower the learning rate, or check the model's weights"
+    )
 
 
 @dataclass(frozen=True)
@@ -222,9 +234,8 @@ class _HeadGradients:
     def wanted(self) -> bool:
         return any(buffer is not None for buffer in (self.hidden, self.weight, self.bias))
 
-    def add(
-        self, rows: slice, chunk: Tensor, logits: Tensor, grad_logits: Tensor, head: Head, dtype: torch.dtype
-    ) -> None:
+    def add(self, rows: slice, chunk: Tensor, logits: Tensor, grad_logits: Tensor, *, head: Head) -> None:
+        dtype = matmul_dtype(chunk)
         grad_product, grad_biased = head.product_gradient(grad_logits, logits)
         if self.bias is not None:
             self.bias.add_(grad_biased.sum(0))
@@ -249,12 +260,16 @@ class _Attach(torch.autograd.Function):
         return None, None, *gradients, *([None] * len(gradients))
 
 
-def _output(pieces: list[TokenStatistics], tokens: _Tokens, graph: list[tuple[Tensor | None, Tensor | None]]) -> LossOutput:
+def _output(
+    pieces: list[TokenStatistics], tokens: _Tokens, graph: list[tuple[Tensor | None, Tensor | None]]
+) -> LossOutput:
     names = [field.name for field in fields(TokenStatistics)]
     empty = tokens.scale.new_zeros(0, dtype=torch.float32)
     joined = {name: torch.cat([getattr(piece, name) for piece in pieces]) if pieces else empty for name in names}
     total = (joined["loss"] * tokens.scale).sum()
-    wanted = [(tensor, gradient.to(tensor.dtype)) for tensor, gradient in graph if tensor is not None and gradient is not None]
+    wanted = [
+        (tensor, gradient.to(tensor.dtype)) for tensor, gradient in graph if tensor is not None and gradient is not None
+    ]
     if wanted:
         inputs, gradients = zip(*wanted, strict=True)
         total = _Attach.apply(total, len(inputs), *inputs, *gradients)  # type: ignore[no-untyped-call]

@@ -40,7 +40,9 @@ def embedded_model() -> Path | None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise QTargetError(f"can't write the model cache {target.parent}: {error}; set QTARGET_CACHE to a folder") from error
+        raise QTargetError(
+            f"can't write the model cache {target.parent}: {error}; set QTARGET_CACHE to a folder"
+        ) from error
     with FileLock(f"{target}.lock"):
         if not (target / "config.json").is_file():
             _convert(source, target)
@@ -66,7 +68,7 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def _forget_quantisation(model: object) -> None:
-    """The weights are plain fp32 by now, but stay marked as quantised, and save_pretrained and trainers refuse those."""
+    """The weights are plain fp32 by now, but stay marked as quantised; save_pretrained and trainers refuse those."""
     del model.config.quantization_config  # type: ignore[attr-defined]
     del model.hf_quantizer  # type: ignore[attr-defined]
     model.is_quantized = False  # type: ignore[attr-defined]

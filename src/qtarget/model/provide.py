@@ -42,7 +42,7 @@ def resolve(name: str) -> Source:
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     if source.is_tiny:
         return tiny_tokenizer()
-    tokenizer = _from_hub_or_folder(AutoTokenizer, source)
+    tokenizer: PreTrainedTokenizerBase = _from_hub_or_folder(AutoTokenizer, source)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

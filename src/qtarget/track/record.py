@@ -104,7 +104,9 @@ def make_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise QTargetError(f"can't write results to {folder}: {error}. Set output_dir=FOLDER to one you can write") from error
+        raise QTargetError(
+            f"can't write results to {folder}: {error}. Set output_dir=FOLDER to one you can write"
+        ) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -30,7 +30,9 @@ class Meter(L.Callback):
         self._started = 0.0
         self._process = psutil.Process()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         self._started = time.perf_counter()
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: torch.Tensor) -> None:
@@ -94,7 +96,7 @@ class PeriodicEvaluation(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = self.every and step % self.every == 0 and step != self._evaluated
+        due = self.every and step % self.every == 0 and step not in (self._evaluated, trainer.max_steps)
         if due:
             self._evaluated = step
             self.record(step, self.evaluate())
@@ -132,7 +134,9 @@ class ShowProgress(L.Callback):
         elif now - self._said > 20 or step == trainer.max_steps:
             self._said = now
             left = (trainer.max_steps - step) / max(rate, 1e-9)
-            print(f"{self.title}: step {step}/{trainer.max_steps}, {rate:.2f} steps/s, {left:.0f} s left", file=sys.stderr)
+            print(
+                f"{self.title}: step {step}/{trainer.max_steps}, {rate:.2f} steps/s, {left:.0f} s left", file=sys.stderr
+            )
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._bar.stop()

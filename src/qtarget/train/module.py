@@ -21,8 +21,8 @@ from qtarget.train.optim import AdamW
 class QTargetModule(L.LightningModule):
     """Trains `policy` towards the target of `design`.
 
-    references: role → frozen model. They are kept out of the module tree, so `train()`, `parameters()`, `state_dict()`
-    and the optimizer never see them.
+    references: role → frozen model. A FrozenModel is no nn.Module, so `train()`, `parameters()`, `state_dict()` and the
+    optimizer never see it.
     """
 
     def __init__(
@@ -42,14 +42,9 @@ class QTargetModule(L.LightningModule):
         self.total_steps = total_steps
         self.chunk_size = chunk_size
         self.objective = repr(design)
-        object.__setattr__(self, "_references", dict(references))
-        object.__setattr__(self, "recent", TokenMeans())
-        object.__setattr__(self, "whole_run", TokenMeans())
-
-    @property
-    def references(self) -> dict[str, FrozenModel]:
-        held: dict[str, FrozenModel] = self._references
-        return held
+        self.references = dict(references)
+        self.recent = TokenMeans()
+        self.whole_run = TokenMeans()
 
     def on_fit_start(self) -> None:
         for frozen in self.references.values():

@@ -19,8 +19,8 @@ ROLES = ("system", "user", "assistant")
 class Jsonl:
     """A file of {"messages": [{"role", "content"}, …]} or {"prompt", "completion"} rows.
 
-    heldout_share in [0, 1): share of the rows kept for evaluation, chosen by a hash of the row, so a row never stands on both
-    sides. system: system message put before prompt/completion rows, None for the template's own.
+    heldout_share in [0, 1): share of the rows kept for evaluation, chosen by a hash of the prompt, so that no prompt
+    stands on both sides. system: system message put before prompt/completion rows, None for the template's own.
     """
 
     path: str
@@ -33,7 +33,7 @@ class Jsonl:
         if not isinstance(self.heldout_share, int | float) or not 0 <= self.heldout_share < 1:
             raise QTargetError(f"heldout_share must lie in [0, 1), got {self.heldout_share!r}")
         if not Path(self.path).is_file():
-            raise QTargetError(f"no data file at {self.path!r} (from {Path.cwd()}): set data.path=FILE.jsonl")
+            raise QTargetError(f"no data file at {self.path!r} (from {Path.cwd()}): set data.source.path=FILE.jsonl")
 
     def rows(self, split: str, count: int | None) -> list[Demonstration]:
         """The first `count` rows of a split (None: all). Raises QTargetError with the line of a malformed row."""
@@ -58,8 +58,8 @@ class Jsonl:
         messages = self._as_messages(row)
         if not messages or not all(_is_message(message) for message in messages):
             raise QTargetError(
-                f'{self.path}, row {number}: expected {{"messages": [{{"role": {"|".join(ROLES)}, "content": text}}, …]}} '
-                f'or {{"prompt": text, "completion": text}}, got {line.strip()[:120]}'
+                f'{self.path}, row {number}: expected {{"messages": [{{"role": {"|".join(ROLES)}, "content": …}}, …]}} '
+                f'or {{"prompt": …, "completion": …}}, got {line.strip()[:120]}'
             )
         if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
             raise QTargetError(f"{self.path}, row {number}: no supervised token; it must end with an assistant's text")
@@ -67,7 +67,7 @@ class Jsonl:
 
     def _as_messages(self, row: Any) -> list[Mapping[str, Any]]:
         if isinstance(row, dict) and isinstance(row.get("messages"), list):
-            return row["messages"]
+            return list(row["messages"])
         if not isinstance(row, dict) or not {"prompt", "completion"} <= set(row):
             return []
         system = [] if self.system is None else [{"role": "system", "content": self.system}]

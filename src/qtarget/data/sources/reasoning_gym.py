@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from qtarget.data.example import Demonstration, Message
@@ -32,7 +33,7 @@ class ReasoningGym:
 
     def rows(self, split: str, count: int) -> list[Demonstration]:
         """`count` problems of a split, no question twice. Raises QTargetError where the task has too few."""
-        found = [self._demonstration(entry, row) for row, entry in zip(range(count), self._unique(split, count))]
+        found = [self._demonstration(entry, row) for row, entry in enumerate(islice(self._unique(split, count), count))]
         if len(found) < count:
             raise QTargetError(
                 f"{self.task} with {dict(self.options)} yields only {len(found)} different problems for the split "
@@ -54,7 +55,9 @@ class ReasoningGym:
         try:
             dataset = reasoning_gym.create_dataset(self.task, size=draws, seed=self.seed, **self.options)
         except (ValueError, TypeError, AssertionError) as error:
-            raise QTargetError(f"reasoning-gym refuses task {self.task!r} with {dict(self.options)}: {error}") from error
+            raise QTargetError(
+                f"reasoning-gym refuses task {self.task!r} with {dict(self.options)}: {error}"
+            ) from error
         return (dataset[index] for index in range(draws))
 
     def _demonstration(self, entry: Mapping[str, Any], row: int) -> Demonstration:

@@ -1,0 +1,194 @@
+"""linear_loss against autograd through an explicit head, and what bad input gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from worlds import World, load_design
+
+import qtarget
+from qtarget import Head, QTargetError, Reference
+
+N, D, V = 9, 5, 13
+
+
+def world() -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(N, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(V, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(V - 3, (N,), generator=generator)
+    bias = torch.randn(V, generator=generator, dtype=torch.float64, requires_grad=True)
+    return hidden, weight, labels, {"bias": bias}
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bias": {"with_bias": True},
+    "scale": {"scale": 0.25},
+    "softcap": {"softcap": 3.0},
+    "padded": {"true_vocab": V - 3},
+    "all": {"with_bias": True, "scale": 2.0, "softcap": 5.0, "true_vocab": V - 3},
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("design", ["sft", "dft", "target_sft", "label_smoothing"])
+@pytest.mark.parametrize("chunk_size", [1, 4, N, N + 1])
+def test_linear_loss_is_dense_loss_behind_a_head(kind: str, design: str, chunk_size: int) -> None:
+    options = dict(HEADS[kind])
+    hidden, weight, labels, extra = world()
+    bias = extra["bias"] if options.pop("with_bias", False) else None
+    scale = torch.linspace(0.1, 1.0, N, dtype=torch.float64)
+    teacher = {"teacher": Reference.full(World.random(2, N, V).teacher)}
+    if options.get("true_vocab"):
+        teacher = {"teacher": Reference.full(World.random(2, N, V - 3).teacher)}
+    loaded = load_design(design)
+    out = qtarget.linear_loss(
+        hidden,
+        Head(weight, bias, **options),
+        labels,
+        loaded,
+        references=teacher,
+        token_scale=scale,
+        chunk_size=chunk_size,
+    )
+    out.total.backward()
+    got = [tensor.grad.clone() for tensor in (hidden, weight, bias) if tensor is not None and tensor.grad is not None]
+    for tensor in (hidden, weight, bias):
+        if tensor is not None:
+            tensor.grad = None
+    z = options.get("scale", 1.0) * (hidden @ weight.T) + (0 if bias is None else bias)
+    if "softcap" in options:
+        z = options["softcap"] * torch.tanh(z / options["softcap"])
+    z = z[:, : options.get("true_vocab", V)]
+    expected = qtarget.dense_loss(z, labels, loaded, references=teacher, token_scale=scale)
+    expected.total.backward()
+    wanted = [tensor.grad for tensor in (hidden, weight, bias) if tensor is not None]
+    assert out.total.item() == pytest.approx(expected.total.item())
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_upstream_gradient_scales_everything() -> None:
+    hidden, weight, labels, _ = world()
+    (3 * qtarget.linear_loss(hidden, weight, labels, load_design("sft")).total).backward()
+    assert hidden.grad is not None
+    tripled = hidden.grad.clone()
+    hidden.grad = None
+    qtarget.linear_loss(hidden, weight, labels, load_design("sft")).total.backward()
+    torch.testing.assert_close(tripled, 3 * hidden.grad)
+
+
+def test_sft_is_torchs_cross_entropy() -> None:
+    world = World.random(3)
+    out = qtarget.dense_loss(world.logits, world.labels, load_design("sft"))
+    torch.testing.assert_close(
+        out.loss, torch.nn.functional.cross_entropy(world.logits, world.labels, reduction="none")
+    )
+
+
+def test_a_frozen_head_gets_no_gradient_and_no_work() -> None:
+    hidden, weight, labels, _ = world()
+    frozen = weight.detach()
+    qtarget.linear_loss(hidden, frozen, labels, load_design("sft")).total.backward()
+    assert frozen.grad is None
+    assert hidden.grad is not None
+
+
+def test_validation_builds_no_graph() -> None:
+    hidden, weight, labels, _ = world()
+    with torch.no_grad():
+        out = qtarget.linear_loss(hidden, weight, labels, load_design("dft"))
+    assert not out.total.requires_grad
+    assert not any(getattr(out, name).requires_grad for name in ("loss", "nll", "trust", "reliance"))
+
+
+def test_nothing_but_the_total_has_a_graph() -> None:
+    hidden, weight, labels, _ = world()
+    out = qtarget.linear_loss(
+        hidden, weight, labels, load_design("target_sft"), references=World.random(1, N, V).references
+    )
+    assert out.total.requires_grad
+    assert not any(getattr(out, name).requires_grad for name in ("loss", "nll", "trust", "reliance", "weight", "gap"))
+
+
+def test_autocast_keeps_products_in_bf16_and_the_rest_in_fp32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(32, 64, generator=generator, requires_grad=True)
+    weight = (0.2 * torch.randn(200, 64, generator=generator)).requires_grad_()
+    labels = torch.randint(200, (32,), generator=generator)
+    design = load_design("sft")
+    exact = qtarget.linear_loss(hidden, weight, labels, design)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = qtarget.linear_loss(hidden, weight, labels, design)
+    assert rough.loss.dtype == torch.float32
+    assert not torch.equal(exact.loss, rough.loss)
+    torch.testing.assert_close(exact.loss, rough.loss, atol=0.05, rtol=0.02)
+
+
+def test_a_hidden_reference_is_the_full_one() -> None:
+    hidden, weight, labels, _ = world()
+    generator = torch.Generator().manual_seed(5)
+    theirs = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    design = load_design("target_sft")
+    full = {"teacher": Reference.full((theirs @ weight.detach().T).log_softmax(-1))}
+    lazy = {"teacher": Reference.hidden(theirs, Head(weight.detach()))}
+    expected = qtarget.linear_loss(hidden, weight, labels, design, references=full)
+    got = qtarget.linear_loss(hidden, weight, labels, design, references=lazy, chunk_size=2)
+    torch.testing.assert_close(got.loss, expected.loss)
+
+
+def test_a_reference_with_more_padding_is_aligned() -> None:
+    """Vocabularies padded to different sizes: rows beyond the policy's hold nothing, so they are cut."""
+    world = World.random(7)
+    wider = torch.nn.functional.pad(world.teacher, (0, 4), value=-torch.inf)
+    design = load_design("kd")
+    expected = qtarget.dense_loss(world.logits, world.labels, design, references=world.references)
+    got = qtarget.dense_loss(world.logits, world.labels, design, references={"teacher": Reference.full(wider)})
+    torch.testing.assert_close(got.loss, expected.loss)
+
+
+def test_a_reference_with_other_tokens_is_refused() -> None:
+    world = World.random(7)
+    wider = torch.randn(7, 15, dtype=torch.float64).log_softmax(-1)
+    with pytest.raises(QTargetError, match="15 vocabulary rows, the policy 11"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("kd"), references={"teacher": Reference.full(wider)})
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "nan": (
+        lambda w: {"logits": w.logits.index_fill(0, torch.tensor([4]), torch.nan)},
+        "NaN logits at supervised token 4",
+    ),
+    "label": (lambda w: {"labels": w.labels.index_fill(0, torch.tensor([2]), 99)}, r"labels must lie in \[0, 11\)"),
+    "missing": (lambda w: {"references": {}}, "this design needs a teacher; references given: none"),
+    "length": (
+        lambda w: {"references": {"teacher": Reference.full(w.teacher[:3])}},
+        "the teacher covers 3 positions, the labels 7",
+    ),
+    "thin": (
+        lambda w: {"references": {"teacher": Reference.label(w.labels, {"logp": w.teacher[:, 0]})}},
+        "it holds label statistics only",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case: str) -> None:
+    change, message = BAD[case]
+    world = World.random(11)
+    arguments = {"logits": world.logits, "labels": world.labels, "references": world.references} | change(world)
+    with pytest.raises(QTargetError, match=message):
+        qtarget.dense_loss(
+            arguments["logits"], arguments["labels"], load_design("kd"), references=arguments["references"]
+        )
+
+
+def test_statistics_of_other_labels_are_refused() -> None:
+    world = World.random(12)
+    thin = Reference.label((world.labels + 1) % 11, {"logp": world.prior[:, 0]})
+    with pytest.raises(QTargetError, match="belong to other labels"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("one_minus_prior"), references={"prior": thin})
