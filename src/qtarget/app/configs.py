@@ -42,13 +42,12 @@ def search_path_override() -> list[str]:
 @contextmanager
 def composing() -> Iterator[None]:
     """Hydra's compose API on our configurations, whatever Hydra state the caller already holds."""
-    holder = GlobalHydra.instance()
-    outer, holder.hydra = holder.hydra, None
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(version_base=HYDRA_VERSION_BASE, config_dir=str(conf_dir())):
             yield
     finally:
-        holder.hydra = outer
+        GlobalHydra.instance().hydra = outer  # leaving `initialize` has put another instance in its place
 
 
 def compose_config(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -169,9 +169,7 @@ def _save_checkpoint(cfg: DictConfig, folder: Path, plan: compose.Plan, policy: 
     if not cfg.checkpoint.save:
         return
     target = folder / "checkpoint"
-    dtype = provide.DTYPES[cfg.checkpoint.dtype]
-    state = {name: tensor.to(dtype) for name, tensor in policy.lm.state_dict().items()}
-    policy.lm.save_pretrained(target, state_dict=state)
+    policy.lm.to(provide.DTYPES[cfg.checkpoint.dtype]).save_pretrained(target)  # the policy's last use
     plan.tokenizer.save_pretrained(target)
     if cfg.checkpoint.optimizer and trainer.optimizers:
         torch.save(

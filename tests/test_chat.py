@@ -1,0 +1,126 @@
+"""Which tokens are supervised: golden masks, written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from qtarget.data.chat import ChatFormat
+from qtarget.data.collate import Collate
+from qtarget.data.example import Demonstration
+from qtarget.errors import QTargetError
+from qtarget.math.loss import IGNORE
+from qtarget.model.tiny import tiny_tokenizer
+
+CHATML = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+PLAIN = (  # closes its turns with a word, not with the end-of-turn token, and strips what it is given
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def chat(template: str | None = None) -> ChatFormat:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return ChatFormat(tokenizer)
+
+
+def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+def supervised_text(chat: ChatFormat, demonstration: Demonstration) -> list[str]:
+    """The supervised pieces, as text."""
+    example = chat.encode(demonstration)
+    pieces: list[list[int]] = []
+    before = False
+    for token, flag in zip(example.input_ids, example.supervised, strict=True):
+        if flag:
+            pieces = pieces if before else [*pieces, []]
+            pieces[-1].append(token)
+        before = flag
+    return [str(chat.tokenizer.decode(piece)) for piece in pieces]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [(None, "42<|end|>"), (CHATML, "42<|end|>"), (PLAIN, "42\n<|end|>")],
+    ids=["tiny", "chatml", "plain"],
+)
+def test_the_answer_and_its_end_of_turn_are_supervised(template: str | None, expected: str) -> None:
+    row = Demonstration(turns(("system", "be brief"), ("user", "12 + 30 = 42?"), ("assistant", "42")), row=0)
+    assert supervised_text(chat(template), row) == [expected]
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_every_assistant_turn_is_supervised(template: str | None) -> None:
+    row = Demonstration(turns(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two")), row=0)
+    assert supervised_text(chat(template), row) == ["one<|end|>", "two<|end|>"]
+
+
+def test_the_prompt_of_a_demonstration_is_what_generation_sees() -> None:
+    row = Demonstration(turns(("user", "12 + 30"), ("assistant", "42")), row=0)
+    example = chat().encode(row)
+    prompt = chat().prompt_ids(row.prompt)
+    assert list(example.input_ids[: len(prompt)]) == prompt
+    assert not any(example.supervised[: len(prompt)])
+
+
+@pytest.mark.parametrize("template", [None, CHATML, PLAIN])
+def test_wrong_characters_become_wrong_tokens(template: str | None) -> None:
+    row = Demonstration(turns(("user", "12 + 30"), ("assistant", "so 47")), row=0, wrong=((4, 5),))
+    formatted = chat(template)
+    example = formatted.encode(row)
+    wrong = [token for token, flag in zip(example.input_ids, example.wrong, strict=True) if flag]
+    assert formatted.tokenizer.decode(wrong) == "7"
+
+
+def test_labels_are_shifted_once_and_padding_is_ignored() -> None:
+    """Three rows of unequal length; position t holds what follows it."""
+    formatted = chat()
+    rows = [
+        Demonstration(turns(("user", q), ("assistant", a)), row=0) for q, a in (("a", "xy"), ("bcd", "z"), ("e", "f"))
+    ]
+    examples = [formatted.encode(row) for row in rows]
+    batch = Collate(pad_id=0)(examples)
+    assert batch.input_ids.shape == batch.labels.shape == (3, max(map(len, examples)))
+    for index, (row, expected) in enumerate(zip(rows, ("xy<|end|>", "z<|end|>", "f<|end|>"), strict=True)):
+        kept = batch.labels[index][batch.labels[index] != IGNORE]
+        assert formatted.tokenizer.decode(kept) == expected
+        first = int((batch.labels[index] != IGNORE).nonzero()[0])
+        prompt = formatted.prompt_ids(row.prompt)
+        assert first == len(prompt) - 1
+        assert batch.input_ids[index, : first + 1].tolist() == prompt
+    assert batch.supervised == 3 + 2 + 2
+    assert batch.real_tokens == sum(map(len, examples))
+
+
+def test_the_wrong_column_stands_beside_the_labels() -> None:
+    row = Demonstration(turns(("user", "12 + 30"), ("assistant", "47")), row=0, wrong=((1, 2),))
+    batch = Collate(pad_id=0)([chat().encode(row)])
+    assert chat().tokenizer.decode(batch.labels[batch.columns["wrong"]]) == "7"
+    assert torch.all(batch.labels[batch.columns["wrong"]] != IGNORE)
+
+
+@pytest.mark.parametrize("messages", [[("user", "hello")], [("user", "hello"), ("assistant", "")]])
+def test_a_row_without_supervision_is_named(messages: Any) -> None:
+    with pytest.raises(QTargetError, match="row 17: no token to supervise"):
+        chat().encode(Demonstration(turns(*messages), row=17))
+
+
+def test_a_template_that_rewrites_earlier_text_is_refused() -> None:
+    template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(QTargetError, match="rewrites earlier text"):
+        chat(template).encode(Demonstration(turns(("user", "a"), ("assistant", "b")), row=0))
+
+
+def test_a_tokenizer_without_a_template_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(QTargetError, match="no chat template"):
+        ChatFormat(tokenizer)

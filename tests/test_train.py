@@ -1,0 +1,341 @@
+"""Training, from a composed configuration to a record, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+
+import qtarget
+from qtarget.app.cli import run as qtarget_cli
+from qtarget.app.configs import compose_config, options
+from qtarget.app.job import config_hash
+from qtarget.app.train import run_job
+from qtarget.data.module import DataConfig, SFTData, prepare
+from qtarget.data.noise import WrongAnswer
+from qtarget.data.sources.reasoning_gym import ReasoningGym
+from qtarget.errors import QTargetError
+from qtarget.evaluate.heldout import token_metrics
+from qtarget.math.loss import IGNORE
+from qtarget.model import provide
+from qtarget.model.frozen import FrozenModel
+from qtarget.model.policy import Policy
+from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+from qtarget.train.metrics import TokenMeans
+from qtarget.train.module import QTargetModule
+from qtarget.train.optim import AdamW
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec.*",  # Lightning 2.6 on torch 2.13's pytrees
+    "ignore:.*does not have many workers.*",
+)
+SMALL = ["model=tiny", "trainer.max_steps=3", "data.rows=48", "data.heldout_rows=8", "eval.problems_in_training=4"]
+TEACHER = ["reference@references.teacher=frozen", "references.teacher.name=tiny"]
+
+
+def tiny_policy() -> Policy:
+    tokenizer = tiny_tokenizer()
+    return Policy(tiny_model(tiny_config(len(tokenizer))), len(tokenizer))
+
+
+def module(design: str = "sft", **references: FrozenModel) -> QTargetModule:
+    optim = AdamW(lr=1e-2, warmup=0.0, weight_decay=0.0)
+    return QTargetModule(tiny_policy().train(), qtarget.load_design(design), references, optim, total_steps=4)
+
+
+def fit(trained: QTargetModule, *, batch_size: int, accumulate: int, steps: int = 1, **options: Any) -> L.Trainer:
+    source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
+    prepared = prepare(DataConfig(source, rows=8, heldout_rows=2, noise=WrongAnswer(0.5)), tiny_tokenizer(), 1024)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        **options,
+    )
+    trainer.fit(trained, datamodule=SFTData(prepared.train, 256, batch_size=batch_size, accumulate=accumulate, seed=0))
+    return trainer
+
+
+def weights(trained: QTargetModule) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trained.policy.state_dict().items()}
+
+
+@pytest.mark.parametrize("design", options("target"))
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 2), (1, 8), (3, 3)])
+def test_the_answer_does_not_depend_on_how_the_step_is_cut(design: str, batch_size: int, accumulate: int) -> None:
+    """8 rows of unequal length in one optimizer step: 1×8 = 2×4 = 8×1 = 3+3+2, weights and logged means alike."""
+
+    def trained(batch_size: int, accumulate: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        frozen = FrozenModel(tiny_policy())
+        with torch.no_grad():  # a teacher that differs from the policy
+            for parameter in frozen.policy.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        fitted = module(design, prior=frozen, teacher=frozen)
+        # Adam's first step is the gradient's sign; a large ε keeps its size, so that a wrong scale shows.
+        fitted.optim = AdamW(lr=1e-2, warmup=0.0, weight_decay=0.0, eps=1.0)
+        fit(fitted, batch_size=batch_size, accumulate=accumulate)
+        return weights(fitted), fitted.whole_run.compute()
+
+    expected, expected_means = trained(8, 1)
+    got, means = trained(batch_size, accumulate)
+    assert means == pytest.approx(expected_means, rel=1e-4)
+    start = weights(module())
+    for name, tensor in expected.items():
+        moved = tensor - start[name]
+        torch.testing.assert_close(got[name] - start[name], moved, atol=1e-7, rtol=1e-2)
+    assert any(not torch.equal(tensor, start[name]) for name, tensor in expected.items())
+
+
+def test_references_stay_out_of_training() -> None:
+    frozen = FrozenModel(tiny_policy())
+    before = {name: tensor.clone() for name, tensor in frozen.policy.state_dict().items()}
+    trained = module("target_sft", teacher=frozen)
+    trainer = fit(trained, batch_size=4, accumulate=1, steps=4)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.policy.state_dict().items())
+    assert not frozen.policy.training
+    assert not any(parameter.requires_grad for parameter in frozen.policy.parameters())
+    optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert optimized == {id(p) for p in trained.policy.parameters()}
+    assert all(name.startswith("policy.") for name in trained.state_dict())
+
+
+def test_a_prior_with_dropout_says_the_same_at_every_step() -> None:
+    config = tiny_config(len(tiny_tokenizer()))
+    config.attention_dropout = 0.5
+    frozen = FrozenModel(Policy(tiny_model(config), len(tiny_tokenizer())))
+    ids, kept = torch.arange(12)[None], torch.arange(12)
+    first = frozen.reference(ids, kept).rows
+    trained = module("one_minus_prior", prior=frozen)
+    fit(trained, batch_size=4, accumulate=1, steps=2)
+    trained.train()
+    again = frozen.reference(ids, kept).rows
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first, again)
+
+
+def test_a_teacher_that_is_the_policy_has_no_divergence() -> None:
+    policy = tiny_policy().eval()
+    prepared = prepare(DataConfig(ReasoningGym("chain_sum"), rows=8, heldout_rows=4), tiny_tokenizer(), 1024)
+    batches = list(SFTData(prepared.train, 256, batch_size=4, accumulate=1, seed=0).train_dataloader())
+    metrics = token_metrics(policy, FrozenModel(tiny_policy()), batches)
+    assert metrics["kl_prior"] == 0.0
+    labels = torch.cat([batch.labels[batch.labels != IGNORE] for batch in batches])
+    expected = torch.cat(
+        [
+            torch.nn.functional.cross_entropy(
+                policy.lm(input_ids=batch.input_ids).logits.flatten(0, 1), batch.labels.flatten(), reduction="none"
+            )[batch.labels.flatten() != IGNORE]
+            for batch in batches
+        ]
+    )
+    assert len(labels) == len(expected)
+    assert metrics["nll"] == pytest.approx(float(expected.detach().mean()), rel=1e-5)
+
+
+def test_token_means_weigh_tokens_not_batches() -> None:
+    world_logits = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(9) % 5
+    wrong = torch.tensor([True, False, False, False, True, False, False, False, False])
+    design, means = qtarget.load_design("dft"), TokenMeans()
+    whole = qtarget.dense_loss(world_logits, labels, design)
+    for rows in (slice(0, 1), slice(1, 9)):
+        means.update(qtarget.dense_loss(world_logits[rows], labels[rows], design), wrong[rows])
+    got = means.pop()
+    assert got["train/nll"] == pytest.approx(float(whole.nll.mean()))
+    assert got["target/trust_noisy"] == pytest.approx(float(whole.trust[wrong].mean()))
+    assert got["target/trust_clean"] == pytest.approx(float(whole.trust[~wrong].mean()))
+    assert means.compute() == {}
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_floor() -> None:
+    optim = AdamW(warmup=0.1, floor=0.1)
+    factors = [optim.factor(step, 100) for step in range(101)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1.0
+    assert all(later <= earlier for earlier, later in pairwise(factors[10:]))
+    assert factors[100] == pytest.approx(0.1)
+
+
+# The command, as a user runs it
+
+
+@pytest.mark.parametrize("design", options("target"))
+def test_every_design_trains_and_evaluates(design: str, workdir: Path) -> None:
+    assert qtarget_cli(["train", f"target={design}", *SMALL, *TEACHER]) == 0
+    (folder,) = workdir.glob("outputs/runs/*")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert result["design"]["repr"] == repr(qtarget.load_design(design))
+    metrics = result["metrics"]
+    for name in ("test/nll", "test/kl_prior", "test/accuracy", "train/nll", "target/reliance_noisy"):
+        assert metrics[name] >= 0, name
+    assert {"target/trust_noisy", "target/trust_clean"} <= set(metrics)  # trust may be negative: a teacher disagrees
+    assert metrics["train/tokens_per_second"] > 0
+    assert result["rows"] == {"train": 48, "noisy": 19, "reserve": 0, "heldout": 8, "dropped": 0}
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 8
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {"val/nll", "val/accuracy"} <= set(steps[0])
+    assert steps[-2]["step"] == steps[-1]["step"] == 3
+
+
+def test_a_finished_job_is_returned_and_an_unfinished_one_runs_again(workdir: Path) -> None:
+    arguments = ["train", *SMALL]
+    assert qtarget_cli(arguments) == 0
+    (path,) = workdir.glob("outputs/runs/*/result.json")
+    first = path.read_text()
+    assert qtarget_cli(arguments) == 0
+    assert path.read_text() == first
+    path.write_text(json.dumps(json.loads(first) | {"status": "running"}))  # what a kill leaves behind
+    assert qtarget_cli(arguments) == 0
+    again = json.loads(path.read_text())
+    assert again["status"] == "finished"
+    assert again["started"] >= json.loads(first)["started"]
+    assert again["metrics"]["train/nll"] == json.loads(first)["metrics"]["train/nll"]
+
+
+def test_the_hash_ignores_places_and_labels_nothing_else(workdir: Path) -> None:
+    plain = config_hash(compose_config("train", SMALL))
+    assert config_hash(compose_config("train", [*SMALL, "output_dir=/elsewhere", "tracker=wandb"])) == plain
+    assert config_hash(compose_config("train", [*SMALL, "seed=1"])) != plain
+    assert config_hash(compose_config("train", [*SMALL, "optim.lr=1e-5"])) != plain
+
+
+def test_a_multirun_keeps_what_worked_and_names_what_failed(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """kd has no teacher here: it fails, before and after it the others run."""
+    assert qtarget_cli(["train", "-m", "target=sft,kd,dft", *SMALL]) == 2
+    statuses = {}
+    for path in workdir.glob("outputs/runs/*/result.json"):
+        result = json.loads(path.read_text())
+        statuses[result["name"]] = result["status"]
+    assert statuses == {"sft": "finished", "kd": "failed", "dft": "finished"}
+    captured = capfd.readouterr()
+    assert captured.out.count("finished  target=") == 2
+    assert "FAILED    target=kd" in captured.err
+    assert "this target needs a teacher" in captured.err
+    assert "1 of 3 jobs failed" in captured.err
+    assert "Traceback" not in captured.err
+    assert qtarget_cli(["compare", "outputs/runs"]) == 0
+    assert (workdir / "outputs/runs/report.html").stat().st_size > 1e6
+
+
+def test_a_crash_in_one_job_does_not_stop_the_next(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not bad input but a failure inside: the exit code is 1, and the traceback lies in the job's folder."""
+    original = provide.load_policy
+
+    def broken(source: Any, vocab_size: int, **options: Any) -> Policy:
+        if options["attention"] == "eager":
+            raise RuntimeError("out of luck")
+        return original(source, vocab_size, **options)
+
+    monkeypatch.setattr(provide, "load_policy", broken)
+    assert qtarget_cli(["train", "-m", "model.attention=eager,sdpa", *SMALL]) == 1
+    assert "RuntimeError: out of luck" in capfd.readouterr().err
+    (trace,) = workdir.glob("outputs/runs/*/traceback.txt")
+    assert "out of luck" in trace.read_text()
+    results = [json.loads(path.read_text()) for path in workdir.glob("outputs/runs/*/result.json")]
+    assert sorted(result["status"] for result in results) == ["failed", "finished"]
+
+
+def test_a_checkpoint_is_an_ordinary_model_and_can_teach(workdir: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    assert qtarget_cli(["train", *SMALL, "experiment_name=teacher"]) == 0
+    (folder,) = workdir.glob("outputs/teacher/*/checkpoint")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == tiny_tokenizer().chat_template
+    start = tiny_model(tiny_config(len(tokenizer)))
+    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, start.model.layers[0].mlp.up_proj.weight)
+    state = torch.load(folder / "optimizer.pt", weights_only=True)
+    assert state["step"] == 3
+    optimizer = AdamW().configure(model.parameters(), 3)["optimizer"]
+    optimizer.load_state_dict(state["optimizer"])
+    teach = ["reference@references.teacher=frozen", "references.teacher.name=outputs/teacher"]
+    assert qtarget_cli(["train", "target=kd", *SMALL, *teach]) == 0
+
+
+def test_a_bf16_checkpoint_is_half_the_size(workdir: Path) -> None:
+    assert qtarget_cli(["train", "-m", "checkpoint.dtype=float32,bfloat16", "checkpoint.optimizer=false", *SMALL]) == 0
+    sizes = sorted(path.stat().st_size for path in workdir.glob("outputs/runs/*/checkpoint/model.safetensors"))
+    assert sizes[0] < 0.55 * sizes[1]
+    assert not list(workdir.glob("outputs/runs/*/checkpoint/optimizer.pt"))
+
+
+def test_wandb_gets_the_same_values_offline(workdir: Path) -> None:
+    assert qtarget_cli(["train", *SMALL, "tracker=wandb"]) == 0
+    (folder,) = workdir.glob("outputs/runs/*")
+    (run,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert run.stat().st_size > 1000
+
+
+def test_your_own_rows(workdir: Path) -> None:
+    rows = [{"prompt": f"say {index}", "completion": str(index)} for index in range(40)]
+    Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert qtarget_cli(["train", "model=tiny", "data=jsonl", "data.source.path=mine.jsonl", "trainer.max_steps=2"]) == 0
+    (path,) = workdir.glob("outputs/runs/*/result.json")
+    result = json.loads(path.read_text())
+    assert result["rows"]["train"] + result["rows"]["heldout"] == 40
+    assert result["metrics"]["test/nll"] > 0
+    assert "test/accuracy" not in result["metrics"]
+
+
+def test_worked_solutions_run_by_the_same_path(workdir: Path) -> None:
+    small = ["data.rows=8", "data.heldout_rows=4", "trainer.max_steps=1", "trainer.batch_size=4", "eval.new_tokens=8"]
+    assert qtarget_cli(["train", "model=tiny", "data=gsm_symbolic", "data.truncation=cut", *small]) == 0
+    (path,) = workdir.glob("outputs/runs/*/result.json")
+    assert json.loads(path.read_text())["rows"]["train"] == 8
+
+
+def test_no_training_steps_only_evaluates(workdir: Path) -> None:
+    assert qtarget_cli(["train", *SMALL, "trainer.max_steps=0", "checkpoint.save=false"]) == 0
+    (path,) = workdir.glob("outputs/runs/*/result.json")
+    metrics = json.loads(path.read_text())["metrics"]
+    assert metrics["test/kl_prior"] == 0.0
+    assert "train/nll" not in metrics
+
+
+def test_a_folder_of_another_configuration_is_refused(workdir: Path) -> None:
+    first, second = compose_config("train", SMALL), compose_config("train", [*SMALL, "seed=5"])
+    run_job(first, Path("here"), {"target": "sft"}, [])
+    with pytest.raises(QTargetError, match="holds a run of another configuration"):
+        run_job(second, Path("here"), {"target": "sft"}, [])
+    written = yaml.safe_load(Path("here/config.yaml").read_text())
+    assert written["model"]["name"] == "tiny"
+    assert "hydra" not in written
+
+
+def test_two_processes_do_not_run_one_job(workdir: Path) -> None:
+    from filelock import FileLock  # noqa: PLC0415
+
+    Path("here").mkdir()
+    with FileLock("here/.lock"), pytest.raises(QTargetError, match="another process is running this job"):
+        run_job(compose_config("train", SMALL), Path("here"), {"target": "sft"}, [])
+
+
+@pytest.mark.parametrize("experiment", ["demo", "demo_quick"])
+def test_the_demonstration_runs_on_the_tiny_model(workdir: Path, experiment: str) -> None:
+    """The demo's own configurations, its model and sizes apart."""
+    assert qtarget_cli(["train", f"experiment={experiment}_teacher", "data.reserve_rows=16", *small_demo()]) == 0
+    runs = ["train", "-m", f"experiment={experiment}", "target=sft,target_sft", "data.rows=32", *small_demo()]
+    assert qtarget_cli(runs) == 0
+    assert qtarget_cli(["compare", f"outputs/{experiment}", f"outputs/{experiment}_teacher"]) == 0
+    assert Path(f"outputs/{experiment}/comparison.png").stat().st_size > 10_000
+
+
+def small_demo() -> list[str]:
+    return ["model=tiny", "trainer.max_steps=2", "trainer.batch_size=8", "data.heldout_rows=4"]
