@@ -74,33 +74,40 @@ def test_what_a_task_cannot_give_is_said(source: ReasoningGym, message: str) -> 
 
 
 @given(
-    answers=st.lists(st.integers(-99, 999), min_size=2, max_size=40).filter(lambda a: len(set(a)) > 1),
+    answers=st.lists(st.integers(-99, 999), min_size=1, max_size=40),
     rate=st.floats(0, 1),
+    spread=st.integers(1, 30),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
-def test_noise_changes_its_share_and_keeps_the_truth(answers: list[int], rate: float, seed: int) -> None:
+@settings(max_examples=100, deadline=None)
+def test_noise_changes_its_share_and_keeps_the_truth(answers: list[int], rate: float, spread: int, seed: int) -> None:
     rows = answer_rows(*(f"that is {answer}." for answer in answers))
-    noisy = WrongAnswer(rate, seed)(rows)
+    noise = WrongAnswer(rate, spread, seed)
+    noisy = noise(rows)
     changed = [(old, new) for old, new in zip(rows, noisy, strict=True) if old != new]
     assert len(changed) == round(rate * len(rows))
     for old, new in changed:
-        assert old.completion != new.completion
+        truth, wrong = old.completion[8:-1], new.completion[8:-1]
+        assert 1 <= abs(int(truth) - int(wrong)) <= spread
         ((low, high),) = new.wrong
-        assert new.completion.startswith("that is ")
-        assert new.completion[high:] == "."
+        assert (new.completion[:8], new.completion[high:]) == ("that is ", ".")
         assert 8 <= low < high
-        # What stands before the blamed characters is true, unless the wrong number merely stops short.
-        kept, truth = new.completion[8:low], old.completion[8:-1]
-        assert truth.startswith(kept)
+        assert truth.startswith(new.completion[8:low])  # what stands before the blamed characters is true
+        assert not truth.startswith(new.completion[8 : low + 1]) or truth.startswith(wrong)
     assert all(row.wrong == () for old, row in zip(rows, noisy, strict=True) if old == row)
-    assert noisy == WrongAnswer(rate, seed)(rows)
+    assert noisy == noise(rows)
 
 
 def test_noise_spoils_only_the_final_number_of_a_worked_solution() -> None:
-    rows = answer_rows("7 + 5 = 12\n#### 12", "2 + 1 = 3\n#### 3")
-    noisy = WrongAnswer(1.0)(rows)
-    assert [row.completion for row in noisy] == ["7 + 5 = 12\n#### 3", "2 + 1 = 3\n#### 12"]
+    (row,) = WrongAnswer(1.0, spread=1)(answer_rows("7 + 5 = 12\n#### 12"))
+    assert row.completion in ("7 + 5 = 12\n#### 11", "7 + 5 = 12\n#### 13")
+    ((low, high),) = row.wrong
+    assert row.completion[low:high] in ("1", "3")
+
+
+def test_noise_takes_decimals() -> None:
+    (row,) = WrongAnswer(1.0, spread=1)(answer_rows("it costs 2.50 dollars"))
+    assert row.completion in ("it costs 1.50 dollars", "it costs 3.50 dollars")
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, "hot", True])

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from qtarget.data.example import Demonstration
 from qtarget.errors import QTargetError
@@ -15,39 +16,37 @@ _LAST_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?=[^\d]*$)")
 
 @dataclass(frozen=True)
 class WrongAnswer:
-    """Replaces the final number of a share of the answers by the answer of another row that differs.
+    """Makes the final number of a share of the answers wrong, by up to `spread`, as a careless annotator might.
 
-    rate in [0, 1]: exactly round(rate·rows) rows are changed, chosen by `seed`. A token is wrong from the first
-    character that departs from the truth to the end of the replaced number.
+    rate in [0, 1]: exactly round(rate·rows) rows are changed, chosen by `seed`; the error is uniform over ±1 … ±spread.
+    A token is wrong from the first character that departs from the truth to the end of the wrong number.
     """
 
     rate: float = 0.4
+    spread: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.rate, bool) or not isinstance(self.rate, int | float) or not 0 <= self.rate <= 1:
             raise QTargetError(f"noise rate must lie in [0, 1], got {self.rate!r}")
+        if not isinstance(self.spread, int) or self.spread < 1:
+            raise QTargetError(f"noise spread must be a whole number of at least 1, got {self.spread!r}")
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = random.Random(self.seed)
         chosen = set(rng.sample(range(len(rows)), round(self.rate * len(rows))))
-        answers = sorted({_final_number(row).group() for row in rows}) if chosen else []
-        return [self._spoil(row, answers, rng) if index in chosen else row for index, row in enumerate(rows)]
+        return [self._spoil(row, rng) if index in chosen else row for index, row in enumerate(rows)]
 
-    @staticmethod
-    def _spoil(row: Demonstration, answers: Sequence[str], rng: random.Random) -> Demonstration:
+    def _spoil(self, row: Demonstration, rng: random.Random) -> Demonstration:
         truth = _final_number(row)
-        others = [answer for answer in answers if answer != truth.group()]
-        if not others:
-            raise QTargetError("wrong_answer noise needs rows with at least two different answers")
-        wrong = rng.choice(others)
+        error = rng.randint(1, self.spread) * rng.choice((-1, 1))
+        wrong = str(Decimal(truth.group()) + error)
         content = row.completion[: truth.start()] + wrong + row.completion[truth.end() :]
-        first = truth.start() + _common_prefix(wrong, truth.group())
         messages = [*row.prompt, {**row.messages[-1], "content": content}]
-        # A wrong answer that continues the truth ("4" → "42") departs at its next character; one that stops short of
-        # it ("42" → "4") departs only at the end of turn, so its last character carries the blame.
-        span = (min(first, truth.start() + len(wrong) - 1), truth.start() + len(wrong))
-        return replace(row, messages=messages, wrong=(span,))
+        # A wrong number that merely stops short of the truth ("42" → "4") departs at its end: its last character
+        # carries the blame.
+        first = min(_common_prefix(wrong, truth.group()), len(wrong) - 1)
+        return replace(row, messages=messages, wrong=((truth.start() + first, truth.start() + len(wrong)),))
 
 
 def _final_number(row: Demonstration) -> re.Match[str]:

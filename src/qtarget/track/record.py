@@ -45,6 +45,8 @@ class Record:
 
     def start(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """Begin afresh: what an unfinished earlier attempt left in the folder is replaced."""
+        for leftover in ("traceback.txt", "samples.jsonl"):
+            (self.folder / leftover).unlink(missing_ok=True)
         (self.folder / "metrics.jsonl").write_text("")
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         self._result = {

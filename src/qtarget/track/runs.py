@@ -274,7 +274,7 @@ def accuracy_text(run: Run) -> str:
 
 
 def _rows_text(run: Run) -> str:
-    train = run.rows.get("train", 0)
+    train = 0 if run.role == "base" else run.rows.get("train", 0)
     return f"{train:,} ({run.rows.get('noisy', 0):,})" if train else MISSING
 
 
@@ -283,7 +283,7 @@ def _named(key: str, title: str, about: str, read: Callable[[Run], str]) -> Colu
 
 
 def _designed(key: str, title: str, about: str) -> Column:
-    return _named(key, title, about, lambda run: run.design.get(key) or MISSING)
+    return _named(key, title, about, lambda run: MISSING if run.role == "base" else run.design.get(key) or MISSING)
 
 
 def _measured(key: str, title: str, about: str, group: str, digits: int) -> Column:

@@ -41,19 +41,25 @@ class Wandb:
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         import wandb  # noqa: PLC0415 - slow to import, and optional
 
-        self._run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            mode=self.mode,  # type: ignore[arg-type]
-            name=info["name"],
-            group=info["experiment"],
-            job_type=info["role"],
-            tags=list(self.tags),
-            config=flatten(config) | dict(info["choices"]),
-            dir=folder,
-            reinit="finish_previous",
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        try:
+            self._run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                mode=self.mode,  # type: ignore[arg-type]
+                name=info["name"],
+                group=info["experiment"],
+                job_type=info["role"],
+                tags=list(self.tags),
+                config=flatten(config) | dict(info["choices"]),
+                dir=folder,
+                reinit="finish_previous",
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            raise QTargetError(
+                f"W&B would not start ({error}). tracker.mode=online needs an account (WANDB_API_KEY or `wandb login`); "
+                "tracker.mode=offline needs none, and `wandb sync` uploads later"
+            ) from error
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -20,7 +20,7 @@ class AdamW:
     Weight decay acts on matrices only; norms and biases are left alone.
     """
 
-    lr: float = 3e-4
+    lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.01
