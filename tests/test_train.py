@@ -275,18 +275,32 @@ def test_a_bf16_checkpoint_is_half_the_size(workdir: Path) -> None:
     assert not list(workdir.glob("outputs/runs/*/checkpoint/optimizer.pt"))
 
 
+def wandb_run(folder: Path) -> Any:
+    """What W&B's own reader finds in the offline run of a job folder."""
+    (run,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(run)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def test_wandb_gets_the_same_values_offline(workdir: Path) -> None:
-    """Read back by W&B's own reader: configuration in dotted keys, each group's choice, and the closing metrics."""
+    """Configuration in dotted keys, each group's choice, and the closing metrics."""
     assert qtarget_cli(["train", *SMALL, "tracker=wandb"]) == 0
     (folder,) = workdir.glob("outputs/runs/*")
-    (run,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    reader = Path(sys.executable).with_name("wandb")
-    command = [str(reader), "leet", "inspect", "--summary", "--json", str(run)]
-    shown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    shown = wandb_run(folder)
     assert shown["config"]["target"] == "sft"
     assert shown["config"]["data.noise.rate"] == 0.4
     ours = json.loads((folder / "result.json").read_text())["metrics"]
     assert {name: shown["summary"][name] for name in ours} == pytest.approx(ours)
+
+
+def test_a_failing_job_does_not_swallow_the_next_in_wandb(workdir: Path) -> None:
+    assert qtarget_cli(["train", "-m", "target=kd,dft", *SMALL, "tracker=wandb"]) == 2
+    shown = {}
+    for path in workdir.glob("outputs/runs/*/result.json"):
+        shown[json.loads(path.read_text())["name"]] = wandb_run(path.parent)
+    assert {name: run["config"]["target"] for name, run in shown.items()} == {"kd": "kd", "dft": "dft"}
+    assert "test/nll" in shown["dft"]["summary"]
+    assert "test/nll" not in shown["kd"].get("summary", {})
 
 
 def test_your_own_rows(workdir: Path) -> None:
@@ -313,6 +327,24 @@ def test_no_training_steps_only_evaluates(workdir: Path) -> None:
     metrics = json.loads(path.read_text())["metrics"]
     assert metrics["test/kl_prior"] == 0.0
     assert "train/nll" not in metrics
+
+
+def test_rows_that_changed_make_another_run(workdir: Path) -> None:
+    """The name of the file is the same; a stored result of the old rows would be the wrong one."""
+    arguments = ["train", "model=tiny", "data=jsonl", "data.source.path=mine.jsonl", "trainer.max_steps=1"]
+    for last in ("one", "two"):
+        rows = [{"prompt": f"say {index}", "completion": str(index)} for index in range(20)]
+        Path("mine.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"prompt": "p", "completion": last}])))
+        assert qtarget_cli(arguments) == 0
+    assert len(list(workdir.glob("outputs/runs/*/result.json"))) == 2
+
+
+def test_no_held_out_rows_means_no_held_out_metrics(workdir: Path) -> None:
+    rows = [{"prompt": f"say {index}", "completion": str(index)} for index in range(3)]
+    Path("mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["data=jsonl", "data.source.path=mine.jsonl", "data.source.heldout_share=0", "trainer.accumulate=5"]
+    assert qtarget_cli(["train", "model=tiny", "trainer.max_steps=2", *options]) == 0
+    assert qtarget_cli(["compare", "outputs/runs"]) == 0
 
 
 def test_a_folder_of_another_configuration_is_refused(workdir: Path) -> None:

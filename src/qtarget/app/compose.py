@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.app.configs import instantiate, instantiate_design
-from qtarget.data.module import Prepared, prepare
+from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.errors import QTargetError
+from qtarget.evaluate.heldout import Evaluator
 from qtarget.math.target import Design, needs
 from qtarget.model import provide
 from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
+from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 
 ROLES = ("prior", "teacher")
@@ -69,9 +69,38 @@ def load_models(plan: Plan) -> tuple[Policy, dict[str, FrozenModel]]:
     return policy, frozen
 
 
-def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """The context in which evaluation runs at the precision of training."""
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed")
+def module(plan: Plan, policy: Policy, frozen: Mapping[str, FrozenModel]) -> QTargetModule:
+    """Policy, design and the references that the design looks at (the evaluation may hold one more)."""
+    used = {role: model for role, model in frozen.items() if role in needs(plan.design)}
+    steps, chunk_size = plan.cfg.trainer.max_steps, plan.cfg.loss.chunk_size
+    return QTargetModule(policy, plan.design, used, plan.optim, total_steps=steps, chunk_size=chunk_size)
+
+
+def data(plan: Plan) -> SFTData:
+    """The training demonstrations, batched."""
+    trainer = plan.cfg.trainer
+    return SFTData(
+        plan.prepared.train,
+        int(plan.tokenizer.pad_token_id),
+        batch_size=trainer.batch_size,
+        accumulate=trainer.accumulate,
+        seed=plan.cfg.seed,
+    )
+
+
+def evaluator(plan: Plan, frozen: Mapping[str, FrozenModel], device: torch.device) -> Evaluator:
+    """What judges the policy on held-out demonstrations, at the precision of training."""
+    mixed = plan.cfg.trainer.precision == "bf16-mixed"
+    prior = frozen.get("prior") if plan.cfg.eval.kl_prior else None
+    return Evaluator(
+        tokenizer=plan.tokenizer,
+        rows=plan.prepared.heldout_rows,
+        examples=plan.prepared.heldout,
+        prior=prior.to(device) if prior else None,
+        autocast=partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed),
+        new_tokens=plan.cfg.eval.new_tokens,
+        batch_size=plan.cfg.eval.batch_size,
+    )
 
 
 def _reference_sources(cfg: DictConfig, design: Design) -> dict[str, provide.Source]:
@@ -115,5 +144,10 @@ def _check_trainer(cfg: DictConfig) -> None:
     for name, least in (("max_steps", 0), ("batch_size", 1), ("accumulate", 1), ("log_every", 1), ("eval_every", 0)):
         if not isinstance(trainer[name], int) or trainer[name] < least:
             raise QTargetError(f"trainer.{name} must be a whole number of at least {least}, got {trainer[name]!r}")
-    if cfg.model.dtype not in provide.DTYPES:
-        raise QTargetError(f"model.dtype must be one of {', '.join(provide.DTYPES)}, got {cfg.model.dtype!r}")
+    if trainer.devices != 1:
+        raise QTargetError(f"trainer.devices must be 1, got {trainer.devices!r}: a run trains on one device")
+    dtypes = {"model": cfg.model.dtype, "checkpoint": cfg.checkpoint.dtype}
+    dtypes |= {f"references.{role}": cfg.references[role].dtype for role in ROLES if _reference_name(cfg, role)}
+    for name, dtype in dtypes.items():
+        if dtype not in provide.DTYPES:
+            raise QTargetError(f"{name}.dtype must be one of {', '.join(provide.DTYPES)}, got {dtype!r}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,7 +28,7 @@ def config_container(cfg: DictConfig) -> dict[str, Any]:
 def config_hash(cfg: DictConfig) -> str:
     """12 hex digits of what makes a run what it is."""
     identity = {key: value for key, value in config_container(cfg).items() if key not in NOT_IDENTITY}
-    _pin_models(identity)
+    identity["files"] = [_fingerprint(path) for path in _input_files(identity)]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -35,12 +37,21 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("qtarget_job", lambda *, _root_: config_hash(_root_), replace=True)
 
 
-def _pin_models(identity: dict[str, Any]) -> None:
-    """A name that stands for "the finished run in that folder" is another model when that run is another."""
+def _input_files(identity: dict[str, Any]) -> Iterator[Path]:
+    """Local files a run reads: their names in the configuration don't tell when what they hold has changed."""
     for holder in (identity["model"], *(identity.get("references") or {}).values()):
         name = holder.get("name") if isinstance(holder, dict) else None
         if name and names_a_folder(name):
             try:
-                holder["name"] = str(model_folder(name))
+                yield from sorted(model_folder(name).glob("*.safetensors"))
             except QTargetError:
                 continue  # the job itself says what is missing, and how to get it
+    rows = identity["data"]["source"].get("path")
+    if rows and Path(rows).is_file():
+        yield Path(rows)
+
+
+def _fingerprint(path: Path) -> tuple[str, int, int]:
+    """Place, size and time of change: a name that stands for another run's checkpoint resolves to another place."""
+    status = path.stat()
+    return str(path), status.st_size, status.st_mtime_ns

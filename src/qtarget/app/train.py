@@ -22,7 +22,6 @@ from qtarget.app.job import config_container, config_hash
 from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator, Sample
-from qtarget.math.target import needs
 from qtarget.model import provide
 from qtarget.model.policy import Policy
 from qtarget.track.record import Record, make_folder, stored_result, write_atomically
@@ -75,51 +74,33 @@ def _fresh(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides:
 
 def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
-    keep_freed_blocks()
-    L.seed_everything(cfg.seed, verbose=False)
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, by us
+    _prepare_process(cfg.seed)
     plan = compose.plan(cfg)
     record.note(design=plan.described, rows=plan.prepared.counts)
     policy, frozen = compose.load_models(plan)
-    used = {role: model for role, model in frozen.items() if role in needs(plan.design)}
-    module = QTargetModule(
-        policy, plan.design, used, plan.optim, total_steps=cfg.trainer.max_steps, chunk_size=cfg.loss.chunk_size
-    )
+    module = compose.module(plan, policy, frozen)
     meter = Meter()
     trainer = _trainer(cfg, [meter, StepLogger(record.log, cfg.trainer.log_every), ShowProgress(title)])
-    evaluator = Evaluator(
-        tokenizer=plan.tokenizer,
-        rows=plan.prepared.heldout_rows,
-        examples=plan.prepared.heldout,
-        prior=frozen.get("prior") if cfg.eval.kl_prior else None,
-        autocast=compose.autocast(cfg.trainer.precision, trainer.strategy.root_device),
-        new_tokens=cfg.eval.new_tokens,
-        batch_size=cfg.eval.batch_size,
-    )
+    evaluator = compose.evaluator(plan, frozen, trainer.strategy.root_device)
     trainer.callbacks.append(_in_training(cfg, evaluator, policy, record))  # type: ignore[attr-defined]
     if cfg.trainer.max_steps:
-        _fit(trainer, module, _loaders(cfg, plan))
-    policy.to(trainer.strategy.root_device)
-    metrics, samples = evaluator(policy)
+        _fit(trainer, module, compose.data(plan))
+    metrics, samples = evaluator(policy.to(trainer.strategy.root_device))
     record.log(cfg.trainer.max_steps, _named("val", metrics))
     _save_samples(record.folder, samples)
     _save_checkpoint(cfg, record.folder, plan, policy, trainer)
     return {**_named("test", metrics), **module.whole_run.compute(), **meter.metrics()}
 
 
-def _loaders(cfg: DictConfig, plan: compose.Plan) -> SFTData:
-    return SFTData(
-        plan.prepared.train,
-        int(plan.tokenizer.pad_token_id),
-        batch_size=cfg.trainer.batch_size,
-        accumulate=cfg.trainer.accumulate,
-        seed=cfg.seed,
-    )
+def _prepare_process(seed: int) -> None:
+    keep_freed_blocks()
+    L.seed_everything(seed, verbose=False)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, by us
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,

@@ -69,16 +69,19 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     heldout = config.source.rows("heldout", config.heldout_rows)
     limit = min(config.max_length or context, context)
     train = _fit([chat.encode(row) for row in (*spoilt, *reserve)], limit, config.truncation)
+    heldout_examples = _fit([chat.encode(row) for row in heldout], limit, config.truncation)
+    rows_fit = {example.row for example in heldout_examples}
+    kept = [row for row in heldout if row.row in rows_fit]
     if not train:
         raise QTargetError("no training row is left: ask for more rows (data.rows, data.reserve_rows)")
     counts = {
         "train": len(train),
-        "noisy": sum(bool(row.wrong) for row in spoilt),
+        "noisy": sum(any(example.wrong) for example in train),
         "reserve": len(reserve),
-        "heldout": len(heldout),
+        "heldout": len(kept),
         "dropped": len(spoilt) + len(reserve) - len(train),
     }
-    return Prepared(train, _fit([chat.encode(row) for row in heldout], limit, config.truncation), heldout, counts)
+    return Prepared(train, heldout_examples, kept, counts)
 
 
 def _fit(examples: list[Example], limit: int, truncation: str) -> list[Example]:

@@ -57,7 +57,7 @@ class Wandb:
             )
         except wandb.Error as error:
             raise QTargetError(
-                f"W&B would not start ({error}). tracker.mode=online needs an account (WANDB_API_KEY or `wandb login`); "
+                f"W&B did not start ({error}). tracker.mode=online needs an account: WANDB_API_KEY, or `wandb login`; "
                 "tracker.mode=offline needs none, and `wandb sync` uploads later"
             ) from error
         self._run.define_metric("*", step_metric="step")
