@@ -1,4 +1,4 @@
-"""Shared fixtures: a small distribution world, and a working folder of one's own."""
+"""What every test has: no network to wait for, and a working folder of its own where it asks for one."""
 
 from __future__ import annotations
 

@@ -63,6 +63,27 @@ def test_every_assistant_turn_is_supervised(template: str | None) -> None:
     assert supervised_text(chat(template), row) == ["one<|end|>", "two<|end|>"]
 
 
+@pytest.mark.parametrize("template", [None, CHATML, PLAIN])
+def test_a_conversation_is_tokenised_as_the_template_writes_it(template: str | None) -> None:
+    """Whatever the template puts between two turns stands there in training too."""
+    formatted = chat(template)
+    row = Demonstration(turns(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two")), row=0)
+    written = str(formatted.tokenizer.decode(formatted.encode(row).input_ids))
+    told = formatted.render(row.messages, reply=False)
+    if template is PLAIN:  # no token of the template closes a turn, so the end of turn is put behind it
+        told = told.replace("one\n", "one\n<|end|>").replace("two\n", "two\n<|end|>")
+    assert told.startswith(written)
+    assert told[len(written) :] in ("", "\n")
+
+
+def test_the_end_of_turn_is_the_templates_own() -> None:
+    """Gemma and others close a turn with another token than eos."""
+    formatted = chat(CHATML.replace("<|end|>", "<|system|>"))
+    row = Demonstration(turns(("user", "a"), ("assistant", "b")), row=0)
+    assert formatted.tokenizer.decode([formatted.end_of_turn]) == "<|system|>"
+    assert supervised_text(formatted, row) == ["b<|system|>"]
+
+
 def test_the_prompt_of_a_demonstration_is_what_generation_sees() -> None:
     row = Demonstration(turns(("user", "12 + 30"), ("assistant", "42")), row=0)
     example = chat().encode(row)
@@ -111,6 +132,14 @@ def test_the_wrong_column_stands_beside_the_labels() -> None:
 def test_a_row_without_supervision_is_named(messages: Any) -> None:
     with pytest.raises(QTargetError, match="row 17: no token to supervise"):
         chat().encode(Demonstration(turns(*messages), row=17))
+
+
+def test_a_template_that_refuses_a_conversation_names_the_row() -> None:
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    with pytest.raises(QTargetError, match=r"row 3: the chat template refuses .*system, user\): no system role"):
+        chat(refusing).encode(Demonstration(turns(("system", "s"), ("user", "a"), ("assistant", "b")), row=3))
+    with pytest.raises(QTargetError, match=r"row 4: the chat template refuses a conversation of these roles \(none\)"):
+        chat("{{ messages[0]['role'] }}" + CHATML).encode(Demonstration(turns(("assistant", "b")), row=4))
 
 
 def test_a_template_that_rewrites_earlier_text_is_refused() -> None:

@@ -176,6 +176,25 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": torch.zeros(2, 3, dtype=torch.long)}, r"labels has the shape \(2, 3\), the positions \(2, 4\)"),
+        ({"columns": {"mask": torch.ones(8)}}, r"mask has the shape \(8,\)"),
+        ({"token_scale": torch.ones(4, 2)}, r"token_scale has the shape \(4, 2\)"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
+        ({"chunk_size": -1}, "chunk_size must be at least 1, got -1"),
+    ],
+)
+def test_misaligned_input_is_refused(changes: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"labels": torch.zeros(2, 4, dtype=torch.long)} | changes
+    labels = arguments.pop("labels")
+    with pytest.raises(QTargetError, match=message):
+        qtarget.dense_loss(torch.randn(2, 4, 5), labels, load_design("sft"), **arguments)
+    with pytest.raises(QTargetError, match=message):
+        qtarget.linear_loss(torch.randn(2, 4, 3), torch.randn(5, 3), labels, load_design("sft"), **arguments)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named(case: str) -> None:
     change, message = BAD[case]

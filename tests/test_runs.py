@@ -106,7 +106,7 @@ def test_history_merges_lines_by_step_and_survives_half_a_line(tmp_path):
 
 
 def test_a_running_run_whose_heartbeat_stopped_is_interrupted(tmp_path):
-    old = (NOW - timedelta(minutes=3)).isoformat()
+    old = (NOW - timedelta(minutes=11)).isoformat()
     write_run(tmp_path / "demo", "alive", "a" * 12, status="running", metrics={})
     write_run(tmp_path / "demo", "dead", "b" * 12, status="running", heartbeat=old, history='{"step": 70}\n')
     write_run(tmp_path / "demo", "done", "c" * 12, heartbeat=old)

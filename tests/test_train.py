@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -13,6 +14,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 import qtarget
 from qtarget.app.cli import run as qtarget_cli
@@ -205,7 +207,21 @@ def test_a_finished_job_is_returned_and_an_unfinished_one_runs_again(workdir: Pa
     assert again["metrics"]["train/nll"] == json.loads(first)["metrics"]["train/nll"]
 
 
-def test_the_hash_ignores_places_and_labels_nothing_else(workdir: Path) -> None:
+def test_the_hash_follows_contents_not_places(workdir: Path) -> None:
+    """A file or a model that is copied elsewhere is the same; one that changed is another."""
+    weights = torch.randn(1000)
+    for name, tensor in (("one", weights), ("copy", weights), ("other", weights + 1e-3)):
+        Path(name).mkdir()
+        (Path(name) / "config.json").write_text("{}")
+        save_file({"weight": tensor}, Path(name) / "model.safetensors")
+    hashes = {
+        name: config_hash(compose_config("train", ["model=path", f"model.name=./{name}"]))
+        for name in ("one", "copy", "other")
+    }
+    assert hashes["one"] == hashes["copy"] != hashes["other"]
+
+
+def test_the_hash_ignores_places_and_nothing_else(workdir: Path) -> None:
     plain = config_hash(compose_config("train", SMALL))
     assert config_hash(compose_config("train", [*SMALL, "output_dir=/elsewhere", "tracker=wandb"])) == plain
     assert config_hash(compose_config("train", [*SMALL, "seed=1"])) != plain
@@ -363,6 +379,54 @@ def test_two_processes_do_not_run_one_job(workdir: Path) -> None:
     Path("here").mkdir()
     with FileLock("here/.lock"), pytest.raises(QTargetError, match="another process is running this job"):
         run_job(compose_config("train", SMALL), Path("here"), {"target": "sft"}, [])
+
+
+def test_an_interrupted_run_says_so_and_runs_again(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the middle of a step; Lightning turns it into an exit, which must not pass for a failure."""
+    original = QTargetModule.training_step
+
+    def interrupted(self: QTargetModule, batch: Any, batch_index: int) -> Any:
+        if self.global_step == 1:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_index)
+
+    arguments = ["train", "-m", "target=sft,dft", *SMALL]
+    with monkeypatch.context() as patched:
+        patched.setattr(QTargetModule, "training_step", interrupted)
+        assert qtarget_cli(arguments) == 130
+    assert "the same command goes on with the rest" in capfd.readouterr().err
+    (path,) = workdir.glob("outputs/runs/*/result.json")
+    assert json.loads(path.read_text())["status"] == "interrupted"
+    assert qtarget_cli(arguments) == 0
+    statuses = [json.loads(path.read_text())["status"] for path in workdir.glob("outputs/runs/*/result.json")]
+    assert statuses == ["finished", "finished"]
+
+
+def test_a_tracker_that_fails_costs_a_warning_not_the_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qtarget.track.sinks import Nothing  # noqa: PLC0415
+
+    def unreachable(*args: Any, **options: Any) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(Nothing, "log", unreachable)
+    monkeypatch.setattr(Nothing, "finish", unreachable)
+    with pytest.warns(UserWarning, match="the tracker failed, the local record goes on: gone"):
+        assert qtarget_cli(["train", *SMALL]) == 0
+    (path,) = workdir.glob("outputs/runs/*/result.json")
+    assert json.loads(path.read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("quick", ["", "QUICK=1"])
+def test_make_demo_names_real_designs(quick: str) -> None:
+    """What make would run, without running it: the list of targets is put together from make's own commas."""
+    root = Path(__file__).parents[1]
+    command = ["make", "--dry-run", "--directory", str(root), "demo", quick]
+    shown = subprocess.run([part for part in command if part], capture_output=True, text=True, check=True).stdout
+    (targets,) = set(re.findall(r"train -m .* target=(\S+)", shown))
+    assert set(targets.split(",")) <= set(options("target"))
+    assert len(targets.split(",")) == (3 if quick else 6)
 
 
 @pytest.mark.parametrize("experiment", ["demo", "demo_quick"])

@@ -18,11 +18,10 @@ Overrides are Hydra's: key=value, group=option. `qtarget train --cfg job` prints
 `qtarget train --help` the groups and their options. HYDRA_FULL_ERROR=1 shows full tracebacks.
 """
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a job failed, 2 the input has to be mended, 130 interrupted."""
+    sys.path.insert(0, os.getcwd())  # parts of your own are found in the folder you work in
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run(given))
 
@@ -47,7 +46,7 @@ def run(given: Sequence[str]) -> int:
 
 def guarded(command: Callable[[], int]) -> int:
     """Errors that are the user's to mend in one message, without a traceback."""
-    from qtarget.errors import QTargetError  # noqa: PLC0415
+    from qtarget.errors import FULL_ERROR, QTargetError  # noqa: PLC0415
 
     try:
         return command()

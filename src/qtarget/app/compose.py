@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.app.configs import instantiate, instantiate_design
@@ -23,6 +23,30 @@ from qtarget.train.optim import AdamW
 
 ROLES = ("prior", "teacher")
 PRECISIONS = ("32-true", "bf16-mixed")
+WHOLE_NUMBERS = {
+    "seed": 0,
+    "trainer.max_steps": 0,
+    "trainer.batch_size": 1,
+    "trainer.accumulate": 1,
+    "trainer.log_every": 1,
+    "trainer.eval_every": 0,
+    "eval.batch_size": 1,
+    "eval.new_tokens": 1,
+    "eval.problems_in_training": 1,
+    "loss.chunk_size": 1,
+    "data.rows": 0,
+    "data.reserve_rows": 0,
+    "data.heldout_rows": 0,
+    "data.max_length": 2,
+}
+MAY_BE_NULL = (
+    "eval.new_tokens",
+    "eval.problems_in_training",
+    "loss.chunk_size",
+    "data.rows",
+    "data.heldout_rows",
+    "data.max_length",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +62,17 @@ class Plan:
     references: Mapping[str, provide.Source]
 
     @property
+    def extent(self) -> str:
+        """How much training this is, in words."""
+        counts, trainer = self.prepared.counts, self.cfg.trainer
+        rows = trainer.batch_size * trainer.accumulate
+        epochs = trainer.max_steps * rows / counts["train"]
+        return (
+            f"{trainer.max_steps} steps × {rows} rows = {epochs:.2g} epochs of {counts['train']} rows "
+            f"({counts['noisy']} made wrong); {counts['heldout']} rows held out"
+        )
+
+    @property
     def described(self) -> dict[str, str]:
         """The design as run, in words."""
         parts = ("reliance", "residual", "weight")
@@ -46,6 +81,7 @@ class Plan:
 
 def plan(cfg: DictConfig) -> Plan:
     """Check a configuration and prepare its data. Raises QTargetError for what the user has to mend."""
+    _check_complete(cfg)
     _check_trainer(cfg)
     design = instantiate_design(cfg.target)
     references = _reference_sources(cfg, design)
@@ -129,6 +165,12 @@ def _reference_name(cfg: DictConfig, role: str) -> str | None:
     return node.name or (cfg.model.name if role == "prior" else None)
 
 
+def _check_complete(cfg: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise QTargetError(f"{', '.join(missing)} must be set: add {missing[0]}=… to the command line")
+
+
 def _check_same_tokenizer(role: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
     if theirs.get_vocab() != ours.get_vocab():
         raise QTargetError(
@@ -137,13 +179,21 @@ def _check_same_tokenizer(role: str, theirs: PreTrainedTokenizerBase, ours: PreT
         )
 
 
+def _check_whole_number(key: str, value: object, least: int) -> None:
+    if value is None and key in MAY_BE_NULL:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise QTargetError(f"{key} must be a whole number of at least {least}, got {value!r}")
+
+
 def _check_trainer(cfg: DictConfig) -> None:
     trainer = cfg.trainer
     if trainer.precision not in PRECISIONS:
         raise QTargetError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {trainer.precision!r}")
-    for name, least in (("max_steps", 0), ("batch_size", 1), ("accumulate", 1), ("log_every", 1), ("eval_every", 0)):
-        if not isinstance(trainer[name], int) or trainer[name] < least:
-            raise QTargetError(f"trainer.{name} must be a whole number of at least {least}, got {trainer[name]!r}")
+    for key, least in WHOLE_NUMBERS.items():
+        _check_whole_number(key, OmegaConf.select(cfg, key), least)
+    if isinstance(trainer.clip, str) or trainer.clip < 0:
+        raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")
     if trainer.devices != 1:
         raise QTargetError(f"trainer.devices must be 1, got {trainer.devices!r}: a run trains on one device")
     dtypes = {"model": cfg.model.dtype, "checkpoint": cfg.checkpoint.dtype}

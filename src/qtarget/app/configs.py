@@ -71,7 +71,8 @@ def list_designs() -> dict[str, dict[str, Any]]:
 
 
 def about(name: str) -> dict[str, Any]:
-    return dict(OmegaConf.to_container(compose_target(name).about))  # type: ignore[arg-type]
+    told = OmegaConf.select(compose_target(name), "about") or {}
+    return {field: told.get(field, "–") for field in ("formula", "paper", "year", "differs")}
 
 
 def compose_target(name: str, overrides: Sequence[str] = ()) -> DictConfig:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from qtarget.errors import QTargetError
 from qtarget.model.folders import model_folder, names_a_folder
 
-NOT_IDENTITY = ("hydra", "output_dir", "tracker", "role")
-"""Where results go, who else sees them and how they are labelled don't change a run."""
+NOT_IDENTITY = ("hydra", "output_dir", "tracker")
+"""Where results go and who else sees them don't change a run."""
 
 
 def config_container(cfg: DictConfig) -> dict[str, Any]:
@@ -28,7 +28,9 @@ def config_container(cfg: DictConfig) -> dict[str, Any]:
 def config_hash(cfg: DictConfig) -> str:
     """12 hex digits of what makes a run what it is."""
     identity = {key: value for key, value in config_container(cfg).items() if key not in NOT_IDENTITY}
-    identity["files"] = [_fingerprint(path) for path in _input_files(identity)]
+    identity["target"].pop("about", None)
+    for holder, key in _named_inputs(identity):
+        holder[key] = _fingerprint(holder[key])
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -37,21 +39,31 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("qtarget_job", lambda *, _root_: config_hash(_root_), replace=True)
 
 
-def _input_files(identity: dict[str, Any]) -> Iterator[Path]:
-    """Local files a run reads: their names in the configuration don't tell when what they hold has changed."""
+def _named_inputs(identity: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """(mapping, key) of everything in a configuration that names what is read from disk."""
     for holder in (identity["model"], *(identity.get("references") or {}).values()):
-        name = holder.get("name") if isinstance(holder, dict) else None
-        if name and names_a_folder(name):
-            try:
-                yield from sorted(model_folder(name).glob("*.safetensors"))
-            except QTargetError:
-                continue  # the job itself says what is missing, and how to get it
-    rows = identity["data"]["source"].get("path")
-    if rows and Path(rows).is_file():
-        yield Path(rows)
+        if isinstance(holder, dict) and holder.get("name"):
+            yield holder, "name"
+    if identity["data"]["source"].get("path"):
+        yield identity["data"]["source"], "path"
 
 
-def _fingerprint(path: Path) -> tuple[str, int, int]:
-    """Place, size and time of change: a name that stands for another run's checkpoint resolves to another place."""
-    status = path.stat()
-    return str(path), status.st_size, status.st_mtime_ns
+def _fingerprint(name: str) -> str:
+    """What a name stands for: the content of a local file or model; the name itself for anything else."""
+    try:
+        folder = model_folder(name) if names_a_folder(name) and Path(name).is_dir() else None
+    except QTargetError:
+        return name  # the job itself says what is missing, and how to get it
+    files = sorted(folder.glob("*.safetensors")) if folder else [Path(name)] if Path(name).is_file() else []
+    return ", ".join(map(_sampled_digest, files)) or name
+
+
+def _sampled_digest(path: Path) -> str:
+    """SHA-256 of a file's size and of up to 65 blocks of 64 KiB spread over it: training moves every weight."""
+    size, block = path.stat().st_size, 1 << 16
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in range(0, size, max(block, size // 64)):
+            file.seek(start)
+            digest.update(file.read(block))
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qtarget.app.configs import HYDRA_VERSION_BASE, conf_dir, config_error, search_path_override
 from qtarget.app.job import register_resolvers
-from qtarget.errors import QTargetError
-
-FULL_ERROR = "HYDRA_FULL_ERROR"
+from qtarget.errors import FULL_ERROR, QTargetError
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,12 @@ class Outcome:
 
     folder: Path
     label: str
-    error: Exception | None = None
+    error: str = ""  # as text: an exception would keep the failed job's models alive through its traceback
+    is_input: bool = False  # the user's to mend
 
     def __str__(self) -> str:
         where = f"{self.label}  →  {self.folder}"
-        return where if self.error is None else f"{where}\n          {type(self.error).__name__}: {self.error}"
+        return f"{where}\n          {self.error}" if self.error else where
 
 
 def launch(arguments: list[str]) -> int:
@@ -73,7 +73,9 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
         except Exception as error:
             if raises or not settings.launcher._target_.endswith("BasicLauncher"):
                 raise  # a launcher with processes of its own learns of failures in no other way
-            outcomes.append(Outcome(folder, label, error))
+            is_input = isinstance(error, QTargetError)
+            text = str(error) if is_input else f"{type(error).__name__}: {error}"
+            outcomes.append(Outcome(folder, label, text, is_input))
             return None
         outcomes.append(Outcome(folder, label))
         return result
@@ -97,18 +99,17 @@ def _hydra_raises(arguments: list[str]) -> Iterator[None]:
 
 def _summary(outcomes: list[Outcome]) -> int:
     """Say where results are, which jobs failed, and what to do next. 0, or 1 for a crash, or 2 for bad input only."""
-    done = [outcome for outcome in outcomes if outcome.error is None]
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    if len(outcomes) == 1 and failed and isinstance(failed[0].error, QTargetError):
-        raise failed[0].error
+    done = [outcome for outcome in outcomes if not outcome.error]
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if len(outcomes) == 1 and failed and failed[0].is_input:
+        raise QTargetError(failed[0].error)
     for outcome in done:
         print(f"finished  {outcome}")
     for outcome in failed:
         print(f"FAILED    {outcome}\n          traceback: {outcome.folder / 'traceback.txt'}", file=sys.stderr)
     if done:
-        folders = sorted({str(outcome.folder.parent) for outcome in done})
-        print(f"next: qtarget compare {' '.join(folders)}")
+        print(f"next: {shlex.join(['qtarget', 'compare', *sorted({str(outcome.folder.parent) for outcome in done})])}")
     if not failed:
         return 0
     print(f"{len(failed)} of {len(outcomes)} jobs failed; the same command runs only those again", file=sys.stderr)
-    return 2 if all(isinstance(outcome.error, QTargetError) for outcome in failed) else 1
+    return 2 if all(outcome.is_input for outcome in failed) else 1

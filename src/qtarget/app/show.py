@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtarget.app.configs import compose_target, instantiate_design, list_designs
+from qtarget.app.configs import about, compose_target, instantiate_design, list_designs
 from qtarget.errors import QTargetError
 
 
@@ -17,8 +17,8 @@ def show(arguments: Sequence[str]) -> int:
     console = Console()
     if not names:
         table = Table("target", "formula", "paper", "year", title="target designs")
-        for name, about in list_designs().items():
-            table.add_row(name, about["formula"], about["paper"], str(about["year"]))
+        for name, told in list_designs().items():
+            table.add_row(name, told["formula"], told["paper"], str(told["year"]))
         console.print(table)
         console.print("next: qtarget show target=NAME")
         return 0
@@ -35,17 +35,16 @@ def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     """Field → text, for one design."""
     from qtarget.math.target import needs  # noqa: PLC0415
 
-    node = compose_target(name, changes)
-    design = instantiate_design(node)
+    design, told = instantiate_design(compose_target(name, changes)), about(name)
     wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())
     return {
-        "formula": node.about.formula,
+        "formula": told["formula"],
         "reliance γ": str(design.reliance),
         "residual π̃": str(design.residual),
         "weight w": str(design.weight),
         "needs": wanted or "nothing beside the policy",
-        "paper": f"{node.about.paper} ({node.about.year})",
-        "differs": node.about.differs,
+        "paper": f"{told['paper']} ({told['year']})",
+        "differs": str(told["differs"]),
         "as run": repr(design),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -64,8 +65,8 @@ def _fresh(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides:
         "seed": cfg.seed,
         "config_hash": config_hash(cfg),
     }
-    record.start(info, config_container(cfg))
     try:
+        record.start(info, config_container(cfg))
         return record.finish(_train(cfg, record, title=info["name"]))
     except BaseException as error:
         record.fail(error)
@@ -77,6 +78,7 @@ def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     _prepare_process(cfg.seed)
     plan = compose.plan(cfg)
     record.note(design=plan.described, rows=plan.prepared.counts)
+    print(f"{title}: {plan.extent}")
     policy, frozen = compose.load_models(plan)
     module = compose.module(plan, policy, frozen)
     meter = Meter()
@@ -86,7 +88,6 @@ def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     if cfg.trainer.max_steps:
         _fit(trainer, module, compose.data(plan))
     metrics, samples = evaluator(policy.to(trainer.strategy.root_device))
-    record.log(cfg.trainer.max_steps, _named("val", metrics))
     _save_samples(record.folder, samples)
     _save_checkpoint(cfg, record.folder, plan, policy, trainer)
     return {**_named("test", metrics), **module.whole_run.compute(), **meter.metrics()}
@@ -104,7 +105,6 @@ def _trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
     return L.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
-        strategy=cfg.trainer.strategy,
         precision=cfg.trainer.precision,
         max_steps=cfg.trainer.max_steps,
         max_epochs=-1,
@@ -124,7 +124,12 @@ def _trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
 def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
-        trainer.fit(module, datamodule=data)
+        sigint = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, datamodule=data)
+        except SystemExit:  # Lightning's answer to Ctrl-C, which it leaves ignored from then on
+            signal.signal(signal.SIGINT, sigint)
+            raise KeyboardInterrupt from None
 
 
 def _in_training(cfg: DictConfig, evaluator: Evaluator, policy: Policy, record: Record) -> PeriodicEvaluation:
@@ -153,6 +158,10 @@ def _save_checkpoint(cfg: DictConfig, folder: Path, plan: compose.Plan, policy: 
     policy.lm.to(provide.DTYPES[cfg.checkpoint.dtype]).save_pretrained(target)  # the policy's last use
     plan.tokenizer.save_pretrained(target)
     if cfg.checkpoint.optimizer and trainer.optimizers:
-        torch.save(
-            {"step": trainer.global_step, "optimizer": trainer.optimizers[0].state_dict()}, target / "optimizer.pt"
-        )
+        (schedule,) = trainer.lr_scheduler_configs
+        state = {
+            "step": trainer.global_step,
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "schedule": schedule.scheduler.state_dict(),
+        }
+        torch.save(state, target / "optimizer.pt")

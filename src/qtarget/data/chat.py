@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.example import Demonstration, Example, Message, Span
@@ -25,11 +27,14 @@ class ChatFormat:
 
     def render(self, messages: Sequence[Message], *, reply: bool) -> str:
         """The template's text; with `reply` it ends where the assistant's next words begin."""
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=reply
-        )
-        assert isinstance(text, str)
-        return text
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=reply
+            )
+        except (TemplateError, ValueError, IndexError) as error:
+            roles = ", ".join(message["role"] for message in messages) or "none"
+            raise QTargetError(f"the chat template refuses a conversation of these roles ({roles}): {error}") from error
+        return str(text)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a prompt, up to where a reply begins."""
@@ -44,7 +49,7 @@ class ChatFormat:
         ids: list[int] = []
         supervised: list[bool] = []
         wrong: list[bool] = []
-        for text, is_reply, spans in self._segments(demonstration):
+        for text, is_reply, spans in self._located(demonstration):
             tokens, flags = self._reply(text, spans) if is_reply else (self._ids(text), [])
             ids += tokens
             supervised += [is_reply] * len(tokens)
@@ -55,9 +60,31 @@ class ChatFormat:
             )
         return Example(ids, supervised, wrong, demonstration.row)
 
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that closes a reply: the first special one the template writes after it, or the tokenizer's eos."""
+        conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        closing = self.render(conversation, reply=False)[len(self.render(conversation[:1], reply=True)) :]
+        known = self.tokenizer.added_tokens_decoder
+        special = [token for token in self._ids(closing) if token in known and known[token].special]
+        end = special[0] if special else self.tokenizer.eos_token_id
+        if end is None:
+            raise QTargetError("the tokenizer has no eos token and its chat template closes replies with none: set one")
+        return int(end)
+
+    def _located(self, demonstration: Demonstration) -> list[tuple[str, bool, Sequence[Span]]]:
+        try:
+            return list(self._segments(demonstration))
+        except QTargetError as error:
+            raise QTargetError(f"row {demonstration.row}: {error}") from error
+
     def _segments(self, demonstration: Demonstration) -> Iterator[tuple[str, bool, Sequence[Span]]]:
-        """(text, is it a reply, wrong spans in it) in order; the last reply carries the demonstration's spans."""
+        """(text, is it a reply, wrong spans in it) in order; the last reply carries the demonstration's spans.
+
+        A reply ends with its end of turn; what the template writes behind that is context of the next one.
+        """
         messages, written = demonstration.messages, ""
+        end = str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
         for turn, message in enumerate(messages):
             if message["role"] != "assistant" or not message["content"]:
                 continue
@@ -67,24 +94,21 @@ class ChatFormat:
             start = after.find(text.strip(), len(before)) - (len(text) - len(text.lstrip()))
             if not before.startswith(written) or not after.startswith(before) or start < 0:
                 raise QTargetError(
-                    f"row {demonstration.row}: the chat template rewrites earlier text when a reply is added, so the "
-                    "reply can't be located; use a template that appends"
+                    "the chat template rewrites earlier text when a reply is added, so the reply can't be located; "
+                    "use a template that appends"
                 )
             yield before[len(written) :], False, ()
+            closing = after.find(end, start + len(text.strip()))
+            written = after if closing < 0 else after[: closing + len(end)]
             last = turn == len(messages) - 1
-            yield after[len(before) :], True, _shift(demonstration.wrong, start - len(before)) if last else ()
-            written = after
+            yield written[len(before) :], True, _shift(demonstration.wrong, start - len(before)) if last else ()
 
     def _reply(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
-        """Tokens of a reply through its end of turn (added where the template has none), and which are wrong."""
+        """Tokens of a reply and its end of turn (added where the template has none), and which of them are wrong."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-        end = self.tokenizer.eos_token_id
-        if end in ids:
-            stop = ids.index(end) + 1
-            ids, offsets = ids[:stop], offsets[:stop]
-        else:
-            ids, offsets = [*ids, end], [*offsets, (len(text), len(text))]
+        if ids[-1] != self.end_of_turn:
+            ids, offsets = [*ids, self.end_of_turn], [*offsets, (len(text), len(text))]
         return ids, [any(low < stop and start < high for low, high in spans) for start, stop in offsets]
 
     def _ids(self, text: str) -> list[int]:

@@ -22,9 +22,7 @@ TRUNCATIONS = ("error", "drop", "cut")
 
 
 class Source(Protocol):
-    """Where demonstrations come from. `verifies`: rows carry an `entry` that a scorer can judge new answers by."""
-
-    verifies: bool
+    """Where demonstrations come from; rows with an `entry` can be asked of a model and judged."""
 
     def rows(self, split: str, count: int | None) -> list[Demonstration]: ...
 

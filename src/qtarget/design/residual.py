@@ -1,7 +1,7 @@
 """Residual π̃: where the mass goes that is not on the label.
 
 Each part maps a TokenView to unnormalised log-probabilities [n, V], or to None for the policy itself. The loss
-normalises. A row that is −∞ under the policy (padded vocabulary) stays −∞.
+normalises. Rows of padded vocabulary are −∞ under the policy and must be −∞ under a reference.
 """
 
 from __future__ import annotations

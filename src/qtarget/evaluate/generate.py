@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 
 @torch.no_grad()
 def greedy(
-    lm: Any, prompts: Sequence[Sequence[int]], *, end: int, pad: int, new_tokens: int, batch: int
+    lm: Any, prompts: Sequence[Sequence[int]], *, ends: Sequence[int], pad: int, new_tokens: int, batch: int
 ) -> list[list[int]]:
-    """The likeliest continuation of each prompt (token ids), up to its end-of-turn token, which is left out.
+    """The continuation of each prompt (token ids) that takes the likeliest token at each step, up to one of `ends`.
+
+    A checkpoint's own generation settings (repetition penalties and the like) are left aside: answers are the policy's.
 
     Prompts are padded on the left and go through in order of length, so that little is padded; the answers come back
     in the order of the prompts. lm: a transformers causal LM, in eval mode.
     """
+    settings = GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=pad, bos_token_id=None
+    )
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: list[list[int]] = [[] for _ in prompts]
     for indices in _batches(by_length, batch):
         input_ids, mask = _left_padded([prompts[index] for index in indices], pad, lm.device)
-        written = lm.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=end,
-            pad_token_id=pad,
-        )
+        written = lm.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)
         for index, row in zip(indices, written[:, input_ids.shape[1] :].tolist(), strict=True):
-            answers[index] = row[: row.index(end)] if end in row else row
+            answers[index] = list(takewhile(lambda token: token not in ends, row))
     return answers
 
 

@@ -23,6 +23,7 @@ from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
 
 CHUNK = 256
+SPARE_TOKENS = 8
 
 
 @torch.no_grad()
@@ -80,9 +81,9 @@ def answer_problems(
 ) -> list[Sample]:
     """Greedy answers to verifiable problems, each judged by its own scorer."""
     chat = ChatFormat(tokenizer)
-    end = int(tokenizer.eos_token_id)
+    ends = sorted({chat.end_of_turn, int(tokenizer.eos_token_id or chat.end_of_turn)})
     prompts = [chat.prompt_ids(row.prompt) for row in rows]
-    written = greedy(policy.lm, prompts, end=end, pad=int(tokenizer.pad_token_id), new_tokens=new_tokens, batch=batch)
+    written = greedy(policy.lm, prompts, ends=ends, pad=int(tokenizer.pad_token_id), new_tokens=new_tokens, batch=batch)
     return [
         _judge(row, str(tokenizer.decode(ids, skip_special_tokens=True)))
         for row, ids in zip(rows, written, strict=True)
@@ -108,7 +109,8 @@ class Evaluator:
     """Everything measured on held-out data, by one piece of code during and after training.
 
     rows and examples are the same held-out demonstrations, as text and as tokens. autocast: the precision of training,
-    so that the policy is judged as it was trained. new_tokens: longest answer, in tokens.
+    so that the policy is judged as it was trained. new_tokens: longest answer, in tokens; None: a few more than the
+    longest held-out demonstration has.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -116,7 +118,7 @@ class Evaluator:
     examples: Sequence[Example]
     prior: FrozenModel | None
     autocast: Callable[[], AbstractContextManager[Any]]
-    new_tokens: int = 16
+    new_tokens: int | None = None
     batch_size: int = 64
 
     def __call__(self, policy: Policy, limit: int | None = None) -> tuple[dict[str, float], list[Sample]]:
@@ -141,4 +143,5 @@ class Evaluator:
         problems = [row for row in self.rows[:limit] if row.entry is not None]
         if not problems:
             return []
-        return answer_problems(policy, self.tokenizer, problems, new_tokens=self.new_tokens, batch=self.batch_size)
+        longest = self.new_tokens or SPARE_TOKENS + max(sum(example.supervised) for example in self.examples)
+        return answer_problems(policy, self.tokenizer, problems, new_tokens=longest, batch=self.batch_size)

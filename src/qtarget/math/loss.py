@@ -63,7 +63,7 @@ def dense_loss(
     Raises QTargetError for labels outside the vocabulary, NaN logits and mismatched shapes.
     """
     tokens = _Tokens.keep_supervised(
-        labels, references=references, columns=columns, token_scale=token_scale, progress=progress
+        labels, logits.shape[:-1], references=references, columns=columns, token_scale=token_scale, progress=progress
     )
     flat = logits.reshape(-1, logits.shape[-1])[tokens.kept]
     compute = flat.detach() if flat.dtype == torch.float64 else flat.detach().float()
@@ -97,7 +97,7 @@ def linear_loss(
     """
     head = head if isinstance(head, Head) else Head(head)
     tokens = _Tokens.keep_supervised(
-        labels, references=references, columns=columns, token_scale=token_scale, progress=progress
+        labels, hidden.shape[:-1], references=references, columns=columns, token_scale=token_scale, progress=progress
     )
     kept_hidden = hidden.reshape(-1, hidden.shape[-1])[tokens.kept]
     grads = _HeadGradients.zeros(kept_hidden, head)
@@ -129,12 +129,14 @@ class _Tokens:
     def keep_supervised(
         cls,
         labels: Tensor,
+        positions: torch.Size,
         *,
         references: Mapping[str, Reference] | None,
         columns: Mapping[str, Tensor] | None,
         token_scale: Tensor | float,
         progress: float,
     ) -> _Tokens:
+        _check_shapes(labels, positions, columns, token_scale)
         flat = labels.reshape(-1)
         kept = (flat != IGNORE).nonzero().squeeze(1)
         if kept.numel() == 0:
@@ -153,10 +155,11 @@ class _Tokens:
 
     def chunks(self, chunk_size: int | None, vocab_size: int) -> list[slice]:
         if self.labels.numel() and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < vocab_size:
-            raise QTargetError(
-                f"labels must lie in [0, {vocab_size}) or be {IGNORE}; got {sorted(set(self.labels.tolist()))}"
-            )
-        size = chunk_size or max(1, CHUNK_BYTES // (4 * vocab_size))
+            wrong = sorted({label for label in self.labels.tolist() if not 0 <= label < vocab_size})
+            raise QTargetError(f"labels must lie in [0, {vocab_size}) or be {IGNORE}; got {wrong[:10]}")
+        size = max(1, CHUNK_BYTES // (4 * vocab_size)) if chunk_size is None else chunk_size
+        if size < 1:
+            raise QTargetError(f"chunk_size must be at least 1, got {chunk_size}")
         count = self.labels.numel()
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -169,6 +172,20 @@ class _Tokens:
             columns={name: column[rows] for name, column in self.columns.items()},
             progress=self.progress,
         )
+
+
+def _check_shapes(
+    labels: Tensor, positions: torch.Size, columns: Mapping[str, Tensor] | None, token_scale: Tensor | float
+) -> None:
+    """Shapes that merely flatten to the right length would pair tokens with other tokens' labels."""
+    shaped = {"labels": labels, **(columns or {})}
+    if isinstance(token_scale, Tensor) and token_scale.numel() > 1:
+        shaped["token_scale"] = token_scale
+    for name, tensor in shaped.items():
+        if tensor.shape != positions:
+            raise QTargetError(
+                f"{name} has the shape {tuple(tensor.shape)}, the positions {tuple(positions)}; they must be the same"
+            )
 
 
 def _aligned(role: str, reference: Reference, positions: int) -> Reference:

@@ -12,9 +12,6 @@ from torch import Tensor
 from qtarget.errors import QTargetError
 from qtarget.math.head import Head, matmul_dtype
 
-DETAILS = ("label", "full")
-"""What a reference can hold, thin to thick: statistics of the label, or the full distribution."""
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -42,10 +39,6 @@ class Reference:
     def label(cls, labels: Tensor, statistics: Mapping[str, Tensor]) -> Reference:
         """From per-token scalars: statistics["logp"] [N] is log π(y), for the labels [N] it was computed with."""
         return cls(labels=labels, statistics=dict(statistics))
-
-    @property
-    def detail(self) -> str:
-        return "label" if self.rows is None else "full"
 
     def __len__(self) -> int:
         tensor = self.labels if self.rows is None else self.rows

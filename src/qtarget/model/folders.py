@@ -7,10 +7,14 @@ from pathlib import Path
 
 from qtarget.errors import QTargetError
 
+OUTPUTS = ("outputs",)
+"""Where runs lie unless output_dir says otherwise: a name below it is never asked of the hub."""
+
 
 def names_a_folder(name: str) -> bool:
-    """A path, rather than the name of a hub model: it exists here, or is written as a path."""
-    return name.startswith((".", "/", "~")) or Path(name).exists()
+    """A path, rather than the name of a hub model (OWNER/NAME): it exists here, or is written as only a path is."""
+    path = Path(name)
+    return name.startswith((".", "/", "~")) or len(path.parts) > 2 or path.exists() or path.parts[0] in OUTPUTS
 
 
 def model_folder(name: str) -> Path:

@@ -15,7 +15,8 @@ import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,21 +73,30 @@ class Record:
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._write()
-        self.sink.log(step, metrics)
+        self._tell_sink(self.sink.log, step, metrics)
 
     def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         self._close("finished", metrics=_finite(metrics))
-        self.sink.finish(metrics, failed=False)
+        self._tell_sink(self.sink.finish, metrics, failed=False)
         return self._result
 
     def fail(self, error: BaseException) -> None:
-        (self.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
-        self._close("failed", error=f"{type(error).__name__}: {error}")
-        self.sink.finish({}, failed=True)
+        (self.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        status = "failed" if isinstance(error, Exception) else "interrupted"
+        self._close(status, error=f"{type(error).__name__}: {error}")
+        self._tell_sink(self.sink.finish, {}, failed=True)
 
     def _close(self, status: str, **facts: Any) -> None:
         self._result.update(status=status, seconds=round(time.monotonic() - self._began, 1), **facts)
         self._write()
+
+    @staticmethod
+    def _tell_sink(call: Callable[..., None], *values: Any, **options: Any) -> None:
+        """The record is the truth: a tracker that fails under way costs a warning, not the run."""
+        try:
+            call(*values, **options)
+        except Exception as error:
+            warnings.warn(f"the tracker failed, the local record goes on: {error}", stacklevel=3)
 
     def _write(self) -> None:
         self._result["heartbeat"] = _now()
@@ -96,7 +106,7 @@ class Record:
 def stored_result(folder: Path) -> dict[str, Any] | None:
     """What an earlier attempt left, or None."""
     path = folder / "result.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def make_folder(folder: Path) -> None:
@@ -114,7 +124,7 @@ def make_folder(folder: Path) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """The file holds the old text or the new, never half of one."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
+    scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
 
 

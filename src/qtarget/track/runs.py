@@ -1,8 +1,8 @@
 """Run folders on disk → runs → the rows of the comparison table.
 
 A run folder holds `result.json` (what ran and its final numbers), `metrics.jsonl` (the numbers over training) and
-`config.yaml` (the resolved config). Everything is read once, here; paths of the machine are shortened while reading, so
-that nothing built from a run can carry them.
+`config.yaml` (the resolved config). Everything is read once, here; paths of the machine are shortened while reading, but
+for those of the command itself, so that what is built from a run doesn't carry them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import yaml
 from qtarget.errors import QTargetError
 
 MISSING = "–"
-STALE = timedelta(minutes=2)  # a live run writes its heartbeat far more often than this
+STALE = timedelta(minutes=10)  # a heartbeat comes with every logged measurement; a silence this long is no pause
 ROLE_ORDER = {"base": 0, "teacher": 1}  # designs and controls follow, sorted by accuracy
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w./\\…~])|(?<=file://))(?:~|[A-Za-z]:)?(?:[/\\][\w.@+=-]+){2,}[/\\]?")
 # Config keys, or parts of keys, that name, place or describe a run without changing its numbers.
@@ -58,8 +58,13 @@ class Run:
 
     @property
     def command(self) -> str:
-        """The command line that made this run."""
+        """The command line that made this run, as it was typed."""
         return shlex.join(["qtarget", "train", *self.overrides])
+
+    @property
+    def told_command(self) -> str:
+        """The command without the machine's own paths, for a page that travels."""
+        return without_places(self.command)
 
     @property
     def state(self) -> str:
@@ -135,7 +140,7 @@ def read_run(folder: Path, now: datetime) -> Run:
         error=without_places(str(result.get("error") or "")),
         git=str(result.get("git") or ""),
         choices=_texts(result.get("choices")),
-        overrides=tuple(without_places(str(override)) for override in result.get("overrides") or ()),
+        overrides=tuple(str(override) for override in result.get("overrides") or ()),
         design=_texts(result.get("design")),
         rows={key: int(value) for key, value in _numbers(result.get("rows")).items()},
         metrics=_numbers(result.get("metrics")),
@@ -245,10 +250,10 @@ def _describes_only(key: str) -> bool:
     return key in ("name", "role") or any(part in CONFIG_NOISE for part in key.split("."))
 
 
-def _table_order(run: Run) -> tuple[int, float, str, str]:
+def _table_order(run: Run) -> tuple[int, float, float, str, str]:
     accuracy = run.metrics.get("test/accuracy", math.nan)
     rank = math.inf if math.isnan(accuracy) else -accuracy
-    return ROLE_ORDER.get(run.role, 2), rank, run.label, run.place
+    return ROLE_ORDER.get(run.role, 2), rank, run.metrics.get("test/nll", math.inf), run.label, run.place
 
 
 def finished(runs: Iterable[Run]) -> list[Run]:

@@ -30,6 +30,10 @@ class Meter(L.Callback):
         self._started = 0.0
         self._process = psutil.Process()
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
@@ -82,7 +86,7 @@ class StepLogger(L.Callback):
 
 
 class PeriodicEvaluation(L.Callback):
-    """Calls `evaluate()` before training and every `every` optimizer steps; the last step is left to the caller."""
+    """Calls `evaluate()` before training, every `every` optimizer steps, and after the last; every=0: never."""
 
     def __init__(self, evaluate: Callable[[], dict[str, float]], record: Log, every: int) -> None:
         self.evaluate, self.record, self.every = evaluate, record, every
@@ -96,8 +100,8 @@ class PeriodicEvaluation(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        due = self.every and step % self.every == 0 and step not in (self._evaluated, trainer.max_steps)
-        if due:
+        due = self.every and (step % self.every == 0 or step == trainer.max_steps)
+        if due and step != self._evaluated:
             self._evaluated = step
             self.record(step, self.evaluate())
 
@@ -140,3 +144,6 @@ class ShowProgress(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._bar.stop()  # Lightning tears nothing down after an exception

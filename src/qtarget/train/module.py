@@ -41,7 +41,6 @@ class QTargetModule(L.LightningModule):
         self.optim = optim
         self.total_steps = total_steps
         self.chunk_size = chunk_size
-        self.objective = repr(design)
         self.references = dict(references)
         self.recent = TokenMeans()
         self.whole_run = TokenMeans()

@@ -28,9 +28,11 @@ class AdamW:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value, high in (("lr", self.lr, 1.0), ("warmup", self.warmup, 1.0), ("floor", self.floor, 1.0)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
-                raise QTargetError(f"optim.{name} must lie in [0, {high:g}], got {value!r}")
+        beta1, beta2 = self.betas
+        ranges = {"lr": self.lr, "warmup": self.warmup, "floor": self.floor, "weight_decay": self.weight_decay}
+        for name, value in (*ranges.items(), ("betas", beta1), ("betas", beta2), ("eps", self.eps)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise QTargetError(f"optim.{name} must lie in [0, 1], got {value!r}")
 
     def configure(self, parameters: Iterable[nn.Parameter], steps: int) -> dict[str, Any]:
         """What LightningModule.configure_optimizers returns."""

@@ -27,8 +27,6 @@ class Jsonl:
     heldout_share: float = 0.1
     system: str | None = None
 
-    verifies = False
-
     def __post_init__(self) -> None:
         if not isinstance(self.heldout_share, int | float) or not 0 <= self.heldout_share < 1:
             raise QTargetError(f"heldout_share must lie in [0, 1), got {self.heldout_share!r}")
@@ -45,21 +43,21 @@ class Jsonl:
         return rows[:count]
 
     def _parse(self) -> Iterator[Demonstration]:
-        with Path(self.path).open(encoding="utf-8") as lines:
+        with Path(self.path).open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield Demonstration(messages=self._messages(line, number), row=number)
 
-    def _messages(self, line: str, number: int) -> list[Message]:
+    def _messages(self, line: bytes, number: int) -> list[Message]:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise QTargetError(f"{self.path}, row {number}: not JSON ({error})") from error
         messages = self._as_messages(row)
         if not messages or not all(_is_message(message) for message in messages):
             raise QTargetError(
                 f'{self.path}, row {number}: expected {{"messages": [{{"role": {"|".join(ROLES)}, "content": …}}, …]}} '
-                f'or {{"prompt": …, "completion": …}}, got {line.strip()[:120]}'
+                f'or {{"prompt": …, "completion": …}}, got {line.strip()[:120]!r}'
             )
         if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
             raise QTargetError(f"{self.path}, row {number}: no supervised token; it must end with an assistant's text")

@@ -29,10 +29,12 @@ class ReasoningGym:
     system: str | None = None
     seed: int = 0
 
-    verifies = True
-
-    def rows(self, split: str, count: int) -> list[Demonstration]:
+    def rows(self, split: str, count: int | None) -> list[Demonstration]:
         """`count` problems of a split, no question twice. Raises QTargetError where the task has too few."""
+        if count is None:
+            raise QTargetError(
+                f"{self.task} makes as many problems as are asked for: set data.rows and data.heldout_rows"
+            )
         found = [self._demonstration(entry, row) for row, entry in enumerate(islice(self._unique(split, count), count))]
         if len(found) < count:
             raise QTargetError(
