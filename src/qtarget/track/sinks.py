@@ -51,7 +51,7 @@ class Wandb:
                 job_type=info["role"],
                 tags=list(self.tags),
                 config=flatten(config) | dict(info["choices"]),
-                dir=folder.absolute(),  # its service may have been started in another folder
+                dir=folder.absolute(),  # W&B's service may run in another folder
                 reinit="finish_previous",
                 settings=wandb.Settings(console="off", silent=True),
             )
