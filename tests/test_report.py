@@ -11,7 +11,8 @@ from test_runs import NOW, write_run
 
 from qtarget.app.compare import compare, print_tables
 from qtarget.errors import QTargetError
-from qtarget.track.figures import COLOURS, MOST_POINTS, marks, page_figures, panels
+from qtarget.track.drawing import page_figures
+from qtarget.track.figures import COLOURS, MOST_POINTS, marks, panels
 from qtarget.track.report import differences, render
 from qtarget.track.runs import read_runs
 

@@ -9,17 +9,8 @@ import yaml
 
 from qtarget.app.compare import compare
 from qtarget.errors import QTargetError
-from qtarget.track.runs import (
-    COLUMNS,
-    differing_keys,
-    finished,
-    next_command,
-    read_runs,
-    reading_note,
-    subject,
-    unfinished,
-    without_places,
-)
+from qtarget.track.runs import differing_keys, finished, read_runs, unfinished, without_places
+from qtarget.track.table import COLUMNS, next_command, reading_note, subject
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

@@ -11,18 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtarget.errors import QTargetError
-from qtarget.track.runs import (
-    COLUMNS,
-    Column,
-    Run,
-    differing_keys,
-    finished,
-    next_command,
-    read_runs,
-    reading_note,
-    subject,
-    unfinished,
-)
+from qtarget.track.runs import Run, differing_keys, finished, read_runs, unfinished
+from qtarget.track.table import COLUMNS, Column, next_command, reading_note, subject
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +43,8 @@ def compare(paths: Sequence[str | Path], out: Path | None = None, format: str = 
 
 def write_files(runs: Sequence[Run], folder: Path) -> tuple[Path, Path]:
     """report.html and comparison.png in `folder`."""
-    from qtarget.track.figures import draw_png, panels  # noqa: PLC0415  (plots and templates only where they are made)
+    from qtarget.track.drawing import draw_png  # noqa: PLC0415  (plots and templates only where they are made)
+    from qtarget.track.figures import panels  # noqa: PLC0415
     from qtarget.track.report import write_report  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,18 +10,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from qtarget.track import figures
-from qtarget.track.runs import (
-    COLUMNS,
-    MISSING,
-    Run,
-    differing_keys,
-    finished,
-    of_design,
-    reading_note,
-    subject,
-    unfinished,
-)
+from qtarget.track import drawing, figures
+from qtarget.track.runs import Run, differing_keys, finished, of_design, unfinished
+from qtarget.track.table import COLUMNS, MISSING, reading_note, subject
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -62,7 +53,7 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
         "unfinished": unfinished(runs),
         "marks": [mark for _, mark in styled],
         "plots": plots,
-        "figures": figures.page_figures(plots),
+        "figures": drawing.page_figures(plots),
         "compared": finished(runs) or runs,
         "differences": differences(finished(runs) or runs),
         "runs": runs,

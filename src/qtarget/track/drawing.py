@@ -1,0 +1,202 @@
+"""The plots of a comparison, drawn: by plotly for the page, by matplotlib for the picture."""
+
+from __future__ import annotations
+
+import html
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtarget.track.figures import FAINT, GREY, SYMBOLS, Dot, Line, Mark, Panel
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from matplotlib.axes import Axes
+
+PNG_INCHES, PNG_DPI = (14.0, 10.4), 100
+
+
+# The page: plotly
+
+
+def plotly_figure(panel: Panel) -> go.Figure:
+    """One plot for a page or a notebook; a run's traces share a legend group named by its index."""
+    import plotly.graph_objects as go  # noqa: PLC0415  (half a second that only a report should pay)
+
+    traces = [_plotly_dot(dot, place) for place, dot in enumerate(panel.dots)] + [
+        _plotly_line(line) for line in panel.lines
+    ]
+    figure = go.Figure(data=traces, layout=_plotly_layout(panel))
+    if panel.reference is not None and traces:
+        draw = figure.add_vline if panel.dots else figure.add_hline
+        draw(panel.reference, line={"dash": "dot", "width": 1, "color": GREY}, layer="below")
+    if not traces:
+        figure.add_annotation(text="nothing recorded", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+    return figure
+
+
+def page_figures(plots: Sequence[Panel]) -> dict[str, Any]:
+    """The plots as JSON for plotly.js, without plotly's bulky default template."""
+    drawn = {panel.key: plotly_figure(panel).to_plotly_json() for panel in plots}
+    for figure in drawn.values():
+        figure["layout"].pop("template", None)
+    return drawn
+
+
+def _plotly_layout(panel: Panel) -> dict[str, Any]:
+    axis = {"zeroline": False, "automargin": True, "ticks": ""}
+    names = [html.escape(dot.mark.label) + "  " for dot in panel.dots]
+    steps = {"rangemode": "tozero"} if panel.lines else {}
+    rows = {
+        "tickvals": list(range(len(names))),
+        "ticktext": names,
+        "range": [len(names) - 0.4, -0.6],
+        "showgrid": False,
+    }
+    return {
+        "showlegend": False,
+        "hovermode": "closest",
+        "dragmode": False,  # a finger that scrolls the page must not zoom the plot
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
+        "font": {"size": 12},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "xaxis": axis | {"title": {"text": panel.x_title, "standoff": 10}} | steps,
+        "yaxis": axis | {"title": {"text": panel.y_title, "standoff": 10}} | (rows if names else {}),
+    }
+
+
+def _plotly_dot(dot: Dot, place: int) -> dict[str, Any]:
+    label = html.escape(dot.mark.label)  # plotly reads a little HTML in its texts
+    reach = {"type": "data", "symmetric": False, "array": [dot.high - dot.value], "arrayminus": [dot.value - dot.low]}
+    return _plotly_mark(dot.mark, size=10) | {
+        "mode": "markers",
+        "x": [dot.value],
+        "y": [place],
+        "error_x": reach | {"color": dot.mark.colour, "thickness": 2, "width": 5},
+        "hovertemplate": f"{label}: {dot.value:.1f} % [{dot.low:.1f}, {dot.high:.1f}]<extra></extra>",
+    }
+
+
+def _plotly_line(line: Line) -> dict[str, Any]:
+    label = html.escape(line.mark.label)
+    return _plotly_mark(line.mark, size=6) | {
+        "mode": "lines+markers" if line.marked else "lines",
+        "x": list(line.steps),
+        "y": list(line.values),
+        "opacity": FAINT if line.faint else 1,
+        "line": {"color": line.mark.colour, "width": 1.8, "dash": "dash" if line.dashed else "solid"},
+        "hovertemplate": f"{label}<br>{line.metric} %{{y:.3g}} at step %{{x:.0f}}<extra></extra>",
+    }
+
+
+def _plotly_mark(mark: Mark, size: int) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "name": html.escape(mark.label),
+        "legendgroup": str(mark.index),
+        "marker": {"color": mark.colour, "symbol": SYMBOLS[mark.symbol][0], "size": size},
+    }
+
+
+# The PNG: matplotlib
+
+
+def draw_png(plots: Sequence[Panel], path: Path) -> None:
+    """The same plots, two by two, in one picture of about 1400 × 1040 pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks is still a name
+        figure = Figure(
+            figsize=PNG_INCHES, dpi=PNG_DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12), facecolor="white"
+        )
+        FigureCanvasAgg(figure)
+        for axes, panel in zip(figure.subplots(2, 2).flat, plots, strict=True):
+            _draw_panel(axes, panel)
+        handles = [_legend_handle(mark) for mark in _marks_in(plots)]
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+        figure.savefig(path, format="png")
+
+
+def _marks_in(plots: Sequence[Panel]) -> list[Mark]:
+    dotted = {dot.mark for panel in plots for dot in panel.dots}
+    lined = {line.mark for panel in plots for line in panel.lines}
+    return sorted(dotted | lined, key=lambda mark: mark.index)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    axes.set_title(panel.title, loc="left", fontweight="bold", fontsize=12)
+    axes.set_xlabel(panel.x_title)
+    axes.set_ylabel(panel.y_title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x" if panel.dots else "y", color="#e3e3e3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if not panel.dots and not panel.lines:
+        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=GREY)
+        return
+    if panel.reference is not None:
+        (axes.axvline if panel.dots else axes.axhline)(panel.reference, color=GREY, linestyle=":", linewidth=1.2)
+    _draw_dots(axes, panel.dots)
+    if panel.lines:
+        axes.set_xlim(left=0, right=1.02 * max(max(line.steps) for line in panel.lines) or 1)
+    for line in panel.lines:
+        _draw_line(axes, line)
+    _name_styles(axes, panel)
+
+
+def _draw_dots(axes: Axes, dots: Sequence[Dot]) -> None:
+    for place, dot in enumerate(dots):
+        reach = [[dot.value - dot.low], [dot.high - dot.value]]
+        marker = SYMBOLS[dot.mark.symbol][1]
+        axes.errorbar(dot.value, place, xerr=reach, fmt=marker, color=dot.mark.colour, markersize=8, capsize=4, lw=2)
+    if dots:
+        axes.set_yticks(range(len(dots)), [_plain(dot.mark.label) for dot in dots])
+        axes.set_ylim(len(dots) - 0.4, -0.6)  # the first row of the table on top
+        axes.tick_params(axis="y", length=0)
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    axes.plot(
+        line.steps,
+        line.values,
+        color=line.mark.colour,
+        linestyle="--" if line.dashed else "-",
+        linewidth=1.7,
+        alpha=FAINT if line.faint else 1,
+        marker=SYMBOLS[line.mark.symbol][1] if line.marked else None,
+        markersize=4.5,
+    )
+
+
+STYLE_NAMES = {"nll": ("train", "validation"), "trust": ("clean tokens", "wrong tokens")}
+
+
+def _name_styles(axes: Axes, panel: Panel) -> None:
+    """A small key for solid and dashed: the picture travels without its caption."""
+    from matplotlib.lines import Line2D  # noqa: PLC0415
+
+    if panel.key not in STYLE_NAMES or not any(line.dashed for line in panel.lines):
+        return
+    solid, dashed = STYLE_NAMES[panel.key]
+    ink = "#444444"
+    handles = [Line2D([], [], color=ink, label=solid), Line2D([], [], color=ink, linestyle="--", label=dashed)]
+    axes.legend(
+        handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, borderaxespad=0.2
+    )
+
+
+def _legend_handle(mark: Mark) -> Any:
+    from matplotlib.lines import Line2D  # noqa: PLC0415
+
+    return Line2D([], [], color=mark.colour, marker=SYMBOLS[mark.symbol][1], linewidth=1.7, label=_plain(mark.label))
+
+
+def _plain(label: str) -> str:
+    """matplotlib reads text between dollars as mathematics and hides legend labels that start with an underscore."""
+    plain = label.replace("$", r"\$")
+    return " " + plain if plain.startswith("_") else plain
