@@ -90,6 +90,15 @@ def test_sft_is_torchs_cross_entropy() -> None:
     )
 
 
+def test_drift_from_the_prior_is_the_kl_divergence() -> None:
+    world = World.random(4)
+    out = qtarget.dense_loss(world.logits, world.labels, load_design("sft"), references=world.references)
+    p = world.logits.softmax(-1)
+    expected = torch.nn.functional.kl_div(world.prior, p, reduction="none").sum(-1)
+    torch.testing.assert_close(out.kl_prior, expected)
+    assert qtarget.dense_loss(world.logits, world.labels, load_design("sft")).kl_prior.isnan().all()
+
+
 def test_a_frozen_head_gets_no_gradient_and_no_work() -> None:
     hidden, weight, labels, _ = world()
     frozen = weight.detach()

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
+from qtarget.app.checks import ROLES, check, reference_name
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.errors import QTargetError
@@ -20,33 +21,6 @@ from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
-
-ROLES = ("prior", "teacher")
-PRECISIONS = ("32-true", "bf16-mixed")
-WHOLE_NUMBERS = {
-    "seed": 0,
-    "trainer.max_steps": 0,
-    "trainer.batch_size": 1,
-    "trainer.accumulate": 1,
-    "trainer.log_every": 1,
-    "trainer.eval_every": 0,
-    "eval.batch_size": 1,
-    "eval.new_tokens": 1,
-    "eval.problems_in_training": 1,
-    "loss.chunk_size": 1,
-    "data.rows": 0,
-    "data.reserve_rows": 0,
-    "data.heldout_rows": 0,
-    "data.max_length": 2,
-}
-MAY_BE_NULL = (
-    "eval.new_tokens",
-    "eval.problems_in_training",
-    "loss.chunk_size",
-    "data.rows",
-    "data.heldout_rows",
-    "data.max_length",
-)
 
 
 @dataclass(frozen=True)
@@ -76,13 +50,12 @@ class Plan:
     def described(self) -> dict[str, str]:
         """The design as run, in words."""
         parts = ("reliance", "residual", "weight")
-        return {part: str(getattr(self.design, part)) for part in parts} | {"repr": repr(self.design)}
+        return {part: str(getattr(self.design, part, "–")) for part in parts} | {"repr": repr(self.design)}
 
 
 def plan(cfg: DictConfig) -> Plan:
     """Check a configuration and prepare its data. Raises QTargetError for what the user has to mend."""
-    _check_complete(cfg)
-    _check_trainer(cfg)
+    check(cfg)
     design = instantiate_design(cfg.target)
     references = _reference_sources(cfg, design)
     data_config = instantiate(cfg.data)
@@ -141,7 +114,7 @@ def evaluator(plan: Plan, frozen: Mapping[str, FrozenModel], device: torch.devic
 
 def _reference_sources(cfg: DictConfig, design: Design) -> dict[str, provide.Source]:
     """The references a run has to load: those its design needs, and the prior where drift from it is measured."""
-    configured = {role: _reference_name(cfg, role) for role in ROLES}
+    configured = {role: reference_name(cfg, role) for role in ROLES}
     wanted = dict(needs(design))
     for role, detail in wanted.items():
         if configured.get(role) is None:
@@ -154,50 +127,9 @@ def _reference_sources(cfg: DictConfig, design: Design) -> dict[str, provide.Sou
     return {role: provide.resolve(name) for role, name in configured.items() if role in wanted and name}
 
 
-def _reference_name(cfg: DictConfig, role: str) -> str | None:
-    node = cfg.references.get(role)
-    if isinstance(node, str):
-        raise QTargetError(
-            f"references.{role}={node} sets a text, not a reference: write reference@references.{role}={node}"
-        )
-    if node is None or node.kind == "none":
-        return None
-    return node.name or (cfg.model.name if role == "prior" else None)
-
-
-def _check_complete(cfg: DictConfig) -> None:
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise QTargetError(f"{', '.join(missing)} must be set: add {missing[0]}=… to the command line")
-
-
 def _check_same_tokenizer(role: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
     if theirs.get_vocab() != ours.get_vocab():
         raise QTargetError(
             f"the {role}'s tokenizer ({len(theirs)} tokens) is not the policy's ({len(ours)} tokens): a target mixes "
             "their distributions token by token, so they must share one. Choose a reference of the same model family"
         )
-
-
-def _check_whole_number(key: str, value: object, least: int) -> None:
-    if value is None and key in MAY_BE_NULL:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise QTargetError(f"{key} must be a whole number of at least {least}, got {value!r}")
-
-
-def _check_trainer(cfg: DictConfig) -> None:
-    trainer = cfg.trainer
-    if trainer.precision not in PRECISIONS:
-        raise QTargetError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {trainer.precision!r}")
-    for key, least in WHOLE_NUMBERS.items():
-        _check_whole_number(key, OmegaConf.select(cfg, key), least)
-    if isinstance(trainer.clip, str) or trainer.clip < 0:
-        raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")
-    if trainer.devices != 1:
-        raise QTargetError(f"trainer.devices must be 1, got {trainer.devices!r}: a run trains on one device")
-    dtypes = {"model": cfg.model.dtype, "checkpoint": cfg.checkpoint.dtype}
-    dtypes |= {f"references.{role}": cfg.references[role].dtype for role in ROLES if _reference_name(cfg, role)}
-    for name, dtype in dtypes.items():
-        if dtype not in provide.DTYPES:
-            raise QTargetError(f"{name}.dtype must be one of {', '.join(provide.DTYPES)}, got {dtype!r}")

@@ -39,9 +39,9 @@ def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())
     return {
         "formula": told["formula"],
-        "reliance γ": str(design.reliance),
-        "residual π̃": str(design.residual),
-        "weight w": str(design.weight),
+        "reliance γ": str(getattr(design, "reliance", "–")),
+        "residual π̃": str(getattr(design, "residual", "–")),
+        "weight w": str(getattr(design, "weight", "–")),
         "needs": wanted or "nothing beside the policy",
         "paper": f"{told['paper']} ({told['year']})",
         "differs": str(told["differs"]),

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from rich.console import Console
+from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.chat import ChatFormat
 from qtarget.data.collate import Batch, Collate
 from qtarget.data.example import Demonstration, Example
+from qtarget.design import reliance, residual, weight
 from qtarget.evaluate.generate import greedy
 from qtarget.evaluate.scores import accuracy
 from qtarget.evaluate.verify import is_correct
-from qtarget.math.head import matmul_dtype
-from qtarget.math.loss import IGNORE
+from qtarget.math.loss import linear_loss
+from qtarget.math.target import Mixture
 from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
 
-CHUNK = 256
+PLAIN_SFT = Mixture(reliance.Constant(1.0), residual.Self(), weight.Constant(1.0))
 SPARE_TOKENS = 8
 
 
@@ -33,31 +37,15 @@ def token_metrics(policy: Policy, prior: FrozenModel | None, batches: Iterable[B
     Measured the same way for every design. The KL runs from the policy to the prior: what the policy now says, judged
     by the model it started from.
     """
-    nll = kl = tokens = 0.0
-    for batch in batches:
-        kept = (batch.labels.reshape(-1) != IGNORE).nonzero().squeeze(1)
-        labels = batch.labels.reshape(-1)[kept]
-        rows = policy(batch.input_ids).flatten(0, 1)[kept]
-        prior_rows = prior.policy(batch.input_ids).flatten(0, 1)[kept] if prior else None
-        for start in range(0, len(kept), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            logp = _logp(policy, rows[chunk])
-            nll -= float(logp.gather(1, labels[chunk, None]).sum())
-            if prior is not None and prior_rows is not None:
-                kl += float(_kl(logp, _logp(prior.policy, prior_rows[chunk])).sum())
-        tokens += len(kept)
-    if not tokens:
-        return {}
-    return {"nll": nll / tokens} | ({"kl_prior": kl / tokens} if prior else {})
-
-
-def _logp(policy: Policy, hidden: Tensor) -> Tensor:
-    return torch.log_softmax(policy.head.logits(hidden, matmul_dtype(hidden)), dim=-1)
-
-
-def _kl(logp: Tensor, log_prior: Tensor) -> Tensor:
-    p = logp.exp()
-    return torch.where(p > 0, p * (logp - log_prior), 0.0).sum(-1)
+    totals = {"nll": 0.0, "kl_prior": 0.0} if prior else {"nll": 0.0}
+    tokens = 0
+    for batch in (batch.to(policy.lm.device) for batch in batches):
+        references = {"prior": prior.reference(batch.input_ids)} if prior else {}
+        out = linear_loss(policy(batch.input_ids), policy.head, batch.labels, PLAIN_SFT, references=references)
+        for name in totals:
+            totals[name] += float(getattr(out, name).sum())
+        tokens += len(out.nll)
+    return {name: total / tokens for name, total in totals.items()} if tokens else {}
 
 
 @dataclass(frozen=True)
@@ -78,12 +66,14 @@ def answer_problems(
     *,
     new_tokens: int,
     batch: int,
+    watch: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> list[Sample]:
     """Greedy answers to verifiable problems, each judged by its own scorer."""
     chat = ChatFormat(tokenizer)
     ends = sorted({chat.end_of_turn, int(tokenizer.eos_token_id or chat.end_of_turn)})
     prompts = [chat.prompt_ids(row.prompt) for row in rows]
-    written = greedy(policy.lm, prompts, ends=ends, pad=int(tokenizer.pad_token_id), new_tokens=new_tokens, batch=batch)
+    pad = int(tokenizer.pad_token_id)
+    written = greedy(policy.lm, prompts, ends=ends, pad=pad, new_tokens=new_tokens, batch=batch, watch=watch)
     return [
         _judge(row, str(tokenizer.decode(ids, skip_special_tokens=True)))
         for row, ids in zip(rows, written, strict=True)
@@ -127,21 +117,29 @@ class Evaluator:
         policy.eval()
         try:
             with torch.no_grad(), self.autocast():
-                metrics = token_metrics(policy, self.prior, self._batches(policy, limit))
-                samples = self._answers(policy, limit)
+                watch = partial(_watched, hidden=limit is not None)
+                metrics = token_metrics(policy, self.prior, watch(self._batches(limit), title="held-out nll"))
+                samples = self._answers(policy, limit, partial(watch, title="held-out answers"))
         finally:
             policy.train(was_training)
         return metrics | accuracy_metrics(samples), samples
 
-    def _batches(self, policy: Policy, limit: int | None) -> Iterator[Batch]:
+    def _batches(self, limit: int | None) -> list[Batch]:
         collate = Collate(int(self.tokenizer.pad_token_id))
         by_length = sorted(self.examples[:limit], key=len)
-        for start in range(0, len(by_length), self.batch_size):
-            yield collate(by_length[start : start + self.batch_size]).to(policy.lm.device)
+        starts = range(0, len(by_length), self.batch_size)
+        return [collate(by_length[start : start + self.batch_size]) for start in starts]
 
-    def _answers(self, policy: Policy, limit: int | None) -> list[Sample]:
+    def _answers(self, policy: Policy, limit: int | None, watch: Callable[[list[Any]], Iterable[Any]]) -> list[Sample]:
         problems = [row for row in self.rows[:limit] if row.entry is not None]
         if not problems:
             return []
         longest = self.new_tokens or SPARE_TOKENS + max(sum(example.supervised) for example in self.examples)
-        return answer_problems(policy, self.tokenizer, problems, new_tokens=longest, batch=self.batch_size)
+        batch = self.batch_size
+        return answer_problems(policy, self.tokenizer, problems, new_tokens=longest, batch=batch, watch=watch)
+
+
+def _watched(batches: list[Any], *, title: str, hidden: bool) -> Iterable[Any]:
+    """A bar with the time left on a terminal; nothing while the training's own bar is up, or where nobody watches."""
+    quiet = hidden or not sys.stderr.isatty()
+    return track(batches, title, console=Console(stderr=True), transient=True, disable=quiet)

@@ -32,6 +32,7 @@ class TokenStatistics:
     trust: Tensor  # w·(Q_y − m·p_y)/(1 − p_y)
     entropy: Tensor  # H(p), nats
     gap: Tensor  # ½‖m·p − Q‖₁: total variation between policy and target, step size aside
+    kl_prior: Tensor  # KL(p‖π_0), nats: how far the policy has gone; NaN where no full prior is given
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,17 @@ def _score(
         trust=target.trust(view),
         entropy=torch.special.entr(logp.exp()).sum(-1),
         gap=0.5 * torch.linalg.vector_norm(gradient, ord=1, dim=-1) / step,
+        kl_prior=_drift(view),
     )
     return statistics, gradient.mul_(tokens.scale[rows, None]) if wants_gradient else None
+
+
+def _drift(view: TokenView) -> Tensor:
+    prior = view.references.get("prior")
+    if prior is None or prior.reference.rows is None:
+        return torch.full_like(view.label_logp, torch.nan)
+    p = view.logp.exp()
+    return torch.where(p > 0, p * (view.logp - prior.logp), 0.0).sum(-1)
 
 
 def _raise_not_finite(logits: Tensor, label_logp: Tensor, offset: int) -> None:

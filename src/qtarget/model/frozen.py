@@ -20,7 +20,6 @@ class FrozenModel:
         return self
 
     @torch.no_grad()
-    def reference(self, input_ids: Tensor, kept: Tensor) -> Reference:
-        """What this model says at the `kept` positions (indices into the flattened [B·T]) of input_ids [B, T]."""
-        hidden = self.policy(input_ids)
-        return Reference.hidden(hidden.reshape(-1, hidden.shape[-1])[kept], self.policy.head)
+    def reference(self, input_ids: Tensor) -> Reference:
+        """What this model says at the B·T positions of input_ids [B, T]."""
+        return Reference.hidden(self.policy(input_ids).flatten(0, 1), self.policy.head)

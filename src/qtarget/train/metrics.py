@@ -15,6 +15,7 @@ PER_TOKEN = {
     "target/reliance": "reliance",
     "target/weight": "weight",
     "target/gap": "gap",
+    "target/kl_prior": "kl_prior",
     "train/entropy": "entropy",
 }
 BY_TRUTH = {"target/trust": "trust", "target/reliance": "reliance", "train/nll": "nll"}
@@ -36,7 +37,8 @@ class TokenMeans:
     def update(self, out: LossOutput, wrong: Tensor) -> None:
         """out: statistics of N tokens; wrong [N] bool: the tokens that noise made wrong."""
         for name, field in PER_TOKEN.items():
-            self._add(name, getattr(out, field))
+            values = getattr(out, field)
+            self._add(name, values[~values.isnan()])  # a run without a full prior knows no drift from it
         for name, field in BY_TRUTH.items():
             values = getattr(out, field)
             self._add(f"{name}_clean", values[~wrong])

@@ -53,15 +53,13 @@ class QTargetModule(L.LightningModule):
 
     def token_loss(self, batch: Batch, token_scale: float = 1.0) -> LossOutput:
         """The design's loss on the supervised tokens of a batch; references run on the same input ids."""
-        kept = (batch.labels.reshape(-1) != IGNORE).nonzero().squeeze(1)
-        hidden = self.policy(batch.input_ids)
         return linear_loss(
-            hidden.reshape(-1, hidden.shape[-1])[kept],
+            self.policy(batch.input_ids),
             self.policy.head,
-            batch.labels.reshape(-1)[kept],
+            batch.labels,
             self.design,
-            references={role: frozen.reference(batch.input_ids, kept) for role, frozen in self.references.items()},
-            columns={name: column.reshape(-1)[kept] for name, column in batch.columns.items()},
+            references={role: frozen.reference(batch.input_ids) for role, frozen in self.references.items()},
+            columns=batch.columns,
             progress=min(1.0, self.global_step / max(1, self.total_steps)),
             token_scale=token_scale,
             chunk_size=self.chunk_size,

@@ -1,0 +1,83 @@
+"""What a configuration can be wrong about, told from the configuration alone: before data is read or a model found."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from qtarget.errors import QTargetError
+from qtarget.model.provide import DTYPES
+
+ROLES = ("prior", "teacher")
+PRECISIONS = ("32-true", "bf16-mixed")
+WHOLE_NUMBERS = {
+    "seed": 0,
+    "trainer.max_steps": 0,
+    "trainer.batch_size": 1,
+    "trainer.accumulate": 1,
+    "trainer.log_every": 1,
+    "trainer.eval_every": 0,
+    "eval.batch_size": 1,
+    "eval.new_tokens": 1,
+    "eval.problems_in_training": 1,
+    "loss.chunk_size": 1,
+    "data.rows": 0,
+    "data.reserve_rows": 0,
+    "data.heldout_rows": 0,
+    "data.max_length": 2,
+}
+MAY_BE_NULL = (
+    "eval.new_tokens",
+    "eval.problems_in_training",
+    "loss.chunk_size",
+    "data.rows",
+    "data.heldout_rows",
+    "data.max_length",
+)
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise QTargetError for the first thing the user has to mend."""
+    _check_complete(cfg)
+    _check_values(cfg)
+
+
+def reference_name(cfg: DictConfig, role: str) -> str | None:
+    """The model that a role is configured to be; the prior's default is where training starts. None: no such role."""
+    node = cfg.references.get(role)
+    if isinstance(node, str):
+        raise QTargetError(
+            f"references.{role}={node} sets a text, not a reference: write reference@references.{role}={node}"
+        )
+    if node is None or node.kind == "none":
+        return None
+    return node.name or (cfg.model.name if role == "prior" else None)
+
+
+def _check_complete(cfg: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise QTargetError(f"{', '.join(missing)} must be set: add {missing[0]}=… to the command line")
+
+
+def _check_whole_number(key: str, value: object, least: int) -> None:
+    if value is None and key in MAY_BE_NULL:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise QTargetError(f"{key} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_values(cfg: DictConfig) -> None:
+    trainer = cfg.trainer
+    if trainer.precision not in PRECISIONS:
+        raise QTargetError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {trainer.precision!r}")
+    for key, least in WHOLE_NUMBERS.items():
+        _check_whole_number(key, OmegaConf.select(cfg, key), least)
+    if isinstance(trainer.clip, str) or trainer.clip < 0:
+        raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")
+    if trainer.devices != 1:
+        raise QTargetError(f"trainer.devices must be 1, got {trainer.devices!r}: a run trains on one device")
+    dtypes = {"model": cfg.model.dtype, "checkpoint": cfg.checkpoint.dtype}
+    dtypes |= {f"references.{role}": cfg.references[role].dtype for role in ROLES if reference_name(cfg, role)}
+    for name, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            raise QTargetError(f"{name}.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
