@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import qtarget
-from qtarget.data.collate import Batch
+from qtarget.data.batch import Batch
 from qtarget.data.module import DataConfig, SFTData, prepare
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.math.loss import IGNORE

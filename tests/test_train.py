@@ -267,7 +267,7 @@ def test_a_crash_in_one_job_does_not_stop_the_next(
 
 
 def test_a_checkpoint_is_an_ordinary_model_and_can_teach(workdir: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     assert qtarget_cli(["train", *SMALL, "experiment_name=teacher"]) == 0
     (folder,) = workdir.glob("outputs/teacher/*/checkpoint")
@@ -374,7 +374,7 @@ def test_a_folder_of_another_configuration_is_refused(workdir: Path) -> None:
 
 
 def test_two_processes_do_not_run_one_job(workdir: Path) -> None:
-    from filelock import FileLock  # noqa: PLC0415
+    from filelock import FileLock
 
     Path("here").mkdir()
     with FileLock("here/.lock"), pytest.raises(QTargetError, match="another process is running this job"):
@@ -405,7 +405,7 @@ def test_an_interrupted_run_says_so_and_runs_again(
 
 
 def test_a_tracker_that_fails_costs_a_warning_not_the_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qtarget.track.sinks import Nothing  # noqa: PLC0415
+    from qtarget.track.sinks import Nothing
 
     def unreachable(*args: Any, **options: Any) -> None:
         raise ConnectionError("gone")

@@ -32,12 +32,12 @@ def run(given: Sequence[str]) -> int:
         return 0
     name, *rest = given
     if name in ("-V", "--version"):
-        from qtarget import __version__  # noqa: PLC0415
+        from qtarget import __version__
 
         print(f"qtarget {__version__}")
         return 0
     if name not in COMMANDS:
-        from qtarget.app.configs import nearest  # noqa: PLC0415
+        from qtarget.app.configs import nearest
 
         print(f"qtarget: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
@@ -46,7 +46,7 @@ def run(given: Sequence[str]) -> int:
 
 def guarded(command: Callable[[], int]) -> int:
     """Errors that are the user's to mend in one message, without a traceback."""
-    from qtarget.errors import FULL_ERROR, QTargetError  # noqa: PLC0415
+    from qtarget.errors import FULL_ERROR, QTargetError
 
     try:
         return command()
@@ -61,13 +61,13 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def _train(rest: list[str]) -> int:
-    from qtarget.app.launch import launch  # noqa: PLC0415
+    from qtarget.app.launch import launch
 
     return launch(rest)
 
 
 def _compare(rest: list[str]) -> int:
-    import argparse  # noqa: PLC0415
+    import argparse
 
     parser = argparse.ArgumentParser(prog="qtarget compare", description="Compare the runs below folders.")
     parser.add_argument("paths", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
@@ -75,19 +75,19 @@ def _compare(rest: list[str]) -> int:
     parser.add_argument("--format", choices=("rich", "md", "csv"), default="rich", help="of the printed table")
     options = parser.parse_args(rest)
 
-    from qtarget.app.compare import compare  # noqa: PLC0415
+    from qtarget.app.compare import compare
 
     return compare(options.paths, out=options.out, format=options.format)
 
 
 def _show(rest: list[str]) -> int:
-    from qtarget.app.show import show  # noqa: PLC0415
+    from qtarget.app.show import show
 
     return show(rest)
 
 
 def _doctor(rest: list[str]) -> int:
-    from qtarget.app.doctor import doctor  # noqa: PLC0415
+    from qtarget.app.doctor import doctor
 
     return doctor()
 

@@ -43,9 +43,9 @@ def compare(paths: Sequence[str | Path], out: Path | None = None, format: str = 
 
 def write_files(runs: Sequence[Run], folder: Path) -> tuple[Path, Path]:
     """report.html and comparison.png in `folder`."""
-    from qtarget.track.drawing import draw_png  # noqa: PLC0415  (plots and templates only where they are made)
-    from qtarget.track.figures import panels  # noqa: PLC0415
-    from qtarget.track.report import write_report  # noqa: PLC0415
+    from qtarget.track.drawing import draw_png  # plots and templates only where they are made
+    from qtarget.track.figures import panels
+    from qtarget.track.report import write_report
 
     folder.mkdir(parents=True, exist_ok=True)
     page, picture = folder / "report.html", folder / "comparison.png"
@@ -67,9 +67,9 @@ def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
 
 def rich_table(runs: Sequence[Run], group: str) -> Table:
     """The columns of one group, the design's name in front."""
-    from rich import box  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
 
     columns = _columns(group)
     table = Table(title=TABLE_TITLES[group], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -131,7 +131,7 @@ def _markdown(text: str) -> str:
 
 
 def _console(stderr: bool = False) -> Console:
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH)

@@ -103,7 +103,7 @@ def instantiate_design(target: DictConfig) -> Any:
 
 def instantiate(node: Mapping[Any, Any] | DictConfig) -> Any:
     """Hydra's instantiate; errors raised by a part reach the user as they were written."""
-    from hydra.utils import instantiate as hydra_instantiate  # noqa: PLC0415 - keeps start-up light
+    from hydra.utils import instantiate as hydra_instantiate  # keeps start-up light
 
     try:
         return hydra_instantiate(node, _convert_="all")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 def doctor() -> int:
     """Print the facts; 0 where everything that training needs is there, 1 otherwise."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
     table = Table(title="qtarget doctor", show_header=False)
     missing = []
@@ -28,7 +28,7 @@ def doctor() -> int:
 
 def facts() -> Iterator[tuple[str, str, str]]:
     """(what, what is, what to do about it or "")."""
-    from qtarget.track.record import versions  # noqa: PLC0415
+    from qtarget.track.record import versions
 
     yield "python", f"{platform.python_version()} on {platform.platform()}", ""
     yield "packages", ", ".join(f"{name} {version}" for name, version in versions().items()), ""
@@ -40,7 +40,7 @@ def facts() -> Iterator[tuple[str, str, str]]:
 
 
 def _device() -> tuple[str, str]:
-    import torch  # noqa: PLC0415
+    import torch
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -49,7 +49,7 @@ def _device() -> tuple[str, str]:
 
 
 def _model() -> tuple[str, str]:
-    from qtarget.model import embedded  # noqa: PLC0415
+    from qtarget.model import embedded
 
     if (embedded.converted_dir() / "config.json").is_file():
         return f"smollm2_135m: converted, in {embedded.converted_dir()}", ""
@@ -63,7 +63,7 @@ def _model() -> tuple[str, str]:
 
 
 def _cache() -> Path:
-    from qtarget.model.paths import cache_dir  # noqa: PLC0415
+    from qtarget.model.paths import cache_dir
 
     return cache_dir()
 

@@ -60,7 +60,7 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
     """The function Hydra runs per job: notes what became of it, so that a failing one doesn't stop the others."""
 
     def job(cfg: DictConfig) -> Any:
-        from qtarget.app.train import run_job  # noqa: PLC0415 - torch and transformers come in here
+        from qtarget.app.train import run_job  # torch and transformers come in here
 
         settings = HydraConfig.get()
         folder = Path(settings.runtime.output_dir)

@@ -10,8 +10,8 @@ from qtarget.errors import QTargetError
 
 def show(arguments: Sequence[str]) -> int:
     """Print each named design, with any part or field changed as on the training command line."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console
+    from rich.table import Table
 
     names, changes = _split(arguments)
     console = Console()
@@ -33,7 +33,7 @@ def show(arguments: Sequence[str]) -> int:
 
 def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     """Field → text, for one design."""
-    from qtarget.math.target import needs  # noqa: PLC0415
+    from qtarget.math.target import needs
 
     design, told = instantiate_design(compose_target(name, changes)), about(name)
     wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())

@@ -77,7 +77,7 @@ def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
     _prepare_process(cfg.seed)
     plan = compose.plan(cfg)
-    record.note(design=plan.described, rows=plan.prepared.counts)
+    record.note(design=plan.described, rows=plan.prepared.counts, model=plan.model.location)
     print(f"{title}: {plan.extent}")
     policy, frozen = compose.load_models(plan)
     module = compose.module(plan, policy, frozen)

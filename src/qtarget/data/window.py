@@ -1,29 +1,15 @@
-"""The optimizer step a micro-batch belongs to, known before its first backward."""
+"""Micro-batches that know the optimizer step they belong to before its first backward."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-if TYPE_CHECKING:
-    from qtarget.data.collate import Batch
-
-
-@dataclass(frozen=True)
-class StepWindow:
-    """tokens: supervised tokens of the whole optimizer step, over micro-batches and ranks.
-
-    loss_scale: what one token's loss is multiplied by so that the optimizer sees Σ loss / tokens. Lightning divides
-    every micro-batch's loss by `accumulate` and DDP averages gradients over `world` ranks; both are undone here.
-    """
-
-    tokens: int
-    loss_scale: float
+from qtarget.data.batch import Batch, StepWindow
 
 
 @dataclass(frozen=True)

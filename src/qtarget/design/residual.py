@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class Uniform:
 class Prior:
     """π̃ = π_0: the model training started from (KL(π_0‖p) regularisation, ASFT, GIFT)."""
 
-    needs = {"prior": "full"}  # noqa: RUF012 - a class constant, not a field
+    needs: ClassVar[Mapping[str, str]] = {"prior": "full"}
 
     def __call__(self, view: TokenView) -> Tensor:
         return view.logp_of("prior")
@@ -55,7 +56,7 @@ class Prior:
 class Teacher:
     """π̃ = π_T: forward-KL distillation (Hinton et al., arXiv 1503.02531)."""
 
-    needs = {"teacher": "full"}  # noqa: RUF012
+    needs: ClassVar[Mapping[str, str]] = {"teacher": "full"}
 
     def __call__(self, view: TokenView) -> Tensor:
         return view.logp_of("teacher")

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
+from qtarget.data.batch import Batch
 from qtarget.data.chat import ChatFormat
-from qtarget.data.collate import Batch, Collate
+from qtarget.data.collate import Collate
 from qtarget.data.example import Demonstration, Example
 from qtarget.design import reliance, residual, weight
 from qtarget.evaluate.generate import greedy

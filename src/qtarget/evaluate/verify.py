@@ -23,6 +23,6 @@ def final_answer(completion: str) -> str:
 
 @cache
 def _scorer(task: str) -> Any:
-    import reasoning_gym  # noqa: PLC0415 - takes seconds, and only verified data needs it
+    import reasoning_gym  # takes seconds, and only verified data needs it
 
     return reasoning_gym.get_score_answer_fn(task)

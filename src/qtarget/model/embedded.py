@@ -51,8 +51,8 @@ def embedded_model() -> Path | None:
 
 def _convert(source: Path, target: Path) -> None:
     """Dequantise to fp32 safetensors in a temporary folder, then rename: a killed conversion leaves nothing behind."""
-    import torch  # noqa: PLC0415 - heavy, and only the first use needs it
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    import torch  # heavy, and only the first use needs it
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"First use: converting {source.name} to safetensors in {target} (once, about 20 seconds)")
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))

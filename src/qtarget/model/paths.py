@@ -8,7 +8,7 @@ from pathlib import Path
 
 def cache_dir() -> Path:
     """$QTARGET_CACHE, or the platform's user cache folder for qtarget."""
-    from platformdirs import user_cache_path  # noqa: PLC0415 - only where the variable is unset
+    from platformdirs import user_cache_path  # only where the variable is unset
 
     chosen = os.environ.get("QTARGET_CACHE")
     return Path(chosen).expanduser() if chosen else user_cache_path("qtarget")

@@ -22,7 +22,7 @@ PNG_INCHES, PNG_DPI = (14.0, 10.4), 100
 
 def plotly_figure(panel: Panel) -> go.Figure:
     """One plot for a page or a notebook; a run's traces share a legend group named by its index."""
-    import plotly.graph_objects as go  # noqa: PLC0415  (half a second that only a report should pay)
+    import plotly.graph_objects as go  # half a second that only a report should pay
 
     traces = [_plotly_dot(dot, place) for place, dot in enumerate(panel.dots)] + [
         _plotly_line(line) for line in panel.lines
@@ -105,9 +105,9 @@ def _plotly_mark(mark: Mark, size: int) -> dict[str, Any]:
 
 def draw_png(plots: Sequence[Panel], path: Path) -> None:
     """The same plots, two by two, in one picture of about 1400 × 1040 pixels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-    from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks is still a name
@@ -178,7 +178,7 @@ STYLE_NAMES = {"nll": ("train", "validation"), "trust": ("clean tokens", "wrong 
 
 def _name_styles(axes: Axes, panel: Panel) -> None:
     """A small key for solid and dashed: the picture travels without its caption."""
-    from matplotlib.lines import Line2D  # noqa: PLC0415
+    from matplotlib.lines import Line2D
 
     if panel.key not in STYLE_NAMES or not any(line.dashed for line in panel.lines):
         return
@@ -191,7 +191,7 @@ def _name_styles(axes: Axes, panel: Panel) -> None:
 
 
 def _legend_handle(mark: Mark) -> Any:
-    from matplotlib.lines import Line2D  # noqa: PLC0415
+    from matplotlib.lines import Line2D
 
     return Line2D([], [], color=mark.colour, marker=SYMBOLS[mark.symbol][1], linewidth=1.7, label=_plain(mark.label))
 

@@ -33,7 +33,7 @@ def write_report(runs: Sequence[Run], path: Path) -> None:
 
 def render(runs: Sequence[Run]) -> str:
     """The page as text. Everything that comes from a run is escaped; only plotly.js itself goes in as it is."""
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415  (5 MB of script, read when a page is made)
+    from plotly.offline import get_plotlyjs  # 5 MB of script, read when a page is made
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ class Wandb:
             raise QTargetError(f"tracker.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
 
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        import wandb  # noqa: PLC0415 - slow to import, and optional
+        import wandb  # slow to import, and optional
 
         try:
             self._run = wandb.init(

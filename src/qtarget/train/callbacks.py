@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qtarget.data.collate import Batch
+from qtarget.data.batch import Batch
 from qtarget.train.module import QTargetModule
 
 Log = Callable[[int, dict[str, float]], None]

@@ -9,7 +9,7 @@ import lightning as L
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from qtarget.data.collate import Batch
+from qtarget.data.batch import Batch
 from qtarget.math.loss import IGNORE, LossOutput, linear_loss
 from qtarget.math.target import Design
 from qtarget.model.frozen import FrozenModel

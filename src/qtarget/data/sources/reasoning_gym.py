@@ -52,7 +52,7 @@ class ReasoningGym:
                 yield entry
 
     def _entries(self, draws: int) -> Iterator[Mapping[str, Any]]:
-        import reasoning_gym  # noqa: PLC0415 - takes seconds, and only this source needs it
+        import reasoning_gym  # takes seconds, and only this source needs it
 
         try:
             dataset = reasoning_gym.create_dataset(self.task, size=draws, seed=self.seed, **self.options)
