@@ -45,6 +45,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["target=kd", "reference@references.teacher=frozen", "references.teacher.name=outputs/teacher"],
         "no model at outputs/teacher",
     ),
+    "teacher named, not chosen": (["references.teacher.name=tiny"], "add reference@references.teacher=frozen"),
     "no data path": (["data=jsonl"], "data.source.path must be set"),
     "no model name": (["model=path"], "model.name must be set"),
     "clip": (["trainer.clip=-1"], "trainer.clip must be a number of at least 0"),

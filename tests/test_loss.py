@@ -204,6 +204,18 @@ def test_misaligned_input_is_refused(changes: dict[str, Any], message: str) -> N
         qtarget.linear_loss(torch.randn(2, 4, 3), torch.randn(5, 3), labels, load_design("sft"), **arguments)
 
 
+def test_a_head_or_reference_of_another_kind_is_refused() -> None:
+    hidden, weight, labels, _ = world()
+    anything: Any = torch.nn.Linear(D, V)
+    with pytest.raises(QTargetError, match="head must be its weight"):
+        qtarget.linear_loss(hidden, anything, labels, load_design("sft"))
+    with pytest.raises(QTargetError, match="is it transposed"):
+        qtarget.linear_loss(hidden, weight.T, labels, load_design("sft"))
+    raw: Any = {"teacher": torch.randn(N, V)}
+    with pytest.raises(QTargetError, match=r"the teacher must be a qtarget\.Reference, got Tensor"):
+        qtarget.linear_loss(hidden, weight, labels, load_design("kd"), references=raw)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_named(case: str) -> None:
     change, message = BAD[case]

@@ -48,7 +48,11 @@ def reference_name(cfg: DictConfig, role: str) -> str | None:
         raise QTargetError(
             f"references.{role}={node} sets a text, not a reference: write reference@references.{role}={node}"
         )
-    if node is None or node.kind == "none":
+    if node is None:
+        return None
+    if node.kind == "none":
+        if node.name:
+            raise QTargetError(f"references.{role}.name is given but no {role}: add reference@references.{role}=frozen")
         return None
     return node.name or (cfg.model.name if role == "prior" else None)
 

@@ -56,7 +56,9 @@ def guarded(command: Callable[[], int]) -> int:
         print(f"qtarget: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("qtarget: interrupted; finished jobs are kept, the same command goes on with the rest", file=sys.stderr)
+        print(
+            "qtarget: interrupted; finished jobs are kept, the same command starts the others afresh", file=sys.stderr
+        )
         return 130
 
 

@@ -108,10 +108,18 @@ def instantiate(node: Mapping[Any, Any] | DictConfig) -> Any:
     try:
         return hydra_instantiate(node, _convert_="all")
     except HydraException as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, QTargetError):
-            cause = cause.__cause__
-        raise cause or QTargetError(str(error)) from error
+        causes = list(_causes(error))
+        mine = next((cause for cause in causes if isinstance(cause, QTargetError)), None)
+        told = str(error).split(", set env var")[0]
+        raise mine or QTargetError(f"{told}: {causes[-1]}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what caused it, and so on to the first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def config_error(error: Exception, config_name: str, overrides: Iterable[str]) -> QTargetError:

@@ -27,7 +27,7 @@ def show(arguments: Sequence[str]) -> int:
         for field, text in describe(name, changes).items():
             table.add_row(field, text)
         console.print(table)
-    console.print(f"next: qtarget train target={names[0]}")
+    console.print(f"next: qtarget train target={' '.join([names[0], *changes])}", markup=False, highlight=False)
     return 0
 
 
@@ -38,7 +38,7 @@ def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     design, told = instantiate_design(compose_target(name, changes)), about(name)
     wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())
     return {
-        "formula": told["formula"],
+        "formula" if not changes else "formula as shipped": told["formula"],
         "reliance γ": str(getattr(design, "reliance", "–")),
         "residual π̃": str(getattr(design, "residual", "–")),
         "weight w": str(getattr(design, "weight", "–")),

@@ -51,7 +51,10 @@ def _stored(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
             f"{folder} holds a run of another configuration ({result.get('name')}): choose another folder with "
             "hydra.run.dir, or remove it"
         )
-    return result if result["status"] == "finished" else None
+    if result["status"] != "finished":
+        return None
+    print(f"{result['name']}: finished already, not trained again; remove {folder} to have it run anew")
+    return result
 
 
 def _fresh(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:

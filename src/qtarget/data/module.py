@@ -71,7 +71,9 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     rows_fit = {example.row for example in heldout_examples}
     kept = [row for row in heldout if row.row in rows_fit]
     if not train:
-        raise QTargetError("no training row is left: ask for more rows (data.rows, data.reserve_rows)")
+        raise QTargetError(
+            f"no training row is left of {config.source}: ask for more rows, or give a file that has some"
+        )
     counts = {
         "train": len(train),
         "noisy": sum(any(example.wrong) for example in train),

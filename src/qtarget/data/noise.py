@@ -52,7 +52,10 @@ class WrongAnswer:
 def _final_number(row: Demonstration) -> re.Match[str]:
     found = _LAST_NUMBER.search(row.completion)
     if found is None:
-        raise QTargetError(f"row {row.row}: wrong_answer noise found no number in the answer {row.completion[:60]!r}")
+        raise QTargetError(
+            f"row {row.row}: wrong_answer noise found no number in the answer {row.completion[:60]!r}: "
+            "every answer needs one, or set data.noise.rate=0"
+        )
     return found
 
 

@@ -96,7 +96,11 @@ def linear_loss(
     hidden states [N, D] and of the head [V, D] (fp32) stay. Where neither wants a gradient (validation) or the head is
     frozen, that work is skipped. Unsupervised positions never reach the head.
     """
+    if not isinstance(head, Head | Tensor):
+        raise QTargetError(f"head must be its weight [V, D] or a qtarget.Head, got {type(head).__name__}")
     head = head if isinstance(head, Head) else Head(head)
+    if head.weight.shape[1] != hidden.shape[-1]:
+        raise QTargetError(f"head weight {tuple(head.weight.shape)} is not [V, {hidden.shape[-1]}]: is it transposed?")
     tokens = _Tokens.keep_supervised(
         labels, hidden.shape[:-1], references=references, columns=columns, token_scale=token_scale, progress=progress
     )
@@ -190,6 +194,8 @@ def _check_shapes(
 
 
 def _aligned(role: str, reference: Reference, positions: int) -> Reference:
+    if not isinstance(reference, Reference):
+        raise QTargetError(f"the {role} must be a qtarget.Reference, got {type(reference).__name__}")
     if len(reference) != positions:
         raise QTargetError(
             f"the {role} covers {len(reference)} positions, the labels {positions}; they must be the same"

@@ -83,7 +83,7 @@ class Record:
     def fail(self, error: BaseException) -> None:
         (self.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         status = "failed" if isinstance(error, Exception) else "interrupted"
-        self._close(status, error=f"{type(error).__name__}: {error}")
+        self._close(status, error=f"{type(error).__name__}: {error}".removesuffix(": "))
         self._tell_sink(self.sink.finish, {}, failed=True)
 
     def _close(self, status: str, **facts: Any) -> None:

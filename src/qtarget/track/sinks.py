@@ -68,6 +68,8 @@ class Wandb:
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None:
         if self._run is None:
             return
+        if self.mode == "offline":
+            print(f"W&B: recorded offline, upload with: wandb sync {Path(self._run.dir).parent}")
         self._run.summary.update(dict(metrics))
         self._run.finish(exit_code=1 if failed else 0)
 

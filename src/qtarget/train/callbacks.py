@@ -81,7 +81,8 @@ class StepLogger(L.Callback):
             return
         assert isinstance(pl_module, QTargetModule)
         self._logged = step
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        optim = pl_module.optim  # asked, because the optimizer already holds the next step's rate
+        rate = optim.lr * optim.factor(step - 1, pl_module.total_steps)
         self.record(step, pl_module.recent.pop() | {"train/lr": rate})
 
 
