@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from qtarget.data.example import Demonstration
+from qtarget.design import checks
 from qtarget.errors import QTargetError
 
 _LAST_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?=[^\d]*$)")
@@ -27,8 +28,7 @@ class WrongAnswer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.rate, bool) or not isinstance(self.rate, int | float) or not 0 <= self.rate <= 1:
-            raise QTargetError(f"noise rate must lie in [0, 1], got {self.rate!r}")
+        checks.number("noise rate", self.rate, 0, 1)
         if not isinstance(self.spread, int) or self.spread < 1:
             raise QTargetError(f"noise spread must be a whole number of at least 1, got {self.spread!r}")
 

@@ -1,4 +1,4 @@
-"""Range checks shared by the parts: Hydra checks no types, so a part checks its own fields when it is made."""
+"""Range checks: Hydra checks no types, so whatever it makes checks its own fields, by these."""
 
 from __future__ import annotations
 

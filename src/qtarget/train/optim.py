@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qtarget.errors import QTargetError
+from qtarget.design import checks
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class AdamW:
         beta1, beta2 = self.betas
         ranges = {"lr": self.lr, "warmup": self.warmup, "floor": self.floor, "weight_decay": self.weight_decay}
         for name, value in (*ranges.items(), ("betas", beta1), ("betas", beta2), ("eps", self.eps)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise QTargetError(f"optim.{name} must lie in [0, 1], got {value!r}")
+            checks.number(f"optim.{name}", value, 0, 1)
 
     def configure(self, parameters: Iterable[nn.Parameter], steps: int) -> dict[str, Any]:
         """What LightningModule.configure_optimizers returns."""
