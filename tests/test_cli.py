@@ -21,18 +21,50 @@ TINY = ["train", "model=tiny", "data.rows=16", "data.heldout_rows=4", "trainer.m
 BAD: dict[str, tuple[list[str], str]] = {
     "unknown target": (
         ["target=target_stf"],
-        "unknown target 'target_stf': did you mean 'target_sft'? Allowed: dft, kd",
+        "unknown target 'target_stf': did you mean 'target_sft'? Allowed: asft, beyond_log",
     ),
     "unknown part": (["target/residual=techer"], "unknown target/residual 'techer': did you mean 'teacher'?"),
     "smoothing": (["target=label_smoothing", "target.reliance.smoothing=1.3"], "smoothing must lie in [0, 1], got 1.3"),
     "eta": (["target=target_sft", "target.residual.eta=-0.1"], "eta must lie in [0, 1], got -0.1"),
-    "type": (["target=dft", "target.reliance.alpha=hot"], "alpha must lie in [0, ∞), got 'hot'"),
+    "type": (
+        ["target=dft", "target.reliance.alpha=hot"],
+        "alpha must lie in [0, ∞): 'hot' is neither a number nor a schedule: write linear:A:B",
+    ),
+    "schedule": (
+        ["target=target_sft", "target.residual.eta=linear:0:1.5"],
+        "eta (linear:0:1.5) must lie in [0, 1], got 1.5",
+    ),
+    "schedule's span": (["target=dft", "target.reliance.alpha=cosine:0:1:0.5:0.2"], "FROM comes before TO"),
+    "normalize": (
+        ["target.normalize=mean"],
+        "normalize must be one of tokens, kept, weight_sum, sequences, got 'mean'",
+    ),
+    "slot": (["target=unlikelihood", "target/residual=prior"], "has no residual to choose; its parts: objective, rel"),
+    "dense teacher": (
+        ["target=kd_support", "reference@references.teacher=frozen", "references.teacher.name=tiny"],
+        "this teacher holds all of them: set references.teacher.topk=50, or take target=kd",
+    ),
+    "tail": (
+        [
+            "target=kd",
+            "reference@references.teacher=frozen",
+            "references.teacher.name=tiny",
+            "references.teacher.tail=cut",
+        ],
+        "references.teacher.tail must be one of bucket, renormalised, uniform, got 'cut'",
+    ),
+    "snapshot": (["reference@references.prior=snapshot"], "references.prior can be frozen or none, got 'snapshot'"),
+    "renewal": (["target=psft", "references.old.every=0"], "references.old.every must be a whole number of at least 1"),
+    "old": (
+        ["target=psft", "reference@references.old=none"],
+        "this target needs the old (label or topk or full) and none is configured: add reference@references.old=snapshot",
+    ),
     "source": (["target=dft", "target.reliance.source=oracle"], "source must be one of policy, prior, teacher"),
     "field": (["target=dft", "target.reliance.alpa=2"], "unknown key 'target.reliance.alpa': did you mean 'alpha'?"),
     "key": (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'"),
     "group": (["optimm.lr=1"], "unknown key 'optimm.lr': did you mean 'optim'?"),
-    "teacher": (["target=kd"], "needs a teacher (full distribution) and none is configured"),
-    "unnamed teacher": (["target=kd", "reference@references.teacher=frozen"], "needs a teacher"),
+    "teacher": (["target=kd"], "needs the teacher (topk or full) and none is configured"),
+    "unnamed teacher": (["target=kd", "reference@references.teacher=frozen"], "needs the teacher"),
     "reference as text": (["references.prior=frozen"], "write reference@references.prior=frozen"),
     "model": (["model=path", "model.name=./nowhere"], "no model at nowhere: expected a folder with config.json"),
     "data file": (["data=jsonl", "data.source.path=none.jsonl"], "no data file at 'none.jsonl'"),
@@ -98,7 +130,7 @@ def test_a_missing_model_names_both_ways_to_get_it(
 
 def test_full_errors_on_request(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    with pytest.raises(qtarget.QTargetError, match="needs a teacher"):
+    with pytest.raises(qtarget.QTargetError, match="needs the teacher"):
         qtarget_cli([*TINY, "target=kd"])
 
 

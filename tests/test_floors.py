@@ -51,6 +51,6 @@ def test_libraries_stay_in_their_rooms(path: Path) -> None:
 
 
 def test_math_needs_torch_and_nothing_else() -> None:
-    standard = {"__future__", "collections", "dataclasses", "functools", "warnings"}
+    standard = {"__future__", "collections", "dataclasses", "functools", "math", "typing", "warnings"}
     for path in (SOURCE / "math").glob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= standard | {"torch", "qtarget"}

@@ -173,14 +173,14 @@ BAD: dict[str, tuple[Any, str]] = {
         "NaN logits at supervised token 4",
     ),
     "label": (lambda w: {"labels": w.labels.index_fill(0, torch.tensor([2]), 99)}, r"labels must lie in \[0, 11\)"),
-    "missing": (lambda w: {"references": {}}, "this design needs a teacher; references given: none"),
+    "missing": (lambda w: {"references": {}}, "teacher needs teacher: topk or full; got none"),
     "length": (
         lambda w: {"references": {"teacher": Reference.full(w.teacher[:3])}},
         "the teacher covers 3 positions, the labels 7",
     ),
     "thin": (
         lambda w: {"references": {"teacher": Reference.label(w.labels, {"logp": w.teacher[:, 0]})}},
-        "it holds label statistics only",
+        "teacher needs teacher: topk or full; got label",
     ),
 }
 
@@ -191,8 +191,8 @@ BAD: dict[str, tuple[Any, str]] = {
         ({"labels": torch.zeros(2, 3, dtype=torch.long)}, r"labels has the shape \(2, 3\), the positions \(2, 4\)"),
         ({"columns": {"mask": torch.ones(8)}}, r"mask has the shape \(8,\)"),
         ({"token_scale": torch.ones(4, 2)}, r"token_scale has the shape \(4, 2\)"),
-        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
-        ({"chunk_size": -1}, "chunk_size must be at least 1, got -1"),
+        ({"chunk_size": 0}, "chunk_size must be a whole number of at least 1, got 0"),
+        ({"chunk_size": -1}, "chunk_size must be a whole number of at least 1, got -1"),
     ],
 )
 def test_misaligned_input_is_refused(changes: dict[str, Any], message: str) -> None:

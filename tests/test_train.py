@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from worlds import NEEDS_TOP_K
 
 import qtarget
 from qtarget.app.cli import run as qtarget_cli
@@ -28,13 +29,14 @@ from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import token_metrics
 from qtarget.math.loss import IGNORE
 from qtarget.model import provide
-from qtarget.model.frozen import FrozenModel
+from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 
+TOP_K_TEACHER = "references.teacher.topk=5"
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 SMALL = ["model=tiny", "trainer.max_steps=3", "data.rows=48", "data.heldout_rows=8", "eval.problems_in_training=4"]
 TEACHER = ["reference@references.teacher=frozen", "references.teacher.name=tiny"]
@@ -45,9 +47,10 @@ def tiny_policy() -> Policy:
     return Policy(tiny_model(tiny_config(len(tokenizer))), len(tokenizer))
 
 
-def module(design: str = "sft", **references: FrozenModel) -> QTargetModule:
+def module(design: str = "sft", changes: dict[str, Any] | None = None, **references: FrozenModel) -> QTargetModule:
     optim = AdamW(lr=1e-2, warmup=0.0, weight_decay=0.0)
-    return QTargetModule(tiny_policy().train(), qtarget.load_design(design), references, optim, total_steps=4)
+    loaded = qtarget.load_design(design, **(changes or {}))
+    return QTargetModule(tiny_policy().train(), loaded, references, optim, total_steps=4)
 
 
 def fit(trained: QTargetModule, *, batch_size: int, accumulate: int, steps: int = 1, **options: Any) -> L.Trainer:
@@ -73,17 +76,33 @@ def weights(trained: QTargetModule) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trained.policy.state_dict().items()}
 
 
-@pytest.mark.parametrize("design", options("target"))
+CUTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in options("target")} | {
+    # a random model gives no label a tenth
+    "profit": ("profit", {"reliance.threshold": 0.004}),
+    "beyond_log_threshold": ("beyond_log_threshold", {"reliance.threshold": 0.004}),
+    # the official scope depends on the cut: below
+    "cayley_trans": ("cayley_trans", {"reliance.scope": "step"}),
+    "kept": ("profit", {"reliance.threshold": 0.004, "normalize": "kept"}),
+    "weight_sum": ("iw_sft", {"normalize": "weight_sum"}),
+    "sequences": ("dft", {"normalize": "sequences"}),
+    "rho1 per sequence": ("rho1", {"reliance.scope": "sequence"}),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 2), (1, 8), (3, 3)])
-def test_the_answer_does_not_depend_on_how_the_step_is_cut(design: str, batch_size: int, accumulate: int) -> None:
+def test_the_answer_does_not_depend_on_how_the_step_is_cut(case: str, batch_size: int, accumulate: int) -> None:
     """8 rows of unequal length in one optimizer step: 1×8 = 2×4 = 8×1 = 3+3+2, weights and logged means alike."""
+
+    design, changes = CUTS[case]
 
     def trained(batch_size: int, accumulate: int) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
         frozen = FrozenModel(tiny_policy())
         with torch.no_grad():  # a teacher that differs from the policy
             for parameter in frozen.policy.parameters():
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-        fitted = module(design, prior=frozen, teacher=frozen)
+        teacher = FrozenModel(frozen.policy, topk=5) if design in NEEDS_TOP_K else frozen
+        fitted = module(design, changes, prior=frozen, teacher=teacher, old=frozen)
         # Adam's first step is the gradient's sign; a large ε keeps its size, so that a wrong scale shows.
         fitted.optim = AdamW(lr=1e-2, warmup=0.0, weight_decay=0.0, eps=1.0)
         fit(fitted, batch_size=batch_size, accumulate=accumulate)
@@ -97,6 +116,71 @@ def test_the_answer_does_not_depend_on_how_the_step_is_cut(design: str, batch_si
         moved = tensor - start[name]
         torch.testing.assert_close(got[name] - start[name], moved, atol=1e-7, rtol=1e-2)
     assert any(not torch.equal(tensor, start[name]) for name, tensor in expected.items())
+
+
+def one_step_loss(design: str, changes: dict[str, Any], batch_size: int, accumulate: int) -> float:
+    """What the optimizer is given to minimise in the first step: Σ over micro-batches of loss·share."""
+    trained, total = module(design, changes, prior=FrozenModel(tiny_policy())), 0.0
+    source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
+    prepared = prepare(DataConfig(source, rows=8, heldout_rows=2), tiny_tokenizer(), 1024)
+    for batch in SFTData(prepared.train, 256, batch_size=batch_size, accumulate=accumulate, seed=0).train_dataloader():
+        share = trained.step.share(batch)
+        total += float(trained.token_loss(batch, share.statistics, share.token_scale).total.detach()) / accumulate
+    return total
+
+
+@pytest.mark.parametrize("cut", [(8, 1), (2, 4)])
+def test_each_way_of_dividing_divides_by_what_it_says(cut: tuple[int, int]) -> None:
+    source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
+    prepared = prepare(DataConfig(source, rows=8, heldout_rows=2), tiny_tokenizer(), 1024)
+    (whole,) = SFTData(prepared.train, 256, batch_size=8, accumulate=1, seed=0).train_dataloader()
+    trained = module("profit", {"reliance.threshold": 0.004})
+    with torch.no_grad():
+        out = trained.token_loss(whole)
+    rows = (whole.labels != IGNORE).nonzero()[:, 0]
+    kept = out.reliance > 0
+    assert 0 < int(kept.sum()) < len(kept)
+    expected = {
+        "tokens": out.loss.mean(),
+        "kept": out.loss.sum() / kept.sum(),
+        "weight_sum": out.loss.sum() / (out.weight * out.reliance).sum(),
+        "sequences": torch.stack([out.loss[rows == row].mean() for row in range(8)]).mean(),
+    }
+    for normalize, value in expected.items():
+        got = one_step_loss("profit", {"reliance.threshold": 0.004, "normalize": normalize}, *cut)
+        assert got == pytest.approx(float(value), rel=1e-5), normalize
+
+
+def test_the_old_policy_is_renewed_every_few_steps() -> None:
+    """Between renewals it stays, at one it is the policy; so PSFT with every=1 takes SFT's steps."""
+    old = Snapshot(tiny_policy(), every=2)
+    seen: list[bool] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+            pairs = zip(old.policy.parameters(), trained.policy.parameters(), strict=True)
+            seen.append(all(torch.equal(mine, theirs) for mine, theirs in pairs))
+
+    trained = module("psft", old=old)
+    snapshots = []
+    original = old.renew
+    old.renew = lambda policy, step: (original(policy, step), snapshots.append(step))[0]  # type: ignore[method-assign]
+    fit(trained, batch_size=4, accumulate=2, steps=4, callbacks=[Watch()])
+    assert not seen[-1]  # the last renewal was two steps ago
+    assert set(snapshots) == {0, 1, 2, 3}
+    always, plain = module("psft", old=Snapshot(tiny_policy(), every=1)), module("sft")
+    for one in (always, plain):
+        fit(one, batch_size=4, accumulate=2, steps=3)
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(always)[name], tensor)
+
+
+def test_a_scheduled_field_is_logged_as_it_goes(workdir: Path) -> None:
+    schedule = "target.residual.eta=linear:0:1"
+    assert qtarget_cli(["train", "target=target_sft", schedule, *SMALL, *TEACHER, "trainer.log_every=1"]) == 0
+    (path,) = workdir.glob("outputs/runs/*/metrics.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["target/residual.eta"] for line in lines if "target/residual.eta" in line] == [0.0, 0.5, 1.0]
 
 
 def test_references_stay_out_of_training() -> None:
@@ -175,7 +259,8 @@ def test_the_learning_rate_warms_up_and_falls_to_its_floor() -> None:
 
 @pytest.mark.parametrize("design", options("target"))
 def test_every_design_trains_and_evaluates(design: str, workdir: Path) -> None:
-    assert qtarget_cli(["train", f"target={design}", *SMALL, *TEACHER]) == 0
+    topk = [TOP_K_TEACHER] if design in NEEDS_TOP_K else []
+    assert qtarget_cli(["train", f"target={design}", *SMALL, *TEACHER, *topk]) == 0
     (folder,) = workdir.glob("outputs/runs/*")
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished"
@@ -239,7 +324,7 @@ def test_a_multirun_keeps_what_worked_and_names_what_failed(workdir: Path, capfd
     captured = capfd.readouterr()
     assert captured.out.count("finished  target=") == 2
     assert "FAILED    target=kd" in captured.err
-    assert "this target needs a teacher" in captured.err
+    assert "this target needs the teacher" in captured.err
     assert "1 of 3 jobs failed" in captured.err
     assert "Traceback" not in captured.err
     assert qtarget_cli(["compare", "outputs/runs"]) == 0

@@ -1,8 +1,8 @@
-"""Random logits, labels and references, for laws that hold of every design."""
+"""Random logits, labels and everything that may stand beside them, for laws that hold of every design."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,10 @@ from torch import Tensor
 
 import qtarget
 from qtarget import Reference
+
+TOP_K = 3
+NEEDS_TOP_K = ("kd_support", "kd_truncated")
+"""Designs that compare only the tokens that a top-k teacher kept."""
 
 
 @cache
@@ -27,6 +31,10 @@ class World:
     labels: Tensor
     prior: Tensor
     teacher: Tensor
+    old: Tensor
+    critical: Tensor
+    negatives: Tensor
+    sequence_ids: Tensor
 
     @classmethod
     def random(
@@ -37,16 +45,39 @@ class World:
         def draw() -> Tensor:
             return scale * torch.randn(count, vocab, generator=generator, dtype=dtype)
 
-        return cls(
-            draw(),
-            torch.randint(vocab, (count,), generator=generator),
-            draw().log_softmax(-1),
-            draw().log_softmax(-1),
-        )
+        logits, labels = draw(), torch.randint(vocab, (count,), generator=generator)
+        prior, teacher, old = (draw().log_softmax(-1) for _ in range(3))
+        critical = torch.randint(2, (count,), generator=generator)
+        negatives = torch.randint(vocab, (count, 4), generator=generator)
+        negatives[:, -1] = qtarget.IGNORE
+        return cls(logits, labels, prior, teacher, old, critical, negatives, torch.arange(count) // 3)
+
+    def given(self, name: str = "") -> dict[str, Any]:
+        """The keyword arguments that go with the labels, for the design `name`."""
+        teacher = Reference.full(self.teacher)
+        references = {
+            "prior": Reference.full(self.prior),
+            "teacher": teacher.truncated(TOP_K) if name in NEEDS_TOP_K else teacher,
+            "old": Reference.full(self.old),
+        }
+        return {
+            "references": references,
+            "columns": {"critical": self.critical},
+            "negatives": self.negatives,
+            "sequence_ids": self.sequence_ids,
+        }
 
     @property
     def references(self) -> dict[str, Reference]:
-        return {"prior": Reference.full(self.prior), "teacher": Reference.full(self.teacher)}
+        references: dict[str, Reference] = self.given()["references"]
+        return references
+
+    def at(self, index: Any) -> World:
+        """Some of the positions."""
+        return World(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+    def changed(self, **changes: Any) -> World:
+        return replace(self, **changes)
 
     def leaf(self) -> Tensor:
         return self.logits.clone().requires_grad_()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
 
+from qtarget import checks
 from qtarget.errors import QTargetError
+from qtarget.math.reference import TAILS
 from qtarget.model.provide import DTYPES
 
-ROLES = ("prior", "teacher")
+ROLES = ("prior", "teacher", "old")
+KINDS = {"prior": ("frozen", "none"), "teacher": ("frozen", "none"), "old": ("snapshot", "frozen", "none")}
 PRECISIONS = ("32-true", "bf16-mixed")
 WHOLE_NUMBERS = {
     "seed": 0,
@@ -24,6 +27,9 @@ WHOLE_NUMBERS = {
     "data.reserve_rows": 0,
     "data.heldout_rows": 0,
     "data.max_length": 2,
+    "references.old.every": 1,
+    "references.prior.topk": 1,
+    "references.teacher.topk": 1,
 }
 MAY_BE_NULL = (
     "eval.new_tokens",
@@ -32,6 +38,9 @@ MAY_BE_NULL = (
     "data.rows",
     "data.heldout_rows",
     "data.max_length",
+    "references.old.every",
+    "references.prior.topk",
+    "references.teacher.topk",
 )
 
 
@@ -50,6 +59,10 @@ def reference_name(cfg: DictConfig, role: str) -> str | None:
         )
     if node is None:
         return None
+    if node.kind not in KINDS[role]:
+        raise QTargetError(f"references.{role} can be {' or '.join(KINDS[role])}, got {node.kind!r}")
+    if node.kind == "snapshot":
+        return str(cfg.model.name)
     if node.kind == "none":
         if node.name:
             raise QTargetError(f"references.{role}.name is given but no {role}: add reference@references.{role}=frozen")
@@ -85,3 +98,5 @@ def _check_values(cfg: DictConfig) -> None:
     for name, dtype in dtypes.items():
         if dtype not in DTYPES:
             raise QTargetError(f"{name}.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    for role in ROLES:
+        checks.choice(f"references.{role}.tail", OmegaConf.select(cfg, f"references.{role}.tail") or TAILS[0], TAILS)

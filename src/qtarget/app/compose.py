@@ -15,12 +15,21 @@ from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
-from qtarget.math.target import Design, needs
+from qtarget.math.reference import DETAILS
+from qtarget.math.target import Design, check_references, columns, needs
 from qtarget.model import provide
-from qtarget.model.frozen import FrozenModel
+from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
+from qtarget.train.step import scoring_passes
+
+
+HOW_TO_ADD = {
+    "prior": "reference@references.prior=frozen",
+    "teacher": "reference@references.teacher=frozen references.teacher.name=MODEL, a folder, a run or a hub id",
+    "old": "reference@references.old=snapshot",
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,11 @@ class Plan:
     @property
     def described(self) -> dict[str, str]:
         """The design as run, in words."""
-        parts = ("reliance", "residual", "weight")
-        return {part: str(getattr(self.design, part, "–")) for part in parts} | {"repr": repr(self.design)}
+        parts = ("reliance", "residual", "weight", "objective")
+        told = {part: str(getattr(self.design, part, "–")) for part in parts}
+        passes = scoring_passes(self.design)
+        step = {"before_each_step": f"{passes} scoring pass{'es' * (passes > 1)}"} if passes else {}
+        return told | step | {"repr": repr(self.design)}
 
 
 def plan(cfg: DictConfig) -> Plan:
@@ -64,6 +76,7 @@ def plan(cfg: DictConfig) -> Plan:
     for role, source in references.items():
         _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
     prepared = prepare(data_config, tokenizer, provide.context_length(provide.load_config(model)))
+    _check_columns(design, prepared)
     return Plan(cfg, design, instantiate(cfg.optim), prepared, tokenizer, model, references)
 
 
@@ -73,9 +86,14 @@ def load_models(plan: Plan) -> tuple[Policy, dict[str, FrozenModel]]:
     load = partial(provide.load_policy, vocab_size=vocab, attention=cfg.model.attention)
     policy = load(plan.model, dtype=cfg.model.dtype).train()  # transformers hands models out in eval mode
     frozen = {
-        role: FrozenModel(load(source, dtype=cfg.references[role].dtype)) for role, source in plan.references.items()
+        role: _frozen(load(source, dtype=cfg.references[role].dtype), cfg.references[role])
+        for role, source in plan.references.items()
     }
     return policy, frozen
+
+
+def _frozen(model: Policy, node: DictConfig) -> FrozenModel:
+    return Snapshot(model, node.every) if node.kind == "snapshot" else FrozenModel(model, node.topk, node.tail)
 
 
 def module(plan: Plan, policy: Policy, frozen: Mapping[str, FrozenModel]) -> QTargetModule:
@@ -119,12 +137,27 @@ def _reference_sources(cfg: DictConfig, design: Design) -> dict[str, provide.Sou
     for role, detail in wanted.items():
         if configured.get(role) is None:
             raise QTargetError(
-                f"this target needs a {role} ({detail} distribution) and none is configured: add "
-                f"reference@references.{role}=frozen references.{role}.name=MODEL, a folder, a run or a hub id"
+                f"this target needs the {role} ({' or '.join(DETAILS[DETAILS.index(detail) :])}) and none is configured: "
+                f"add {HOW_TO_ADD[role]}"
             )
+    check_references(design, {role: _detail(cfg, role) for role, name in configured.items() if name})
     if cfg.eval.kl_prior and configured["prior"]:
         wanted.setdefault("prior", "full")
     return {role: provide.resolve(name) for role, name in configured.items() if role in wanted and name}
+
+
+def _detail(cfg: DictConfig, role: str) -> str:
+    """How much of a role's distribution the run will hold."""
+    return "topk" if cfg.references[role].get("topk") else "full"
+
+
+def _check_columns(design: Design, prepared: Prepared) -> None:
+    held = prepared.train[0].columns
+    for name in sorted(columns(design) - set(held)):
+        raise QTargetError(
+            f"this target needs the data column {name!r} and the rows carry {', '.join(held)}: with data=jsonl, give "
+            f"rows {name!r}: [[start, stop], …], characters of the last message, and set data.source.columns=[{name}]"
+        )
 
 
 def _check_same_tokenizer(role: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:

@@ -86,7 +86,8 @@ def compose_target(name: str, overrides: Sequence[str] = ()) -> DictConfig:
 def load_design(name: str, /, **changes: Any) -> Any:
     """A design from its yaml: load_design("target_sft", residual="uniform", **{"reliance.alpha": 0.5}).
 
-    A key without a dot picks a part option (`target/residual=uniform`); a dotted key sets a field of a part. Works
+    A key without a dot picks a part option (`target/residual=uniform`) or sets a field of the design itself
+    (`normalize="kept"`); a dotted key sets a field of a part. Works
     outside, inside and beside a running Hydra app; ./conf of the working folder is on the search path. Raises
     QTargetError for an unknown design, part option or field, and for a value out of range.
     """
@@ -136,6 +137,13 @@ def config_error(error: Exception, config_name: str, overrides: Iterable[str]) -
 def _unknown_key(key: str, config_name: str, overrides: Iterable[str]) -> QTargetError:
     """The message for a key that isn't in the configuration: what stands beside the place it was looked for."""
     cfg = compose_config(config_name, [o for o in overrides if o.partition("=")[0] != key and "," not in o])
+    if key.startswith("target/"):
+        parts = sorted(
+            str(part) for part, node in cfg.target.items() if isinstance(node, DictConfig) and part != "about"
+        )
+        return QTargetError(
+            f"this target has no {key.removeprefix('target/')} to choose; its parts: {', '.join(parts)}"
+        )
     known, name = cfg, key
     while "." in name:
         head, _, rest = name.partition(".")
@@ -153,6 +161,6 @@ def nearest(name: str, legal: Iterable[str]) -> str:
 
 
 def _override(key: str, value: Any) -> str:
-    if "." in key:
-        return f"target.{key}={value}"
-    return f"target/{key}={value}"
+    """A dotted key is a part's field; a plain one names a part's option where there are any, else a field."""
+    picks_option = "." not in key and options(f"target/{key}")
+    return f"target/{key}={value}" if picks_option else f"target.{key}={value}"

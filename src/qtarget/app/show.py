@@ -8,12 +8,26 @@ from qtarget.app.configs import about, compose_target, instantiate_design, list_
 from qtarget.errors import QTargetError
 
 
+SLOTS = {
+    "reliance": "reliance γ",
+    "residual": "residual π̃",
+    "objective": "objective D",
+    "weight": "weight w",
+    "anchor": "anchor λ",
+    "strength": "strength λ",
+    "h": "h",
+    "normalize": "divided by",
+}
+
+
 def show(arguments: Sequence[str]) -> int:
     """Print each named design, with any part or field changed as on the training command line."""
     from rich.console import Console
     from rich.table import Table
 
-    names, changes = _split(arguments)
+    names, changes, others = split_target(arguments)
+    if others:
+        raise QTargetError(f"show takes target=NAME, target/PART=OPTION and target.PART.FIELD=VALUE, got {others[0]!r}")
     console = Console()
     if not names:
         table = Table("target", "formula", "paper", "year", title="target designs")
@@ -39,9 +53,7 @@ def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())
     return {
         "formula" if not changes else "formula as shipped": told["formula"],
-        "reliance γ": str(getattr(design, "reliance", "–")),
-        "residual π̃": str(getattr(design, "residual", "–")),
-        "weight w": str(getattr(design, "weight", "–")),
+        **{title: str(getattr(design, slot)) for slot, title in SLOTS.items() if hasattr(design, slot)},
         "needs": wanted or "nothing beside the policy",
         "paper": f"{told['paper']} ({told['year']})",
         "differs": str(told["differs"]),
@@ -49,17 +61,15 @@ def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     }
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_target(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The designs named by target=A,B, the changes to them below `target`, and all other arguments."""
     names: list[str] = []
     changes: list[str] = []
+    others: list[str] = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "target":
             names += value.split(",")
-        elif key.startswith(("target.", "target/")):
-            changes.append(argument)
         else:
-            raise QTargetError(
-                f"show takes target=NAME, target/PART=OPTION and target.PART.FIELD=VALUE, got {argument!r}"
-            )
-    return names, changes
+            (changes if key.startswith(("target.", "target/")) else others).append(argument)
+    return names, changes, others

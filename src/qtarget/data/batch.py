@@ -13,14 +13,23 @@ from qtarget.math.loss import IGNORE
 
 @dataclass(frozen=True)
 class StepWindow:
-    """tokens: supervised tokens of the whole optimizer step, over micro-batches and ranks.
+    """tokens, sequences: supervised tokens, and rows that have some, of the whole optimizer step over all ranks.
 
-    loss_scale: what one token's loss is multiplied by so that the optimizer sees Σ loss / tokens. Lightning divides
-    every micro-batch's loss by `accumulate` and DDP averages gradients over `world` ranks; both are undone here.
+    undo: what a micro-batch's loss is multiplied by before it is divided once, globally. Lightning divides every
+    micro-batch's loss by `accumulate` and DDP averages gradients over `world` ranks; undo = accumulate·world.
+    batches: the step's micro-batches on this rank, of which this is number `index`.
     """
 
     tokens: int
-    loss_scale: float
+    sequences: int
+    undo: int
+    batches: tuple[Batch, ...] = ()
+    index: int = 0
+
+    @property
+    def loss_scale(self) -> float:
+        """What one token's loss is multiplied by so that the optimizer sees Σ loss / tokens."""
+        return self.undo / max(self.tokens, 1)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,11 @@ class Batch:
     @property
     def supervised(self) -> int:
         return int((self.labels != IGNORE).sum())
+
+    @property
+    def sequences(self) -> int:
+        """Rows with a supervised token."""
+        return int((self.labels != IGNORE).any(-1).sum())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         def move(tensor: Tensor) -> Tensor:

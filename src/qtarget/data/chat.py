@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,17 +48,18 @@ class ChatFormat:
         """
         ids: list[int] = []
         supervised: list[bool] = []
-        wrong: list[bool] = []
+        columns: dict[str, list[bool]] = {name: [] for name in ("wrong", *demonstration.spans)}
         for text, is_reply, spans in self._located(demonstration):
-            tokens, flags = self._reply(text, spans) if is_reply else (self._ids(text), [])
+            tokens, offsets = self._reply(text) if is_reply else (self._ids(text), [])
             ids += tokens
             supervised += [is_reply] * len(tokens)
-            wrong += flags or [False] * len(tokens)
+            for name, column in columns.items():
+                column.extend(_covered(offsets, spans.get(name, ())) or [False] * len(tokens))
         if not any(supervised):
             raise QTargetError(
                 f"row {demonstration.row}: no token to supervise; it needs an assistant message with text"
             )
-        return Example(ids, supervised, wrong, demonstration.row)
+        return Example(ids, supervised, columns, demonstration.row)
 
     @cached_property
     def end_of_turn(self) -> int:
@@ -72,14 +73,14 @@ class ChatFormat:
             raise QTargetError("the tokenizer has no eos token and its chat template closes replies with none: set one")
         return int(end)
 
-    def _located(self, demonstration: Demonstration) -> list[tuple[str, bool, Sequence[Span]]]:
+    def _located(self, demonstration: Demonstration) -> list[tuple[str, bool, Mapping[str, Sequence[Span]]]]:
         try:
             return list(self._segments(demonstration))
         except QTargetError as error:
             raise QTargetError(f"row {demonstration.row}: {error}") from error
 
-    def _segments(self, demonstration: Demonstration) -> Iterator[tuple[str, bool, Sequence[Span]]]:
-        """(text, is it a reply, wrong spans in it) in order; the last reply carries the demonstration's spans.
+    def _segments(self, demonstration: Demonstration) -> Iterator[tuple[str, bool, Mapping[str, Sequence[Span]]]]:
+        """(text, is it a reply, spans in it by column) in order; the last reply carries the demonstration's spans.
 
         A reply ends with its end of turn; what the template writes behind that is context of the next one.
         """
@@ -97,22 +98,28 @@ class ChatFormat:
                     "the chat template rewrites earlier text when a reply is added, so the reply can't be located; "
                     "use a template that appends"
                 )
-            yield before[len(written) :], False, ()
+            yield before[len(written) :], False, {}
             closing = after.find(end, start + len(text.strip()))
             written = after if closing < 0 else after[: closing + len(end)]
-            last = turn == len(messages) - 1
-            yield written[len(before) :], True, _shift(demonstration.wrong, start - len(before)) if last else ()
+            spans = {"wrong": demonstration.wrong, **demonstration.spans} if turn == len(messages) - 1 else {}
+            shift = start - len(before)
+            yield written[len(before) :], True, {name: _shift(found, shift) for name, found in spans.items()}
 
-    def _reply(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[bool]]:
-        """Tokens of a reply and its end of turn (added where the template has none), and which of them are wrong."""
+    def _reply(self, text: str) -> tuple[list[int], list[Span]]:
+        """Tokens of a reply and its end of turn (added where the template has none), and where each stands in it."""
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         if ids[-1] != self.end_of_turn:
             ids, offsets = [*ids, self.end_of_turn], [*offsets, (len(text), len(text))]
-        return ids, [any(low < stop and start < high for low, high in spans) for start, stop in offsets]
+        return ids, offsets
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _covered(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Whether each token shares a character with one of the spans."""
+    return [any(low < stop and start < high for low, high in spans) for start, stop in offsets]
 
 
 def _shift(spans: Sequence[Span], by: int) -> list[Span]:

@@ -22,10 +22,11 @@ class Collate:
         width = max(len(example) for example in examples)
         input_ids = torch.full((len(examples), width), self.pad_id)
         labels = torch.full((len(examples), width), IGNORE)
-        wrong = torch.zeros(len(examples), width, dtype=torch.bool)
+        columns = {name: torch.zeros(len(examples), width, dtype=torch.bool) for name in examples[0].columns}
         for row, example in enumerate(examples):
             ids = torch.tensor(example.input_ids)
             input_ids[row, : len(ids)] = ids
             labels[row, : len(ids) - 1] = torch.where(torch.tensor(example.supervised), ids, IGNORE)[1:]
-            wrong[row, : len(ids) - 1] = torch.tensor(example.wrong)[1:]
-        return Batch(input_ids, labels, {"wrong": wrong}, real_tokens=sum(len(example) for example in examples))
+            for name, column in columns.items():
+                column[row, : len(ids) - 1] = torch.tensor(example.columns[name])[1:]
+        return Batch(input_ids, labels, columns, real_tokens=sum(len(example) for example in examples))

@@ -15,12 +15,14 @@ class Demonstration:
     """One row: a conversation, and what is known about the truth of its last answer.
 
     messages: role ("system", "user", "assistant") and content. wrong: character spans of the last message that noise
-    made wrong. entry: what a verifier needs to score a new answer (a reasoning-gym entry), or None.
+    made wrong. spans: data column → character spans of the last message that carry it, such as critical tokens. entry:
+    what a verifier needs to score a new answer (a reasoning-gym entry), or None.
     """
 
     messages: Sequence[Message]
     row: int
     wrong: tuple[Span, ...] = ()
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     entry: Mapping[str, Any] | None = field(default=None, repr=False)
 
     @property
@@ -34,12 +36,17 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Example:
-    """One demonstration as tokens: ids [T], and per token whether it is supervised and whether noise made it wrong."""
+    """One demonstration as tokens: ids [T], per token whether it is supervised, and columns ("wrong" always)."""
 
     input_ids: Sequence[int]
     supervised: Sequence[bool]
-    wrong: Sequence[bool]
+    columns: Mapping[str, Sequence[bool]]
     row: int
+
+    @property
+    def wrong(self) -> Sequence[bool]:
+        """Which tokens noise made wrong."""
+        return self.columns["wrong"]
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -104,7 +104,7 @@ def _cut(example: Example, limit: int) -> Example:
         example,
         input_ids=example.input_ids[:limit],
         supervised=example.supervised[:limit],
-        wrong=example.wrong[:limit],
+        columns={name: column[:limit] for name, column in example.columns.items()},
     )
     if not any(cut.supervised):
         raise QTargetError(

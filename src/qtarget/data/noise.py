@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from qtarget.data.example import Demonstration
-from qtarget.design import checks
+from qtarget import checks
+from qtarget.data.example import Demonstration, Span
 from qtarget.errors import QTargetError
 
 _LAST_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?=[^\d]*$)")
@@ -46,7 +46,19 @@ class WrongAnswer:
         # A wrong number that merely stops short of the truth ("42" → "4") departs at its end: its last character
         # carries the blame.
         first = min(_common_prefix(wrong, truth.group()), len(wrong) - 1)
-        return replace(row, messages=messages, wrong=((truth.start() + first, truth.start() + len(wrong)),))
+        spans = {name: _moved(found, truth.span(), len(wrong)) for name, found in row.spans.items()}
+        start = truth.start()
+        return replace(row, messages=messages, wrong=((start + first, start + len(wrong)),), spans=spans)
+
+
+def _moved(spans: Sequence[Span], replaced: Span, length: int) -> tuple[Span, ...]:
+    """Spans of a text in which the characters `replaced` gave way to `length` others."""
+    low, high = replaced
+
+    def moved(place: int, inside: int) -> int:
+        return place if place <= low else inside if place < high else place - high + low + length
+
+    return tuple((moved(start, low), moved(stop, low + length)) for start, stop in spans)
 
 
 def _final_number(row: Demonstration) -> re.Match[str]:

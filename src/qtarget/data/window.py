@@ -32,12 +32,14 @@ class WindowedLoader:
         batches = iter(self.loader)
         while micro_batches := list(islice(batches, self.accumulate)):
             window = self._window(micro_batches)
-            yield from (replace(batch, window=window) for batch in micro_batches)
+            for index, batch in enumerate(micro_batches):
+                yield replace(batch, window=replace(window, index=index))
 
     def _window(self, micro_batches: list[Batch]) -> StepWindow:
-        tokens, world = sum(batch.supervised for batch in micro_batches), 1
+        counts = torch.tensor([(batch.supervised, batch.sequences) for batch in micro_batches]).sum(0)
+        world = 1
         if dist.is_available() and dist.is_initialized():
-            count = torch.tensor(tokens)
-            dist.all_reduce(count)
-            tokens, world = int(count), dist.get_world_size()
-        return StepWindow(tokens, self.accumulate * world / max(tokens, 1))
+            dist.all_reduce(counts)
+            world = dist.get_world_size()
+        tokens, sequences = counts.tolist()
+        return StepWindow(tokens, sequences, self.accumulate * world, tuple(micro_batches))

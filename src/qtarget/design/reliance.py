@@ -1,14 +1,22 @@
-"""Reliance γ: the share of the target that stays on the observed token. Each part maps a TokenView to [n]."""
+"""Reliance γ: the share of the target that stays on the observed token. Each part maps a TokenView to [n].
+
+With the residual "self" a reliance is a token weight in [0, 1] on plain SFT: most published reweightings are one.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from qtarget.design import checks
+from qtarget import checks
+from qtarget.design import sources
+from qtarget.math.schedule import Scalar, scalar, written
+from qtarget.math.survey import SCOPES, TokenTable
 from qtarget.math.view import TokenView
 
 
@@ -16,32 +24,32 @@ from qtarget.math.view import TokenView
 class Constant:
     """γ_t = value in [0, 1]: 1 is standard SFT, 0 leaves the residual alone (distillation)."""
 
-    value: float = 1.0
+    value: Scalar = 1.0
 
     def __post_init__(self) -> None:
-        checks.number("value", self.value, 0, 1)
+        scalar("value", self.value, 0, 1)
 
     def __call__(self, view: TokenView) -> Tensor:
-        return torch.full_like(view.label_logp, self.value)
+        return torch.full_like(view.label_logp, view.at(self.value))
 
     def __str__(self) -> str:
-        return f"{self.value:g}"
+        return written(self.value)
 
 
 @dataclass(frozen=True)
 class Smoothing:
     """γ_t = 1 − λ, with λ in [0, 1] (label smoothing with a uniform residual: Szegedy et al., arXiv 1512.00567)."""
 
-    smoothing: float = 0.1
+    smoothing: Scalar = 0.1
 
     def __post_init__(self) -> None:
-        checks.number("smoothing", self.smoothing, 0, 1)
+        scalar("smoothing", self.smoothing, 0, 1)
 
     def __call__(self, view: TokenView) -> Tensor:
-        return torch.full_like(view.label_logp, 1 - self.smoothing)
+        return torch.full_like(view.label_logp, 1 - view.at(self.smoothing))
 
     def __str__(self) -> str:
-        return f"1 − λ, λ={self.smoothing:g}"
+        return f"1 − λ, λ={written(self.smoothing)}"
 
 
 @dataclass(frozen=True)
@@ -51,40 +59,384 @@ class Power:
     source: whose probability p is, "policy" or a reference ("prior" is PriFT's recipe, arXiv 2606.09396).
     """
 
-    alpha: float = 1.0
+    alpha: Scalar = 1.0
     source: str = "policy"
 
     def __post_init__(self) -> None:
-        checks.number("alpha", self.alpha, 0)
-        checks.source(self.source)
+        scalar("alpha", self.alpha, 0)
+        sources.check(self.source)
 
     @property
     def needs(self) -> Mapping[str, str]:
-        return checks.label_needs(self.source)
+        return sources.label_needs(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
-        return (self.alpha * view.label_logp_of(self.source)).exp()
+        return (view.at(self.alpha) * view.of(self.source).label_logp).exp()
 
     def __str__(self) -> str:
-        base = f"p_{self.source}(y)" if self.source != "policy" else "p(y)"
-        return base if self.alpha == 1 else f"{base}^{self.alpha:g}"
+        base = sources.shown(self.source)
+        return base if self.alpha == 1 else f"{base}^{written(self.alpha)}"
 
 
 @dataclass(frozen=True)
 class OneMinus:
-    """γ_t = 1 − p(y_t): learn only what `source` does not predict yet; with source="prior" the weight is frozen."""
+    """γ_t = max((1 − p(y_t))^power, floor): learn what `source` does not predict yet.
 
+    Focal loss with its weight detached at source="policy" (arXiv 1708.02002); with "prior" the weight is frozen.
+    """
+
+    power: Scalar = 1.0
     source: str = "prior"
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.source(self.source)
+        scalar("power", self.power, 0)
+        sources.check(self.source)
+        checks.number("floor", self.floor, 0, 1)
 
     @property
     def needs(self) -> Mapping[str, str]:
-        return checks.label_needs(self.source)
+        return sources.label_needs(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
-        return -torch.expm1(view.label_logp_of(self.source))
+        left = -torch.expm1(view.of(self.source).label_logp)
+        return left.pow(view.at(self.power)).clamp_min(self.floor)
 
     def __str__(self) -> str:
-        return f"1 − p_{self.source}(y)" if self.source != "policy" else "1 − p(y)"
+        base = f"1 − {sources.shown(self.source)}"
+        return base if self.power == 1 else f"({base})^{written(self.power)}"
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """γ_t = 1[p(y_t) kept]·p(y_t)^α: a mask on the label's probability, not differentiated.
+
+    keep: "above" (p ≥ threshold), "below" (p ≤ threshold) or "between" (threshold ≤ p ≤ upper). α=0 leaves what is kept
+    its log loss, α=1 makes it 1 − p. Beyond-log's thresholds (arXiv 2510.00526), ProFiT (arXiv 2601.09195; its code
+    keeps p = τ, as here, its paper says p > τ).
+    """
+
+    threshold: Scalar = 0.1
+    keep: str = "above"
+    upper: float = 1.0
+    alpha: Scalar = 0.0
+    source: str = "policy"
+
+    def __post_init__(self) -> None:
+        scalar("threshold", self.threshold, 0, 1)
+        checks.choice("keep", self.keep, ("above", "below", "between"))
+        checks.number("upper", self.upper, 0, 1)
+        scalar("alpha", self.alpha, 0)
+        sources.check(self.source)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        p, threshold = view.of(self.source).label_logp.exp(), view.at(self.threshold)
+        low = 0.0 if self.keep == "below" else threshold
+        high = {"above": 1.0, "below": threshold, "between": self.upper}[self.keep]
+        kept = (p >= low) & ((p <= high) | (high == 1.0))  # rounding may carry p past 1
+        return kept * p.pow(view.at(self.alpha))
+
+    def __str__(self) -> str:
+        p = sources.shown(self.source)
+        band = {"above": f"{p} ≥ {written(self.threshold)}", "below": f"{p} ≤ {written(self.threshold)}"}
+        mask = f"1[{band.get(self.keep, f'{written(self.threshold)} ≤ {p} ≤ {self.upper}')}]"
+        return mask if self.alpha == 0 else f"{mask}·p(y)^{written(self.alpha)}"
+
+
+@dataclass(frozen=True)
+class RandomDrop:
+    """γ_t = 0 for a random share `drop` of the tokens, 1 for the others: the control for every selection rule.
+
+    Drawn anew for each batch, from its labels and the training progress: reproducible, the same for every chunk size,
+    another one where a step is cut into micro-batches differently.
+    """
+
+    scope: ClassVar[str] = "batch"
+    drop: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.number("drop", self.drop, 0, 1)
+        checks.whole("seed", self.seed, 0)
+
+    def statistic(self, table: TokenTable) -> Tensor:
+        mark = hash((self.seed, table.progress, *table.labels.tolist()))  # of numbers: the same in every process
+        generator = torch.Generator().manual_seed(mark % 2**63)
+        draw = torch.rand(len(table.labels), generator=generator)
+        like = table.label_logp["policy"]
+        return (draw >= self.drop).to(like)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return view.statistic(self)
+
+    def __str__(self) -> str:
+        return f"random, {self.drop:g} dropped"
+
+
+@dataclass(frozen=True)
+class TopEntropy:
+    """γ_t = (H_K/norm)^α: the entropy of the `top` likeliest tokens, renormalised (EAFT, arXiv 2601.02151).
+
+    norm: "lnk", or a number in nats; the official code divides by 3.0, just above ln 20, so that γ < 1 for K ≤ 20.
+    """
+
+    top: int = 20
+    norm: float | str = 3.0
+    alpha: Scalar = 1.0
+    source: str = "policy"
+
+    def __post_init__(self) -> None:
+        checks.whole("top", self.top, 2)
+        if self.norm != "lnk":
+            checks.number('norm ("lnk", or a number of nats)', self.norm, 1e-3)
+        scalar("alpha", self.alpha, 0)
+        sources.check(self.source)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        most = math.log(min(self.top, view.logp.shape[1])) if isinstance(self.norm, str) else self.norm
+        return (view.of(self.source).top_entropy(self.top) / most).pow(view.at(self.alpha))
+
+    def __str__(self) -> str:
+        base = f"H_top{self.top}/{'ln K' if self.norm == 'lnk' else self.norm}"
+        return base if self.alpha == 1 else f"({base})^{written(self.alpha)}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """γ_t = a column of the data, in [0, 1]: which tokens count was settled beforehand (CFT, arXiv 2510.10974)."""
+
+    name: str = "critical"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return view.column(self.name)
+
+    def __str__(self) -> str:
+        return f"column {self.name}"
+
+
+@dataclass(frozen=True)
+class MassAbove:
+    """γ_t = 1[u_t ≥ threshold], u = π(y) + Σ_{v: π(v) < π(y)} π(v) (PriFT-mass, arXiv 2606.09396).
+
+    The paper counts ties into u, the official code (and this) only the label's own mass besides strictly smaller ones.
+    """
+
+    threshold: Scalar = 0.5
+    source: str = "prior"
+
+    def __post_init__(self) -> None:
+        scalar("threshold", self.threshold, 0, 1)
+        sources.check(self.source)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        known = view.of(self.source)
+        return (known.label_logp.exp() + known.outranked >= view.at(self.threshold)).to(known.label_logp)
+
+    def __str__(self) -> str:
+        return f"1[mass up to {sources.shown(self.source)} ≥ {written(self.threshold)}]"
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """γ_t = max(p(y_t)^{1/τ}, floor) (TALR, arXiv 2509.20758).
+
+    tau: a number, or "median": the median over the optimizer step's sequences of their mean −log p(y), the lower of two
+    middle values, at least 1e-6.
+    """
+
+    tau: float | str = "median"
+    floor: float = 0.01
+    source: str = "policy"
+
+    def __post_init__(self) -> None:
+        if self.tau != "median":
+            checks.number('tau ("median", or a number)', self.tau, 1e-6)
+        checks.number("floor", self.floor, 0, 1)
+        sources.check(self.source)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    @property
+    def scope(self) -> str | None:
+        return "step" if isinstance(self.tau, str) else None
+
+    def statistic(self, table: TokenTable) -> Tensor:
+        means, place = table.sequence_means(-table.label_logp[self.source])
+        return means.median().clamp_min(1e-6)[None].expand(len(place)) if len(place) else means
+
+    def __call__(self, view: TokenView) -> Tensor:
+        tau = view.statistic(self) if isinstance(self.tau, str) else self.tau
+        return (view.of(self.source).label_logp / tau).exp().clamp_min(self.floor)
+
+    def __str__(self) -> str:
+        return f"max({sources.shown(self.source)}^(1/τ), {self.floor:g}), τ={self.tau}"
+
+
+@dataclass(frozen=True)
+class ExcessLoss:
+    """γ_t = 1 for the share `keep` of tokens with the largest log π_source(y) − log p(y) (Rho-1, arXiv 2404.07965).
+
+    scope: among the tokens of the "step", the "sequence" or the "batch". Of tokens that tie, the earlier ones are kept.
+    """
+
+    keep: float = 0.6
+    source: str = "teacher"
+    scope: str = "step"
+
+    def __post_init__(self) -> None:
+        checks.number("keep", self.keep, 0, 1)
+        sources.check(self.source, sources.SOURCES[1:])
+        checks.choice("scope", self.scope, SCOPES)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def statistic(self, table: TokenTable) -> Tensor:
+        excess = table.label_logp[self.source] - table.label_logp["policy"]
+        groups = table.sequences()[0] if self.scope == "sequence" else torch.zeros_like(table.labels)
+        kept = torch.zeros_like(excess)
+        for group in torch.unique(groups):
+            members = (groups == group).nonzero().squeeze(1)
+            order = excess[members].argsort(descending=True, stable=True)
+            kept[members[order[: max(1, round(self.keep * len(members)))]]] = 1.0
+        return kept
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return view.statistic(self)
+
+    def __str__(self) -> str:
+        return f"top {self.keep:g} of excess loss over {self.source}, per {self.scope}"
+
+
+@dataclass(frozen=True)
+class EntropyPower:
+    """γ_t = p(y)^κ, κ = 1 + ramp·(clip(exp(−(log p(y) + H(p))/β), low, high) − 1) (IDFT, arXiv 2602.12222).
+
+    A label likelier than the policy's entropy suggests gets κ < 1, nearly plain SFT; an off-policy one up to p^high.
+    """
+
+    beta: Scalar = 1.0
+    low: float = 0.1
+    high: float = 2.0
+    ramp: Scalar = 1.0
+
+    def __post_init__(self) -> None:
+        scalar("beta", self.beta, 1e-6)
+        checks.number("low", self.low, 0)
+        checks.number("high", self.high, self.low)
+        scalar("ramp", self.ramp, 0, 1)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        surprise = -(view.label_logp + view.policy.entropy) / view.at(self.beta)
+        exponent = 1 + view.at(self.ramp) * (surprise.exp().clamp(self.low, self.high) - 1)
+        return (exponent * view.label_logp).exp()
+
+    def __str__(self) -> str:
+        inner = f"exp(−(log p(y)+H)/{written(self.beta)}) in [{self.low:g}, {self.high:g}]"
+        return f"p(y)^κ, κ = 1 + {written(self.ramp)}·({inner} − 1)"
+
+
+@dataclass(frozen=True)
+class Gibbs:
+    """γ_t = b·(e^β − 1)/(1 + b·(e^β − 1)), b = max(π_source(y), floor): boosts the label's odds by e^β.
+
+    With the prior as residual the target is ∝ π_0·exp(β·1[v = y]) (GIFT, arXiv 2601.09233). The official code floors
+    probabilities at 1e-10, which at β=20 settles what the least likely labels get.
+    """
+
+    beta: Scalar = 20.0
+    source: str = "prior"
+    floor: float = 1e-10
+
+    def __post_init__(self) -> None:
+        scalar("beta", self.beta, 0, 80)
+        sources.check(self.source)
+        checks.number("floor", self.floor, 0, 1)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        gain = math.expm1(view.at(self.beta))
+        odds = view.of(self.source).label_logp.exp().clamp_min(self.floor) * gain
+        return odds / (1 + odds)
+
+    def __str__(self) -> str:
+        return f"odds of {sources.shown(self.source)} times e^{written(self.beta)}"
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """γ_t = p(y)^α·α/(α + eps), α = Σ_v p_v²: log loss where unsure, 1 − p where sure (DEFT, arXiv 2602.11424)."""
+
+    eps: float = 1e-6
+    source: str = "policy"
+
+    def __post_init__(self) -> None:
+        checks.number("eps", self.eps, 0)
+        sources.check(self.source)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        known = view.of(self.source)
+        alpha = known.concentration
+        return (alpha * known.label_logp).exp() * alpha / (alpha + self.eps)
+
+    def __str__(self) -> str:
+        return f"{sources.shown(self.source)}^Σp²"
+
+
+@dataclass(frozen=True)
+class Cayley:
+    """γ_t = p^α, α = f + (1 − f)·p/(2 − p) in [0.001, 1], f = half the mean p(y) over `scope`.
+
+    Cayley-Trans (arXiv 2602.11424). The official code takes the mean over the micro-batch ("batch"): there the answer
+    depends on how a step is cut; with scope="step" it doesn't.
+    """
+
+    scope: str = "batch"
+    source: str = "policy"
+
+    def __post_init__(self) -> None:
+        checks.choice("scope", self.scope, ("batch", "step"))
+        sources.check(self.source)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def statistic(self, table: TokenTable) -> Tensor:
+        p = table.label_logp[self.source].exp()
+        return p.mean().expand(len(p))
+
+    def __call__(self, view: TokenView) -> Tensor:
+        logp, floor = view.of(self.source).label_logp, 0.5 * view.statistic(self)
+        p = logp.exp()
+        alpha = (floor + (1 - floor) * p / (2 - p)).clamp(0.001, 1)
+        return (alpha * logp).exp()
+
+    def __str__(self) -> str:
+        return f"{sources.shown(self.source)}^α, α from the mean of a {self.scope}"

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qtarget.design import checks
+from qtarget.math.schedule import Scalar, scalar, written
 from qtarget.math.view import TokenView
 
 
@@ -43,10 +43,10 @@ class Uniform:
 class Prior:
     """π̃ = π_0: the model training started from (KL(π_0‖p) regularisation, ASFT, GIFT)."""
 
-    needs: ClassVar[Mapping[str, str]] = {"prior": "full"}
+    needs: ClassVar[Mapping[str, str]] = {"prior": "topk"}
 
     def __call__(self, view: TokenView) -> Tensor:
-        return view.logp_of("prior")
+        return view.of("prior").logp
 
     def __str__(self) -> str:
         return "prior"
@@ -56,10 +56,10 @@ class Prior:
 class Teacher:
     """π̃ = π_T: forward-KL distillation (Hinton et al., arXiv 1503.02531)."""
 
-    needs: ClassVar[Mapping[str, str]] = {"teacher": "full"}
+    needs: ClassVar[Mapping[str, str]] = {"teacher": "topk"}
 
     def __call__(self, view: TokenView) -> Tensor:
-        return view.logp_of("teacher")
+        return view.of("teacher").logp
 
     def __str__(self) -> str:
         return "teacher"
@@ -69,22 +69,41 @@ class Teacher:
 class Guided:
     """π̃ ∝ p^{1−η}·π_T^η, η in [0, 1]: from the policy itself (0) to the teacher (1) (Target-SFT, arXiv 2606.11189)."""
 
-    eta: float = 0.5
+    eta: Scalar = 0.5
 
     def __post_init__(self) -> None:
-        checks.number("eta", self.eta, 0, 1)
+        scalar("eta", self.eta, 0, 1)
 
     @property
     def needs(self) -> Mapping[str, str]:
-        return {"teacher": "full"} if self.eta > 0 else {}
+        return {"teacher": "topk"} if self.eta != 0 else {}
 
     def __call__(self, view: TokenView) -> Tensor:
+        eta = view.at(self.eta)
         # 0·(−∞) is NaN: the ends are spelled out.
-        if self.eta == 0:
+        if eta == 0:
             return view.logp
-        if self.eta == 1:
-            return view.logp_of("teacher")
-        return (1 - self.eta) * view.logp + self.eta * view.logp_of("teacher")
+        if eta == 1:
+            return view.of("teacher").logp
+        return (1 - eta) * view.logp + eta * view.of("teacher").logp
 
     def __str__(self) -> str:
+        if isinstance(self.eta, str):
+            return f"p^(1−η)·teacher^η, η={written(self.eta)}"
         return f"p^{1 - self.eta:g}·teacher^{self.eta:g}"
+
+
+@dataclass(frozen=True)
+class Sharpened:
+    """π̃ ∝ p^{1/β}, β > 0: the policy at temperature β (GEM's rivals, arXiv 2408.16673; β=1 is the policy itself)."""
+
+    beta: Scalar = 0.7
+
+    def __post_init__(self) -> None:
+        scalar("beta", self.beta, 1e-2)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return view.logp / view.at(self.beta)
+
+    def __str__(self) -> str:
+        return f"p^(1/{written(self.beta)})"

@@ -1,27 +1,163 @@
-"""Weight w: the step size of a token, where it is not already said by γ. Each part maps a TokenView to [n]."""
+"""Weight w: the step size of a token, where it may exceed 1. Each part maps a TokenView to [n]."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from qtarget.design import checks
+from qtarget import checks
+from qtarget.design import sources
+from qtarget.math.schedule import Scalar, scalar, written
+from qtarget.math.survey import TokenTable
 from qtarget.math.view import TokenView
+
+REFERENCES = sources.SOURCES[1:]
 
 
 @dataclass(frozen=True)
 class Constant:
     """w_t = value ≥ 0."""
 
-    value: float = 1.0
+    value: Scalar = 1.0
 
     def __post_init__(self) -> None:
-        checks.number("value", self.value, 0)
+        scalar("value", self.value, 0)
 
     def __call__(self, view: TokenView) -> Tensor:
-        return torch.full_like(view.label_logp, self.value)
+        return torch.full_like(view.label_logp, view.at(self.value))
 
     def __str__(self) -> str:
-        return f"{self.value:g}"
+        return written(self.value)
+
+
+@dataclass(frozen=True)
+class SequenceRatio:
+    """w = clip(exp(temperature·mean_t[log p(y_t) − log π_source(y_t)]), low, high), one per sequence.
+
+    iw-SFT (arXiv 2507.12856). The official code is right for one row a micro-batch only; this is for any.
+    """
+
+    scope: ClassVar[str] = "sequence"
+    temperature: float = 1.0
+    low: float = 0.0
+    high: float = 16.0
+    source: str = "prior"
+
+    def __post_init__(self) -> None:
+        checks.number("temperature", self.temperature, 0)
+        checks.number("low", self.low, 0)
+        checks.number("high", self.high, self.low)
+        sources.check(self.source, REFERENCES)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def statistic(self, table: TokenTable) -> Tensor:
+        means, place = table.sequence_means(table.label_logp["policy"] - table.label_logp[self.source])
+        return (self.temperature * means).exp().clamp(self.low, self.high)[place]
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return view.statistic(self)
+
+    def __str__(self) -> str:
+        return f"sequence ratio to {self.source} in [{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class TokenRatio:
+    """w_t = clip(p(y_t)/π_source(y_t), low, high): the token-wise variant of iw-SFT (arXiv 2507.12856)."""
+
+    low: float = 0.2
+    high: float = 1.8
+    source: str = "prior"
+
+    def __post_init__(self) -> None:
+        checks.number("low", self.low, 0)
+        checks.number("high", self.high, self.low)
+        sources.check(self.source, REFERENCES)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return (view.label_logp - view.of(self.source).label_logp).exp().clamp(self.low, self.high)
+
+    def __str__(self) -> str:
+        return f"p(y)/{sources.shown(self.source)} in [{self.low:g}, {self.high:g}]"
+
+
+@dataclass(frozen=True)
+class ProximalRatio:
+    """w_t = r·1[r ≤ 1 + epsilon], r = p(y)/π_source(y) with |log r| ≤ 20: the gradient of PSFT's clipped ratio.
+
+    arXiv 2508.17784. Its lower clip never binds, so there is none. source="old" is a snapshot of the policy, renewed
+    every `references.old.every` optimizer steps; renewed at each, r = 1 and this is plain SFT.
+    """
+
+    epsilon: Scalar = 0.28
+    source: str = "old"
+
+    def __post_init__(self) -> None:
+        scalar("epsilon", self.epsilon, 0)
+        sources.check(self.source, REFERENCES)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        ratio = (view.label_logp - view.of(self.source).label_logp).clamp(-20, 20).exp()
+        return torch.where(ratio <= 1 + view.at(self.epsilon), ratio, 0.0)
+
+    def __str__(self) -> str:
+        return f"r=p(y)/{sources.shown(self.source)} where r ≤ 1+{written(self.epsilon)}"
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """w_t = min(1/π_source(y_t), clip): inverse propensity, unnormalised; `normalize=weight_sum` fixes its scale."""
+
+    clip: Scalar = 10.0
+    source: str = "prior"
+
+    def __post_init__(self) -> None:
+        scalar("clip", self.clip, 0)
+        sources.check(self.source)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return (-view.of(self.source).label_logp).exp().clamp_max(view.at(self.clip))
+
+    def __str__(self) -> str:
+        return f"min(1/{sources.shown(self.source)}, {written(self.clip)})"
+
+
+@dataclass(frozen=True)
+class FocalGradient:
+    """w_t = (1 − p)^g − g·p·(1 − p)^{g−1}·ln p, p = p(y): what focal loss, differentiated whole, makes of plain SFT.
+
+    arXiv 1708.02002. Exceeds 1 for labels of middling probability.
+    """
+
+    gamma: Scalar = 2.0
+
+    def __post_init__(self) -> None:
+        scalar("gamma", self.gamma, 0)
+
+    def __call__(self, view: TokenView) -> Tensor:
+        gamma, p = view.at(self.gamma), view.label_logp.exp()
+        left = -torch.expm1(view.label_logp)
+        slope = torch.where(left > 0, -view.label_logp / left, 1.0)  # −ln p/(1 − p) → 1 as p → 1
+        return left.pow(gamma) * (1 + gamma * p * slope)
+
+    def __str__(self) -> str:
+        return f"gradient of (1 − p(y))^{written(self.gamma)}·nll"

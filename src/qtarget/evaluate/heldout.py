@@ -41,7 +41,7 @@ def token_metrics(policy: Policy, prior: FrozenModel | None, batches: Iterable[B
     totals = {"nll": 0.0, "kl_prior": 0.0} if prior else {"nll": 0.0}
     tokens = 0
     for batch in (batch.to(policy.lm.device) for batch in batches):
-        references = {"prior": prior.reference(batch.input_ids)} if prior else {}
+        references = {"prior": prior.exact(batch.input_ids)} if prior else {}
         out = linear_loss(policy(batch.input_ids), policy.head, batch.labels, PLAIN_SFT, references=references)
         for name in totals:
             totals[name] += float(getattr(out, name).sum())

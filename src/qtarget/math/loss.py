@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from qtarget.errors import QTargetError
+from qtarget.math.distribution import entropy
 from qtarget.math.head import Head, matmul_dtype
-from qtarget.math.reference import Reference
-from qtarget.math.target import Design
+from qtarget.math.survey import TokenTable, statistics_of, surveying
+from qtarget.math.target import Design, check_references
+from qtarget.math.tokens import IGNORE, Given, Tokens
 from qtarget.math.view import TokenView
 
-IGNORE = -100
-"""Label of a position that is not supervised."""
-CHUNK_BYTES = 2**27
-"""Default size of one fp32 chunk × vocabulary tensor; a handful of them live at once."""
+__all__ = ["IGNORE", "LossOutput", "TokenStatistics", "dense_loss", "linear_loss", "survey"]
 
 
 @dataclass(frozen=True)
 class TokenStatistics:
     """What is known of each of the N supervised tokens; every field is [N], detached, fp32 or better."""
 
-    loss: Tensor  # w·CE(Q, p), nats
+    loss: Tensor  # the design's objective, nats; w·CE(Q, p) unless it is an Induced one
     nll: Tensor  # −log p(y), nats: comparable between designs, as `loss` is not
     reliance: Tensor  # γ
     weight: Tensor  # w
+    mass: Tensor  # w·(positive masses of Q): what normalize=weight_sum adds up, 0 where a token isn't pulled
     trust: Tensor  # w·(Q_y − m·p_y)/(1 − p_y)
     entropy: Tensor  # H(p), nats
     gap: Tensor  # ½‖m·p − Q‖₁: total variation between policy and target, step size aside
+    kl_to_target: Tensor  # KL(Q‖p), nats; NaN where Q has negative entries
     kl_prior: Tensor  # KL(p‖π_0), nats: how far the policy has gone; NaN where no full prior is given
 
 
@@ -47,30 +48,26 @@ class LossOutput(TokenStatistics):
 
 
 def dense_loss(
-    logits: Tensor,
-    labels: Tensor,
-    design: Design,
-    *,
-    references: Mapping[str, Reference] | None = None,
-    columns: Mapping[str, Tensor] | None = None,
-    progress: float = 0.0,
-    token_scale: Tensor | float = 1.0,
-    chunk_size: int | None = None,
+    logits: Tensor, labels: Tensor, design: Design, *, chunk_size: int | None = None, **given: Unpack[Given]
 ) -> LossOutput:
     """The loss of `design` from logits [..., V] and labels [...] (already shifted; −100 is not supervised).
 
     references: role → Reference over the same positions, flattened. columns: name → per-token data, shaped as labels.
-    token_scale: s_t, a number or shaped as labels. Returns statistics of the N supervised positions.
-    Raises QTargetError for labels outside the vocabulary, NaN logits and mismatched shapes.
+    sequence_ids: shaped as labels; by default each row of [B, T] labels is a sequence. negatives: [..., K] token ids,
+    −100 for none. progress in [0, 1] of the training run. statistics: part → [N], what a part with step scope made of
+    the whole optimizer step; by default of the N tokens given. token_scale: s_t, a number or shaped as labels.
+    Returns statistics of the N supervised positions.
+    Raises QTargetError for labels outside the vocabulary, NaN logits, mismatched shapes, and references that hold less
+    than the design needs.
     """
-    tokens = _Tokens.keep_supervised(
-        labels, logits.shape[:-1], references=references, columns=columns, token_scale=token_scale, progress=progress
-    )
+    tokens = _prepare(design, labels, logits.shape[:-1], given)
     flat = logits.reshape(-1, logits.shape[-1])[tokens.kept]
     compute = flat.detach() if flat.dtype == torch.float64 else flat.detach().float()
-    gradient = torch.zeros_like(compute) if flat.requires_grad else None
+    gradient = torch.zeros_like(compute) if flat.requires_grad and torch.is_grad_enabled() else None
+    chunks = tokens.chunks(chunk_size, logits.shape[-1])
+    tokens = _surveyed(tokens, design, chunks, lambda rows: compute[rows])
     pieces = []
-    for rows in tokens.chunks(chunk_size, logits.shape[-1]):
+    for rows in chunks:
         statistics, grad_logits = _score(compute[rows], tokens, rows, design, wants_gradient=gradient is not None)
         pieces.append(statistics)
         if gradient is not None and grad_logits is not None:
@@ -84,31 +81,25 @@ def linear_loss(
     labels: Tensor,
     design: Design,
     *,
-    references: Mapping[str, Reference] | None = None,
-    columns: Mapping[str, Tensor] | None = None,
-    progress: float = 0.0,
-    token_scale: Tensor | float = 1.0,
     chunk_size: int | None = None,
+    **given: Unpack[Given],
 ) -> LossOutput:
     """`dense_loss` from hidden states [..., D] and a head (weight [V, D] or `Head`), never holding N × V.
 
     The gradient of each chunk is formed in the forward and pushed through the head at once; only gradients of the
     hidden states [N, D] and of the head [V, D] (fp32) stay. Where neither wants a gradient (validation) or the head is
-    frozen, that work is skipped. Unsupervised positions never reach the head.
+    frozen, that work is skipped. Unsupervised positions never reach the head. A design that looks at whole sequences
+    goes through the head once more beforehand, for the labels' probabilities.
     """
-    if not isinstance(head, Head | Tensor):
-        raise QTargetError(f"head must be its weight [V, D] or a qtarget.Head, got {type(head).__name__}")
-    head = head if isinstance(head, Head) else Head(head)
-    if head.weight.shape[1] != hidden.shape[-1]:
-        raise QTargetError(f"head weight {tuple(head.weight.shape)} is not [V, {hidden.shape[-1]}]: is it transposed?")
-    tokens = _Tokens.keep_supervised(
-        labels, hidden.shape[:-1], references=references, columns=columns, token_scale=token_scale, progress=progress
-    )
+    head = _as_head(head, hidden)
+    tokens = _prepare(design, labels, hidden.shape[:-1], given)
     kept_hidden = hidden.reshape(-1, hidden.shape[-1])[tokens.kept]
     grads = _HeadGradients.zeros(kept_hidden, head)
     dtype = matmul_dtype(hidden)
+    chunks = tokens.chunks(chunk_size, head.weight.shape[0])
+    tokens = _surveyed(tokens, design, chunks, lambda rows: head.logits(kept_hidden[rows], dtype))
     pieces = []
-    for rows in tokens.chunks(chunk_size, head.weight.shape[0]):
+    for rows in chunks:
         with torch.no_grad():
             chunk = kept_hidden[rows]
             logits = head.logits(chunk, dtype)
@@ -119,93 +110,67 @@ def linear_loss(
     return _output(pieces, tokens, [(kept_hidden, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)])
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """The supervised tokens of a call, and everything that goes with them."""
+@torch.no_grad()
+def survey(
+    hidden: Tensor,
+    head: Head | Tensor,
+    labels: Tensor,
+    design: Design,
+    *,
+    chunk_size: int | None = None,
+    **given: Unpack[Given],
+) -> TokenTable:
+    """What the statistics of `design` are made of: for joining the micro-batches of an optimizer step.
 
-    kept: Tensor  # indices into the flattened positions
-    labels: Tensor  # [N]
-    references: Mapping[str, Reference]
-    columns: Mapping[str, Tensor]
-    scale: Tensor  # [N]
-    progress: float
-
-    @classmethod
-    def keep_supervised(
-        cls,
-        labels: Tensor,
-        positions: torch.Size,
-        *,
-        references: Mapping[str, Reference] | None,
-        columns: Mapping[str, Tensor] | None,
-        token_scale: Tensor | float,
-        progress: float,
-    ) -> _Tokens:
-        _check_shapes(labels, positions, columns, token_scale)
-        flat = labels.reshape(-1)
-        kept = (flat != IGNORE).nonzero().squeeze(1)
-        if kept.numel() == 0:
-            warnings.warn("no supervised token in this batch: its loss and gradient are zero", stacklevel=3)
-        scale = torch.as_tensor(token_scale, device=labels.device)
-        return cls(
-            kept=kept,
-            labels=flat[kept],
-            references={
-                role: _aligned(role, ref, flat.numel()).select(kept) for role, ref in (references or {}).items()
-            },
-            columns={name: column.reshape(-1)[kept] for name, column in (columns or {}).items()},
-            scale=scale.reshape(-1)[kept] if scale.numel() > 1 else scale.expand(kept.numel()),
-            progress=progress,
-        )
-
-    def chunks(self, chunk_size: int | None, vocab_size: int) -> list[slice]:
-        if self.labels.numel() and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < vocab_size:
-            wrong = sorted({label for label in self.labels.tolist() if not 0 <= label < vocab_size})
-            raise QTargetError(f"labels must lie in [0, {vocab_size}) or be {IGNORE}; got {wrong[:10]}")
-        size = max(1, CHUNK_BYTES // (4 * vocab_size)) if chunk_size is None else chunk_size
-        if size < 1:
-            raise QTargetError(f"chunk_size must be at least 1, got {chunk_size}")
-        count = self.labels.numel()
-        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-    def view(self, logp: Tensor, rows: slice) -> TokenView:
-        labels = self.labels[rows]
-        return TokenView(
-            logp=logp,
-            labels=labels,
-            references={role: ref.select(rows).at(labels, logp.shape[1]) for role, ref in self.references.items()},
-            columns={name: column[rows] for name, column in self.columns.items()},
-            progress=self.progress,
-        )
+    Arguments are those of `linear_loss`. TokenTable.join the tables of a step, `statistics_of(design, table)`, and give
+    each micro-batch its rows as `statistics`.
+    """
+    head = _as_head(head, hidden)
+    tokens = _prepare(design, labels, hidden.shape[:-1], given)
+    kept_hidden, dtype = hidden.reshape(-1, hidden.shape[-1])[tokens.kept], matmul_dtype(hidden)
+    chunks = tokens.chunks(chunk_size, head.weight.shape[0])
+    return _table(tokens, design, chunks, lambda rows: head.logits(kept_hidden[rows], dtype))
 
 
-def _check_shapes(
-    labels: Tensor, positions: torch.Size, columns: Mapping[str, Tensor] | None, token_scale: Tensor | float
-) -> None:
-    """Shapes that merely flatten to the right length would pair tokens with other tokens' labels."""
-    shaped = {"labels": labels, **(columns or {})}
-    if isinstance(token_scale, Tensor) and token_scale.numel() > 1:
-        shaped["token_scale"] = token_scale
-    for name, tensor in shaped.items():
-        if tensor.shape != positions:
-            raise QTargetError(
-                f"{name} has the shape {tuple(tensor.shape)}, the positions {tuple(positions)}; they must be the same"
-            )
+def _as_head(head: Head | Tensor, hidden: Tensor) -> Head:
+    if not isinstance(head, Head | Tensor):
+        raise QTargetError(f"head must be its weight [V, D] or a qtarget.Head, got {type(head).__name__}")
+    head = head if isinstance(head, Head) else Head(head)
+    if head.weight.shape[1] != hidden.shape[-1]:
+        raise QTargetError(f"head weight {tuple(head.weight.shape)} is not [V, {hidden.shape[-1]}]: is it transposed?")
+    return head
 
 
-def _aligned(role: str, reference: Reference, positions: int) -> Reference:
-    if not isinstance(reference, Reference):
-        raise QTargetError(f"the {role} must be a qtarget.Reference, got {type(reference).__name__}")
-    if len(reference) != positions:
-        raise QTargetError(
-            f"the {role} covers {len(reference)} positions, the labels {positions}; they must be the same"
-        )
-    return reference
+def _prepare(design: Design, labels: Tensor, positions: torch.Size, given: Given) -> Tokens:
+    tokens = Tokens.keep_supervised(labels, positions, **given)
+    check_references(design, {role: reference.detail for role, reference in tokens.references.items()})
+    return tokens
+
+
+@torch.no_grad()
+def _table(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Callable[[slice], Tensor]) -> TokenTable:
+    """The label's log-probability under the policy and every source a surveying part reads, for all N tokens."""
+    sources = {"policy"} | {source for part in surveying(design) for source in getattr(part, "needs", {})}
+    found: dict[str, list[Tensor]] = {source: [] for source in sorted(sources)}
+    for rows in chunks:
+        view = tokens.view(torch.log_softmax(logits_of(rows), dim=-1), rows)
+        for source, pieces in found.items():
+            pieces.append(view.of(source).label_logp)
+    empty = tokens.scale.new_zeros(0, dtype=torch.float32)
+    return tokens.table({source: torch.cat(pieces) if pieces else empty for source, pieces in found.items()})
+
+
+def _surveyed(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Callable[[slice], Tensor]) -> Tokens:
+    """The tokens with the statistics that the design asks for and that weren't given."""
+    if all(part in tokens.statistics for part in surveying(design)):
+        return tokens
+    found = statistics_of(design, _table(tokens, design, chunks, logits_of))
+    return tokens.with_statistics({part: values for part, values in found.items() if part not in tokens.statistics})
 
 
 @torch.no_grad()
 def _score(
-    logits: Tensor, tokens: _Tokens, rows: slice, design: Design, *, wants_gradient: bool
+    logits: Tensor, tokens: Tokens, rows: slice, design: Design, *, wants_gradient: bool
 ) -> tuple[TokenStatistics, Tensor | None]:
     """One chunk: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
     logp = torch.log_softmax(logits, dim=-1)
@@ -220,17 +185,29 @@ def _score(
         nll=-view.label_logp,
         reliance=target.label_mass,
         weight=target.weight,
+        mass=target.mass,
         trust=target.trust(view),
-        entropy=torch.special.entr(logp.exp()).sum(-1),
+        entropy=entropy(logp),
         gap=0.5 * torch.linalg.vector_norm(gradient, ord=1, dim=-1) / step,
+        kl_to_target=_kl_to_target(logp, gradient, step),
         kl_prior=_drift(view),
     )
     return statistics, gradient.mul_(tokens.scale[rows, None]) if wants_gradient else None
 
 
+def _kl_to_target(logp: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
+    """KL(Q‖p) [n] with Q = p − gradient/w; NaN where Q is no distribution."""
+    target = logp.exp().sub_(gradient / step[:, None])
+    signed = target.amin(-1) < -1e-5  # beyond what rounding leaves below zero
+    target.clamp_min_(0)
+    cross = torch.where(target > 0, target * logp, 0.0).sum(-1)
+    self_entropy: Tensor = torch.special.entr(target).sum(-1)
+    return (-self_entropy - cross).masked_fill(signed, torch.nan)
+
+
 def _drift(view: TokenView) -> Tensor:
     prior = view.references.get("prior")
-    if prior is None or prior.reference.rows is None:
+    if prior is None or not prior.is_exact:
         return torch.full_like(view.label_logp, torch.nan)
     p = view.logp.exp()
     return torch.where(p > 0, p * (view.logp - prior.logp), 0.0).sum(-1)
@@ -294,7 +271,7 @@ class _Attach(torch.autograd.Function):
 
 
 def _output(
-    pieces: list[TokenStatistics], tokens: _Tokens, graph: list[tuple[Tensor | None, Tensor | None]]
+    pieces: list[TokenStatistics], tokens: Tokens, graph: list[tuple[Tensor | None, Tensor | None]]
 ) -> LossOutput:
     names = [field.name for field in fields(TokenStatistics)]
     empty = tokens.scale.new_zeros(0, dtype=torch.float32)

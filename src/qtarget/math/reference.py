@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from qtarget import checks
 from qtarget.errors import QTargetError
+from qtarget.math.distribution import STATISTICS, Distribution
 from qtarget.math.head import Head, matmul_dtype
+
+DETAILS = ("label", "topk", "full")
+"""How much is held of a distribution, thinnest first. A design says which it needs at least."""
+TAILS = ("bucket", "renormalised", "uniform")
+"""What the mass outside a top k is taken to be.
+
+bucket: shared out as the policy shares its own (cross-entropy over k + 1 cells; what TRL does by default).
+renormalised: none; the k are scaled up to 1: the policy learns that nothing else can happen (DistillKit's default).
+uniform: the same for every other token.
+"""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A frozen distribution (prior or teacher) at N supervised tokens, in the thinnest form that was available.
+    """A frozen distribution (prior, teacher or old policy) at N tokens, in the thinnest form that was available.
 
-    Build one with `full`, `hidden` or `label`. `hidden` is expanded chunk by chunk, so nobody ever holds N × V.
+    Build one with `full`, `hidden`, `topk` or `label`. `hidden` is expanded chunk by chunk: nobody ever holds N × V.
     """
 
-    rows: Tensor | None = None  # [N, V] log-probabilities, or [N, D] hidden states where `head` is given
+    rows: Tensor | None = None  # [N, V] log-probabilities; [N, D] hidden states beside `head`; [N, k] beside `indices`
     head: Head | None = None
-    labels: Tensor | None = None  # [N], with `statistics`
-    statistics: Mapping[str, Tensor] | None = None  # name → [N]
+    indices: Tensor | None = None  # [N, k] token ids
+    keep: int | None = None  # of full or hidden rows, only the `keep` likeliest tokens count
+    tail: str = "bucket"
+    labels: Tensor | None = None  # [N], beside `statistics`
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N]
 
     @classmethod
     def full(cls, logp: Tensor) -> Reference:
@@ -36,9 +51,41 @@ class Reference:
         return cls(rows=hidden.detach(), head=head)
 
     @classmethod
+    def topk(cls, indices: Tensor, logp: Tensor, vocab_size: int, tail: str = "bucket") -> Reference:
+        """From the k likeliest tokens [N, k] and their log-probabilities; `tail` is one of `TAILS`.
+
+        Raises QTargetError for an unknown tail, shapes that differ and ids outside [0, vocab_size).
+        """
+        checks.choice("tail", tail, TAILS)
+        if indices.shape != logp.shape or indices.ndim != 2:
+            raise QTargetError(f"indices {tuple(indices.shape)} and logp {tuple(logp.shape)} must both be [N, k]")
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < vocab_size:
+            raise QTargetError(f"top-k token ids must lie in [0, {vocab_size}), got {indices.min()} to {indices.max()}")
+        return cls(rows=logp.detach(), indices=indices, tail=tail)
+
+    @classmethod
     def label(cls, labels: Tensor, statistics: Mapping[str, Tensor]) -> Reference:
-        """From per-token scalars: statistics["logp"] [N] is log π(y), for the labels [N] it was computed with."""
+        """From per-token scalars [N], named as in `STATISTICS`, for the labels [N] they were computed with.
+
+        statistics["logp"] = log π(y) must be among them. Raises QTargetError for a name that nobody reads.
+        """
+        unknown = sorted(set(statistics) - set(STATISTICS))
+        if unknown or "logp" not in statistics:
+            raise QTargetError(f"label statistics are {', '.join(STATISTICS)}, logp always; got {sorted(statistics)}")
         return cls(labels=labels, statistics=dict(statistics))
+
+    @property
+    def detail(self) -> str:
+        """How much is held: one of `DETAILS`."""
+        if self.rows is None:
+            return "label"
+        return "full" if self.indices is None and self.keep is None else "topk"
+
+    def truncated(self, keep: int, tail: str = "bucket") -> Reference:
+        """The same full or hidden rows, of which only the `keep` likeliest tokens count."""
+        checks.choice("tail", tail, TAILS)
+        checks.whole("topk", keep, 1)
+        return replace(self, keep=keep, tail=tail)
 
     def __len__(self) -> int:
         tensor = self.labels if self.rows is None else self.rows
@@ -47,45 +94,66 @@ class Reference:
 
     def select(self, index: Tensor | slice) -> Reference:
         """The same reference for some of the tokens."""
+
+        def pick(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[index]
+
         return replace(
             self,
-            rows=None if self.rows is None else self.rows[index],
-            labels=None if self.labels is None else self.labels[index],
-            statistics=None if self.statistics is None else {k: v[index] for k, v in self.statistics.items()},
+            rows=pick(self.rows),
+            indices=pick(self.indices),
+            labels=pick(self.labels),
+            statistics={name: values[index] for name, values in self.statistics.items()},
         )
 
-    def at(self, labels: Tensor, vocab_size: int) -> ReferenceView:
-        return ReferenceView(self, labels, vocab_size)
-
-
-@dataclass(frozen=True)
-class ReferenceView:
-    """One chunk of a reference, beside the labels [n] of that chunk. Computed on first use, in fp32 (fp64 stays)."""
-
-    reference: Reference
-    labels: Tensor
-    vocab_size: int
-
-    @cached_property
-    def logp(self) -> Tensor:
-        """log π [n, V] over the policy's vocabulary. Raises QTargetError where only label statistics are held."""
-        rows, head = self.reference.rows, self.reference.head
-        if rows is None:
-            raise QTargetError("the full distribution of this reference was asked for; it holds label statistics only")
-        logp = rows if head is None else torch.log_softmax(head.logits(rows, matmul_dtype(rows)), dim=-1)
-        return _align(logp, self.vocab_size)
-
-    @cached_property
-    def label_logp(self) -> Tensor:
-        """log π(y) [n]."""
-        if self.reference.statistics is None:
-            return self.logp.gather(1, self.labels[:, None]).squeeze(1)
-        if not torch.equal(self.reference.labels, self.labels):  # type: ignore[arg-type]
+    def at(self, labels: Tensor, policy_logp: Tensor) -> Distribution:
+        """This reference beside the labels [n] and the policy [n, V] of a chunk."""
+        if self.labels is not None and not torch.equal(self.labels, labels):
             raise QTargetError(
                 "the reference's label statistics belong to other labels than the batch's: rows, tokenizer, template "
                 "or truncation differ from those it was computed with"
             )
-        return self.reference.statistics["logp"]
+        return Distribution(
+            labels,
+            expand=partial(self._expand, policy_logp),
+            known=self.statistics,
+            is_exact=self.detail == "full",
+            stored=partial(self._support, policy_logp.shape[1]),
+        )
+
+    def _expand(self, policy_logp: Tensor) -> Tensor:
+        support = self._support(policy_logp.shape[1])
+        return self._full(policy_logp.shape[1]) if support is None else complete(*support, policy_logp, self.tail)
+
+    def _full(self, vocab_size: int) -> Tensor:
+        if self.rows is None:
+            raise QTargetError("the full distribution of this reference was asked for; it holds label statistics only")
+        if self.head is None:
+            return _align(self.rows, vocab_size)
+        return _align(torch.log_softmax(self.head.logits(self.rows, matmul_dtype(self.rows)), dim=-1), vocab_size)
+
+    def _support(self, vocab_size: int) -> tuple[Tensor, Tensor] | None:
+        """Token ids and log-probabilities [n, k], where this is a top-k reference."""
+        if self.indices is not None and self.rows is not None:
+            return self.indices, self.rows
+        if self.keep is None:
+            return None
+        kept, indices = self._full(vocab_size).topk(min(self.keep, vocab_size), dim=-1)
+        return indices, kept
+
+
+def complete(indices: Tensor, kept: Tensor, policy_logp: Tensor, tail: str) -> Tensor:
+    """log π [n, V] from its k likeliest tokens: `kept` [n, k] at `indices`, the others by the rule `tail`."""
+    kept = kept.to(policy_logp.dtype)
+    mass = kept.logsumexp(-1, keepdim=True)
+    others = policy_logp.scatter(1, indices, -torch.inf)
+    if tail == "renormalised":
+        return torch.full_like(policy_logp, -torch.inf).scatter(1, indices, kept - mass)
+    left = (-torch.expm1(mass)).clamp_min(torch.finfo(kept.dtype).tiny).log()  # rounding may fill the k to 1 and above
+    if tail == "uniform":
+        others = torch.where(torch.isneginf(others), others, 0.0)
+    share = others.logsumexp(-1, keepdim=True)
+    return (others + torch.where(torch.isneginf(share), 0.0, left - share)).scatter(1, indices, kept)
 
 
 def _align(logp: Tensor, vocab_size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The target distribution Q of a token, and the three parts it is composed of."""
+"""The target distribution Q of a token, and the ways a design composes one from its parts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qtarget import checks
+from qtarget.errors import QTargetError
+from qtarget.math.reference import DETAILS
+from qtarget.math.schedule import Scalar, scalar
+from qtarget.math.survey import parts
 from qtarget.math.view import TokenView
 
 Reliance = Callable[[TokenView], Tensor]  # → γ [n]
 Residual = Callable[[TokenView], Tensor | None]  # → unnormalised log π̃ [n, V], or None for the policy itself
 Weight = Callable[[TokenView], Tensor]  # → w [n]
-Design = Callable[[TokenView], "Target"]
+Objective = Callable[[Tensor, TokenView], Tensor]  # (logp with a graph [n, V], view) → loss [n]
+Design = Callable[[TokenView], "Target | InducedTarget"]
+
+NORMALIZERS = ("tokens", "kept", "weight_sum", "sequences")
+"""What the loss of an optimizer step is divided by: all its supervised tokens; those that are pulled at all; the sum of
+their weights; or, each sequence's mean counting the same, the number of sequences."""
+ROOM = 1e-6
+"""Least 1 − p_y that trust divides by."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,14 @@ class Target:
     label_mass: Tensor
     parts: tuple[tuple[Tensor, Tensor], ...]
     weight: Tensor
+
+    @property
+    def mass(self) -> Tensor:
+        """w·(the positive masses of Q) [n]: what `normalize=weight_sum` adds up; 0 where a token isn't pulled."""
+        total = self.label_mass
+        for mass, _ in self.parts:
+            total = total + mass.clamp_min(0)
+        return self.weight * total
 
     def value(self, view: TokenView) -> Tensor:
         """w·CE(Q, p) [n] in nats: w·(label_mass·(−log p_y) + Σ_j mass_j·CE(π_j, p))."""
@@ -58,8 +78,39 @@ class Target:
         pull = self.label_mass
         for mass, log_part in self.parts:
             gain = log_part.gather(1, view.labels[:, None]).squeeze(1).exp() - view.label_logp.exp()
-            pull = pull + torch.where(room > 1e-6, mass * gain / room.clamp_min(1e-6), 0.0)
+            pull = pull + torch.where(room > ROOM, mass * gain / room.clamp_min(ROOM), 0.0)
         return self.weight * pull
+
+
+@dataclass(frozen=True)
+class InducedTarget:
+    """Q = p − ∂L/∂z of a loss that is no cross-entropy with a fixed Q; the step size stands beside it.
+
+    loss [n]: L in nats. pull [n, V]: ∂L/∂z. label_mass and weight [n] say how the loss was put together; its true pull
+    on the label is `trust`.
+    """
+
+    loss: Tensor
+    pull: Tensor
+    label_mass: Tensor
+    weight: Tensor
+
+    @property
+    def mass(self) -> Tensor:
+        return self.weight
+
+    def value(self, view: TokenView) -> Tensor:
+        """L [n]: the published objective itself."""
+        return self.loss
+
+    def gradient(self, view: TokenView) -> Tensor:
+        """∂L/∂logits [n, V]."""
+        return self.pull
+
+    def trust(self, view: TokenView) -> Tensor:
+        """−∂L/∂z_y/(1 − p_y) [n]: how hard the label is pulled relative to plain SFT."""
+        room = (-torch.expm1(view.label_logp)).clamp_min(ROOM)
+        return -self.pull.gather(1, view.labels[:, None]).squeeze(1) / room
 
 
 @dataclass(frozen=True)
@@ -69,6 +120,10 @@ class Mixture:
     reliance: Reliance
     residual: Residual
     weight: Weight
+    normalize: str = "tokens"
+
+    def __post_init__(self) -> None:
+        checks.choice("normalize", self.normalize, NORMALIZERS)
 
     def __call__(self, view: TokenView) -> Target:
         reliance, weight = self.reliance(view), self.weight(view)
@@ -76,20 +131,142 @@ class Mixture:
         parts = () if log_residual is None else ((1 - reliance, torch.log_softmax(log_residual, dim=-1)),)
         return Target(label_mass=reliance, parts=parts, weight=weight)
 
-    @property
-    def needs(self) -> Mapping[str, str]:
-        """Role → detail ("label" or "full") that the parts look at together."""
-        merged: dict[str, str] = {}
-        for part in (self.reliance, self.residual, self.weight):
-            for role, detail in needs(part).items():
-                merged[role] = "full" if "full" in (detail, merged.get(role)) else detail
-        return merged
+
+@dataclass(frozen=True)
+class Anchored:
+    """L = w·(γ·CE(δ_y, p) + λ·CE(π̃, p)): a label term, and an anchor of its own strength λ = `anchor` beside it.
+
+    As a target: Q = (γ·δ + λ·π̃)/(γ + λ) with step size w·(γ + λ). SFT + λ·KL(π_0‖p) and ASFT (arXiv 2509.23753).
+    """
+
+    reliance: Reliance
+    residual: Residual
+    weight: Weight
+    anchor: Scalar = 0.1
+    normalize: str = "tokens"
+
+    def __post_init__(self) -> None:
+        scalar("anchor", self.anchor, 0)
+        checks.choice("normalize", self.normalize, NORMALIZERS)
+
+    def __call__(self, view: TokenView) -> Target:
+        share, weight = _shares(self.reliance(view), view.at(self.anchor), self.weight(view))
+        log_residual = self.residual(view)
+        parts = () if log_residual is None else ((1 - share, torch.log_softmax(log_residual, dim=-1)),)
+        return Target(label_mass=share, parts=parts, weight=weight)
 
 
-def needs(part: object) -> Mapping[str, str]:
-    """What a part or design declares in its `needs`; a part that says nothing needs no reference."""
-    declared: Mapping[str, str] = getattr(part, "needs", {})
-    return declared
+@dataclass(frozen=True)
+class Signed:
+    """L = −w·γ·Σ_v q_v·h_v·(log p_y − log p_v): the label against each rival v, drawn from the residual q.
+
+    h = 1 ("linear") or σ(0.01·(z_v − z_y)) ("logsigmoid"), neither differentiated. With C = Σ q·h this
+    is step size w·C and Q = p + γ·(δ − q·h/C), which may have negative entries. GEM (arXiv 2408.16673): q ∝ p^{1/β}.
+    """
+
+    reliance: Reliance
+    residual: Residual
+    weight: Weight
+    h: str = "linear"
+    normalize: str = "tokens"
+
+    def __post_init__(self) -> None:
+        checks.choice("h", self.h, ("linear", "logsigmoid"))
+        checks.choice("normalize", self.normalize, NORMALIZERS)
+
+    def __call__(self, view: TokenView) -> Target:
+        reliance, weight = self.reliance(view), self.weight(view)
+        log_residual = self.residual(view)
+        log_rivals = torch.log_softmax(view.logp if log_residual is None else log_residual, dim=-1)
+        if self.h == "logsigmoid":
+            margin = 0.01 * (view.logp - view.label_logp[:, None])
+            log_rivals = log_rivals + torch.nn.functional.logsigmoid(margin)
+        log_mass = log_rivals.logsumexp(-1, keepdim=True)
+        parts = ((-reliance, log_rivals - log_mass),)
+        return Target(label_mass=reliance, parts=parts, weight=weight * log_mass.squeeze(1).exp())
+
+
+@dataclass(frozen=True)
+class Induced:
+    """L = w·(γ·(−log p_y) + λ·D(p)) with λ = `strength` and D any differentiable objective.
+
+    `objective(logp, view) → [n]` is differentiated inside the chunk: logp [n, V] carries a graph, whatever `view` holds
+    doesn't. What D teaches is its induced target Q = p − ∂D/∂z.
+    """
+
+    reliance: Reliance
+    objective: Objective
+    weight: Weight
+    strength: Scalar = 1.0
+    normalize: str = "tokens"
+
+    def __post_init__(self) -> None:
+        scalar("strength", self.strength, 0)
+        checks.choice("normalize", self.normalize, NORMALIZERS)
+
+    def __call__(self, view: TokenView) -> InducedTarget:
+        strength = view.at(self.strength)
+        share, weight = _shares(self.reliance(view), strength, self.weight(view))
+        label = Target(label_mass=share, parts=(), weight=weight)
+        step = weight * (1 - share)
+        loss, pull = differentiate(lambda logits: self.objective(torch.log_softmax(logits, dim=-1), view), view.logp)
+        return InducedTarget(
+            loss=label.value(view) + step * loss,
+            pull=label.gradient(view).add_(pull.mul_(step[:, None])),
+            label_mass=share,
+            weight=weight,
+        )
+
+
+def _shares(reliance: Tensor, strength: float, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """w·(γ·… + λ·…) as a share γ/(γ + λ) of the label and a step size w·(γ + λ)."""
+    total = reliance + strength
+    return reliance / total.clamp_min(torch.finfo(total.dtype).tiny), weight * total
+
+
+def differentiate(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Value [n] and gradient [n, V] of a loss that treats each of n rows of logits by itself."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        value = loss(leaf)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), gradient
+
+
+def needs(design: object) -> dict[str, str]:
+    """Role → the detail that a design and its parts look at together: "label", "topk" or "full"."""
+    merged: dict[str, str] = {}
+    for part in parts(design):
+        declared: Mapping[str, str] = getattr(part, "needs", {})
+        for role, detail in declared.items():
+            merged[role] = max(detail, merged.get(role, detail), key=DETAILS.index)
+    return merged
+
+
+def check_references(design: object, held: Mapping[str, str]) -> None:
+    """Raise QTargetError where a part needs a role that isn't held (role → detail), or more of it than is."""
+    for part in parts(design):
+        declared: Mapping[str, str] = getattr(part, "needs", {})
+        for role, detail in declared.items():
+            enough = DETAILS[DETAILS.index(detail) :]
+            if held.get(role) not in enough:
+                name = type(part).__name__.lower()
+                raise QTargetError(f"{name} needs {role}: {' or '.join(enough)}; got {held.get(role, 'none')}")
+            if getattr(part, "wants_support", False) and held[role] != "topk":
+                raise QTargetError(
+                    f"this target compares the tokens that a top-k {role} kept, and this {role} holds all of them: set "
+                    f"references.{role}.topk=50, or take target=kd"
+                )
+
+
+def columns(design: object) -> set[str]:
+    """The data columns that a design looks at."""
+    return {name for part in parts(design) for name in getattr(part, "columns", ())}
+
+
+def wants_negatives(design: object) -> bool:
+    """Whether a design looks at the negatives of a token (its earlier tokens, unless others are given)."""
+    return any(getattr(part, "wants_negatives", False) for part in parts(design))
 
 
 def _cross_entropy(log_part: Tensor, logp: Tensor) -> Tensor:

@@ -9,38 +9,58 @@ from functools import cached_property
 from torch import Tensor
 
 from qtarget.errors import QTargetError
-from qtarget.math.reference import ReferenceView
+from qtarget.math.distribution import Distribution
+from qtarget.math.schedule import Scalar, value_at
 
 
 @dataclass(frozen=True)
 class TokenView:
     """n supervised tokens as a design sees them: detached, fp32 or better, over the true vocabulary.
 
-    logp [n, V] log-probabilities of the policy; labels [n]; references by role ("prior", "teacher"); columns by name,
-    each [n]; progress in [0, 1] of the training run.
+    logp [n, V] log-probabilities of the policy; labels [n]; references by role ("prior", "teacher", "old"); columns by
+    name, each [n]; negatives [n, K] token ids (−100: none); statistics: part → [n], what a part with a scope worked out
+    from more tokens than these; progress in [0, 1] of the training run.
     """
 
     logp: Tensor
     labels: Tensor
-    references: Mapping[str, ReferenceView] = field(default_factory=dict)
+    references: Mapping[str, Distribution] = field(default_factory=dict)
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    negatives: Tensor | None = None
+    statistics: Mapping[object, Tensor] = field(default_factory=dict)
     progress: float = 0.0
 
     @cached_property
+    def policy(self) -> Distribution:
+        return Distribution(self.labels, lambda: self.logp)
+
+    @property
     def label_logp(self) -> Tensor:
         """log p(y) [n]."""
-        return self.logp.gather(1, self.labels[:, None]).squeeze(1)
+        return self.policy.label_logp
 
-    def label_logp_of(self, source: str) -> Tensor:
-        """log-probability [n] of the label under "policy" or a reference's role."""
-        return self.label_logp if source == "policy" else self._reference(source).label_logp
-
-    def logp_of(self, source: str) -> Tensor:
-        """log-probabilities [n, V] under "policy" or a reference's role."""
-        return self.logp if source == "policy" else self._reference(source).logp
-
-    def _reference(self, role: str) -> ReferenceView:
-        if role not in self.references:
+    def of(self, source: str) -> Distribution:
+        """The policy's distribution, or a reference's by its role."""
+        if source == "policy":
+            return self.policy
+        if source not in self.references:
             held = ", ".join(sorted(self.references)) or "none"
-            raise QTargetError(f"this design needs a {role}; references given: {held}")
-        return self.references[role]
+            raise QTargetError(f"this design needs a {source}; references given: {held}")
+        return self.references[source]
+
+    def column(self, name: str) -> Tensor:
+        """Per-token data [n] of the batch, in the dtype of the probabilities."""
+        if name not in self.columns:
+            held = ", ".join(sorted(self.columns)) or "none"
+            raise QTargetError(f"this design needs the data column {name!r}; columns given: {held}")
+        return self.columns[name].to(self.logp.dtype)
+
+    def statistic(self, part: object) -> Tensor:
+        """What `part.statistic` made of the tokens in its scope, for these n."""
+        if part not in self.statistics:
+            raise QTargetError(f"{part!r} looks beyond single tokens: call it through dense_loss or linear_loss")
+        return self.statistics[part]
+
+    def at(self, value: Scalar) -> float:
+        """A scalar field's value now: fields may follow training progress."""
+        return value_at(value, self.progress)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qtarget.data.batch import Batch
+from qtarget.math.schedule import scheduled
 from qtarget.train.module import QTargetModule
 
 Log = Callable[[int, dict[str, float]], None]
@@ -83,7 +84,9 @@ class StepLogger(L.Callback):
         self._logged = step
         optim = pl_module.optim  # asked, because the optimizer already holds the next step's rate
         rate = optim.lr * optim.factor(step - 1, pl_module.total_steps)
-        self.record(step, pl_module.recent.pop() | {"train/lr": rate})
+        followed = scheduled(pl_module.design, pl_module.progress_at(step - 1))
+        now = {f"target/{field}": value for field, value in followed}
+        self.record(step, pl_module.recent.pop() | {"train/lr": rate} | now)
 
 
 class PeriodicEvaluation(L.Callback):

@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from qtarget.data.batch import Batch
-from qtarget.math.loss import IGNORE, LossOutput, linear_loss
-from qtarget.math.target import Design
-from qtarget.model.frozen import FrozenModel
+from qtarget.math.loss import IGNORE, LossOutput, linear_loss, survey
+from qtarget.math.survey import TokenTable
+from qtarget.math.target import Design, wants_negatives
+from qtarget.math.tokens import Given
+from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.optim import AdamW
+from qtarget.train.step import StepScorer
 
 
 class QTargetModule(L.LightningModule):
@@ -42,6 +46,7 @@ class QTargetModule(L.LightningModule):
         self.total_steps = total_steps
         self.chunk_size = chunk_size
         self.references = dict(references)
+        self.step = StepScorer(design, policy, self.survey, self.token_loss)
         self.recent = TokenMeans()
         self.whole_run = TokenMeans()
 
@@ -51,28 +56,46 @@ class QTargetModule(L.LightningModule):
         self.recent.to(self.device)
         self.whole_run.to(self.device)
 
-    def token_loss(self, batch: Batch, token_scale: float = 1.0) -> LossOutput:
+    def progress_at(self, step: int) -> float:
+        """Training progress in [0, 1] of optimizer step `step`: 0 at the first, 1 at the last."""
+        return min(1.0, step / max(1, self.total_steps - 1))
+
+    def token_loss(
+        self, batch: Batch, statistics: Mapping[object, Tensor] | None = None, token_scale: Tensor | float = 1.0
+    ) -> LossOutput:
         """The design's loss on the supervised tokens of a batch; references run on the same input ids."""
-        return linear_loss(
-            self.policy(batch.input_ids),
-            self.policy.head,
-            batch.labels,
-            self.design,
-            references={role: frozen.reference(batch.input_ids) for role, frozen in self.references.items()},
-            columns=batch.columns,
-            progress=min(1.0, self.global_step / max(1, self.total_steps)),
-            token_scale=token_scale,
-            chunk_size=self.chunk_size,
-        )
+        given: Given = {**self._beside(batch), "statistics": statistics, "token_scale": token_scale}
+        hidden = self.policy(batch.input_ids)
+        return linear_loss(hidden, self.policy.head, batch.labels, self.design, chunk_size=self.chunk_size, **given)
+
+    def survey(self, batch: Batch) -> TokenTable:
+        """What statistics of the design are made of, for the supervised tokens of a batch."""
+        hidden, given = self.policy(batch.input_ids), self._beside(batch)
+        return survey(hidden, self.policy.head, batch.labels, self.design, chunk_size=self.chunk_size, **given)
+
+    def _beside(self, batch: Batch) -> Given:
+        """What stands beside the labels."""
+        return {
+            "references": {role: frozen.reference(batch.input_ids) for role, frozen in self.references.items()},
+            "columns": batch.columns,
+            "negatives": earlier_tokens(batch.input_ids) if wants_negatives(self.design) else None,
+            "progress": self.progress_at(self.global_step),
+        }
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Σ loss over the micro-batch, scaled by its StepWindow: the optimizer sees the mean over the whole step."""
-        assert batch.window is not None
-        out = self.token_loss(batch, batch.window.loss_scale)
+        """Σ loss over the micro-batch, scaled by its share: the optimizer sees one mean over the whole step."""
+        self._renew_snapshots()
+        share = self.step.share(batch)
+        out = self.token_loss(batch, share.statistics, share.token_scale)
         wrong = batch.columns["wrong"][batch.labels != IGNORE]
         self.recent.update(out, wrong)
         self.whole_run.update(out, wrong)
         return out.total
+
+    def _renew_snapshots(self) -> None:
+        for frozen in self.references.values():
+            if isinstance(frozen, Snapshot):
+                frozen.renew(self.policy, self.global_step)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -83,3 +106,10 @@ class QTargetModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return self.optim.configure(self.policy.parameters(), self.total_steps)
+
+
+def earlier_tokens(input_ids: Tensor) -> Tensor:
+    """[B, T] → [B, T, T]: at each position the ids of the tokens up to it, −100 after: unlikelihood's negatives."""
+    width = input_ids.shape[1]
+    later = torch.ones(width, width, dtype=torch.bool, device=input_ids.device).triu(1)
+    return input_ids[:, None, :].expand(-1, width, -1).masked_fill(later, IGNORE)

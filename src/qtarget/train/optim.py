@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qtarget.design import checks
+from qtarget import checks
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qtarget.data.example import Demonstration, Message
+from qtarget.data.example import Demonstration, Message, Span
 from qtarget.errors import QTargetError
 
 ROLES = ("system", "user", "assistant")
@@ -21,11 +21,14 @@ class Jsonl:
 
     heldout_share in [0, 1): share of the rows kept for evaluation, chosen by a hash of the prompt, so that no prompt
     stands on both sides. system: system message put before prompt/completion rows, None for the template's own.
+    columns: keys under which every row holds character spans [[start, stop], …] of its last message; the tokens there
+    carry 1 in a data column of that name, the others 0.
     """
 
     path: str
     heldout_share: float = 0.1
     system: str | None = None
+    columns: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.heldout_share, int | float) or not 0 <= self.heldout_share < 1:
@@ -46,18 +49,31 @@ class Jsonl:
         with Path(self.path).open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield Demonstration(messages=self._messages(line, number), row=number)
+                    row = self._row(line, number)
+                    messages = self._messages(row, number)
+                    spans = {name: self._spans(row, name, number) for name in self.columns}
+                    yield Demonstration(messages=messages, row=number, spans=spans)
 
-    def _messages(self, line: bytes, number: int) -> list[Message]:
+    def _row(self, line: bytes, number: int) -> Any:
         try:
-            row = json.loads(line)
+            return json.loads(line)
         except ValueError as error:
             raise QTargetError(f"{self.path}, row {number}: not JSON ({error})") from error
+
+    def _spans(self, row: Any, name: str, number: int) -> tuple[Span, ...]:
+        spans = row.get(name)
+        if not isinstance(spans, list) or not all(_is_span(span) for span in spans):
+            raise QTargetError(
+                f"{self.path}, row {number}: {name!r} must hold character spans [[start, stop], …], got {spans!r}"
+            )
+        return tuple((start, stop) for start, stop in spans)
+
+    def _messages(self, row: Any, number: int) -> list[Message]:
         messages = self._as_messages(row)
         if not messages or not all(_is_message(message) for message in messages):
             raise QTargetError(
                 f'{self.path}, row {number}: expected {{"messages": [{{"role": {"|".join(ROLES)}, "content": …}}, …]}} '
-                f'or {{"prompt": …, "completion": …}}, got {line.strip()[:120]!r}'
+                f'or {{"prompt": …, "completion": …}}, got {json.dumps(row)[:120]!r}'
             )
         if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
             raise QTargetError(f"{self.path}, row {number}: no supervised token; it must end with an assistant's text")
@@ -79,6 +95,12 @@ class Jsonl:
         text = json.dumps(list(row.prompt), sort_keys=True)
         position = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
         return (position < self.heldout_share) == (split == "heldout")
+
+
+def _is_span(span: Any) -> bool:
+    return (
+        isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span) and 0 <= span[0] < span[1]
+    )
 
 
 def _is_message(message: Any) -> bool:

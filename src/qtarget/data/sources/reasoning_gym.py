@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from qtarget.data.example import Demonstration, Message
+from qtarget.data.example import Demonstration, Message, Span
 from qtarget.errors import QTargetError
 
 SPLITS = {"heldout": (0, 2), "reserve": (2, 4), "train": (4, 10)}
@@ -68,7 +68,14 @@ class ReasoningGym:
             raise QTargetError(f"{self.task} has no worked solution {self.answer!r} in its metadata; use answer=answer")
         system: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
         turns = [{"role": "user", "content": entry["question"]}, {"role": "assistant", "content": str(solution)}]
-        return Demonstration(messages=[*system, *turns], row=row, entry=entry)
+        spans = {"critical": _critical(str(solution), str(entry["answer"]))}
+        return Demonstration(messages=[*system, *turns], row=row, spans=spans, entry=entry)
+
+
+def _critical(solution: str, answer: str) -> tuple[Span, ...]:
+    """The final answer in a solution: every other token there ends in another answer, so these are critical."""
+    start = solution.rfind(answer)
+    return () if start < 0 or not answer else ((start, start + len(answer)),)
 
 
 def _in_split(question: str, split: str) -> bool:

@@ -1,0 +1,182 @@
+"""Objectives that are no cross-entropy with a fixed target; Induced differentiates them.
+
+Each part maps (logp [n, V] with a graph, TokenView) to a loss per token [n], in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from qtarget import checks
+from qtarget.design import sources
+from qtarget.errors import QTargetError
+from qtarget.math.schedule import Scalar, scalar, written
+from qtarget.math.tokens import IGNORE
+from qtarget.math.view import TokenView
+
+REFERENCES = sources.SOURCES[1:]
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    """D = KL(p‖π_source): mode-seeking (MiniLLM, arXiv 2306.08543; towards the prior, RL's Razor, arXiv 2509.04259)."""
+
+    source: str = "teacher"
+
+    def __post_init__(self) -> None:
+        sources.check(self.source, REFERENCES)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {self.source: "topk"}
+
+    def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
+        return kl(logp, view.of(self.source).logp)
+
+    def __str__(self) -> str:
+        return f"KL(p‖{self.source})"
+
+
+@dataclass(frozen=True)
+class JensenShannon:
+    """D = β·KL(q‖m) + (1 − β)·KL(p‖m), m = (1 − β)·p + β·q, q = π_source (GKD, arXiv 2306.13649; TRL's convention).
+
+    β=0 and β=1 are taken as KL(q‖p) and KL(p‖q), as TRL does: the divergence itself vanishes at both ends.
+    """
+
+    beta: Scalar = 0.5
+    source: str = "teacher"
+
+    def __post_init__(self) -> None:
+        scalar("beta", self.beta, 0, 1)
+        sources.check(self.source, REFERENCES)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {self.source: "topk"}
+
+    def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
+        beta, logq = view.at(self.beta), view.of(self.source).logp
+        if beta in (0, 1):
+            return kl(logp, logq) if beta else kl(logq, logp)
+        share = torch.tensor(beta, dtype=logp.dtype, device=logp.device)
+        low = torch.finfo(logp.dtype).min / 4  # −∞ on both sides (padded rows) would make NaN
+        p, q = logp.clamp_min(low), logq.clamp_min(low)
+        logm = torch.logaddexp(torch.log1p(-share) + p, share.log() + q)
+        return share * kl(logq, logm) + (1 - share) * kl(logp, logm)
+
+    def __str__(self) -> str:
+        return f"JSD(p, {self.source}), β={written(self.beta)}"
+
+
+@dataclass(frozen=True)
+class TemperedKL:
+    """D = T²·KL(q_T‖p_T), both at temperature T (Hinton et al., arXiv 1503.02531); squared=False leaves T² away.
+
+    The gradient is T·(p_T − q_T), or (p_T − q_T)/T. DistillKit multiplies by T², TRL doesn't.
+    """
+
+    temperature: Scalar = 2.0
+    squared: bool = True
+    source: str = "teacher"
+
+    def __post_init__(self) -> None:
+        scalar("temperature", self.temperature, 1e-2)
+        checks.choice("squared", self.squared, (True, False))
+        sources.check(self.source, REFERENCES)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {self.source: "topk"}
+
+    def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
+        t = view.at(self.temperature)
+        cooled = kl((view.of(self.source).logp / t).log_softmax(-1), (logp / t).log_softmax(-1))
+        return cooled * t**2 if self.squared else cooled
+
+    def __str__(self) -> str:
+        return f"{'T²·' if self.squared else ''}KL({self.source}_T‖p_T), T={written(self.temperature)}"
+
+
+@dataclass(frozen=True)
+class SupportKL:
+    """A divergence over the k tokens S that a top-k teacher kept, the others left out of it.
+
+    renormalised=True: both renormalised on S, no gradient off it (TRL's loss_add_tail=False). False: neither, Σ_S
+    q·log(q/p), what a plain sum over stored entries computes: a cross-entropy of mass Σ_S q.
+    """
+
+    wants_support: ClassVar[bool] = True
+    renormalised: bool = True
+    source: str = "teacher"
+
+    def __post_init__(self) -> None:
+        checks.choice("renormalised", self.renormalised, (True, False))
+        sources.check(self.source, REFERENCES)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {self.source: "topk"}
+
+    def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
+        support = view.of(self.source).support
+        assert support is not None  # checked before any chunk
+        indices, logq = support
+        kept = logp.gather(1, indices)
+        return kl(logq.log_softmax(-1), kept.log_softmax(-1)) if self.renormalised else kl(logq, kept)
+
+    def __str__(self) -> str:
+        return f"KL over the top k of {self.source}{', both renormalised' if self.renormalised else ', truncated'}"
+
+
+@dataclass(frozen=True)
+class NegativeEntropy:
+    """D = −H(p): the confidence penalty (Pereyra et al., arXiv 1701.06548)."""
+
+    def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
+        return expect(logp, logp)
+
+    def __str__(self) -> str:
+        return "−H(p)"
+
+
+@dataclass(frozen=True)
+class Unlikelihood:
+    """D = −Σ_{c ∈ C} log(1 − p_c) (Welleck et al., arXiv 1908.04319), 1 − p_c at least `floor`.
+
+    C is the set of negatives of the token without its label: in training the tokens before it, unless others are given.
+    """
+
+    wants_negatives: ClassVar[bool] = True
+    floor: float = 1e-5
+
+    def __post_init__(self) -> None:
+        checks.number("floor", self.floor, 0, 1)
+
+    def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
+        if view.negatives is None:
+            raise QTargetError("unlikelihood needs negatives [..., K]: token ids to push down at each position")
+        ids = view.negatives.where(view.negatives != IGNORE, view.labels[:, None])
+        chosen = torch.zeros_like(logp, dtype=torch.bool).scatter_(1, ids, True)
+        chosen.scatter_(1, view.labels[:, None], False)
+        left = (1 - logp.exp()).clamp_min(self.floor).log()
+        return -torch.where(chosen, left, 0.0).sum(-1)
+
+    def __str__(self) -> str:
+        return "−Σ_c log(1 − p_c)"
+
+
+def expect(logp: Tensor, values: Tensor) -> Tensor:
+    """Σ_v p_v·values_v [n]. Entries without probability add nothing, whatever their value, to it and its gradient."""
+    p = logp.exp()
+    return (p * values.masked_fill(p == 0, 0.0)).sum(-1)
+
+
+def kl(logp: Tensor, logq: Tensor) -> Tensor:
+    """KL(p‖q) [n] in nats."""
+    return expect(logp, logp - logq)

@@ -1,0 +1,85 @@
+"""What can be asked of a distribution at n tokens: its probabilities, and scalars about the label's place in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from qtarget.errors import QTargetError
+
+TOP = 20
+"""How many tokens the stored top entropy looks at (EAFT's K)."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The policy or a reference at n tokens, beside their labels. Everything is computed on first use, fp32 or better.
+
+    expand: makes the log-probabilities [n, V]. known: scalars [n] that were stored instead, by the names of
+    `STATISTICS`; they are used where held: five numbers a token serve whoever asks no more. is_exact: whether logp is
+    the whole distribution, not one completed from a top k, or missing. stored: the top k it is completed from.
+    """
+
+    labels: Tensor
+    expand: Callable[[], Tensor]
+    known: Mapping[str, Tensor] = field(default_factory=dict)
+    is_exact: bool = True
+    stored: Callable[[], tuple[Tensor, Tensor] | None] = lambda: None
+
+    @cached_property
+    def logp(self) -> Tensor:
+        """log π [n, V] over the policy's vocabulary. Raises QTargetError where only label statistics are held."""
+        return self.expand()
+
+    @cached_property
+    def support(self) -> tuple[Tensor, Tensor] | None:
+        """Token ids and log-probabilities [n, k] of a top-k reference, as they were stored; None for any other."""
+        return self.stored()
+
+    @cached_property
+    def label_logp(self) -> Tensor:
+        """log π(y) [n]."""
+        return self._known_or("logp", lambda: self.logp.gather(1, self.labels[:, None]).squeeze(1))
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """H(π) = −Σ_v π_v log π_v [n], nats."""
+        return self._known_or("entropy", lambda: entropy(self.logp))
+
+    @cached_property
+    def outranked(self) -> Tensor:
+        """Σ_{v: π_v < π_y} π_v [n]: the mass of tokens less likely than the label (PriFT-mass, arXiv 2606.09396)."""
+        return self._known_or(
+            "outranked", lambda: torch.where(self.logp < self.label_logp[:, None], self.logp.exp(), 0.0).sum(-1)
+        )
+
+    @cached_property
+    def concentration(self) -> Tensor:
+        """Σ_v π_v² [n] (DEFT, arXiv 2602.11424)."""
+        return self._known_or("concentration", lambda: (2 * self.logp).exp().sum(-1))
+
+    def top_entropy(self, top: int) -> Tensor:
+        """Entropy [n] of the `top` likeliest tokens, renormalised among themselves (EAFT, arXiv 2601.02151)."""
+        if "top_entropy" in self.known and top != TOP:
+            raise QTargetError(f"this reference holds the entropy of its top {TOP} tokens, not of its top {top}")
+        return self._known_or(
+            "top_entropy",
+            lambda: entropy(torch.log_softmax(self.logp.topk(min(top, self.logp.shape[1]), dim=-1).values, dim=-1)),
+        )
+
+    def _known_or(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        return self.known[name] if name in self.known else compute()
+
+
+STATISTICS = ("logp", "entropy", "top_entropy", "outranked", "concentration")
+"""What a label-statistics reference may hold of each token, fp32: 20 bytes."""
+
+
+def entropy(logp: Tensor) -> Tensor:
+    """H [n] in nats of log-probabilities [n, V]."""
+    total: Tensor = torch.special.entr(logp.exp()).sum(-1)
+    return total

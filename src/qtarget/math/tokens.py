@@ -1,0 +1,172 @@
+"""The supervised tokens of a call, and everything that goes with them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from qtarget import checks
+from qtarget.errors import QTargetError
+from qtarget.math.reference import Reference
+from qtarget.math.survey import TokenTable
+from qtarget.math.view import TokenView
+
+IGNORE = -100
+"""Label of a position that is not supervised; among negatives, no token."""
+CHUNK_BYTES = 2**27
+"""Default size of one fp32 chunk × vocabulary tensor; a handful of them live at once."""
+
+
+class Given(TypedDict, total=False):
+    """What may stand beside labels, see `qtarget.dense_loss`."""
+
+    references: Mapping[str, Reference] | None
+    columns: Mapping[str, Tensor] | None
+    sequence_ids: Tensor | None
+    negatives: Tensor | None
+    progress: float
+    statistics: Mapping[object, Tensor] | None
+    token_scale: Tensor | float
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """N supervised tokens: where they stood among the flattened positions, and what is known of each."""
+
+    kept: Tensor  # [N]
+    labels: Tensor  # [N]
+    scale: Tensor  # [N]
+    sequence_ids: Tensor | None = None  # [N]
+    negatives: Tensor | None = None  # [N, K]
+    references: Mapping[str, Reference] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    statistics: Mapping[object, Tensor] = field(default_factory=dict)
+    progress: float = 0.0
+
+    @classmethod
+    def keep_supervised(
+        cls,
+        labels: Tensor,
+        positions: torch.Size,
+        *,
+        references: Mapping[str, Reference] | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+        sequence_ids: Tensor | None = None,
+        negatives: Tensor | None = None,
+        progress: float = 0.0,
+        statistics: Mapping[object, Tensor] | None = None,
+        token_scale: Tensor | float = 1.0,
+    ) -> Tokens:
+        """All is given per position, but `statistics` per supervised token. Raises QTargetError where shapes differ."""
+        checks.number("progress", progress, 0, 1)
+        _check_shapes(labels, positions, columns, sequence_ids, token_scale)
+        flat = labels.reshape(-1)
+        kept = (flat != IGNORE).nonzero().squeeze(1)
+        if kept.numel() == 0:
+            warnings.warn("no supervised token in this batch: its loss and gradient are zero", stacklevel=4)
+        scale = torch.as_tensor(token_scale, device=labels.device)
+        ids = _rows_as_sequences(labels) if sequence_ids is None else sequence_ids
+        return cls(
+            kept=kept,
+            labels=flat[kept],
+            scale=scale.reshape(-1)[kept] if scale.numel() > 1 else scale.expand(kept.numel()),
+            sequence_ids=None if ids is None else ids.reshape(-1)[kept],
+            negatives=None if negatives is None else _flat_negatives(negatives, positions)[kept],
+            references={
+                role: _aligned(role, ref, flat.numel()).select(kept) for role, ref in (references or {}).items()
+            },
+            columns={name: column.reshape(-1)[kept] for name, column in (columns or {}).items()},
+            statistics=_check_statistics(statistics or {}, kept.numel()),
+            progress=progress,
+        )
+
+    def chunks(self, chunk_size: int | None, vocab_size: int) -> list[slice]:
+        """Rows to go through at a time. Raises QTargetError for labels outside the vocabulary."""
+        if self.labels.numel() and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < vocab_size:
+            wrong = sorted({label for label in self.labels.tolist() if not 0 <= label < vocab_size})
+            raise QTargetError(f"labels must lie in [0, {vocab_size}) or be {IGNORE}; got {wrong[:10]}")
+        size = max(1, CHUNK_BYTES // (4 * vocab_size)) if chunk_size is None else chunk_size
+        checks.whole("chunk_size", size, 1)
+        count = self.labels.numel()
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def view(self, logp: Tensor, rows: slice) -> TokenView:
+        """One chunk as a design sees it."""
+        labels = self.labels[rows]
+        return TokenView(
+            logp=logp,
+            labels=labels,
+            references={role: ref.select(rows).at(labels, logp) for role, ref in self.references.items()},
+            columns={name: column[rows] for name, column in self.columns.items()},
+            negatives=None if self.negatives is None else self.negatives[rows],
+            statistics={part: values[rows] for part, values in self.statistics.items()},
+            progress=self.progress,
+        )
+
+    def table(self, label_logp: Mapping[str, Tensor]) -> TokenTable:
+        """What statistics are made of."""
+        return TokenTable(label_logp, self.labels, self.sequence_ids, self.progress)
+
+    def with_statistics(self, statistics: Mapping[object, Tensor]) -> Tokens:
+        return replace(self, statistics={**self.statistics, **statistics})
+
+
+def _rows_as_sequences(labels: Tensor) -> Tensor | None:
+    """Each row of [B, T] labels is a sequence; flat labels say nothing of theirs."""
+    if labels.ndim < 2:
+        return None
+    rows = labels.numel() // labels.shape[-1] if labels.numel() else 0
+    return torch.arange(rows, device=labels.device)[:, None].expand(rows, labels.shape[-1])
+
+
+def _flat_negatives(negatives: Tensor, positions: torch.Size) -> Tensor:
+    if negatives.shape[:-1] != positions:
+        raise QTargetError(
+            f"negatives have the shape {tuple(negatives.shape)}; they must be token ids [{tuple(positions)}, K], "
+            f"{IGNORE} where there are fewer than K"
+        )
+    return negatives.reshape(-1, negatives.shape[-1])
+
+
+def _check_statistics(statistics: Mapping[object, Tensor], count: int) -> Mapping[object, Tensor]:
+    for part, values in statistics.items():
+        if values.shape != (count,):
+            raise QTargetError(
+                f"the statistic of {part!r} has the shape {tuple(values.shape)}; there are {count} supervised tokens"
+            )
+    return statistics
+
+
+def _check_shapes(
+    labels: Tensor,
+    positions: torch.Size,
+    columns: Mapping[str, Tensor] | None,
+    sequence_ids: Tensor | None,
+    token_scale: Tensor | float,
+) -> None:
+    """Shapes that merely flatten to the right length would pair tokens with other tokens' labels."""
+    shaped = {"labels": labels, **(columns or {})}
+    if sequence_ids is not None:
+        shaped["sequence_ids"] = sequence_ids
+    if isinstance(token_scale, Tensor) and token_scale.numel() > 1:
+        shaped["token_scale"] = token_scale
+    for name, tensor in shaped.items():
+        if tensor.shape != positions:
+            raise QTargetError(
+                f"{name} has the shape {tuple(tensor.shape)}, the positions {tuple(positions)}; they must be the same"
+            )
+
+
+def _aligned(role: str, reference: Reference, positions: int) -> Reference:
+    if not isinstance(reference, Reference):
+        raise QTargetError(f"the {role} must be a qtarget.Reference, got {type(reference).__name__}")
+    if len(reference) != positions:
+        raise QTargetError(
+            f"the {role} covers {len(reference)} positions, the labels {positions}; they must be the same"
+        )
+    return reference

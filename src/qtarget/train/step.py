@@ -1,0 +1,125 @@
+"""What a design wants to know of a whole optimizer step before its first backward: statistics, and a denominator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from qtarget.data.batch import Batch, StepWindow
+from qtarget.math.loss import IGNORE, LossOutput
+from qtarget.math.survey import TokenTable, statistics_of, surveying
+from qtarget.math.target import Design
+
+STEP = ("step",)
+PULLED = ("kept", "weight_sum")
+"""Normalizers that are known only once the design has looked at every token of the step."""
+
+
+@dataclass(frozen=True)
+class StepShare:
+    """A micro-batch's part in its step: what multiplies its tokens' losses, and its rows of the step's statistics."""
+
+    token_scale: Tensor | float
+    statistics: Mapping[object, Tensor] = field(default_factory=dict)
+
+
+def scoring_passes(design: Design) -> int:
+    """How often the policy reads a step's tokens without gradients before it trains on them."""
+    return bool(surveying(design, STEP)) + (normalizer(design) in PULLED)
+
+
+def normalizer(design: Design) -> str:
+    return str(getattr(design, "normalize", "tokens"))
+
+
+@dataclass
+class StepScorer:
+    """Works out each micro-batch's share of its step, the same however the step is cut and spread over ranks.
+
+    survey(batch) and score(batch, statistics) read one micro-batch with the policy, its dropout off, without gradients.
+    """
+
+    design: Design
+    policy: nn.Module
+    survey: Callable[[Batch], TokenTable]
+    score: Callable[[Batch, Mapping[object, Tensor]], LossOutput]
+    _window: tuple[Batch, ...] = ()
+    _shares: list[StepShare] = field(default_factory=list)
+
+    def share(self, batch: Batch) -> StepShare:
+        """The share of a training micro-batch; the step is read at its first one."""
+        assert batch.window is not None
+        if not scoring_passes(self.design):
+            return StepShare(self._scale(batch, batch.window))
+        if batch.window.batches is not self._window:
+            with torch.no_grad(), _evaluating(self.policy):
+                self._shares = self._read(batch.window, batch.labels.device)
+            self._window = batch.window.batches
+        return self._shares[batch.window.index]
+
+    def _scale(self, batch: Batch, window: StepWindow) -> Tensor | float:
+        if normalizer(self.design) != "sequences":
+            return window.loss_scale
+        lengths = (batch.labels != IGNORE).sum(-1, keepdim=True).clamp_min(1)
+        return (window.undo / max(window.sequences, 1) / lengths).expand(batch.labels.shape)
+
+    def _read(self, window: StepWindow, device: torch.device) -> list[StepShare]:
+        batches = [batch.to(device) for batch in window.batches]
+        statistics = self._statistics(batches)
+        if normalizer(self.design) not in PULLED:
+            return [StepShare(self._scale(b, window), s) for b, s in zip(batches, statistics, strict=True)]
+        masses = [self.score(batch, found).mass for batch, found in zip(batches, statistics, strict=True)]
+        counted = [(mass > 0).to(mass) if normalizer(self.design) == "kept" else mass for mass in masses]
+        divisor = _summed(torch.stack([values.sum() for values in counted]).sum())
+        scale = window.undo / divisor if divisor > 0 else 0.0
+        return [StepShare(scale, found) for found in statistics]
+
+    def _statistics(self, batches: list[Batch]) -> list[Mapping[object, Tensor]]:
+        """Per micro-batch, its rows of the statistics of the whole step."""
+        if not surveying(self.design, STEP):
+            return [{} for _ in batches]
+        tables = [self.survey(batch) for batch in batches]
+        mine = TokenTable.join(tables)
+        everyone = _gathered(mine)
+        whole = statistics_of(self.design, TokenTable.join(everyone), STEP)
+        before = sum(len(table.labels) for table in everyone[: _rank()])
+        sizes = [len(table.labels) for table in tables]
+        rows = {part: values[before : before + sum(sizes)].split(sizes) for part, values in whole.items()}
+        return [{part: pieces[index] for part, pieces in rows.items()} for index in range(len(batches))]
+
+
+@contextmanager
+def _evaluating(policy: nn.Module) -> Iterator[None]:
+    """Dropout off: a step is judged by what the policy says, whichever way it is cut."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(was_training)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _gathered(table: TokenTable) -> list[TokenTable]:
+    """The tables of all ranks, in rank order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [table]
+    found: list[TokenTable | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, table.to("cpu"))
+    return [other.to(table.labels.device) for other in found if other is not None]
+
+
+def _summed(value: Tensor) -> float:
+    """The sum over ranks."""
+    if dist.is_available() and dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+    return float(value)
