@@ -57,7 +57,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "renewal": (["target=psft", "references.old.every=0"], "references.old.every must be a whole number of at least 1"),
     "old": (
         ["target=psft", "reference@references.old=none"],
-        "this target needs the old (label or topk or full) and none is configured: add reference@references.old=snapshot",
+        "needs the old (label or topk or full) and none is configured: add reference@references.old=snapshot",
     ),
     "source": (["target=dft", "target.reliance.source=oracle"], "source must be one of policy, prior, teacher"),
     "field": (["target=dft", "target.reliance.alpa=2"], "unknown key 'target.reliance.alpa': did you mean 'alpha'?"),
@@ -163,7 +163,8 @@ def test_help_imports_nothing_heavy() -> None:
 def test_show_tells_a_design_in_words(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert qtarget_cli(["show", f"target={name}"]) == 0
     shown = capsys.readouterr().out
-    for word in ("formula", "reliance γ", "residual π̃", "weight w", "needs", "paper", "differs"):
+    rest = "objective D" if hasattr(load_design(name), "objective") else "residual π̃"
+    for word in ("formula", "reliance γ", rest, "weight w", "divided by", "needs", "paper", "differs"):
         assert word in shown
 
 

@@ -232,3 +232,96 @@ def test_statistics_of_other_labels_are_refused() -> None:
     thin = Reference.label((world.labels + 1) % 11, {"logp": world.prior[:, 0]})
     with pytest.raises(QTargetError, match="belong to other labels"):
         qtarget.dense_loss(world.logits, world.labels, load_design("one_minus_prior"), references={"prior": thin})
+
+
+# Top-k references
+
+
+@pytest.mark.parametrize("tail", ["bucket", "renormalised", "uniform"])
+def test_a_top_k_reference_is_a_distribution_that_keeps_its_k(tail: str) -> None:
+    world = World.random(13)
+    ids = world.teacher.topk(4).indices
+    stored = Reference.topk(ids, world.teacher.gather(1, ids), 11, tail=tail)
+    row = stored.at(world.labels, world.logits.log_softmax(-1)).logp.exp()
+    torch.testing.assert_close(row.sum(-1), torch.ones(7, dtype=torch.float64))
+    kept = world.teacher.exp().gather(1, ids)
+    expected = kept / kept.sum(-1, keepdim=True) if tail == "renormalised" else kept
+    torch.testing.assert_close(row.gather(1, ids), expected)
+    live = Reference.full(world.teacher).truncated(4, tail)
+    torch.testing.assert_close(live.at(world.labels, world.logits.log_softmax(-1)).logp.exp(), row)
+    assert (stored.detail, live.detail) == ("topk", "topk")
+
+
+@pytest.mark.parametrize("tail", ["bucket", "uniform"])
+def test_a_top_k_of_everything_is_the_full_reference(tail: str) -> None:
+    world = World.random(14)
+    stored = Reference.topk(torch.arange(11).expand(7, 11), world.teacher, 11, tail=tail)
+    for name in ("kd", "target_sft"):
+        expected = qtarget.dense_loss(world.logits, world.labels, load_design(name), references=world.references)
+        got = qtarget.dense_loss(world.logits, world.labels, load_design(name), references={"teacher": stored})
+        torch.testing.assert_close(got.loss, expected.loss, atol=1e-9, rtol=1e-9)
+
+
+def test_guided_by_a_top_k_raises_its_tail_to_eta() -> None:
+    """Off the kept tokens π̃ ∝ p·(q_tail/p_tail)^η."""
+    world = World.random(15)
+    ids = world.teacher.topk(4).indices
+    logp, off = world.logits.log_softmax(-1), torch.ones(7, 11, dtype=torch.bool).scatter(1, ids, False)
+    tails = [torch.where(off, row.exp(), 0).sum(-1, keepdim=True) for row in (logp, world.teacher)]
+    pool = torch.where(off, logp + 0.5 * (tails[1] / tails[0]).log(), 0.5 * logp + 0.5 * world.teacher)
+    p = logp.gather(1, world.labels[:, None]).exp()
+    expected = -(p * logp.gather(1, world.labels[:, None])).squeeze(1)
+    expected = expected - (1 - p).squeeze(1) * (pool.softmax(-1) * logp).sum(-1)
+    stored = {"teacher": Reference.full(world.teacher).truncated(4)}
+    got = qtarget.dense_loss(world.logits, world.labels, load_design("target_sft"), references=stored)
+    torch.testing.assert_close(got.loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda w, ids: Reference.topk(ids, w.teacher.gather(1, ids), 11, tail="cut"), "tail must be one of bucket"),
+        (
+            lambda w, ids: Reference.topk(ids, w.teacher, 11),
+            r"indices \(7, 4\) and logp \(7, 11\) must both be \[N, k\]",
+        ),
+        (lambda w, ids: Reference.topk(ids + 11, w.teacher.gather(1, ids), 11), r"ids must lie in \[0, 11\)"),
+        (lambda w, ids: Reference.full(w.teacher).truncated(0), "topk must be a whole number of at least 1, got 0"),
+        (lambda w, ids: Reference.label(w.labels, {"logq": w.teacher[:, 0]}), r"got \['logq'\]"),
+    ],
+)
+def test_a_malformed_reference_is_refused(build: Any, message: str) -> None:
+    world = World.random(16)
+    with pytest.raises(QTargetError, match=message):
+        build(world, world.teacher.topk(4).indices)
+
+
+def test_a_design_that_compares_kept_tokens_refuses_a_dense_teacher() -> None:
+    world = World.random(17)
+    with pytest.raises(QTargetError, match=r"this teacher holds all of them: set references\.teacher\.topk=50"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("kd_support"), references=world.references)
+
+
+def test_what_a_design_looks_at_and_is_not_given_is_named() -> None:
+    world = World.random(18)
+    with pytest.raises(QTargetError, match="this design needs the data column 'critical'; columns given: none"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("cft"))
+    with pytest.raises(QTargetError, match="unlikelihood needs negatives"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("unlikelihood"))
+    negatives = torch.zeros(6, 2, dtype=torch.long)
+    with pytest.raises(QTargetError, match=r"negatives have the shape \(6, 2\)"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("unlikelihood"), negatives=negatives)
+    with pytest.raises(QTargetError, match=r"this design looks at whole sequences: give labels as \[B, T\] rows"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("talr"))
+    design = load_design("talr")
+    with pytest.raises(QTargetError, match="there are 7 supervised tokens"):
+        qtarget.dense_loss(world.logits, world.labels, design, statistics={design.reliance: torch.ones(3)})
+
+
+def test_rows_of_labels_are_sequences_unless_something_else_is_said() -> None:
+    world, design = World.random(19, count=6), load_design("iw_sft")
+    ids, prior = torch.tensor([0, 0, 0, 1, 1, 1]), {"prior": Reference.full(world.prior)}
+    flat = qtarget.dense_loss(world.logits, world.labels, design, references=prior, sequence_ids=ids)
+    rows = qtarget.dense_loss(world.logits.reshape(2, 3, 11), world.labels.reshape(2, 3), design, references=prior)
+    torch.testing.assert_close(rows.weight, flat.weight)
+    assert len(set(rows.weight.tolist())) == 2

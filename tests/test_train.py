@@ -526,3 +526,23 @@ def test_the_demonstration_runs_on_the_tiny_model(workdir: Path, experiment: str
 
 def small_demo() -> list[str]:
     return ["model=tiny", "trainer.max_steps=2", "trainer.batch_size=8", "data.heldout_rows=4"]
+
+
+@pytest.mark.slow
+def test_every_design_under_conf_target_trains_in_one_multirun(workdir: Path) -> None:
+    """The command of the guide: two steps under each design, and held-out metrics."""
+    few = [
+        "trainer.max_steps=2",
+        "trainer.batch_size=4",
+        "data.rows=16",
+        "data.heldout_rows=4",
+        "eval.problems_in_training=4",
+        "eval.new_tokens=4",
+        "checkpoint.save=false",
+    ]
+    assert qtarget_cli(["train", "-m", "model=tiny", "target=glob(*)", *TEACHER, TOP_K_TEACHER, *few]) == 0
+    results = [json.loads(path.read_text()) for path in workdir.glob("outputs/runs/*/result.json")]
+    assert {result["name"] for result in results} == set(qtarget.list_designs())
+    for result in results:
+        assert result["status"] == "finished"
+        assert result["metrics"]["test/nll"] > 0

@@ -25,6 +25,7 @@ _HOMES = {
     "Distribution": "qtarget.math",
     "induced_target": "qtarget.math",
     "IGNORE": "qtarget.math",
+    "hf_loss": "qtarget.train.hf",
     "load_design": "qtarget.app.configs",
     "list_designs": "qtarget.app.configs",
     "QTargetError": "qtarget.errors",

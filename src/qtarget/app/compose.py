@@ -24,7 +24,6 @@ from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 from qtarget.train.step import scoring_passes
 
-
 HOW_TO_ADD = {
     "prior": "reference@references.prior=frozen",
     "teacher": "reference@references.teacher=frozen references.teacher.name=MODEL, a folder, a run or a hub id",
@@ -136,9 +135,9 @@ def _reference_sources(cfg: DictConfig, design: Design) -> dict[str, provide.Sou
     wanted = dict(needs(design))
     for role, detail in wanted.items():
         if configured.get(role) is None:
+            enough = " or ".join(DETAILS[DETAILS.index(detail) :])
             raise QTargetError(
-                f"this target needs the {role} ({' or '.join(DETAILS[DETAILS.index(detail) :])}) and none is configured: "
-                f"add {HOW_TO_ADD[role]}"
+                f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
             )
     check_references(design, {role: _detail(cfg, role) for role, name in configured.items() if name})
     if cfg.eval.kl_prior and configured["prior"]:

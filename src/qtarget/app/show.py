@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from qtarget.app.configs import about, compose_target, instantiate_design, list_designs
 from qtarget.errors import QTargetError
 
-
 SLOTS = {
     "reliance": "reliance γ",
     "residual": "residual π̃",

@@ -18,6 +18,8 @@ from qtarget import checks
 from qtarget.errors import QTargetError
 
 Scalar = float | str
+SHAPES = {"linear": (2, 4), "cosine": (2, 4), "step": (3,)}
+"""How many numbers follow each shape."""
 USAGE = "linear:A:B, linear:A:B:FROM:TO, cosine:A:B[:FROM:TO] or step:A:B:AT, with FROM, TO and AT in [0, 1]"
 
 
@@ -35,8 +37,11 @@ class Schedule:
         """The value at `progress` in [0, 1]."""
         if progress >= self.finish:
             return self.end
-        done = max(0.0, progress - self.begin) / (self.finish - self.begin) if progress > self.begin else 0.0
-        share = {"linear": done, "cosine": 0.5 - 0.5 * math.cos(math.pi * done), "step": 0.0}[self.shape]
+        if progress <= self.begin:
+            return self.start
+        share = (progress - self.begin) / (self.finish - self.begin)
+        if self.shape == "cosine":
+            share = 0.5 - 0.5 * math.cos(math.pi * share)
         return self.start + (self.end - self.start) * share
 
 
@@ -48,12 +53,9 @@ def parse(text: str) -> Schedule:
         numbers = [float(part) for part in rest]
     except ValueError:
         numbers = []
-    if shape == "step" and len(numbers) == 3:
-        numbers.append(numbers[2])
-    legal = (shape in ("linear", "cosine") and len(numbers) in (2, 4)) or (shape == "step" and len(numbers) == 4)
-    if not legal or not all(map(math.isfinite, numbers)):
+    if len(numbers) not in SHAPES.get(shape, ()) or not all(map(math.isfinite, numbers)):
         raise QTargetError(f"{text!r} is neither a number nor a schedule: write {USAGE}")
-    schedule = Schedule(shape, *numbers)
+    schedule = Schedule(shape, *numbers, *numbers[2:] * (shape == "step"))  # a step begins and ends at once
     if not 0 <= schedule.begin <= schedule.finish <= 1:
         raise QTargetError(f"{text!r}: progress runs from 0 to 1, and FROM comes before TO")
     return schedule
@@ -87,7 +89,7 @@ def scheduled(design: object, progress: float, path: str = "") -> Iterator[tuple
         return
     for field in fields(design):
         name, value = f"{path}{field.name}", getattr(design, field.name)
-        if isinstance(value, str) and value.partition(":")[0] in ("linear", "cosine", "step") and ":" in value:
+        if isinstance(value, str) and ":" in value:  # "step" and "linear" alone name other things
             yield name, value_at(value, progress)
         else:
             yield from scheduled(value, progress, f"{name}.")
