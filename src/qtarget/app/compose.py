@@ -57,8 +57,8 @@ class Plan:
     @property
     def described(self) -> dict[str, str]:
         """The design as run, in words."""
-        parts = ("reliance", "residual", "weight", "objective")
-        told = {part: str(getattr(self.design, part, "–")) for part in parts}
+        rest = getattr(self.design, "residual", None) or getattr(self.design, "objective", "–")
+        told = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")} | {"residual": str(rest)}
         passes = scoring_passes(self.design)
         step = {"before_each_step": f"{passes} scoring pass{'es' * (passes > 1)}"} if passes else {}
         return told | step | {"repr": repr(self.design)}

@@ -179,7 +179,7 @@ def _score(
         _raise_not_finite(logits, view.label_logp, rows.start)
     target = design(view)
     gradient = target.gradient(view)
-    step = target.weight.abs().clamp_min(torch.finfo(gradient.dtype).tiny)
+    gap, kl_to_target = target.distances(view, gradient)
     statistics = TokenStatistics(
         loss=target.value(view),
         nll=-view.label_logp,
@@ -188,21 +188,11 @@ def _score(
         mass=target.mass,
         trust=target.trust(view),
         entropy=entropy(logp),
-        gap=0.5 * torch.linalg.vector_norm(gradient, ord=1, dim=-1) / step,
-        kl_to_target=_kl_to_target(logp, gradient, step),
+        gap=gap,
+        kl_to_target=kl_to_target,
         kl_prior=_drift(view),
     )
     return statistics, gradient.mul_(tokens.scale[rows, None]) if wants_gradient else None
-
-
-def _kl_to_target(logp: Tensor, gradient: Tensor, step: Tensor) -> Tensor:
-    """KL(Q‖p) [n] with Q = p − gradient/w; NaN where Q is no distribution."""
-    target = logp.exp().sub_(gradient / step[:, None])
-    signed = target.amin(-1) < -1e-5  # beyond what rounding leaves below zero
-    target.clamp_min_(0)
-    cross = torch.where(target > 0, target * logp, 0.0).sum(-1)
-    self_entropy: Tensor = torch.special.entr(target).sum(-1)
-    return (-self_entropy - cross).masked_fill(signed, torch.nan)
 
 
 def _drift(view: TokenView) -> Tensor:
