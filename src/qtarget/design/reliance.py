@@ -338,21 +338,29 @@ class EntropyPower:
     low: float = 0.1
     high: float = 2.0
     ramp: Scalar = 1.0
+    source: str = "policy"
 
     def __post_init__(self) -> None:
         scalar("beta", self.beta, 1e-6)
         checks.number("low", self.low, 0)
         checks.number("high", self.high, self.low)
         scalar("ramp", self.ramp, 0, 1)
+        sources.check(self.source)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return sources.label_needs(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
-        surprise = -(view.label_logp + view.policy.entropy) / view.at(self.beta)
+        known = view.of(self.source)
+        surprise = -(known.label_logp + known.entropy) / view.at(self.beta)
         exponent = 1 + view.at(self.ramp) * (surprise.exp().clamp(self.low, self.high) - 1)
-        return (exponent * view.label_logp).exp()
+        return (exponent * known.label_logp).exp()
 
     def __str__(self) -> str:
-        inner = f"exp(−(log p(y)+H)/{written(self.beta)}) in [{self.low:g}, {self.high:g}]"
-        return f"p(y)^κ, κ = 1 + {written(self.ramp)}·({inner} − 1)"
+        p = sources.shown(self.source)
+        inner = f"exp(−(log {p}+H)/{written(self.beta)}) in [{self.low:g}, {self.high:g}]"
+        return f"{p}^κ, κ = 1 + {written(self.ramp)}·({inner} − 1)"
 
 
 @dataclass(frozen=True)
