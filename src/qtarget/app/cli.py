@@ -12,6 +12,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
                                      qtarget train -m target=sft,dft,target_sft model=tiny
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
   qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
+  qtarget lens target=NAME,…         what a design teaches, as curves; with checkpoint=RUN token by token
   qtarget doctor                     versions, device, where the model comes from, what is missing
 
 Overrides are Hydra's: key=value, group=option. `qtarget train --cfg job` prints the whole configuration,
@@ -88,6 +89,12 @@ def _show(rest: list[str]) -> int:
     return show(rest)
 
 
+def _lens(rest: list[str]) -> int:
+    from qtarget.app.lens import lens
+
+    return lens(rest)
+
+
 def _doctor(rest: list[str]) -> int:
     from qtarget.app.doctor import doctor
 
@@ -98,5 +105,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "compare": _compare,
     "show": _show,
+    "lens": _lens,
     "doctor": _doctor,
 }

@@ -35,7 +35,7 @@ def compare(paths: Sequence[str | Path], out: Path | None = None, format: str = 
     printers[format](runs)
     page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])))
     aside = _console(stderr=format != "rich")
-    aside.print(f"\nreport   {_near(page)}\npicture  {_near(picture)}", markup=False, highlight=False, soft_wrap=True)
+    aside.print(f"\nreport   {near(page)}\npicture  {near(picture)}", markup=False, highlight=False, soft_wrap=True)
     aside.print(f"next     {next_command(runs)}", markup=False, highlight=False, soft_wrap=True)
     aside.print(f"         {_again(paths)}", markup=False, highlight=False, soft_wrap=True)
     return 0 if finished(runs) else 1
@@ -141,7 +141,7 @@ def _default_folder(path: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def _near(path: Path) -> str:
+def near(path: Path) -> str:
     """`path` as a person standing in the working folder would write it."""
     resolved = path.resolve()
     return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)

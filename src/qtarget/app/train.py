@@ -78,7 +78,7 @@ def _fresh(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides:
 
 def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
-    _prepare_process(cfg.seed)
+    prepare_process(cfg.seed)
     plan = compose.plan(cfg)
     record.note(design=plan.described, rows=plan.prepared.counts, model=plan.model.location)
     print(f"{title}: {plan.extent}")
@@ -96,7 +96,8 @@ def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     return {**_named("test", metrics), **module.whole_run.compute(), **meter.metrics()}
 
 
-def _prepare_process(seed: int) -> None:
+def prepare_process(seed: int) -> None:
+    """Seeds, and libraries that keep quiet."""
     keep_freed_blocks()
     L.seed_everything(seed, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

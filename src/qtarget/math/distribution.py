@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from qtarget.errors import QTargetError
+from qtarget.math.lazy import lazy
 
 TOP = 20
 """How many tokens the stored top entropy looks at (EAFT's K)."""
@@ -30,34 +30,34 @@ class Distribution:
     is_exact: bool = True
     stored: Callable[[], tuple[Tensor, Tensor] | None] = lambda: None
 
-    @cached_property
+    @lazy
     def logp(self) -> Tensor:
         """log π [n, V] over the policy's vocabulary. Raises QTargetError where only label statistics are held."""
         return self.expand()
 
-    @cached_property
+    @lazy
     def support(self) -> tuple[Tensor, Tensor] | None:
         """Token ids and log-probabilities [n, k] of a top-k reference, as they were stored; None for any other."""
         return self.stored()
 
-    @cached_property
+    @lazy
     def label_logp(self) -> Tensor:
         """log π(y) [n]."""
         return self._known_or("logp", lambda: self.logp.gather(1, self.labels[:, None]).squeeze(1))
 
-    @cached_property
+    @lazy
     def entropy(self) -> Tensor:
         """H(π) = −Σ_v π_v log π_v [n], nats."""
         return self._known_or("entropy", lambda: entropy(self.logp))
 
-    @cached_property
+    @lazy
     def outranked(self) -> Tensor:
         """Σ_{v: π_v < π_y} π_v [n]: the mass of tokens less likely than the label (PriFT-mass, arXiv 2606.09396)."""
         return self._known_or(
             "outranked", lambda: torch.where(self.logp < self.label_logp[:, None], self.logp.exp(), 0.0).sum(-1)
         )
 
-    @cached_property
+    @lazy
     def concentration(self) -> Tensor:
         """Σ_v π_v² [n] (DEFT, arXiv 2602.11424)."""
         return self._known_or("concentration", lambda: (2 * self.logp).exp().sum(-1))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from torch import Tensor
 
 from qtarget.errors import QTargetError
 from qtarget.math.distribution import Distribution
+from qtarget.math.lazy import lazy
 from qtarget.math.schedule import Scalar, value_at
 
 
@@ -30,7 +30,7 @@ class TokenView:
     statistics: Mapping[object, Tensor] = field(default_factory=dict)
     progress: float = 0.0
 
-    @cached_property
+    @lazy
     def policy(self) -> Distribution:
         return Distribution(self.labels, lambda: self.logp)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,10 @@ from qtarget.track.figures import FAINT, GREY, SYMBOLS, Dot, Line, Mark, Panel
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PNG_INCHES, PNG_DPI = (14.0, 10.4), 100
+MOST_MARKERS = 12  # on one line of many points
 
 
 # The page: plotly
@@ -47,7 +51,9 @@ def page_figures(plots: Sequence[Panel]) -> dict[str, Any]:
 def _plotly_layout(panel: Panel) -> dict[str, Any]:
     axis = {"zeroline": False, "automargin": True, "ticks": ""}
     names = [html.escape(dot.mark.label) + "  " for dot in panel.dots]
-    steps = {"rangemode": "tozero"} if panel.lines else {}
+    span = {"range": list(panel.span)} if panel.span else {}
+    steps: dict[str, Any] = {"rangemode": "tozero"} if panel.lines else {}
+    steps = {"range": list(panel.x_span)} if panel.x_span else steps
     rows = {
         "tickvals": list(range(len(names))),
         "ticktext": names,
@@ -63,7 +69,7 @@ def _plotly_layout(panel: Panel) -> dict[str, Any]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": axis | {"title": {"text": panel.x_title, "standoff": 10}} | steps,
-        "yaxis": axis | {"title": {"text": panel.y_title, "standoff": 10}} | (rows if names else {}),
+        "yaxis": axis | {"title": {"text": panel.y_title, "standoff": 10}} | (rows if names else span),
     }
 
 
@@ -81,14 +87,25 @@ def _plotly_dot(dot: Dot, place: int) -> dict[str, Any]:
 
 def _plotly_line(line: Line) -> dict[str, Any]:
     label = html.escape(line.mark.label)
-    return _plotly_mark(line.mark, size=6) | {
+    look = _plotly_mark(line.mark, size=6)
+    look["marker"]["maxdisplayed"] = math.ceil(len(line.steps) / _every(line))
+    return look | {
         "mode": "lines+markers" if line.marked else "lines",
         "x": list(line.steps),
         "y": list(line.values),
         "opacity": FAINT if line.faint else 1,
-        "line": {"color": line.mark.colour, "width": 1.8, "dash": "dash" if line.dashed else "solid"},
-        "hovertemplate": f"{label}<br>{line.metric} %{{y:.3g}} at step %{{x:.0f}}<extra></extra>",
+        "line": {"color": line.mark.colour, "width": 1.8, "dash": _style(line, "solid", "dash", "dot")},
+        "hovertemplate": f"{label}<br>{line.metric} %{{y:.3g}} at {line.at}<extra></extra>",
     }
+
+
+def _style(line: Line, solid: str, dashed: str, dotted: str) -> str:
+    return dotted if line.dotted else dashed if line.dashed else solid
+
+
+def _every(line: Line) -> int:
+    """Measurements all have their marker; of a curve that is drawn from many points, one in this many has."""
+    return max(1, len(line.steps) // MOST_MARKERS)
 
 
 def _plotly_mark(mark: Mark, size: int) -> dict[str, Any]:
@@ -105,21 +122,27 @@ def _plotly_mark(mark: Mark, size: int) -> dict[str, Any]:
 
 def draw_png(plots: Sequence[Panel], path: Path) -> None:
     """The same plots, two by two, in one picture of about 1400 × 1040 pixels."""
+    with picture(path, PNG_INCHES) as figure:
+        for axes, panel in zip(figure.subplots(2, 2).flat, plots, strict=True):
+            draw_panel(axes, panel)
+        handles = [_legend_handle(mark) for mark in _marks_in(plots)]
+        if handles:
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+
+
+@contextmanager
+def picture(path: Path, inches: tuple[float, float], *, arranged: bool = True) -> Iterator[Figure]:
+    """An empty figure, saved at `path` in the end. arranged: plots are placed so that nothing overlaps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12) if arranged else None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks is still a name
-        figure = Figure(
-            figsize=PNG_INCHES, dpi=PNG_DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12), facecolor="white"
-        )
+        figure = Figure(figsize=inches, dpi=PNG_DPI, layout=layout, facecolor="white")
         FigureCanvasAgg(figure)
-        for axes, panel in zip(figure.subplots(2, 2).flat, plots, strict=True):
-            _draw_panel(axes, panel)
-        handles = [_legend_handle(mark) for mark in _marks_in(plots)]
-        if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+        yield figure
         figure.savefig(path, format="png")
 
 
@@ -129,7 +152,7 @@ def _marks_in(plots: Sequence[Panel]) -> list[Mark]:
     return sorted(dotted | lined, key=lambda mark: mark.index)
 
 
-def _draw_panel(axes: Axes, panel: Panel) -> None:
+def draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title, loc="left", fontweight="bold", fontsize=12)
     axes.set_xlabel(panel.x_title)
     axes.set_ylabel(panel.y_title)
@@ -144,6 +167,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     _draw_dots(axes, panel.dots)
     if panel.lines:
         axes.set_xlim(left=0, right=1.02 * max(max(line.steps) for line in panel.lines) or 1)
+    if panel.x_span:
+        axes.set_xlim(*panel.x_span)
+    if panel.span:
+        axes.set_ylim(*panel.span)
     for line in panel.lines:
         _draw_line(axes, line)
     _name_styles(axes, panel)
@@ -155,7 +182,7 @@ def _draw_dots(axes: Axes, dots: Sequence[Dot]) -> None:
         marker = SYMBOLS[dot.mark.symbol][1]
         axes.errorbar(dot.value, place, xerr=reach, fmt=marker, color=dot.mark.colour, markersize=8, capsize=4, lw=2)
     if dots:
-        axes.set_yticks(range(len(dots)), [_plain(dot.mark.label) for dot in dots])
+        axes.set_yticks(range(len(dots)), [plain(dot.mark.label) for dot in dots])
         axes.set_ylim(len(dots) - 0.4, -0.6)  # the first row of the table on top
         axes.tick_params(axis="y", length=0)
 
@@ -165,11 +192,12 @@ def _draw_line(axes: Axes, line: Line) -> None:
         line.steps,
         line.values,
         color=line.mark.colour,
-        linestyle="--" if line.dashed else "-",
+        linestyle=_style(line, "-", "--", ":"),
         linewidth=1.7,
         alpha=FAINT if line.faint else 1,
         marker=SYMBOLS[line.mark.symbol][1] if line.marked else None,
         markersize=4.5,
+        markevery=_every(line),
     )
 
 
@@ -193,10 +221,10 @@ def _name_styles(axes: Axes, panel: Panel) -> None:
 def _legend_handle(mark: Mark) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=mark.colour, marker=SYMBOLS[mark.symbol][1], linewidth=1.7, label=_plain(mark.label))
+    return Line2D([], [], color=mark.colour, marker=SYMBOLS[mark.symbol][1], linewidth=1.7, label=plain(mark.label))
 
 
-def _plain(label: str) -> str:
+def plain(label: str) -> str:
     """matplotlib reads text between dollars as mathematics and hides legend labels that start with an underscore."""
     plain = label.replace("$", r"\$")
     return " " + plain if plain.startswith("_") else plain

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qtarget.track.runs import Run, finished, unfinished
 
@@ -42,15 +43,17 @@ class Dot:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric of one run over optimizer steps."""
+    """One metric of one run over optimizer steps, or of one design over what `at` names."""
 
     mark: Mark
     metric: str
     steps: tuple[float, ...]
     values: tuple[float, ...]
     dashed: bool = False
+    dotted: bool = False
     pointed: bool = False
     faint: bool = False
+    at: str = "step %{x:.0f}"  # how plotly's hover names the place of a point
 
     @property
     def marked(self) -> bool:
@@ -60,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. `reference` is the value that the dotted line stands at."""
+    """One plot. `reference`: where the dotted line stands. `span`, `x_span`: what is in view; by default all."""
 
     key: str
     title: str
@@ -70,6 +73,8 @@ class Panel:
     dots: tuple[Dot, ...] = ()
     lines: tuple[Line, ...] = ()
     reference: float | None = None
+    span: tuple[float, float] | None = None
+    x_span: tuple[float, float] | None = None
 
 
 # The data
@@ -81,11 +86,16 @@ def marks(runs: Sequence[Run]) -> list[tuple[Run, Mark]]:
     styled, coloured = [], 0
     for index, run in enumerate(plotted):
         still = run.role == "base"
-        turn, place = divmod(coloured, len(COLOURS))  # each turn through the colours starts at another marker
-        colour = GREY if still else COLOURS[place]
-        styled.append((run, Mark(index, run.shown, colour, (place + turn) % len(SYMBOLS))))
+        colour, symbol = look(coloured)
+        styled.append((run, Mark(index, run.shown, GREY if still else colour, symbol)))
         coloured += not still
     return styled
+
+
+def look(count: int) -> tuple[str, int]:
+    """Colour and symbol of what comes after `count` others; no two alike among the first 50."""
+    turn, place = divmod(count, len(COLOURS))  # each turn through the colours starts at another marker
+    return COLOURS[place], (place + turn) % len(SYMBOLS)
 
 
 def panels(runs: Sequence[Run]) -> tuple[Panel, ...]:
@@ -151,10 +161,10 @@ def _dot(run: Run, mark: Mark) -> Dot | None:
     return Dot(mark, 100 * value, 100 * low, 100 * high)
 
 
-def _lines(styled: Sequence[tuple[Run, Mark]], metric: str, scale: float = 1.0, **look: bool) -> tuple[Line, ...]:
+def _lines(styled: Sequence[tuple[Run, Mark]], metric: str, scale: float = 1.0, **style: Any) -> tuple[Line, ...]:
     series = ((mark, _points(run.history, metric)) for run, mark in styled)
     return tuple(
-        Line(mark, metric, tuple(x for x, _ in points), tuple(scale * y for _, y in points), **look)
+        Line(mark, metric, tuple(x for x, _ in points), tuple(scale * y for _, y in points), **style)
         for mark, points in series
         if points
     )

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from qtarget.track import drawing, figures
+from qtarget.track import page as pages
 from qtarget.track.runs import Run, differing_keys, finished, of_design, unfinished
 from qtarget.track.table import COLUMNS, MISSING, reading_note, subject
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,8 @@ def write_report(runs: Sequence[Run], path: Path) -> None:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The page as text. Everything that comes from a run is escaped; only plotly.js itself goes in as it is."""
-    from plotly.offline import get_plotlyjs  # 5 MB of script, read when a page is made
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**page(runs), plotly_js=Markup(get_plotlyjs()))
+    """The page as text. Everything that comes from a run is escaped."""
+    return pages.render(TEMPLATE, page(runs))
 
 
 def page(runs: Sequence[Run]) -> dict[str, Any]:
