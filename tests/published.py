@@ -219,7 +219,7 @@ def confidence_penalty(logp: Tensor, w: World, beta: float = 0.1) -> Tensor:
 
 
 def idft(
-    logp: Tensor, w: World, *, beta: float = 1.0, low: float = 0.1, high: float = 2.0, lambda_t: float = 0.0
+    logp: Tensor, w: World, *, beta: float = 1.0, low: float = 0.1, high: float = 2.0, lambda_t: float = 1.0
 ) -> Tensor:
     phi = at_label(logp, w) - (logp.exp() * logp).sum(-1)
     exponent = 1 + lambda_t * (torch.exp(-phi / beta).clamp(low, high) - 1)

@@ -55,6 +55,17 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "snapshot": (["reference@references.prior=snapshot"], "references.prior can be frozen or none, got 'snapshot'"),
     "renewal": (["target=psft", "references.old.every=0"], "references.old.every must be a whole number of at least 1"),
+    "no renewal": (["target=psft", "references.old.every=null"], "references.old.every must be a whole number"),
+    "renormalised": (
+        [
+            "target=kd_reverse",
+            "reference@references.teacher=frozen",
+            "references.teacher.name=tiny",
+            "references.teacher.topk=5",
+            "references.teacher.tail=renormalised",
+        ],
+        "set references.teacher.tail=bucket or uniform",
+    ),
     "old": (
         ["target=psft", "reference@references.old=none"],
         "needs the old (label or topk or full) and none is configured: add reference@references.old=snapshot",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,44 @@ def test_order_follows_seed_and_epoch() -> None:
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
+
+
+def test_spans_of_a_row_become_a_column_that_noise_moves_along(tmp_path: Path) -> None:
+    """The tokens of "42" are critical; a wrong answer of another length keeps them where the answer is."""
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"prompt": f"{n}?", "completion": f"so 42, row {n + 100}", "critical": [[3, 5], [11, 14]]} for n in range(6)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    source = Jsonl(str(path), heldout_share=0.0, columns=["critical"])
+    tokenizer = tiny_tokenizer()
+    config = DataConfig(source, rows=6, heldout_rows=0, noise=WrongAnswer(1.0, spread=2000))
+    for example in prepare(config, tokenizer, 1024).train:
+        marked = [token for token, flag in zip(example.input_ids, example.columns["critical"], strict=True) if flag]
+        answer = tokenizer.decode(example.input_ids).split("row ")[1]
+        assert tokenizer.decode(marked) == "42" + re.match(r"-?\d+", answer).group()  # type: ignore[union-attr]
+        assert any(example.wrong)
+
+
+def test_the_final_answer_of_a_generated_problem_is_its_critical_column() -> None:
+    prepared = prepare(DataConfig(ReasoningGym("chain_sum"), rows=4, heldout_rows=0), tiny_tokenizer(), 1024)
+    for example in prepared.train:
+        supervised = [flag for flag, on in zip(example.columns["critical"], example.supervised, strict=True) if on]
+        assert supervised == [True] * (len(supervised) - 1) + [False]  # the answer, and not its end of turn
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "message"),
+    [
+        ("critical", {}, "columns must be a list of keys"),
+        (["wrong"], {}, "wrong is the noise's own"),
+        (["critical"], {}, "'critical' must hold character spans"),
+        (["critical"], {"critical": [[0, 3]]}, "which has 2 characters"),
+        (["critical"], {"critical": [[1, 1]]}, "must hold character spans"),
+    ],
+)
+def test_columns_that_are_none_are_refused(columns: Any, row: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": "42"} | row))
+    with pytest.raises(QTargetError, match=message):
+        Jsonl(str(path), heldout_share=0.0, columns=columns).rows("train", None)

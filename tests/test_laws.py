@@ -18,6 +18,7 @@ import qtarget
 from qtarget import QTargetError, Reference
 from qtarget.app.configs import options
 from qtarget.math.loss import survey
+from qtarget.math.schedule import scheduled
 from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import columns, needs, wants_negatives
 from qtarget.math.tokens import IGNORE
@@ -73,6 +74,7 @@ def test_statistics_are_those_of_the_gradient(name: str, seed: int) -> None:
     p, rows = world.logits.softmax(-1), torch.arange(7)
     label_pull = -gradient[rows, world.labels] / (1 - p[rows, world.labels])
     torch.testing.assert_close(out.trust, label_pull, atol=1e-9, rtol=1e-7)
+    assert (out.mass >= 0).all()
     torch.testing.assert_close(out.weight * out.gap, 0.5 * gradient.abs().sum(-1), atol=1e-9, rtol=1e-7)
     torch.testing.assert_close(out.entropy, -(p * p.log()).sum(-1))
     induced = p - gradient / out.weight.clamp_min(1e-30)[:, None]
@@ -226,6 +228,7 @@ def test_a_design_gets_by_with_what_it_declares(name: str) -> None:
         "references": held,
         "columns": {column: full["columns"][column] for column in columns(design)},
         "negatives": full["negatives"] if wants_negatives(design) else None,
+        "progress": 1.0 if dict(scheduled(design, 0.0)) else None,
     }
     out, _ = run(world, name, **least)
     expected, _ = run(world, name)

@@ -11,6 +11,7 @@ from worlds import World, load_design
 
 import qtarget
 from qtarget import Head, QTargetError, Reference
+from qtarget.math.tokens import EarlierTokens
 
 N, D, V = 9, 5, 13
 
@@ -325,3 +326,124 @@ def test_rows_of_labels_are_sequences_unless_something_else_is_said() -> None:
     rows = qtarget.dense_loss(world.logits.reshape(2, 3, 11), world.labels.reshape(2, 3), design, references=prior)
     torch.testing.assert_close(rows.weight, flat.weight)
     assert len(set(rows.weight.tolist())) == 2
+
+
+# What a careful reader found
+
+
+@pytest.mark.parametrize("design", ["confidence_penalty", "sft_kl_reverse"])
+def test_trust_is_the_same_for_every_spelling_up_to_certainty(design: str) -> None:
+    """With its objective at strength 0 an Induced design is plain SFT, whose trust is 1 however sure the policy is."""
+    logits = torch.tensor([[16.0, 0, 0, 0], [14.0, 0, 0, 0], [30.0, 0, 0, 0]])
+    prior = {"prior": Reference.full(torch.randn(3, 4).log_softmax(-1))}
+    out = qtarget.dense_loss(
+        logits, torch.zeros(3, dtype=torch.long), load_design(design, strength=0), references=prior
+    )
+    torch.testing.assert_close(out.trust, torch.ones(3))
+
+
+def test_a_divergence_that_would_be_infinite_is_refused() -> None:
+    world = World.random(20)
+    kept = {"teacher": Reference.full(world.teacher).truncated(3, "renormalised")}
+    for name, changes in (("kd_reverse", {}), ("kd_jsd", {"objective.beta": 1.0})):
+        with pytest.raises(QTargetError, match=r"set references\.teacher\.tail=bucket or uniform"):
+            qtarget.dense_loss(world.logits, world.labels, load_design(name, **changes), references=kept)
+    out = qtarget.dense_loss(world.logits, world.labels, load_design("kd_jsd"), references=kept)
+    assert torch.isfinite(out.loss).all()
+
+
+def test_an_infinite_loss_is_named_with_its_position() -> None:
+    world = World.random(21)
+    hole = world.teacher.clone()
+    hole[4, 3] = -torch.inf
+    references = {"teacher": Reference.full(hole)}
+    with pytest.raises(QTargetError, match="a loss of inf at supervised token 4"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("kd_reverse"), references=references)
+
+
+@pytest.mark.parametrize("name", ["one_minus_prior", "prift_mass", "gift", "kd"])
+def test_a_reference_stored_in_bf16_is_rounded_and_not_computed_with(name: str) -> None:
+    world = World.random(22, dtype=torch.float32)
+    rounded = {
+        role: reference.rows.bfloat16() for role, reference in world.references.items() if reference.rows is not None
+    }
+    stored = {role: Reference.full(rows) for role, rows in rounded.items()}
+    upcast = {role: Reference.full(rows.float()) for role, rows in rounded.items()}
+    outputs = [
+        qtarget.dense_loss(world.logits, world.labels, load_design(name), references=references)
+        for references in (stored, upcast)
+    ]
+    assert torch.equal(outputs[0].loss, outputs[1].loss)
+
+
+def test_certain_tokens_leave_unlikelihood_finite() -> None:
+    logits = torch.tensor([[30.0, 0, 0, 0]], requires_grad=True)
+    design = load_design("unlikelihood", **{"objective.floor": 1e-7})
+    out = qtarget.dense_loss(logits, torch.tensor([0]), design, negatives=torch.tensor([[1, 0]]))
+    out.total.backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    with pytest.raises(QTargetError, match=r"floor must lie in \[1e-07, 1\], got 0"):
+        load_design("unlikelihood", **{"objective.floor": 0})
+
+
+def test_numbers_are_finite() -> None:
+    for name, changes in (("dft", {"reliance.alpha": ".inf"}), ("sft_kl", {"anchor": ".nan"})):
+        with pytest.raises(QTargetError, match=r"must lie in \[0, ∞\)"):
+            load_design(name, **changes)
+
+
+def test_one_position_takes_a_scale_of_its_own() -> None:
+    logits, labels = torch.randn(1, 1, 5), torch.zeros(1, 1, dtype=torch.long)
+    out = qtarget.dense_loss(logits, labels, load_design("sft"), token_scale=torch.full((1, 1), 0.5))
+    torch.testing.assert_close(out.total, 0.5 * out.loss.sum())
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda logp, view: logp.exp().sum(-1).mean(), r"returns a loss per token, \[7\]; got \(\)"),
+        (lambda logp, view: logp.detach().sum(-1), "no gradient with respect to logp"),
+    ],
+)
+def test_an_objective_that_is_none_is_refused(objective: Any, message: str) -> None:
+    world, one = World.random(23), load_design("sft")
+    design = qtarget.Induced(one.reliance, objective, one.weight)
+    with pytest.raises(QTargetError, match=message):
+        qtarget.dense_loss(world.logits, world.labels, design)
+
+
+def test_token_ids_beyond_the_vocabulary_are_named() -> None:
+    world = World.random(24)
+    outside = Reference.topk(torch.full((7, 2), 600), torch.full((7, 2), -1.0).double(), vocab_size=700)
+    with pytest.raises(QTargetError, match=r"the top-k token ids of the teacher must lie in \[0, 11\)"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("kd"), references={"teacher": outside})
+    wrong = torch.full((7, 2), 11)
+    with pytest.raises(QTargetError, match=r"negatives must lie in \[0, 11\)"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("unlikelihood"), negatives=wrong)
+
+
+def test_a_statistic_that_is_not_held_is_named() -> None:
+    world = World.random(25)
+    thin = {"prior": Reference.label(world.labels, {"logp": world.prior[:, 0]})}
+    with pytest.raises(QTargetError, match="reads the statistic 'outranked' of a reference that holds only logp"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("prift_mass"), references=thin)
+
+
+def test_a_band_with_its_ends_the_wrong_way_round_is_refused() -> None:
+    with pytest.raises(QTargetError, match=r"upper must lie in \[0.1, 1\], got 0.05"):
+        load_design("profit", **{"reliance.keep": "between", "reliance.upper": 0.05})
+
+
+def test_earlier_tokens_are_those_up_to_each_position() -> None:
+    ids = torch.tensor([[5, 6, 7], [8, 9, 3]])
+    earlier = EarlierTokens.of(ids)[torch.tensor([0, 2, 4])]
+    none = qtarget.IGNORE
+    assert earlier.ids().tolist() == [[5, none, none], [5, 6, 7], [8, 9, none]]
+    logits, labels = torch.randn(2, 3, 11), torch.tensor([[6, 7, none], [9, 3, 4]])
+    written_out = EarlierTokens.of(ids).ids().reshape(2, 3, 3)
+    outputs = [
+        qtarget.dense_loss(logits, labels, load_design("unlikelihood"), negatives=negatives, chunk_size=2)
+        for negatives in (EarlierTokens.of(ids), written_out)
+    ]
+    assert torch.equal(outputs[0].loss, outputs[1].loss)

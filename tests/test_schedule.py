@@ -61,7 +61,7 @@ def test_a_scheduled_design_is_the_plain_one_of_that_moment(progress: float) -> 
     world = World.random(1)
     changing = load_design("target_sft", **{"residual.eta": "linear:0:1", "reliance.alpha": "cosine:2:1"})
     now = {"residual.eta": value_at("linear:0:1", progress), "reliance.alpha": value_at("cosine:2:1", progress)}
-    got = qtarget.dense_loss(world.logits, world.labels, changing, progress=progress, **world.given())
+    got = qtarget.dense_loss(world.logits, world.labels, changing, **world.given() | {"progress": progress})
     expected = qtarget.dense_loss(world.logits, world.labels, load_design("target_sft", **now), **world.given())
     torch.testing.assert_close(got.loss, expected.loss)
     assert dict(scheduled(changing, progress)) == now
@@ -78,3 +78,5 @@ def test_progress_outside_a_run_is_refused() -> None:
     world = World.random(1)
     with pytest.raises(QTargetError, match=r"progress must lie in \[0, 1\], got 1.5"):
         qtarget.dense_loss(world.logits, world.labels, load_design("sft"), progress=1.5)
+    with pytest.raises(QTargetError, match=r"reliance\.ramp of this design follows training: give progress"):
+        qtarget.dense_loss(world.logits, world.labels, load_design("idft"))

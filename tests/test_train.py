@@ -151,6 +151,19 @@ def test_each_way_of_dividing_divides_by_what_it_says(cut: tuple[int, int]) -> N
         assert got == pytest.approx(float(value), rel=1e-5), normalize
 
 
+def test_a_scoring_pass_leaves_mixed_precision_its_gradients() -> None:
+    """Casts that autocast keeps from a pass without gradients must not serve the pass with them."""
+    means = {}
+    for name, changes in (("plain", {}), ("kept", {"normalize": "kept"})):  # the same: sft keeps every token
+        trained = module("sft", changes)
+        before = weights(trained)
+        fit(trained, batch_size=4, accumulate=2, precision="bf16-mixed")
+        moved = {key: (tensor - before[key]).norm().item() for key, tensor in weights(trained).items()}
+        assert all(distance > 0 for key, distance in moved.items() if "weight" in key)
+        means[name] = moved
+    assert means["kept"] == pytest.approx(means["plain"], rel=1e-3)
+
+
 def test_the_old_policy_is_renewed_every_few_steps() -> None:
     """Between renewals it stays, at one it is the policy; so PSFT with every=1 takes SFT's steps."""
     old = Snapshot(tiny_policy(), every=2)

@@ -65,6 +65,7 @@ class World:
             "columns": {"critical": self.critical},
             "negatives": self.negatives,
             "sequence_ids": self.sequence_ids,
+            "progress": 1.0,
         }
 
     @property

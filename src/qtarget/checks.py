@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from qtarget.errors import QTargetError
@@ -9,7 +10,8 @@ from qtarget.errors import QTargetError
 
 def number(name: str, value: object, low: float, high: float = float("inf")) -> None:
     """Raise unless `value` is a number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high:  # type: ignore[operator]
         raise QTargetError(f"{name} must lie in {interval(low, high)}, got {value!r}")
 
 

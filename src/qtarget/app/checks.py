@@ -38,7 +38,6 @@ MAY_BE_NULL = (
     "data.rows",
     "data.heldout_rows",
     "data.max_length",
-    "references.old.every",
     "references.prior.topk",
     "references.teacher.topk",
 )
@@ -88,11 +87,19 @@ def _check_values(cfg: DictConfig) -> None:
     if trainer.precision not in PRECISIONS:
         raise QTargetError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {trainer.precision!r}")
     for key, least in WHOLE_NUMBERS.items():
-        _check_whole_number(key, OmegaConf.select(cfg, key), least)
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if name in node:  # a reference of another kind has other fields
+            _check_whole_number(key, node[name], least)
     if isinstance(trainer.clip, str) or trainer.clip < 0:
         raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")
     if trainer.devices != 1:
         raise QTargetError(f"trainer.devices must be 1, got {trainer.devices!r}: a run trains on one device")
+    _check_kinds(cfg)
+
+
+def _check_kinds(cfg: DictConfig) -> None:
+    """Fields that name one of a few things."""
     dtypes = {"model": cfg.model.dtype, "checkpoint": cfg.checkpoint.dtype}
     dtypes |= {f"references.{role}": cfg.references[role].dtype for role in ROLES if reference_name(cfg, role)}
     for name, dtype in dtypes.items():

@@ -57,8 +57,8 @@ class Plan:
     @property
     def described(self) -> dict[str, str]:
         """The design as run, in words."""
-        rest = getattr(self.design, "residual", None) or getattr(self.design, "objective", "–")
-        told = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")} | {"residual": str(rest)}
+        told = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")}
+        told["residual"] = str(getattr(self.design, "rest", "–"))
         passes = scoring_passes(self.design)
         step = {"before_each_step": f"{passes} scoring pass{'es' * (passes > 1)}"} if passes else {}
         return told | step | {"repr": repr(self.design)}
@@ -139,7 +139,8 @@ def _reference_sources(cfg: DictConfig, design: Design) -> dict[str, provide.Sou
             raise QTargetError(
                 f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
             )
-    check_references(design, {role: _detail(cfg, role) for role, name in configured.items() if name})
+    held = {role: _detail(cfg, role) for role, name in configured.items() if name}
+    check_references(design, held, {role: cfg.references[role].tail for role, kept in held.items() if kept == "topk"})
     if cfg.eval.kl_prior and configured["prior"]:
         wanted.setdefault("prior", "full")
     return {role: provide.resolve(name) for role, name in configured.items() if role in wanted and name}

@@ -5,7 +5,6 @@ Each part maps (logp [n, V] with a graph, TokenView) to a loss per token [n], in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,21 +18,16 @@ from qtarget.math.schedule import Scalar, scalar, written
 from qtarget.math.tokens import IGNORE
 from qtarget.math.view import TokenView
 
-REFERENCES = sources.SOURCES[1:]
-
 
 @dataclass(frozen=True)
-class ReverseKL:
+class ReverseKL(sources.ReadsDistribution):
     """D = KL(p‖π_source): mode-seeking (MiniLLM, arXiv 2306.08543; towards the prior, RL's Razor, arXiv 2509.04259)."""
 
+    wants_full_support: ClassVar[bool] = True
     source: str = "teacher"
 
     def __post_init__(self) -> None:
-        sources.check(self.source, REFERENCES)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return {self.source: "topk"}
+        sources.check(self.source, sources.REFERENCES)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         return kl(logp, view.of(self.source).logp)
@@ -43,7 +37,7 @@ class ReverseKL:
 
 
 @dataclass(frozen=True)
-class JensenShannon:
+class JensenShannon(sources.ReadsDistribution):
     """D = β·KL(q‖m) + (1 − β)·KL(p‖m), m = (1 − β)·p + β·q, q = π_source (GKD, arXiv 2306.13649; TRL's convention).
 
     β=0 and β=1 are taken as KL(q‖p) and KL(p‖q), as TRL does: the divergence itself vanishes at both ends.
@@ -52,13 +46,13 @@ class JensenShannon:
     beta: Scalar = 0.5
     source: str = "teacher"
 
+    @property
+    def wants_full_support(self) -> bool:
+        return self.beta == 1 or isinstance(self.beta, str)
+
     def __post_init__(self) -> None:
         scalar("beta", self.beta, 0, 1)
-        sources.check(self.source, REFERENCES)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return {self.source: "topk"}
+        sources.check(self.source, sources.REFERENCES)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         beta, logq = view.at(self.beta), view.of(self.source).logp
@@ -75,7 +69,7 @@ class JensenShannon:
 
 
 @dataclass(frozen=True)
-class TemperedKL:
+class TemperedKL(sources.ReadsDistribution):
     """D = T²·KL(q_T‖p_T), both at temperature T (Hinton et al., arXiv 1503.02531); squared=False leaves T² away.
 
     The gradient is T·(p_T − q_T), or (p_T − q_T)/T. DistillKit multiplies by T², TRL doesn't.
@@ -88,11 +82,7 @@ class TemperedKL:
     def __post_init__(self) -> None:
         scalar("temperature", self.temperature, 1e-2)
         checks.choice("squared", self.squared, (True, False))
-        sources.check(self.source, REFERENCES)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return {self.source: "topk"}
+        sources.check(self.source, sources.REFERENCES)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         t = view.at(self.temperature)
@@ -104,7 +94,7 @@ class TemperedKL:
 
 
 @dataclass(frozen=True)
-class SupportKL:
+class SupportKL(sources.ReadsDistribution):
     """A divergence over the k tokens S that a top-k teacher kept, the others left out of it.
 
     renormalised=True: both renormalised on S, no gradient off it (TRL's loss_add_tail=False). False: neither, Σ_S
@@ -117,11 +107,7 @@ class SupportKL:
 
     def __post_init__(self) -> None:
         checks.choice("renormalised", self.renormalised, (True, False))
-        sources.check(self.source, REFERENCES)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return {self.source: "topk"}
+        sources.check(self.source, sources.REFERENCES)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         support = view.of(self.source).support
@@ -156,7 +142,7 @@ class Unlikelihood:
     floor: float = 1e-5
 
     def __post_init__(self) -> None:
-        checks.number("floor", self.floor, 0, 1)
+        checks.number("floor", self.floor, 1e-7, 1)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         if view.negatives is None:
@@ -164,8 +150,7 @@ class Unlikelihood:
         ids = view.negatives.where(view.negatives != IGNORE, view.labels[:, None])
         chosen = torch.zeros_like(logp, dtype=torch.bool).scatter_(1, ids, True)
         chosen.scatter_(1, view.labels[:, None], False)
-        left = (1 - logp.exp()).clamp_min(self.floor).log()
-        return -torch.where(chosen, left, 0.0).sum(-1)
+        return -(1 - logp.exp()).where(chosen, 1.0).clamp_min(self.floor).log().sum(-1)
 
     def __str__(self) -> str:
         return "−Σ_c log(1 − p_c)"

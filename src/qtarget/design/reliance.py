@@ -6,7 +6,6 @@ With the residual "self" a reliance is a token weight in [0, 1] on plain SFT: mo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,7 +52,7 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
-class Power:
+class Power(sources.ReadsLabel):
     """γ_t = p(y_t)^α, α ≥ 0. DFT at α=1 (arXiv 2508.05629); the α-family of Beyond-log (arXiv 2510.00526).
 
     source: whose probability p is, "policy" or a reference ("prior" is PriFT's recipe, arXiv 2606.09396).
@@ -66,10 +65,6 @@ class Power:
         scalar("alpha", self.alpha, 0)
         sources.check(self.source)
 
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
-
     def __call__(self, view: TokenView) -> Tensor:
         return (view.at(self.alpha) * view.of(self.source).label_logp).exp()
 
@@ -79,7 +74,7 @@ class Power:
 
 
 @dataclass(frozen=True)
-class OneMinus:
+class OneMinus(sources.ReadsLabel):
     """γ_t = max((1 − p(y_t))^power, floor): learn what `source` does not predict yet.
 
     Focal loss with its weight detached at source="policy" (arXiv 1708.02002); with "prior" the weight is frozen.
@@ -94,10 +89,6 @@ class OneMinus:
         sources.check(self.source)
         checks.number("floor", self.floor, 0, 1)
 
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
-
     def __call__(self, view: TokenView) -> Tensor:
         left = -torch.expm1(view.of(self.source).label_logp)
         return left.pow(view.at(self.power)).clamp_min(self.floor)
@@ -108,7 +99,7 @@ class OneMinus:
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(sources.ReadsLabel):
     """γ_t = 1[p(y_t) kept]·p(y_t)^α: a mask on the label's probability, not differentiated.
 
     keep: "above" (p ≥ threshold), "below" (p ≤ threshold) or "between" (threshold ≤ p ≤ upper). α=0 leaves what is kept
@@ -125,13 +116,10 @@ class Threshold:
     def __post_init__(self) -> None:
         scalar("threshold", self.threshold, 0, 1)
         checks.choice("keep", self.keep, ("above", "below", "between"))
-        checks.number("upper", self.upper, 0, 1)
+        between = self.keep == "between" and not isinstance(self.threshold, str)
+        checks.number("upper", self.upper, self.threshold if between else 0, 1)  # type: ignore[arg-type]
         scalar("alpha", self.alpha, 0)
         sources.check(self.source)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         p, threshold = view.of(self.source).label_logp.exp(), view.at(self.threshold)
@@ -178,7 +166,7 @@ class RandomDrop:
 
 
 @dataclass(frozen=True)
-class TopEntropy:
+class TopEntropy(sources.ReadsLabel):
     """γ_t = (H_K/norm)^α: the entropy of the `top` likeliest tokens, renormalised (EAFT, arXiv 2601.02151).
 
     norm: "lnk", or a number in nats; the official code divides by 3.0, just above ln 20, so that γ < 1 for K ≤ 20.
@@ -195,10 +183,6 @@ class TopEntropy:
             checks.number('norm ("lnk", or a number of nats)', self.norm, 1e-3)
         scalar("alpha", self.alpha, 0)
         sources.check(self.source)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         most = math.log(min(self.top, view.logp.shape[1])) if isinstance(self.norm, str) else self.norm
@@ -227,7 +211,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class MassAbove:
+class MassAbove(sources.ReadsLabel):
     """γ_t = 1[u_t ≥ threshold], u = π(y) + Σ_{v: π(v) < π(y)} π(v) (PriFT-mass, arXiv 2606.09396).
 
     The paper counts ties into u, the official code (and this) only the label's own mass besides strictly smaller ones.
@@ -240,10 +224,6 @@ class MassAbove:
         scalar("threshold", self.threshold, 0, 1)
         sources.check(self.source)
 
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
-
     def __call__(self, view: TokenView) -> Tensor:
         known = view.of(self.source)
         return (known.label_logp.exp() + known.outranked >= view.at(self.threshold)).to(known.label_logp)
@@ -253,7 +233,7 @@ class MassAbove:
 
 
 @dataclass(frozen=True)
-class Tempered:
+class Tempered(sources.ReadsLabel):
     """γ_t = max(p(y_t)^{1/τ}, floor) (TALR, arXiv 2509.20758).
 
     tau: a number, or "median": the median over the optimizer step's sequences of their mean −log p(y), the lower of two
@@ -269,10 +249,6 @@ class Tempered:
             checks.number('tau ("median", or a number)', self.tau, 1e-6)
         checks.number("floor", self.floor, 0, 1)
         sources.check(self.source)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
 
     @property
     def scope(self) -> str | None:
@@ -291,7 +267,7 @@ class Tempered:
 
 
 @dataclass(frozen=True)
-class ExcessLoss:
+class ExcessLoss(sources.ReadsLabel):
     """γ_t = 1 for the share `keep` of tokens with the largest log π_source(y) − log p(y) (Rho-1, arXiv 2404.07965).
 
     scope: among the tokens of the "step", the "sequence" or the "batch". Of tokens that tie, the earlier ones are kept.
@@ -303,12 +279,8 @@ class ExcessLoss:
 
     def __post_init__(self) -> None:
         checks.number("keep", self.keep, 0, 1)
-        sources.check(self.source, sources.SOURCES[1:])
+        sources.check(self.source, sources.REFERENCES)
         checks.choice("scope", self.scope, SCOPES)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
 
     def statistic(self, table: TokenTable) -> Tensor:
         excess = table.label_logp[self.source] - table.label_logp["policy"]
@@ -328,7 +300,7 @@ class ExcessLoss:
 
 
 @dataclass(frozen=True)
-class EntropyPower:
+class EntropyPower(sources.ReadsLabel):
     """γ_t = p(y)^κ, κ = 1 + ramp·(clip(exp(−(log p(y) + H(p))/β), low, high) − 1) (IDFT, arXiv 2602.12222).
 
     A label likelier than the policy's entropy suggests gets κ < 1, nearly plain SFT; an off-policy one up to p^high.
@@ -347,10 +319,6 @@ class EntropyPower:
         scalar("ramp", self.ramp, 0, 1)
         sources.check(self.source)
 
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
-
     def __call__(self, view: TokenView) -> Tensor:
         known = view.of(self.source)
         surprise = -(known.label_logp + known.entropy) / view.at(self.beta)
@@ -364,7 +332,7 @@ class EntropyPower:
 
 
 @dataclass(frozen=True)
-class Gibbs:
+class Gibbs(sources.ReadsLabel):
     """γ_t = b·(e^β − 1)/(1 + b·(e^β − 1)), b = max(π_source(y), floor): boosts the label's odds by e^β.
 
     With the prior as residual the target is ∝ π_0·exp(β·1[v = y]) (GIFT, arXiv 2601.09233). The official code floors
@@ -380,10 +348,6 @@ class Gibbs:
         sources.check(self.source)
         checks.number("floor", self.floor, 0, 1)
 
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
-
     def __call__(self, view: TokenView) -> Tensor:
         gain = math.expm1(view.at(self.beta))
         odds = view.of(self.source).label_logp.exp().clamp_min(self.floor) * gain
@@ -394,7 +358,7 @@ class Gibbs:
 
 
 @dataclass(frozen=True)
-class Concentration:
+class Concentration(sources.ReadsLabel):
     """γ_t = p(y)^α·α/(α + eps), α = Σ_v p_v²: log loss where unsure, 1 − p where sure (DEFT, arXiv 2602.11424)."""
 
     eps: float = 1e-6
@@ -403,10 +367,6 @@ class Concentration:
     def __post_init__(self) -> None:
         checks.number("eps", self.eps, 0)
         sources.check(self.source)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         known = view.of(self.source)
@@ -418,7 +378,7 @@ class Concentration:
 
 
 @dataclass(frozen=True)
-class Cayley:
+class Cayley(sources.ReadsLabel):
     """γ_t = p^α, α = f + (1 − f)·p/(2 − p) in [0.001, 1], f = half the mean p(y) over `scope`.
 
     Cayley-Trans (arXiv 2602.11424). The official code takes the mean over the micro-batch ("batch"): there the answer
@@ -431,10 +391,6 @@ class Cayley:
     def __post_init__(self) -> None:
         checks.choice("scope", self.scope, ("batch", "step"))
         sources.check(self.source)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
 
     def statistic(self, table: TokenTable) -> Tensor:
         p = table.label_logp[self.source].exp()

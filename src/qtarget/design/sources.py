@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from qtarget import checks
 
-SOURCES = ("policy", "prior", "teacher", "old")
+REFERENCES = ("prior", "teacher", "old")
+SOURCES = ("policy", *REFERENCES)
 
 
 def check(value: object, legal: tuple[str, ...] = SOURCES) -> None:
@@ -14,9 +15,24 @@ def check(value: object, legal: tuple[str, ...] = SOURCES) -> None:
     checks.choice("source", value, legal)
 
 
-def label_needs(source: str) -> Mapping[str, str]:
-    """What a part needs that reads only scalars of `source`."""
-    return {} if source == "policy" else {source: "label"}
+class ReadsLabel:
+    """A part that reads scalars of the label under `source`."""
+
+    source: str
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {} if self.source == "policy" else {self.source: "label"}
+
+
+class ReadsDistribution:
+    """A part that reads the whole distribution of `source`, a reference."""
+
+    source: str
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {self.source: "topk"}
 
 
 def shown(source: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,8 +13,6 @@ from qtarget.design import sources
 from qtarget.math.schedule import Scalar, scalar, written
 from qtarget.math.survey import TokenTable
 from qtarget.math.view import TokenView
-
-REFERENCES = sources.SOURCES[1:]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class SequenceRatio:
+class SequenceRatio(sources.ReadsLabel):
     """w = clip(exp(temperature·mean_t[log p(y_t) − log π_source(y_t)]), low, high), one per sequence.
 
     iw-SFT (arXiv 2507.12856). The official code is right for one row a micro-batch only; this is for any.
@@ -51,11 +48,7 @@ class SequenceRatio:
         checks.number("temperature", self.temperature, 0)
         checks.number("low", self.low, 0)
         checks.number("high", self.high, self.low)
-        sources.check(self.source, REFERENCES)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
+        sources.check(self.source, sources.REFERENCES)
 
     def statistic(self, table: TokenTable) -> Tensor:
         means, place = table.sequence_means(table.label_logp["policy"] - table.label_logp[self.source])
@@ -69,7 +62,7 @@ class SequenceRatio:
 
 
 @dataclass(frozen=True)
-class TokenRatio:
+class TokenRatio(sources.ReadsLabel):
     """w_t = clip(p(y_t)/π_source(y_t), low, high): the token-wise variant of iw-SFT (arXiv 2507.12856)."""
 
     low: float = 0.2
@@ -79,11 +72,7 @@ class TokenRatio:
     def __post_init__(self) -> None:
         checks.number("low", self.low, 0)
         checks.number("high", self.high, self.low)
-        sources.check(self.source, REFERENCES)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
+        sources.check(self.source, sources.REFERENCES)
 
     def __call__(self, view: TokenView) -> Tensor:
         return (view.label_logp - view.of(self.source).label_logp).exp().clamp(self.low, self.high)
@@ -93,7 +82,7 @@ class TokenRatio:
 
 
 @dataclass(frozen=True)
-class ProximalRatio:
+class ProximalRatio(sources.ReadsLabel):
     """w_t = r·1[r ≤ 1 + epsilon], r = p(y)/π_source(y) with |log r| ≤ 20: the gradient of PSFT's clipped ratio.
 
     arXiv 2508.17784. Its lower clip never binds, so there is none. source="old" is a snapshot of the policy, renewed
@@ -105,11 +94,7 @@ class ProximalRatio:
 
     def __post_init__(self) -> None:
         scalar("epsilon", self.epsilon, 0)
-        sources.check(self.source, REFERENCES)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
+        sources.check(self.source, sources.REFERENCES)
 
     def __call__(self, view: TokenView) -> Tensor:
         ratio = (view.label_logp - view.of(self.source).label_logp).clamp(-20, 20).exp()
@@ -120,7 +105,7 @@ class ProximalRatio:
 
 
 @dataclass(frozen=True)
-class Inverse:
+class Inverse(sources.ReadsLabel):
     """w_t = min(1/π_source(y_t), clip): inverse propensity, unnormalised; `normalize=weight_sum` fixes its scale."""
 
     clip: Scalar = 10.0
@@ -129,10 +114,6 @@ class Inverse:
     def __post_init__(self) -> None:
         scalar("clip", self.clip, 0)
         sources.check(self.source)
-
-    @property
-    def needs(self) -> Mapping[str, str]:
-        return sources.label_needs(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         return (-view.of(self.source).label_logp).exp().clamp_max(view.at(self.clip))

@@ -72,7 +72,14 @@ class Distribution:
         )
 
     def _known_or(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        return self.known[name] if name in self.known else compute()
+        if name in self.known:
+            return self.known[name]
+        if self.known and not self.is_exact and self.stored() is None:
+            raise QTargetError(
+                f"this design reads the statistic {name!r} of a reference that holds only {', '.join(self.known)}: "
+                "give it to Reference.label, or a fuller reference"
+            )
+        return compute()
 
 
 STATISTICS = ("logp", "entropy", "top_entropy", "outranked", "concentration")

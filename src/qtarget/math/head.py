@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ class Head:
     softcap: float | None = None
     scale: float = 1.0
     true_vocab: int | None = None
+
+    def cast(self, dtype: torch.dtype) -> Head:
+        """The same head with its weight in `dtype`, once for many products; detached."""
+        return replace(self, weight=self.weight.detach().to(dtype))
 
     def logits(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
         """[n, D] → logits [n, V]: the product in `dtype`, everything after it in fp32 (fp64 stays fp64)."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from qtarget.errors import QTargetError
-from qtarget.math.distribution import entropy
 from qtarget.math.head import Head, matmul_dtype
+from qtarget.math.schedule import scheduled
+from qtarget.math.scoring import Score, scorer
 from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, check_references
 from qtarget.math.tokens import IGNORE, Given, Tokens
-from qtarget.math.view import TokenView
 
 __all__ = ["IGNORE", "LossOutput", "TokenStatistics", "dense_loss", "linear_loss", "survey"]
 
@@ -48,15 +48,24 @@ class LossOutput(TokenStatistics):
 
 
 def dense_loss(
-    logits: Tensor, labels: Tensor, design: Design, *, chunk_size: int | None = None, **given: Unpack[Given]
+    logits: Tensor,
+    labels: Tensor,
+    design: Design,
+    *,
+    chunk_size: int | None = None,
+    compiled: bool = False,
+    **given: Unpack[Given],
 ) -> LossOutput:
     """The loss of `design` from logits [..., V] and labels [...] (already shifted; −100 is not supervised).
 
     references: role → Reference over the same positions, flattened. columns: name → per-token data, shaped as labels.
     sequence_ids: shaped as labels; by default each row of [B, T] labels is a sequence. negatives: [..., K] token ids,
-    −100 for none. progress in [0, 1] of the training run. statistics: part → [N], what a part with step scope made of
-    the whole optimizer step; by default of the N tokens given. token_scale: s_t, a number or shaped as labels.
-    Returns statistics of the N supervised positions.
+    −100 for none. progress in [0, 1] of the training run, for designs with schedules. statistics: part → [N], what a
+    part with step scope made of the whole step; by default of the N tokens given. token_scale: s_t, a number or shaped
+    as labels.
+    compiled: what a design makes of a chunk goes through torch.compile: the same objective in fewer passes over memory.
+    Returns statistics of the N supervised positions; `total` is a sum: what to divide it by, the design's `normalize`
+    says (`len(out.loss)` for tokens, (out.mass > 0).sum() for kept, out.mass.sum() for weight_sum).
     Raises QTargetError for labels outside the vocabulary, NaN logits, mismatched shapes, and references that hold less
     than the design needs.
     """
@@ -66,9 +75,10 @@ def dense_loss(
     gradient = torch.zeros_like(compute) if flat.requires_grad and torch.is_grad_enabled() else None
     chunks = tokens.chunks(chunk_size, logits.shape[-1])
     tokens = _surveyed(tokens, design, chunks, lambda rows: compute[rows])
+    score = scorer(design, wants_gradient=gradient is not None, compiled=compiled)
     pieces = []
     for rows in chunks:
-        statistics, grad_logits = _score(compute[rows], tokens, rows, design, wants_gradient=gradient is not None)
+        statistics, grad_logits = _score(score, compute[rows], tokens, rows)
         pieces.append(statistics)
         if gradient is not None and grad_logits is not None:
             gradient[rows] = grad_logits
@@ -82,6 +92,7 @@ def linear_loss(
     design: Design,
     *,
     chunk_size: int | None = None,
+    compiled: bool = False,
     **given: Unpack[Given],
 ) -> LossOutput:
     """`dense_loss` from hidden states [..., D] and a head (weight [V, D] or `Head`), never holding N × V.
@@ -96,17 +107,19 @@ def linear_loss(
     kept_hidden = hidden.reshape(-1, hidden.shape[-1])[tokens.kept]
     grads = _HeadGradients.zeros(kept_hidden, head)
     dtype = matmul_dtype(hidden)
+    cast = head.cast(dtype)
     chunks = tokens.chunks(chunk_size, head.weight.shape[0])
-    tokens = _surveyed(tokens, design, chunks, lambda rows: head.logits(kept_hidden[rows], dtype))
+    tokens = _surveyed(tokens, design, chunks, lambda rows: cast.logits(kept_hidden[rows], dtype))
+    score = scorer(design, wants_gradient=grads.wanted, compiled=compiled)
     pieces = []
     for rows in chunks:
         with torch.no_grad():
-            chunk = kept_hidden[rows]
-            logits = head.logits(chunk, dtype)
-            statistics, grad_logits = _score(logits, tokens, rows, design, wants_gradient=grads.wanted)
+            chunk = kept_hidden[rows].to(dtype)
+            logits = cast.logits(chunk, dtype)
+            statistics, grad_logits = _score(score, logits, tokens, rows)
             pieces.append(statistics)
             if grad_logits is not None:
-                grads.add(rows, chunk, logits, grad_logits, head=head)
+                grads.add(rows, chunk, logits, grad_logits, head=cast)
     return _output(pieces, tokens, [(kept_hidden, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)])
 
 
@@ -128,8 +141,8 @@ def survey(
     head = _as_head(head, hidden)
     tokens = _prepare(design, labels, hidden.shape[:-1], given)
     kept_hidden, dtype = hidden.reshape(-1, hidden.shape[-1])[tokens.kept], matmul_dtype(hidden)
-    chunks = tokens.chunks(chunk_size, head.weight.shape[0])
-    return _table(tokens, design, chunks, lambda rows: head.logits(kept_hidden[rows], dtype))
+    cast, chunks = head.cast(dtype), tokens.chunks(chunk_size, head.weight.shape[0])
+    return _table(tokens, design, chunks, lambda rows: cast.logits(kept_hidden[rows], dtype))
 
 
 def _as_head(head: Head | Tensor, hidden: Tensor) -> Head:
@@ -143,7 +156,10 @@ def _as_head(head: Head | Tensor, hidden: Tensor) -> Head:
 
 def _prepare(design: Design, labels: Tensor, positions: torch.Size, given: Given) -> Tokens:
     tokens = Tokens.keep_supervised(labels, positions, **given)
-    check_references(design, {role: reference.detail for role, reference in tokens.references.items()})
+    if given.get("progress") is None and (followed := dict(scheduled(design, 0.0))):
+        raise QTargetError(f"{', '.join(followed)} of this design follows training: give progress, from 0 to 1")
+    held = {role: reference.detail for role, reference in tokens.references.items()}
+    check_references(design, held, {role: tokens.references[role].tail for role in held if held[role] == "topk"})
     return tokens
 
 
@@ -153,7 +169,7 @@ def _table(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Calla
     sources = {"policy"} | {source for part in surveying(design) for source in getattr(part, "needs", {})}
     found: dict[str, list[Tensor]] = {source: [] for source in sorted(sources)}
     for rows in chunks:
-        view = tokens.view(torch.log_softmax(logits_of(rows), dim=-1), rows)
+        view = tokens.select(rows).view(torch.log_softmax(logits_of(rows), dim=-1))
         for source, pieces in found.items():
             pieces.append(view.of(source).label_logp)
     empty = tokens.scale.new_zeros(0, dtype=torch.float32)
@@ -169,44 +185,21 @@ def _surveyed(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Ca
 
 
 @torch.no_grad()
-def _score(
-    logits: Tensor, tokens: Tokens, rows: slice, design: Design, *, wants_gradient: bool
-) -> tuple[TokenStatistics, Tensor | None]:
+def _score(score: Score, logits: Tensor, tokens: Tokens, rows: slice) -> tuple[TokenStatistics, Tensor | None]:
     """One chunk: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
-    logp = torch.log_softmax(logits, dim=-1)
-    view = tokens.view(logp, rows)
-    if not torch.isfinite(view.label_logp).all():
-        _raise_not_finite(logits, view.label_logp, rows.start)
-    target = design(view)
-    gradient = target.gradient(view)
-    gap, kl_to_target = target.distances(view, gradient)
-    statistics = TokenStatistics(
-        loss=target.value(view),
-        nll=-view.label_logp,
-        reliance=target.label_mass,
-        weight=target.weight,
-        mass=target.mass,
-        trust=target.trust(view),
-        entropy=entropy(logp),
-        gap=gap,
-        kl_to_target=kl_to_target,
-        kl_prior=_drift(view),
-    )
-    return statistics, gradient.mul_(tokens.scale[rows, None]) if wants_gradient else None
+    values, gradient = score(logits, tokens.select(rows))
+    statistics = TokenStatistics(*values)
+    if not torch.isfinite(statistics.nll + statistics.loss).all():
+        _raise_not_finite(logits, statistics, rows.start)
+    return statistics, gradient
 
 
-def _drift(view: TokenView) -> Tensor:
-    prior = view.references.get("prior")
-    if prior is None or not prior.is_exact:
-        return torch.full_like(view.label_logp, torch.nan)
-    p = view.logp.exp()
-    return torch.where(p > 0, p * (view.logp - prior.logp), 0.0).sum(-1)
-
-
-def _raise_not_finite(logits: Tensor, label_logp: Tensor, offset: int) -> None:
-    row = int((~torch.isfinite(label_logp)).nonzero()[0, 0])
-    nan = torch.isnan(logits[row]).any()
-    what = "NaN logits" if nan else "a label with probability 0 (a padded vocabulary row?)"
+def _raise_not_finite(logits: Tensor, statistics: TokenStatistics, offset: int) -> None:
+    row = int((~torch.isfinite(statistics.nll + statistics.loss)).nonzero()[0, 0])
+    what = f"a loss of {float(statistics.loss[row])}"
+    if not torch.isfinite(statistics.nll[row]):
+        nan = torch.isnan(logits[row]).any()
+        what = "NaN logits" if nan else "a label with probability 0 (a padded vocabulary row?)"
     raise QTargetError(
         f"{what} at supervised token {offset + row}: lower the learning rate, or check the model's weights"
     )
@@ -235,15 +228,15 @@ class _HeadGradients:
         return any(buffer is not None for buffer in (self.hidden, self.weight, self.bias))
 
     def add(self, rows: slice, chunk: Tensor, logits: Tensor, grad_logits: Tensor, *, head: Head) -> None:
-        dtype = matmul_dtype(chunk)
+        """chunk [n, D] and the head's weight are in the dtype of products."""
         grad_product, grad_biased = head.product_gradient(grad_logits, logits)
         if self.bias is not None:
             self.bias.add_(grad_biased.sum(0))
-        grad_product = grad_product.to(dtype)
+        grad_product = grad_product.to(chunk.dtype)
         if self.hidden is not None:
-            self.hidden[rows] = (grad_product @ head.weight.to(dtype)).to(self.hidden.dtype)
+            self.hidden[rows] = (grad_product @ head.weight).to(self.hidden.dtype)
         if self.weight is not None:
-            self.weight.add_(grad_product.T @ chunk.to(dtype))
+            self.weight.add_(grad_product.T @ chunk)
 
 
 class _Attach(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -92,6 +92,17 @@ class Reference:
         assert tensor is not None
         return tensor.shape[0]
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor with a row per token."""
+        held = (self.rows, self.indices, self.labels, *self.statistics.values())
+        yield from (tensor for tensor in held if tensor is not None)
+
+    def cast(self) -> Reference:
+        """The same with its head in the dtype of matrix products, where there is one: for many chunks."""
+        if self.head is None or self.rows is None:
+            return self
+        return replace(self, head=self.head.cast(matmul_dtype(self.rows)))
+
     def select(self, index: Tensor | slice) -> Reference:
         """The same reference for some of the tokens."""
 
@@ -108,43 +119,41 @@ class Reference:
 
     def at(self, labels: Tensor, policy_logp: Tensor) -> Distribution:
         """This reference beside the labels [n] and the policy [n, V] of a chunk."""
-        if self.labels is not None and not torch.equal(self.labels, labels):
-            raise QTargetError(
-                "the reference's label statistics belong to other labels than the batch's: rows, tokenizer, template "
-                "or truncation differ from those it was computed with"
-            )
         return Distribution(
             labels,
             expand=partial(self._expand, policy_logp),
-            known=self.statistics,
+            known={name: values.to(policy_logp.dtype) for name, values in self.statistics.items()},
             is_exact=self.detail == "full",
-            stored=partial(self._support, policy_logp.shape[1]),
+            stored=partial(self._support, policy_logp),
         )
 
     def _expand(self, policy_logp: Tensor) -> Tensor:
-        support = self._support(policy_logp.shape[1])
-        return self._full(policy_logp.shape[1]) if support is None else complete(*support, policy_logp, self.tail)
+        support = self._support(policy_logp)
+        return self._full(policy_logp) if support is None else complete(*support, policy_logp, self.tail)
 
-    def _full(self, vocab_size: int) -> Tensor:
+    def _full(self, policy_logp: Tensor) -> Tensor:
+        """Over the policy's vocabulary and in its dtype: what is stored in bf16 is rounded, not computed with."""
         if self.rows is None:
-            raise QTargetError("the full distribution of this reference was asked for; it holds label statistics only")
-        if self.head is None:
-            return _align(self.rows, vocab_size)
-        return _align(torch.log_softmax(self.head.logits(self.rows, matmul_dtype(self.rows)), dim=-1), vocab_size)
+            held = ", ".join(self.statistics)
+            raise QTargetError(f"more of this reference was asked for than its label statistics ({held})")
+        logp = self.rows.to(policy_logp.dtype)
+        if self.head is not None:
+            logits = self.head.logits(self.rows, matmul_dtype(self.rows))
+            logp = torch.log_softmax(logits.to(policy_logp.dtype), dim=-1)
+        return _align(logp, policy_logp.shape[1])
 
-    def _support(self, vocab_size: int) -> tuple[Tensor, Tensor] | None:
+    def _support(self, policy_logp: Tensor) -> tuple[Tensor, Tensor] | None:
         """Token ids and log-probabilities [n, k], where this is a top-k reference."""
         if self.indices is not None and self.rows is not None:
-            return self.indices, self.rows
+            return self.indices, self.rows.to(policy_logp.dtype)
         if self.keep is None:
             return None
-        kept, indices = self._full(vocab_size).topk(min(self.keep, vocab_size), dim=-1)
+        kept, indices = self._full(policy_logp).topk(min(self.keep, policy_logp.shape[1]), dim=-1)
         return indices, kept
 
 
 def complete(indices: Tensor, kept: Tensor, policy_logp: Tensor, tail: str) -> Tensor:
     """log π [n, V] from its k likeliest tokens: `kept` [n, k] at `indices`, the others by the rule `tail`."""
-    kept = kept.to(policy_logp.dtype)
     mass = kept.logsumexp(-1, keepdim=True)
     others = policy_logp.scatter(1, indices, -torch.inf)
     if tail == "renormalised":

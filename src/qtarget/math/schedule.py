@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import lru_cache
 
 from qtarget import checks
 from qtarget.errors import QTargetError
@@ -45,7 +44,6 @@ class Schedule:
         return self.start + (self.end - self.start) * share
 
 
-@lru_cache(maxsize=256)
 def parse(text: str) -> Schedule:
     """A schedule from its text. Raises QTargetError for anything else."""
     shape, *rest = text.split(":")
@@ -89,7 +87,8 @@ def scheduled(design: object, progress: float, path: str = "") -> Iterator[tuple
         return
     for field in fields(design):
         name, value = f"{path}{field.name}", getattr(design, field.name)
-        if isinstance(value, str) and ":" in value:  # "step" and "linear" alone name other things
+        # "step" and "linear" alone name other things
+        if isinstance(value, str) and ":" in value and value.partition(":")[0] in SHAPES:
             yield name, value_at(value, progress)
         else:
             yield from scheduled(value, progress, f"{name}.")

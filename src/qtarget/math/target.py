@@ -11,7 +11,7 @@ from torch import Tensor
 from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.math.reference import DETAILS
-from qtarget.math.schedule import Scalar, scalar
+from qtarget.math.schedule import Scalar, scalar, written
 from qtarget.math.survey import parts
 from qtarget.math.view import TokenView
 
@@ -95,12 +95,13 @@ class Target:
 class InducedTarget:
     """Q = p − ∂L/∂z of a loss that is no cross-entropy with a fixed Q; the step size stands beside it.
 
-    loss [n]: L in nats. pull [n, V]: ∂L/∂z. label_mass and weight [n] say how the loss was put together; its true pull
-    on the label is `trust`.
+    loss [n]: L in nats. pull [n, V]: ∂L/∂z, of which `objective_pull` [n] is the objective's share at the label.
+    label_mass and weight [n] say how the loss was put together; its true pull on the label is `trust`.
     """
 
     loss: Tensor
     pull: Tensor
+    objective_pull: Tensor
     label_mass: Tensor
     weight: Tensor
 
@@ -117,9 +118,10 @@ class InducedTarget:
         return self.pull
 
     def trust(self, view: TokenView) -> Tensor:
-        """−∂L/∂z_y/(1 − p_y) [n]: how hard the label is pulled relative to plain SFT."""
-        room = (-torch.expm1(view.label_logp)).clamp_min(ROOM)
-        return -self.pull.gather(1, view.labels[:, None]).squeeze(1) / room
+        """−∂L/∂z_y/(1 − p_y) [n], as of Target: the label's own term exactly, the objective's where there is room."""
+        room = -torch.expm1(view.label_logp)
+        rest = torch.where(room > ROOM, self.objective_pull / room.clamp_min(ROOM), 0.0)
+        return self.weight * self.label_mass - rest
 
     def distances(self, view: TokenView, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Total variation ½‖p − Q‖₁ and KL(Q‖p) [n], step size aside."""
@@ -137,6 +139,11 @@ class Mixture:
 
     def __post_init__(self) -> None:
         checks.choice("normalize", self.normalize, NORMALIZERS)
+
+    @property
+    def rest(self) -> str:
+        """What stands beside the label, in words."""
+        return str(self.residual)
 
     def __call__(self, view: TokenView) -> Target:
         reliance, weight = self.reliance(view), self.weight(view)
@@ -162,6 +169,11 @@ class Anchored:
         scalar("anchor", self.anchor, 0)
         checks.choice("normalize", self.normalize, NORMALIZERS)
 
+    @property
+    def rest(self) -> str:
+        """What stands beside the label, in words."""
+        return f"+ {written(self.anchor)}·CE({self.residual}, p)"
+
     def __call__(self, view: TokenView) -> Target:
         share, weight = _shares(self.reliance(view), view.at(self.anchor), self.weight(view))
         log_residual = self.residual(view)
@@ -186,6 +198,11 @@ class Signed:
     def __post_init__(self) -> None:
         checks.choice("h", self.h, ("linear", "logsigmoid"))
         checks.choice("normalize", self.normalize, NORMALIZERS)
+
+    @property
+    def rest(self) -> str:
+        """What stands beside the label, in words."""
+        return f"against {self.residual}" + ("" if self.h == "linear" else f", h={self.h}")
 
     def __call__(self, view: TokenView) -> Target:
         reliance, weight = self.reliance(view), self.weight(view)
@@ -217,15 +234,22 @@ class Induced:
         scalar("strength", self.strength, 0)
         checks.choice("normalize", self.normalize, NORMALIZERS)
 
+    @property
+    def rest(self) -> str:
+        """What stands beside the label, in words."""
+        return f"+ {written(self.strength)}·{self.objective}"
+
     def __call__(self, view: TokenView) -> InducedTarget:
         strength = view.at(self.strength)
         share, weight = _shares(self.reliance(view), strength, self.weight(view))
         label = Target(label_mass=share, parts=(), weight=weight)
         step = weight * (1 - share)
         loss, pull = differentiate(lambda logits: self.objective(torch.log_softmax(logits, dim=-1), view), view.logp)
+        pull = pull.mul(step[:, None])
         return InducedTarget(
             loss=label.value(view) + step * loss,
-            pull=label.gradient(view).add_(pull.mul_(step[:, None])),
+            objective_pull=pull.gather(1, view.labels[:, None]).squeeze(1),
+            pull=label.gradient(view).add_(pull),
             label_mass=share,
             weight=weight,
         )
@@ -239,11 +263,17 @@ def _shares(reliance: Tensor, strength: float, weight: Tensor) -> tuple[Tensor, 
 
 def differentiate(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
     """Value [n] and gradient [n, V] of a loss that treats each of n rows of logits by itself."""
-    with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
+
+    def summed(leaf: Tensor) -> tuple[Tensor, Tensor]:
         value = loss(leaf)
-        (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), gradient
+        if value.shape != logits.shape[:1]:
+            raise QTargetError(f"an objective returns a loss per token, [{len(logits)}]; got {tuple(value.shape)}")
+        if not value.requires_grad:
+            raise QTargetError("the objective has no gradient with respect to logp: is everything in it detached?")
+        return value.sum(), value
+
+    gradient, value = torch.func.grad(summed, has_aux=True)(logits)  # torch.compile traces this, not autograd.grad
+    return value, gradient
 
 
 def needs(design: object) -> dict[str, str]:
@@ -256,8 +286,11 @@ def needs(design: object) -> dict[str, str]:
     return merged
 
 
-def check_references(design: object, held: Mapping[str, str]) -> None:
-    """Raise QTargetError where a part needs a role that isn't held (role → detail), or more of it than is."""
+def check_references(design: object, held: Mapping[str, str], tails: Mapping[str, str]) -> None:
+    """Raise QTargetError where a part needs a role that isn't held (role → detail), or more or other than is.
+
+    tails: role → tail rule, of the roles held as a top k.
+    """
     for part in parts(design):
         declared: Mapping[str, str] = getattr(part, "needs", {})
         for role, detail in declared.items():
@@ -265,6 +298,11 @@ def check_references(design: object, held: Mapping[str, str]) -> None:
             if held.get(role) not in enough:
                 name = type(part).__name__.lower()
                 raise QTargetError(f"{name} needs {role}: {' or '.join(enough)}; got {held.get(role, 'none')}")
+            if tails.get(role) == "renormalised" and getattr(part, "wants_full_support", False):
+                raise QTargetError(
+                    f"this target's divergence is infinite where the {role} has no probability, and tail=renormalised "
+                    f"leaves it none outside its top k: set references.{role}.tail=bucket or uniform"
+                )
             if getattr(part, "wants_support", False) and held[role] != "topk":
                 raise QTargetError(
                     f"this target compares the tokens that a top-k {role} kept, and this {role} holds all of them: set "
@@ -298,3 +336,8 @@ def _cross_entropy(log_part: Tensor, logp: Tensor) -> Tensor:
     """−Σ_v π_v log p_v [n]. Rows that are −∞ on both sides (padded vocabulary) add nothing."""
     part = log_part.exp()
     return -torch.where(part > 0, part * logp, 0.0).sum(-1)
+
+
+def counted(mass: Tensor, normalize: str) -> Tensor:
+    """What a call's tokens add to the divisor of a step [], from their `mass` [N], under kept or weight_sum."""
+    return (mass > 0).to(mass).sum() if normalize == "kept" else mass.sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
@@ -28,10 +28,32 @@ class Given(TypedDict, total=False):
     references: Mapping[str, Reference] | None
     columns: Mapping[str, Tensor] | None
     sequence_ids: Tensor | None
-    negatives: Tensor | None
-    progress: float
+    negatives: Tensor | EarlierTokens | None
+    progress: float | None
     statistics: Mapping[object, Tensor] | None
     token_scale: Tensor | float
+
+
+@dataclass(frozen=True)
+class EarlierTokens:
+    """As negatives: at each position of [B, T] rows the tokens up to it, written out chunk by chunk (never B·T·T)."""
+
+    input_ids: Tensor  # [B, T]
+    places: Tensor  # [N] flattened positions
+
+    @classmethod
+    def of(cls, input_ids: Tensor) -> EarlierTokens:
+        """At every position of [B, T] rows."""
+        return cls(input_ids, torch.arange(input_ids.numel(), device=input_ids.device))
+
+    def __getitem__(self, index: Tensor | slice) -> EarlierTokens:
+        return replace(self, places=self.places[index])
+
+    def ids(self) -> Tensor:
+        """[N, T] token ids, −100 for those that stand later."""
+        width = self.input_ids.shape[1]
+        later = torch.arange(width, device=self.places.device) > (self.places % width)[:, None]
+        return self.input_ids[self.places // width].masked_fill(later, IGNORE)
 
 
 @dataclass(frozen=True)
@@ -42,7 +64,7 @@ class Tokens:
     labels: Tensor  # [N]
     scale: Tensor  # [N]
     sequence_ids: Tensor | None = None  # [N]
-    negatives: Tensor | None = None  # [N, K]
+    negatives: Tensor | EarlierTokens | None = None  # [N, K]
     references: Mapping[str, Reference] = field(default_factory=dict)
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     statistics: Mapping[object, Tensor] = field(default_factory=dict)
@@ -57,54 +79,78 @@ class Tokens:
         references: Mapping[str, Reference] | None = None,
         columns: Mapping[str, Tensor] | None = None,
         sequence_ids: Tensor | None = None,
-        negatives: Tensor | None = None,
-        progress: float = 0.0,
+        negatives: Tensor | EarlierTokens | None = None,
+        progress: float | None = None,
         statistics: Mapping[object, Tensor] | None = None,
         token_scale: Tensor | float = 1.0,
     ) -> Tokens:
         """All is given per position, but `statistics` per supervised token. Raises QTargetError where shapes differ."""
-        checks.number("progress", progress, 0, 1)
+        checks.number("progress", progress or 0.0, 0, 1)
         _check_shapes(labels, positions, columns, sequence_ids, token_scale)
         flat = labels.reshape(-1)
         kept = (flat != IGNORE).nonzero().squeeze(1)
         if kept.numel() == 0:
             warnings.warn("no supervised token in this batch: its loss and gradient are zero", stacklevel=4)
-        scale = torch.as_tensor(token_scale, device=labels.device)
+        scale = torch.as_tensor(token_scale, device=labels.device).reshape(-1)
         ids = _rows_as_sequences(labels) if sequence_ids is None else sequence_ids
         return cls(
             kept=kept,
             labels=flat[kept],
-            scale=scale.reshape(-1)[kept] if scale.numel() > 1 else scale.expand(kept.numel()),
+            scale=scale[kept] if scale.numel() > 1 else scale.expand(kept.numel()),
             sequence_ids=None if ids is None else ids.reshape(-1)[kept],
-            negatives=None if negatives is None else _flat_negatives(negatives, positions)[kept],
+            negatives=_negatives(negatives, positions, kept),
             references={
-                role: _aligned(role, ref, flat.numel()).select(kept) for role, ref in (references or {}).items()
+                role: _aligned(role, ref, flat.numel(), kept, flat[kept]) for role, ref in (references or {}).items()
             },
             columns={name: column.reshape(-1)[kept] for name, column in (columns or {}).items()},
             statistics=_check_statistics(statistics or {}, kept.numel()),
-            progress=progress,
+            progress=progress or 0.0,
         )
 
     def chunks(self, chunk_size: int | None, vocab_size: int) -> list[slice]:
-        """Rows to go through at a time. Raises QTargetError for labels outside the vocabulary."""
-        if self.labels.numel() and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < vocab_size:
-            wrong = sorted({label for label in self.labels.tolist() if not 0 <= label < vocab_size})
-            raise QTargetError(f"labels must lie in [0, {vocab_size}) or be {IGNORE}; got {wrong[:10]}")
+        """Rows to go through at a time. Raises QTargetError for token ids outside the vocabulary."""
+        _check_ids("labels", self.labels, vocab_size)
+        if isinstance(self.negatives, Tensor):
+            _check_ids("negatives", self.negatives[self.negatives != IGNORE], vocab_size)
+        for role, reference in self.references.items():
+            if reference.indices is not None:
+                _check_ids(f"the top-k token ids of the {role}", reference.indices, vocab_size)
         size = max(1, CHUNK_BYTES // (4 * vocab_size)) if chunk_size is None else chunk_size
         checks.whole("chunk_size", size, 1)
         count = self.labels.numel()
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def view(self, logp: Tensor, rows: slice) -> TokenView:
-        """One chunk as a design sees it."""
-        labels = self.labels[rows]
+    def select(self, rows: slice) -> Tokens:
+        """One chunk of them."""
+        return Tokens(
+            kept=self.kept[rows],
+            labels=self.labels[rows],
+            scale=self.scale[rows],
+            sequence_ids=None if self.sequence_ids is None else self.sequence_ids[rows],
+            negatives=None if self.negatives is None else self.negatives[rows],
+            references={role: reference.select(rows) for role, reference in self.references.items()},
+            columns={name: column[rows] for name, column in self.columns.items()},
+            statistics={part: values[rows] for part, values in self.statistics.items()},
+            progress=self.progress,
+        )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor with a row per token."""
+        yield from (self.kept, self.labels, self.scale, *self.columns.values(), *self.statistics.values())
+        places = self.negatives.places if isinstance(self.negatives, EarlierTokens) else self.negatives
+        yield from (tensor for tensor in (self.sequence_ids, places) if tensor is not None)
+        for reference in self.references.values():
+            yield from reference.tensors()
+
+    def view(self, logp: Tensor) -> TokenView:
+        """These tokens as a design sees them, beside the policy's log-probabilities [N, V]."""
         return TokenView(
             logp=logp,
-            labels=labels,
-            references={role: ref.select(rows).at(labels, logp) for role, ref in self.references.items()},
-            columns={name: column[rows] for name, column in self.columns.items()},
-            negatives=None if self.negatives is None else self.negatives[rows],
-            statistics={part: values[rows] for part, values in self.statistics.items()},
+            labels=self.labels,
+            references={role: reference.at(self.labels, logp) for role, reference in self.references.items()},
+            columns=self.columns,
+            negatives=self.negatives.ids() if isinstance(self.negatives, EarlierTokens) else self.negatives,
+            statistics=self.statistics,
             progress=self.progress,
         )
 
@@ -124,13 +170,23 @@ def _rows_as_sequences(labels: Tensor) -> Tensor | None:
     return torch.arange(rows, device=labels.device)[:, None].expand(rows, labels.shape[-1])
 
 
-def _flat_negatives(negatives: Tensor, positions: torch.Size) -> Tensor:
+def _check_ids(what: str, ids: Tensor, vocab_size: int) -> None:
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+        wrong = sorted({label for label in ids.flatten().tolist() if not 0 <= label < vocab_size})
+        raise QTargetError(f"{what} must lie in [0, {vocab_size}) or be {IGNORE}; got {wrong[:10]}")
+
+
+def _negatives(
+    negatives: Tensor | EarlierTokens | None, positions: torch.Size, kept: Tensor
+) -> Tensor | EarlierTokens | None:
+    if negatives is None or isinstance(negatives, EarlierTokens):
+        return negatives and negatives[kept]
     if negatives.shape[:-1] != positions:
         raise QTargetError(
             f"negatives have the shape {tuple(negatives.shape)}; they must be token ids [{tuple(positions)}, K], "
             f"{IGNORE} where there are fewer than K"
         )
-    return negatives.reshape(-1, negatives.shape[-1])
+    return negatives.reshape(-1, negatives.shape[-1])[kept]
 
 
 def _check_statistics(statistics: Mapping[object, Tensor], count: int) -> Mapping[object, Tensor]:
@@ -162,11 +218,18 @@ def _check_shapes(
             )
 
 
-def _aligned(role: str, reference: Reference, positions: int) -> Reference:
+def _aligned(role: str, reference: Reference, positions: int, kept: Tensor, labels: Tensor) -> Reference:
+    """What a reference holds of the supervised tokens."""
     if not isinstance(reference, Reference):
         raise QTargetError(f"the {role} must be a qtarget.Reference, got {type(reference).__name__}")
     if len(reference) != positions:
         raise QTargetError(
             f"the {role} covers {len(reference)} positions, the labels {positions}; they must be the same"
         )
-    return reference
+    aligned = reference.select(kept).cast()
+    if aligned.labels is not None and not torch.equal(aligned.labels, labels):
+        raise QTargetError(
+            f"the {role}'s label statistics belong to other labels than the batch's: rows, tokenizer, template or "
+            "truncation differ from those they were computed with"
+        )
+    return aligned

@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from qtarget.errors import QTargetError
-from qtarget.math.loss import IGNORE, LossOutput, dense_loss
+from qtarget.math.loss import IGNORE, dense_loss
 from qtarget.math.schedule import scheduled
-from qtarget.math.survey import surveying
-from qtarget.math.target import Design, columns, needs, wants_negatives
-from qtarget.train.step import PULLED, STEP, normalizer
+from qtarget.math.target import Design, columns, counted, needs, wants_negatives
+from qtarget.train.step import PULLED, normalizer, scoring_passes
 
 
 @dataclass(frozen=True)
@@ -41,23 +40,16 @@ class HFLoss:
         shifted = labels[..., 1:]
         tokens = int((shifted != IGNORE).sum())
         items = tokens if num_items_in_batch is None else int(num_items_in_batch)
-        if items != tokens and self._looks_at_the_step:
+        if items != tokens and scoring_passes(self.design):
             raise QTargetError(
                 f"this design looks at the whole optimizer step, and this call holds {tokens} of its {items} tokens: "
                 "set gradient_accumulation_steps=1 on one device, or train with `qtarget train`"
             )
-        progress = self.progress() if self.progress else 0.0
+        progress = self.progress() if self.progress else None
         out = dense_loss(logits[..., :-1, : self.true_vocab], shifted, self.design, progress=progress)
-        return out.total / max(self._divisor(out, items), 1e-30)
-
-    @property
-    def _looks_at_the_step(self) -> bool:
-        return bool(surveying(self.design, STEP)) or normalizer(self.design) in PULLED
-
-    def _divisor(self, out: LossOutput, items: int) -> float:
-        if normalizer(self.design) == "kept":
-            return float((out.mass > 0).sum())
-        return float(out.mass.sum()) if normalizer(self.design) == "weight_sum" else float(items)
+        pulled = normalizer(self.design) in PULLED
+        divisor = float(counted(out.mass, normalizer(self.design))) if pulled else items
+        return out.total / max(divisor, 1e-30)
 
 
 def hf_loss(design: Design, *, true_vocab: int | None = None, progress: Callable[[], float] | None = None) -> HFLoss:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -14,7 +13,7 @@ from qtarget.data.batch import Batch
 from qtarget.math.loss import IGNORE, LossOutput, linear_loss, survey
 from qtarget.math.survey import TokenTable
 from qtarget.math.target import Design, wants_negatives
-from qtarget.math.tokens import Given
+from qtarget.math.tokens import EarlierTokens, Given
 from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.train.metrics import TokenMeans
@@ -78,7 +77,7 @@ class QTargetModule(L.LightningModule):
         return {
             "references": {role: frozen.reference(batch.input_ids) for role, frozen in self.references.items()},
             "columns": batch.columns,
-            "negatives": earlier_tokens(batch.input_ids) if wants_negatives(self.design) else None,
+            "negatives": EarlierTokens.of(batch.input_ids) if wants_negatives(self.design) else None,
             "progress": self.progress_at(self.global_step),
         }
 
@@ -106,10 +105,3 @@ class QTargetModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return self.optim.configure(self.policy.parameters(), self.total_steps)
-
-
-def earlier_tokens(input_ids: Tensor) -> Tensor:
-    """[B, T] → [B, T, T]: at each position the ids of the tokens up to it, −100 after: unlikelihood's negatives."""
-    width = input_ids.shape[1]
-    later = torch.ones(width, width, dtype=torch.bool, device=input_ids.device).triu(1)
-    return input_ids[:, None, :].expand(-1, width, -1).masked_fill(later, IGNORE)

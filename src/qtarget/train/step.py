@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qtarget.data.batch import Batch, StepWindow
 from qtarget.math.loss import IGNORE, LossOutput
 from qtarget.math.survey import TokenTable, statistics_of, surveying
-from qtarget.math.target import Design
+from qtarget.math.target import Design, counted
 
 STEP = ("step",)
 PULLED = ("kept", "weight_sum")
@@ -48,15 +48,15 @@ class StepScorer:
     policy: nn.Module
     survey: Callable[[Batch], TokenTable]
     score: Callable[[Batch, Mapping[object, Tensor]], LossOutput]
-    _window: tuple[Batch, ...] = ()
-    _shares: list[StepShare] = field(default_factory=list)
+    _window: tuple[Batch, ...] | None = field(default=None, init=False)
+    _shares: list[StepShare] = field(default_factory=list, init=False)
 
     def share(self, batch: Batch) -> StepShare:
         """The share of a training micro-batch; the step is read at its first one."""
         assert batch.window is not None
         if not scoring_passes(self.design):
             return StepShare(self._scale(batch, batch.window))
-        if batch.window.batches is not self._window:
+        if batch.window.index == 0 or batch.window.batches is not self._window:
             with torch.no_grad(), _evaluating(self.policy):
                 self._shares = self._read(batch.window, batch.labels.device)
             self._window = batch.window.batches
@@ -74,8 +74,7 @@ class StepScorer:
         if normalizer(self.design) not in PULLED:
             return [StepShare(self._scale(b, window), s) for b, s in zip(batches, statistics, strict=True)]
         masses = [self.score(batch, found).mass for batch, found in zip(batches, statistics, strict=True)]
-        counted = [(mass > 0).to(mass) if normalizer(self.design) == "kept" else mass for mass in masses]
-        divisor = _summed(torch.stack([values.sum() for values in counted]).sum())
+        divisor = _summed(torch.stack([counted(mass, normalizer(self.design)) for mass in masses]).sum())
         scale = window.undo / divisor if divisor > 0 else 0.0
         return [StepShare(scale, found) for found in statistics]
 
@@ -102,6 +101,7 @@ def _evaluating(policy: nn.Module) -> Iterator[None]:
         yield
     finally:
         policy.train(was_training)
+        torch.clear_autocast_cache()  # before torch 2.10 the casts kept there had no graph, for the training pass too
 
 
 def _rank() -> int:

@@ -33,6 +33,10 @@ class Jsonl:
     def __post_init__(self) -> None:
         if not isinstance(self.heldout_share, int | float) or not 0 <= self.heldout_share < 1:
             raise QTargetError(f"heldout_share must lie in [0, 1), got {self.heldout_share!r}")
+        if isinstance(self.columns, str) or not isinstance(self.columns, Sequence) or "wrong" in self.columns:
+            raise QTargetError(
+                f"columns must be a list of keys, such as [critical]; wrong is the noise's own. Got {self.columns!r}"
+            )
         if not Path(self.path).is_file():
             raise QTargetError(f"no data file at {self.path!r} (from {Path.cwd()}): set data.source.path=FILE.jsonl")
 
@@ -51,7 +55,8 @@ class Jsonl:
                 if line.strip():
                     row = self._row(line, number)
                     messages = self._messages(row, number)
-                    spans = {name: self._spans(row, name, number) for name in self.columns}
+                    length = len(messages[-1]["content"])
+                    spans = {name: self._spans(row, name, number, length) for name in self.columns}
                     yield Demonstration(messages=messages, row=number, spans=spans)
 
     def _row(self, line: bytes, number: int) -> Any:
@@ -60,11 +65,12 @@ class Jsonl:
         except ValueError as error:
             raise QTargetError(f"{self.path}, row {number}: not JSON ({error})") from error
 
-    def _spans(self, row: Any, name: str, number: int) -> tuple[Span, ...]:
+    def _spans(self, row: Any, name: str, number: int, length: int) -> tuple[Span, ...]:
         spans = row.get(name)
-        if not isinstance(spans, list) or not all(_is_span(span) for span in spans):
+        if not isinstance(spans, list) or not all(_is_span(span, length) for span in spans):
             raise QTargetError(
-                f"{self.path}, row {number}: {name!r} must hold character spans [[start, stop], …], got {spans!r}"
+                f"{self.path}, row {number}: {name!r} must hold character spans [[start, stop], …] of the last "
+                f"message, which has {length} characters; got {spans!r}"
             )
         return tuple((start, stop) for start, stop in spans)
 
@@ -97,10 +103,9 @@ class Jsonl:
         return (position < self.heldout_share) == (split == "heldout")
 
 
-def _is_span(span: Any) -> bool:
-    return (
-        isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span) and 0 <= span[0] < span[1]
-    )
+def _is_span(span: Any, length: int) -> bool:
+    is_pair = isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
+    return is_pair and 0 <= span[0] < span[1] <= length
 
 
 def _is_message(message: Any) -> bool:
