@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from qtarget import checks
+from qtarget.app import engine
 from qtarget.errors import QTargetError
 from qtarget.math.reference import TAILS
 from qtarget.model.provide import DTYPES
@@ -105,5 +106,6 @@ def _check_kinds(cfg: DictConfig) -> None:
     for name, dtype in dtypes.items():
         if dtype not in DTYPES:
             raise QTargetError(f"{name}.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    checks.choice("loss.compile", cfg.loss.compile, engine.CHOICES)
     for role in ROLES:
         checks.choice(f"references.{role}.tail", OmegaConf.select(cfg, f"references.{role}.tail") or TAILS[0], TAILS)

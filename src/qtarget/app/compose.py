@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.app.checks import ROLES, check, reference_name
 from qtarget.app.configs import instantiate, instantiate_design
+from qtarget.app.engine import Engine, choose, on_gpu
 from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
@@ -42,6 +43,7 @@ class Plan:
     tokenizer: PreTrainedTokenizerBase
     model: provide.Source
     references: Mapping[str, provide.Source]
+    engine: Engine
 
     @property
     def extent(self) -> str:
@@ -76,7 +78,15 @@ def plan(cfg: DictConfig) -> Plan:
         _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
     prepared = prepare(data_config, tokenizer, provide.context_length(provide.load_config(model)))
     _check_columns(design, prepared)
-    return Plan(cfg, design, instantiate(cfg.optim), prepared, tokenizer, model, references)
+    chosen = _engine(cfg, prepared, len(tokenizer))
+    return Plan(cfg, design, instantiate(cfg.optim), prepared, tokenizer, model, references, chosen)
+
+
+def _engine(cfg: DictConfig, prepared: Prepared, vocab_size: int) -> Engine:
+    trainer, rows = cfg.trainer, prepared.train
+    tokens = sum(sum(example.supervised) for example in rows) / len(rows)
+    scored = tokens * trainer.max_steps * trainer.batch_size * trainer.accumulate * vocab_size
+    return choose(cfg.loss.compile, on_gpu=on_gpu(trainer.accelerator), scored=scored)
 
 
 def load_models(plan: Plan) -> tuple[Policy, dict[str, FrozenModel]]:
@@ -99,7 +109,10 @@ def module(plan: Plan, policy: Policy, frozen: Mapping[str, FrozenModel]) -> QTa
     """Policy, design and the references that the design looks at (the evaluation may hold one more)."""
     used = {role: model for role, model in frozen.items() if role in needs(plan.design)}
     steps, chunk_size = plan.cfg.trainer.max_steps, plan.cfg.loss.chunk_size
-    return QTargetModule(policy, plan.design, used, plan.optim, total_steps=steps, chunk_size=chunk_size)
+    compiled = plan.engine.compiled
+    return QTargetModule(
+        policy, plan.design, used, plan.optim, total_steps=steps, chunk_size=chunk_size, compiled=compiled
+    )
 
 
 def data(plan: Plan) -> SFTData:

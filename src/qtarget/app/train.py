@@ -23,6 +23,7 @@ from qtarget.app.job import config_container, config_hash
 from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator, Sample
+from qtarget.math.scoring import graphs_compiled
 from qtarget.model import provide
 from qtarget.model.policy import Policy
 from qtarget.track.record import Record, make_folder, stored_result, write_atomically
@@ -80,8 +81,9 @@ def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
     prepare_process(cfg.seed)
     plan = compose.plan(cfg)
-    record.note(design=plan.described, rows=plan.prepared.counts, model=plan.model.location)
-    print(f"{title}: {plan.extent}")
+    how = plan.engine.said
+    record.note(design=plan.described, rows=plan.prepared.counts, model=plan.model.location, loss=how)
+    print(f"{title}: {plan.extent}; loss {how}")
     policy, frozen = compose.load_models(plan)
     module = compose.module(plan, policy, frozen)
     meter = Meter()
@@ -89,7 +91,10 @@ def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     evaluator = compose.evaluator(plan, frozen, trainer.strategy.root_device)
     trainer.callbacks.append(_in_training(cfg, evaluator, policy, record))  # type: ignore[attr-defined]
     if cfg.trainer.max_steps:
+        before = graphs_compiled()
         _fit(trainer, module, compose.data(plan))
+        if plan.engine.compiled:
+            record.note(loss=f"{how}, {graphs_compiled() - before} graphs")
     metrics, samples = evaluator(policy.to(trainer.strategy.root_device))
     _save_samples(record.folder, samples)
     _save_checkpoint(cfg, record.folder, plan, policy, trainer)

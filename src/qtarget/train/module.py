@@ -37,6 +37,7 @@ class QTargetModule(L.LightningModule):
         *,
         total_steps: int,
         chunk_size: int | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.policy = policy
@@ -44,6 +45,7 @@ class QTargetModule(L.LightningModule):
         self.optim = optim
         self.total_steps = total_steps
         self.chunk_size = chunk_size
+        self.compiled = compiled
         self.references = dict(references)
         self.step = StepScorer(design, policy, self.survey, self.token_loss)
         self.recent = TokenMeans()
@@ -65,7 +67,15 @@ class QTargetModule(L.LightningModule):
         """The design's loss on the supervised tokens of a batch; references run on the same input ids."""
         given: Given = {**self._beside(batch), "statistics": statistics, "token_scale": token_scale}
         hidden = self.policy(batch.input_ids)
-        return linear_loss(hidden, self.policy.head, batch.labels, self.design, chunk_size=self.chunk_size, **given)
+        return linear_loss(
+            hidden,
+            self.policy.head,
+            batch.labels,
+            self.design,
+            chunk_size=self.chunk_size,
+            compiled=self.compiled,
+            **given,
+        )
 
     def survey(self, batch: Batch) -> TokenTable:
         """What statistics of the design are made of, for the supervised tokens of a batch."""

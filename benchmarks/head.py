@@ -1,0 +1,166 @@
+"""The output layer and the loss: time and memory of plain cross-entropy and of target designs, forward and backward.
+
+    python benchmarks/head.py [--tokens 512 2048] [--rounds 7] [--precision bf16 fp32] [--no-compile]
+
+Every way is timed in turn, round after round, and a ratio is that of the medians of one run, so that a machine's moods
+fall on all alike. Memory is the peak of a fresh process above what it held before: gradients, and everything between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import qtarget
+from qtarget.train.memory import keep_freed_blocks
+
+HIDDEN, VOCAB = 576, 49152
+DESIGNS = ("sft", "dft", "label_smoothing", "target_sft")
+Step = Callable[[], None]
+
+
+def problem(tokens: int, precision: str) -> tuple[Tensor, Tensor, Tensor, qtarget.Reference]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, HIDDEN, generator=generator)
+    weight = 0.05 * torch.randn(VOCAB, HIDDEN, generator=generator)
+    labels = torch.randint(VOCAB, (tokens,), generator=generator)
+    teacher = qtarget.Reference.hidden(torch.randn(tokens, HIDDEN, generator=generator), qtarget.Head(weight.clone()))
+    return hidden.requires_grad_(), weight.requires_grad_(), labels, teacher
+
+
+def autocast(precision: str) -> Any:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def dense(hidden: Tensor, weight: Tensor, labels: Tensor, precision: str) -> Tensor:
+    """What a plain training loop does."""
+    with autocast(precision):
+        logits = hidden @ weight.T
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def dense_target_sft(
+    hidden: Tensor, weight: Tensor, labels: Tensor, teacher: qtarget.Reference, precision: str
+) -> Tensor:
+    """Target-SFT as one would write it from the paper."""
+    assert teacher.rows is not None
+    assert teacher.head is not None
+    with autocast(precision):
+        logits = hidden @ weight.T
+        with torch.no_grad():
+            theirs = teacher.rows @ teacher.head.weight.T
+    logp = logits.float().log_softmax(-1)
+    with torch.no_grad():
+        p = logp.gather(1, labels[:, None]).exp()
+        target = (1 - p) * (0.5 * logp + 0.5 * theirs.float().log_softmax(-1)).softmax(-1)
+        target.scatter_add_(1, labels[:, None], p)
+    return -(target * logp).sum()
+
+
+def ways(tokens: int, precision: str, *, compiled: bool) -> dict[str, Step]:
+    """name → one forward and backward pass."""
+    hidden, weight, labels, teacher = problem(tokens, precision)
+
+    def step(loss: Callable[[], Tensor]) -> None:
+        hidden.grad = weight.grad = None
+        loss().backward()
+
+    def ours(name: str, compiled: bool) -> Tensor:
+        references = {"teacher": teacher} if name == "target_sft" else {}
+        with autocast(precision):
+            design = qtarget.load_design(name) if name not in loaded else loaded[name]
+            loaded[name] = design
+            return qtarget.linear_loss(hidden, weight, labels, design, references=references, compiled=compiled).total
+
+    loaded: dict[str, Any] = {}
+    found: dict[str, Step] = {
+        "matmul + cross_entropy": partial(step, lambda: dense(hidden, weight, labels, precision)),
+        "target_sft in plain torch": partial(
+            step, lambda: dense_target_sft(hidden, weight, labels, teacher, precision)
+        ),
+    }
+    if precision == "fp32":
+        fused = F.linear_cross_entropy
+        found["torch's linear_cross_entropy"] = partial(step, lambda: fused(hidden, weight, labels, reduction="sum"))
+    for name in DESIGNS:
+        found[name] = partial(step, partial(ours, name, False))
+        if compiled:
+            found[f"{name}, compiled"] = partial(step, partial(ours, name, True))
+    return found
+
+
+def seconds(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Median time of each, taken in turn."""
+    for step in steps.values():
+        step()  # compiles, and fills caches
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def _peak(name: str, tokens: int, precision: str, compiled: bool, pipe: Any) -> None:
+    step = ways(tokens, precision, compiled=compiled)[name]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def peak_megabytes(name: str, tokens: int, precision: str, compiled: bool) -> float:
+    """How far one pass raises the peak of a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_peak, args=(name, tokens, precision, compiled, theirs))
+    process.start()
+    megabytes = float(ours.recv())
+    process.join()
+    return megabytes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=["bf16", "fp32"])
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--no-memory", action="store_true")
+    options = parser.parse_args(arguments)
+    keep_freed_blocks()
+    machine = platform.processor() or platform.machine()
+    print(
+        f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}; hidden {HIDDEN}, vocabulary {VOCAB}"
+    )
+    print("ratios are to matmul + cross_entropy of the same tokens and precision\n")
+    columns = ("tokens", "precision", "way", "seconds", "time ratio", "peak MB", "memory ratio")
+    print(f"| {' | '.join(columns)} |\n|---:|---|---|---:|---:|---:|---:|")
+    for precision in options.precision:
+        for tokens in options.tokens:
+            report(tokens, precision, options)
+
+
+def report(tokens: int, precision: str, options: argparse.Namespace) -> None:
+    compiled = not options.no_compile
+    taken = seconds(ways(tokens, precision, compiled=compiled), options.rounds)
+    plain = "matmul + cross_entropy"
+    peaks = {} if options.no_memory else {name: peak_megabytes(name, tokens, precision, compiled) for name in taken}
+    for name, value in taken.items():
+        memory = f"{peaks[name]:.0f} | {peaks[name] / peaks[plain]:.2f}" if peaks else "– | –"
+        print(f"| {tokens} | {precision} | {name} | {value:.3f} | {value / taken[plain]:.2f} | {memory} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

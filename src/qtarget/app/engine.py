@@ -1,0 +1,53 @@
+"""Which way the loss runs: eagerly, or through torch.compile; never another objective, and always said."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from qtarget.errors import QTargetError
+
+CHOICES = ("auto", "on", "off")
+PAYS_FROM = 6e9
+"""Scored tokens × vocabulary from which, on a CPU, the compiled loss has saved the time it took to compile."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Whether the loss is compiled, and what to say of it."""
+
+    compiled: bool
+    said: str
+
+
+def choose(setting: str, *, on_gpu: bool, scored: float) -> Engine:
+    """The engine for `loss.compile`. scored: supervised tokens of the whole run × vocabulary.
+
+    Raises QTargetError where compilation is asked for and there is no C++ compiler.
+    """
+    missing = not on_gpu and compiler() is None
+    if setting == "on" and missing:
+        raise QTargetError(
+            "loss.compile=on needs a C++ compiler (g++, clang++ or CXX=…) and there is none: install one"
+        )
+    if setting == "on" or (setting == "auto" and on_gpu):
+        return Engine(True, "compiled")
+    if setting == "off":
+        return Engine(False, "eager")
+    if missing:
+        return Engine(False, "eager: no C++ compiler")
+    return Engine(True, "compiled") if scored >= PAYS_FROM else Engine(False, "eager: too short for compiling to pay")
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU."""
+    found = (shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+    return next(filter(None, found), None)
+
+
+def on_gpu(accelerator: str) -> bool:
+    """Whether Lightning would train on a CUDA device."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

@@ -1,0 +1,59 @@
+"""Which way the loss runs is chosen before training, said in the record, and never another objective."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qtarget.app import engine
+from qtarget.app.cli import run as qtarget_cli
+from qtarget.errors import QTargetError
+
+SMALL = ["train", "model=tiny", "data.rows=16", "data.heldout_rows=4", "trainer.max_steps=2", "eval.new_tokens=4"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "on_gpu", "scored", "compiled", "said"),
+    [
+        ("off", True, 1e12, False, "eager"),
+        ("on", False, 0.0, True, "compiled"),
+        ("auto", True, 0.0, True, "compiled"),
+        ("auto", False, 1e12, True, "compiled"),
+        ("auto", False, 1e6, False, "eager: too short for compiling to pay"),
+    ],
+)
+def test_auto_compiles_where_it_pays(setting: str, on_gpu: bool, scored: float, compiled: bool, said: str) -> None:
+    assert engine.choose(setting, on_gpu=on_gpu, scored=scored) == engine.Engine(compiled, said)
+
+
+def test_without_a_compiler_auto_says_so_and_on_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert engine.choose("auto", on_gpu=False, scored=1e12) == engine.Engine(False, "eager: no C++ compiler")
+    with pytest.raises(QTargetError, match=r"loss\.compile=on needs a C\+\+ compiler"):
+        engine.choose("on", on_gpu=False, scored=1e12)
+
+
+def stored(folder: Path) -> dict[str, str]:
+    (path,) = folder.glob("outputs/runs/*/result.json")
+    result: dict[str, str] = json.loads(path.read_text())
+    return result
+
+
+def test_the_record_says_which_way_the_loss_ran(workdir: Path) -> None:
+    assert qtarget_cli(SMALL) == 0
+    assert stored(workdir)["loss"] == "eager: too short for compiling to pay"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_compiled_run_counts_its_graphs(workdir: Path) -> None:
+    assert qtarget_cli([*SMALL, "target=target_sft", "target.residual.eta=0", "loss.compile=on"]) == 0
+    assert stored(workdir)["loss"] == "compiled, 1 graphs"
+
+
+def test_another_setting_is_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli([*SMALL, "loss.compile=maybe"]) == 2
+    assert "loss.compile must be one of auto, on, off, got 'maybe'" in capsys.readouterr().err
