@@ -36,6 +36,11 @@ class Distribution:
         return self.expand()
 
     @lazy
+    def p(self) -> Tensor:
+        """π [n, V]."""
+        return self.logp.exp()
+
+    @lazy
     def support(self) -> tuple[Tensor, Tensor] | None:
         """Token ids and log-probabilities [n, k] of a top-k reference, as they were stored; None for any other."""
         return self.stored()
@@ -48,7 +53,7 @@ class Distribution:
     @lazy
     def entropy(self) -> Tensor:
         """H(π) = −Σ_v π_v log π_v [n], nats."""
-        return self._known_or("entropy", lambda: entropy(self.logp))
+        return self._known_or("entropy", lambda: -dot(self.p, finite(self.logp)))
 
     @lazy
     def outranked(self) -> Tensor:
@@ -88,5 +93,15 @@ STATISTICS = ("logp", "entropy", "top_entropy", "outranked", "concentration")
 
 def entropy(logp: Tensor) -> Tensor:
     """H [n] in nats of log-probabilities [n, V]."""
-    total: Tensor = torch.special.entr(logp.exp()).sum(-1)
+    return -dot(logp.exp(), finite(logp))
+
+
+def dot(p: Tensor, values: Tensor) -> Tensor:
+    """Σ_v p_v·values_v [n], without the [n, V] of products in between."""
+    total: Tensor = torch.linalg.vecdot(p, values)
     return total
+
+
+def finite(logp: Tensor) -> Tensor:
+    """Log-probabilities whose −∞ (padded rows) is a number, so that 0·log 0 comes out as 0."""
+    return logp.clamp_min(-1e30)

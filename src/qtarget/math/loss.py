@@ -105,7 +105,7 @@ def linear_loss(
     head = _as_head(head, hidden)
     tokens = _prepare(design, labels, hidden.shape[:-1], given)
     kept_hidden = hidden.reshape(-1, hidden.shape[-1])[tokens.kept]
-    grads = _HeadGradients.zeros(kept_hidden, head)
+    grads = _HeadGradients.wanted_by(kept_hidden, head)
     dtype = matmul_dtype(hidden)
     cast = head.cast(dtype)
     chunks = tokens.chunks(chunk_size, head.weight.shape[0])
@@ -205,16 +205,17 @@ def _raise_not_finite(logits: Tensor, statistics: TokenStatistics, offset: int) 
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _HeadGradients:
-    """Gradients of the hidden states and of the head, accumulated over chunks; None where not wanted."""
+    """Gradients of the hidden states and of the head, accumulated over chunks in fp32; None where not wanted."""
 
     hidden: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+    is_empty: bool = True
 
     @classmethod
-    def zeros(cls, hidden: Tensor, head: Head) -> _HeadGradients:
+    def wanted_by(cls, hidden: Tensor, head: Head) -> _HeadGradients:
         def buffer(tensor: Tensor | None) -> Tensor | None:
             if tensor is None or not tensor.requires_grad or not torch.is_grad_enabled():
                 return None
@@ -236,7 +237,9 @@ class _HeadGradients:
         if self.hidden is not None:
             self.hidden[rows] = (grad_product @ head.weight).to(self.hidden.dtype)
         if self.weight is not None:
-            self.weight.add_(grad_product.T @ chunk)
+            product = grad_product.T @ chunk
+            self.weight = product.to(self.weight.dtype) if self.is_empty else self.weight.add_(product)
+        self.is_empty = False
 
 
 class _Attach(torch.autograd.Function):
@@ -249,7 +252,8 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):  # type: ignore[no-untyped-def]
-        gradients = [upstream * gradient for gradient in ctx.saved_tensors]
+        one = upstream.device.type == "cpu" and float(upstream) == 1.0  # elsewhere looking would wait for the device
+        gradients = [gradient if one else upstream * gradient for gradient in ctx.saved_tensors]
         return None, None, *gradients, *([None] * len(gradients))
 
 

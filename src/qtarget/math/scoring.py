@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from qtarget.math.distribution import entropy
+from qtarget.math.distribution import dot, finite
 from qtarget.math.target import Design
 from qtarget.math.tokens import Tokens
 from qtarget.math.view import TokenView
@@ -39,7 +39,7 @@ def evaluate(design: Design, wants_gradient: bool, logits: Tensor, tokens: Token
         target.weight,
         target.mass,
         target.trust(view),
-        entropy(logp),
+        view.policy.entropy,
         gap,
         kl_to_target,
         _drift(view),
@@ -51,8 +51,7 @@ def _drift(view: TokenView) -> Tensor:
     prior = view.references.get("prior")
     if prior is None or not prior.is_exact:
         return torch.full_like(view.label_logp, torch.nan)
-    p = view.logp.exp()
-    return torch.where(p > 0, p * (view.logp - prior.logp), 0.0).sum(-1)
+    return dot(view.policy.p, finite(view.logp) - finite(prior.logp))
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qtarget import checks
 from qtarget.errors import QTargetError
+from qtarget.math.distribution import dot, finite
 from qtarget.math.reference import DETAILS
 from qtarget.math.schedule import Scalar, scalar, written
 from qtarget.math.survey import parts
@@ -61,12 +62,12 @@ class Target:
         Each difference is taken before it is scaled: p − Q formed from a finished Q loses its digits near the prior,
         the state every run starts in.
         """
-        p = view.logp.exp()
-        grad = p * self.label_mass[:, None]
-        grad.scatter_add_(1, view.labels[:, None], -self.label_mass[:, None])
+        step = (self.weight * self.label_mass)[:, None]
+        grad = view.policy.p * step
+        grad.scatter_add_(1, view.labels[:, None], -step)
         for mass, log_part in self.parts:
-            grad.add_((p - log_part.exp()).mul_(mass[:, None]))
-        return grad.mul_(self.weight[:, None])
+            grad.addcmul_(view.policy.p - log_part.exp(), (self.weight * mass)[:, None])
+        return grad
 
     def trust(self, view: TokenView) -> Tensor:
         """w·(Q_y − m·p_y)/(1 − p_y) [n]: how hard the label is pulled relative to plain SFT (1 for SFT itself).
@@ -84,7 +85,7 @@ class Target:
     def distances(self, view: TokenView, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Total variation ½‖p − Q‖₁ and KL(Q‖p) [n], given the gradient; where only the label is pulled, in O(n)."""
         if self.parts:
-            return _distances(view.logp, gradient, self.weight)
+            return _distances(view, gradient, self.weight)
         kept, room = 1 - self.label_mass, -torch.expm1(view.label_logp)
         at_label = self.label_mass + kept * view.label_logp.exp()
         kl = torch.xlogy(kept * room, kept) + torch.xlogy(at_label, at_label) - at_label * view.label_logp
@@ -125,7 +126,7 @@ class InducedTarget:
 
     def distances(self, view: TokenView, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Total variation ½‖p − Q‖₁ and KL(Q‖p) [n], step size aside."""
-        return _distances(view.logp, gradient, self.weight)
+        return _distances(view, gradient, self.weight)
 
 
 @dataclass(frozen=True)
@@ -320,22 +321,20 @@ def wants_negatives(design: object) -> bool:
     return any(getattr(part, "wants_negatives", False) for part in parts(design))
 
 
-def _distances(logp: Tensor, gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _distances(view: TokenView, gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """½‖p − Q‖₁ and KL(Q‖p) [n] of Q = p − gradient/w; the second is NaN where Q has negative entries."""
     step = weight.abs().clamp_min(torch.finfo(gradient.dtype).tiny)
     gap = 0.5 * torch.linalg.vector_norm(gradient, ord=1, dim=-1) / step
-    target = logp.exp().sub_(gradient / step[:, None])
+    target = torch.addcdiv(view.policy.p, gradient, -step[:, None])
     signed = target.amin(-1) < -1e-5  # beyond what rounding leaves below zero
-    target.clamp_min_(0)
-    cross = torch.where(target > 0, target * logp, 0.0).sum(-1)
-    kl = -torch.special.entr(target).sum(-1) - cross
+    log_target = target.clamp_min_(0).log().clamp_min_(-1e30)
+    kl = dot(target, log_target.sub_(finite(view.logp)))
     return gap, kl.masked_fill(signed, torch.nan)
 
 
 def _cross_entropy(log_part: Tensor, logp: Tensor) -> Tensor:
     """−Σ_v π_v log p_v [n]. Rows that are −∞ on both sides (padded vocabulary) add nothing."""
-    part = log_part.exp()
-    return -torch.where(part > 0, part * logp, 0.0).sum(-1)
+    return -dot(log_part.exp(), finite(logp))
 
 
 def counted(mass: Tensor, normalize: str) -> Tensor:
