@@ -186,6 +186,18 @@ def test_show_takes_changes_and_refuses_others(capsys: pytest.CaptureFixture[str
     assert "label_smoothing" in capsys.readouterr().out
     assert qtarget_cli(["show", "model=tiny"]) == 2
     assert qtarget_cli(["show", "target=nope"]) == 2
+    assert qtarget_cli(["show", "dft"]) == 2
+    assert "did you mean target=dft?" in capsys.readouterr().err
+    assert qtarget_cli(["show", "--help"]) == qtarget_cli(["lens", "--help"]) == 0
+
+
+def test_show_leaves_brackets_and_colons_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["show", "target=profit", "target.reliance.threshold=step:0:0.1:0.5"]) == 0
+    shown = capsys.readouterr().out
+    assert "1[sg p(y) > τ]" in shown
+    assert "1[p(y) ≥ step:0:0.1:0.5]" in shown
+    assert qtarget_cli(["show", "target=target_sft"]) == 0
+    assert "reference@references.teacher=frozen references.teacher.name=MODEL" in capsys.readouterr().out
 
 
 def test_doctor_says_what_is_missing(

@@ -177,7 +177,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "missing": (lambda w: {"references": {}}, "teacher needs teacher: topk or full; got none"),
     "length": (
         lambda w: {"references": {"teacher": Reference.full(w.teacher[:3])}},
-        "the teacher covers 3 positions, the labels 7",
+        "the teacher covers 3 positions, the labels 7: a reference has a row for every position",
     ),
     "thin": (
         lambda w: {"references": {"teacher": Reference.label(w.labels, {"logp": w.teacher[:, 0]})}},
@@ -284,7 +284,7 @@ def test_guided_by_a_top_k_raises_its_tail_to_eta() -> None:
         (lambda w, ids: Reference.topk(ids, w.teacher.gather(1, ids), 11, tail="cut"), "tail must be one of bucket"),
         (
             lambda w, ids: Reference.topk(ids, w.teacher, 11),
-            r"indices \(7, 4\) and logp \(7, 11\) must both be \[N, k\]",
+            r"indices \(7, 4\) and logp \(7, 11\) must both be \[..., k\]",
         ),
         (lambda w, ids: Reference.topk(ids + 11, w.teacher.gather(1, ids), 11), r"ids must lie in \[0, 11\)"),
         (lambda w, ids: Reference.full(w.teacher).truncated(0), "topk must be a whole number of at least 1, got 0"),
@@ -447,3 +447,23 @@ def test_earlier_tokens_are_those_up_to_each_position() -> None:
         for negatives in (EarlierTokens.of(ids), written_out)
     ]
     assert torch.equal(outputs[0].loss, outputs[1].loss)
+
+
+def test_raw_logits_unknown_roles_and_parts_that_are_none_are_refused() -> None:
+    world, sft = World.random(26), load_design("sft")
+    with pytest.raises(QTargetError, match="takes log-probabilities, these don't sum to 1"):
+        Reference.full(world.logits)
+    with pytest.raises(QTargetError, match="the role of a reference must be one of prior, teacher, old, got 'techer'"):
+        qtarget.dense_loss(world.logits, world.labels, sft, references={"techer": Reference.full(world.teacher)})
+    for part, got in ((lambda view: view.label_logp.mean(), r"\(\)"), (lambda view: 1.0, "float")):
+        with pytest.raises(QTargetError, match=rf"returns a number per token, \[7\]; got {got}"):
+            qtarget.dense_loss(world.logits, world.labels, qtarget.Mixture(part, sft.residual, sft.weight))
+
+
+def test_references_come_in_the_shape_of_the_positions() -> None:
+    world = World.random(27, count=6)
+    rows = {"teacher": Reference.full(world.teacher.reshape(2, 3, 11))}
+    logits, labels = world.logits.reshape(2, 3, 11), world.labels.reshape(2, 3)
+    expected = qtarget.dense_loss(world.logits, world.labels, load_design("kd"), references=world.references)
+    got = qtarget.dense_loss(logits, labels, load_design("kd"), references=rows)
+    torch.testing.assert_close(got.loss, expected.loss)

@@ -8,9 +8,9 @@ from qtarget import checks
 from qtarget.app import engine
 from qtarget.errors import QTargetError
 from qtarget.math.reference import TAILS
+from qtarget.math.tokens import ROLES
 from qtarget.model.provide import DTYPES
 
-ROLES = ("prior", "teacher", "old")
 KINDS = {"prior": ("frozen", "none"), "teacher": ("frozen", "none"), "old": ("snapshot", "frozen", "none")}
 PRECISIONS = ("32-true", "bf16-mixed")
 WHOLE_NUMBERS = {

@@ -134,7 +134,7 @@ def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH)
+    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, emoji=False)
 
 
 def _default_folder(path: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
-from qtarget.app.checks import ROLES, check, reference_name
+from qtarget.app.checks import check, reference_name
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, choose, on_gpu
 from qtarget.data.module import Prepared, SFTData, prepare
@@ -18,6 +18,7 @@ from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.math.reference import DETAILS
 from qtarget.math.target import Design, check_references, columns, needs
+from qtarget.math.tokens import ROLES
 from qtarget.model import provide
 from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy

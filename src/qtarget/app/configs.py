@@ -150,7 +150,12 @@ def _unknown_key(key: str, config_name: str, overrides: Iterable[str]) -> QTarge
         if not isinstance(known.get(head), DictConfig):
             break
         known, name = known[head], rest
-    return QTargetError(f"unknown key {key!r}{nearest(name.partition('.')[0], map(str, known))}")
+    names = [str(known_key) for known_key in known if known_key not in ("_target_", "about")]
+    if "." not in key and key in cfg.target:
+        return QTargetError(f"unknown key {key!r}: did you mean target/{key}=OPTION or target.{key}.FIELD=VALUE?")
+    if not names:
+        return QTargetError(f"unknown key {key!r}: this part has no fields")
+    return QTargetError(f"unknown key {key!r}{nearest(name.partition('.')[0], names)}")
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:

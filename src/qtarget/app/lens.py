@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtarget.app.compare import near
 from qtarget.app.configs import about, compose_target, instantiate_design, options
-from qtarget.app.show import split_target
+from qtarget.app.show import split_target, train_command
 from qtarget.errors import QTargetError
 
 if TYPE_CHECKING:
@@ -43,6 +42,9 @@ def lens(arguments: Sequence[str]) -> int:
     """Write lens.html and the pictures, and say where they are."""
     from qtarget.track.lens import World
 
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
     request, world = read_request(arguments), World.default()
     curves = traced(request, world)
     shown = None
@@ -132,7 +134,7 @@ def write_files(
         yield "picture", folder / "tokens.png"
     for curve in curves:
         draw_design(curve, world, folder / f"lens_{curve.name}.png")
-    yield "picture", folder / ("lens_NAME.png" if len(curves) > 1 else f"lens_{curves[0].name}.png")
+        yield "picture", folder / f"lens_{curve.name}.png"
 
 
 def _made(folder: Path) -> Path:
@@ -147,5 +149,4 @@ def _next_command(request: Request) -> str:
     """A design that has been looked at is trained; of all designs, a few are looked at closely."""
     if not request.names:
         return f"qtarget lens target={','.join(SHOWN[:4])}"
-    sweep = ["-m"] if len(request.names) > 1 else []
-    return shlex.join(["qtarget", "train", *sweep, f"target={','.join(request.names)}", *request.changes])
+    return train_command(request.names, request.changes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtarget.app.configs import about, compose_target, instantiate_design, list_designs
+from qtarget.app.configs import about, compose_target, instantiate_design, list_designs, options
 from qtarget.errors import QTargetError
 
 SLOTS = {
@@ -19,29 +19,47 @@ SLOTS = {
 }
 
 
+USAGE = "show takes target=NAME,…, target/PART=OPTION and target.PART.FIELD=VALUE"
+
+
 def show(arguments: Sequence[str]) -> int:
     """Print each named design, with any part or field changed as on the training command line."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     names, changes, others = split_target(arguments)
+    console = Console(markup=False, emoji=False, highlight=False)  # formulas hold brackets and colons
+    if {"-h", "--help"} & set(others):
+        console.print(USAGE)
+        return 0
     if others:
-        raise QTargetError(f"show takes target=NAME, target/PART=OPTION and target.PART.FIELD=VALUE, got {others[0]!r}")
-    console = Console()
+        hint = f": did you mean target={others[0]}?" if others[0] in options("target") else ""
+        raise QTargetError(f"{USAGE}; got {others[0]!r}{hint}")
     if not names:
         table = Table("target", "formula", "paper", "year", title="target designs")
         for name, told in list_designs().items():
-            table.add_row(name, told["formula"], told["paper"], str(told["year"]))
+            table.add_row(*map(Text, (name, told["formula"], told["paper"], str(told["year"]))))
         console.print(table)
         console.print("next: qtarget show target=NAME")
         return 0
     for name in names:
         table = Table(title=name, show_header=False)
         for field, text in describe(name, changes).items():
-            table.add_row(field, text)
+            table.add_row(Text(field), Text(text))
         console.print(table)
-    console.print(f"next: qtarget train target={' '.join([names[0], *changes])}", markup=False, highlight=False)
+    console.print(f"next: {train_command(names[:1], changes)}", soft_wrap=True)
     return 0
+
+
+def train_command(names: Sequence[str], changes: Sequence[str]) -> str:
+    """The command that trains these designs, with what they need beside what every run has."""
+    from qtarget.math.target import needs
+
+    wanted = {role for name in names for role in needs(instantiate_design(compose_target(name, changes)))}
+    teacher = ["reference@references.teacher=frozen", "references.teacher.name=MODEL"] if "teacher" in wanted else []
+    many = ["-m"] if len(names) > 1 else []
+    return " ".join(["qtarget train", *many, f"target={','.join(names)}", *changes, *teacher])
 
 
 def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qtarget import checks
+from qtarget.math.tokens import ROLES
 
-REFERENCES = ("prior", "teacher", "old")
+REFERENCES = ROLES
 SOURCES = ("policy", *REFERENCES)
 
 

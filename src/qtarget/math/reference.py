@@ -42,37 +42,45 @@ class Reference:
 
     @classmethod
     def full(cls, logp: Tensor) -> Reference:
-        """From normalised log-probabilities [N, V]."""
-        return cls(rows=logp.detach())
+        """From normalised log-probabilities [..., V], a row for every position, supervised or not.
+
+        Raises QTargetError for rows that don't sum to 1: logits want `.log_softmax(-1)` first.
+        """
+        rows = logp.detach().reshape(-1, logp.shape[-1])
+        sums = rows[:: max(1, len(rows) // 8)].float().logsumexp(-1)  # a few rows tell logits from log-probabilities
+        if sums.numel() and sums.abs().max() > 0.2:  # what bf16 rounds off is less
+            raise QTargetError("Reference.full takes log-probabilities, these don't sum to 1: log_softmax them first")
+        return cls(rows=rows)
 
     @classmethod
     def hidden(cls, hidden: Tensor, head: Head) -> Reference:
-        """From last hidden states [N, D] and the head that turns them into the exact full distribution."""
-        return cls(rows=hidden.detach(), head=head)
+        """From last hidden states [..., D] of every position, and the head that makes exact distributions of them."""
+        return cls(rows=hidden.detach().reshape(-1, hidden.shape[-1]), head=head)
 
     @classmethod
     def topk(cls, indices: Tensor, logp: Tensor, vocab_size: int, tail: str = "bucket") -> Reference:
-        """From the k likeliest tokens [N, k] and their log-probabilities; `tail` is one of `TAILS`.
+        """From the k likeliest tokens [..., k] of every position and their log-probabilities; `tail`: one of `TAILS`.
 
         Raises QTargetError for an unknown tail, shapes that differ and ids outside [0, vocab_size).
         """
         checks.choice("tail", tail, TAILS)
-        if indices.shape != logp.shape or indices.ndim != 2:
-            raise QTargetError(f"indices {tuple(indices.shape)} and logp {tuple(logp.shape)} must both be [N, k]")
+        if indices.shape != logp.shape or indices.ndim < 2:
+            raise QTargetError(f"indices {tuple(indices.shape)} and logp {tuple(logp.shape)} must both be [..., k]")
+        indices, logp = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (indices, logp))
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < vocab_size:
             raise QTargetError(f"top-k token ids must lie in [0, {vocab_size}), got {indices.min()} to {indices.max()}")
         return cls(rows=logp.detach(), indices=indices, tail=tail)
 
     @classmethod
     def label(cls, labels: Tensor, statistics: Mapping[str, Tensor]) -> Reference:
-        """From per-token scalars [N], named as in `STATISTICS`, for the labels [N] they were computed with.
+        """From scalars [...] of every position, named as in `STATISTICS`, for the labels [...] they were computed with.
 
         statistics["logp"] = log π(y) must be among them. Raises QTargetError for a name that nobody reads.
         """
         unknown = sorted(set(statistics) - set(STATISTICS))
         if unknown or "logp" not in statistics:
             raise QTargetError(f"label statistics are {', '.join(STATISTICS)}, logp always; got {sorted(statistics)}")
-        return cls(labels=labels, statistics=dict(statistics))
+        return cls(labels=labels.reshape(-1), statistics={name: held.reshape(-1) for name, held in statistics.items()})
 
     @property
     def detail(self) -> str:

@@ -147,7 +147,7 @@ class Mixture:
         return str(self.residual)
 
     def __call__(self, view: TokenView) -> Target:
-        reliance, weight = self.reliance(view), self.weight(view)
+        reliance, weight = per_token(self.reliance, view), per_token(self.weight, view)
         log_residual = self.residual(view)
         parts = () if log_residual is None else ((1 - reliance, torch.log_softmax(log_residual, dim=-1)),)
         return Target(label_mass=reliance, parts=parts, weight=weight)
@@ -176,7 +176,7 @@ class Anchored:
         return f"+ {written(self.anchor)}·CE({self.residual}, p)"
 
     def __call__(self, view: TokenView) -> Target:
-        share, weight = _shares(self.reliance(view), view.at(self.anchor), self.weight(view))
+        share, weight = _shares(per_token(self.reliance, view), view.at(self.anchor), per_token(self.weight, view))
         log_residual = self.residual(view)
         parts = () if log_residual is None else ((1 - share, torch.log_softmax(log_residual, dim=-1)),)
         return Target(label_mass=share, parts=parts, weight=weight)
@@ -206,7 +206,7 @@ class Signed:
         return f"against {self.residual}" + ("" if self.h == "linear" else f", h={self.h}")
 
     def __call__(self, view: TokenView) -> Target:
-        reliance, weight = self.reliance(view), self.weight(view)
+        reliance, weight = per_token(self.reliance, view), per_token(self.weight, view)
         log_residual = self.residual(view)
         log_rivals = torch.log_softmax(view.logp if log_residual is None else log_residual, dim=-1)
         if self.h == "logsigmoid":
@@ -242,7 +242,7 @@ class Induced:
 
     def __call__(self, view: TokenView) -> InducedTarget:
         strength = view.at(self.strength)
-        share, weight = _shares(self.reliance(view), strength, self.weight(view))
+        share, weight = _shares(per_token(self.reliance, view), strength, per_token(self.weight, view))
         label = Target(label_mass=share, parts=(), weight=weight)
         step = weight * (1 - share)
         loss, pull = differentiate(lambda logits: self.objective(torch.log_softmax(logits, dim=-1), view), view.logp)
@@ -254,6 +254,15 @@ class Induced:
             label_mass=share,
             weight=weight,
         )
+
+
+def per_token(part: Reliance | Weight, view: TokenView) -> Tensor:
+    """What a part says of the tokens of a view. Raises QTargetError where that isn't a number per token."""
+    values = part(view)
+    if not isinstance(values, Tensor) or values.shape != view.labels.shape:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise QTargetError(f"{part} returns a number per token, [{len(view.labels)}]; got {got}")
+    return values
 
 
 def _shares(reliance: Tensor, strength: float, weight: Tensor) -> tuple[Tensor, Tensor]:

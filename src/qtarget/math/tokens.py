@@ -16,6 +16,8 @@ from qtarget.math.reference import Reference
 from qtarget.math.survey import TokenTable
 from qtarget.math.view import TokenView
 
+ROLES = ("prior", "teacher", "old")
+"""What a frozen distribution can be to a design: where training started, another model, the policy of a while ago."""
 IGNORE = -100
 """Label of a position that is not supervised; among negatives, no token."""
 CHUNK_BYTES = 2**27
@@ -220,11 +222,13 @@ def _check_shapes(
 
 def _aligned(role: str, reference: Reference, positions: int, kept: Tensor, labels: Tensor) -> Reference:
     """What a reference holds of the supervised tokens."""
+    checks.choice("the role of a reference", role, ROLES)
     if not isinstance(reference, Reference):
         raise QTargetError(f"the {role} must be a qtarget.Reference, got {type(reference).__name__}")
     if len(reference) != positions:
         raise QTargetError(
-            f"the {role} covers {len(reference)} positions, the labels {positions}; they must be the same"
+            f"the {role} covers {len(reference)} positions, the labels {positions}: a reference has a row for every "
+            "position, supervised or not"
         )
     aligned = reference.select(kept).cast()
     if aligned.labels is not None and not torch.equal(aligned.labels, labels):
