@@ -1,0 +1,49 @@
+"""What the documents show runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import qtarget
+
+DESIGNS = (Path(__file__).parents[1] / "docs" / "designs.md").read_text()
+SNIPPETS = [code for code in re.findall(r"```python\n(.*?)```", DESIGNS, re.DOTALL) if "import SFTTrainer" not in code]
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_snippets_of_the_design_page_run(code: str) -> None:
+    """TRL's is run in test_parity."""
+    logits, labels = torch.randn(2, 5, 11, requires_grad=True), torch.randint(11, (2, 5))
+    names: dict[str, Any] = {"logits": logits, "labels": labels, "my_loss": F.cross_entropy}
+    exec(compile(code, "docs/designs.md", "exec"), names)
+    if "design" in names:
+        out = qtarget.dense_loss(logits, labels, names["design"])
+        assert torch.isfinite(out.loss).all()
+        out.total.backward()
+    assert logits.grad is not None or "target" in names
+
+
+def test_the_brier_objective_of_the_page_is_the_brier_score() -> None:
+    names: dict[str, Any] = {}
+    exec(next(code for code in SNIPPETS if "def brier" in code), names)
+    logits, labels = torch.randn(5, 7, dtype=torch.float64), torch.randint(7, (5,))
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    qtarget.dense_loss(ours, labels, names["design"]).total.backward()
+    (theirs.softmax(-1) - F.one_hot(labels, 7)).square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [line.split("#")[0].split()[2:] for line in DESIGNS.splitlines() if line.startswith("    qtarget train ")],
+)
+def test_command_lines_of_the_design_page_compose(command: list[str]) -> None:
+    from qtarget.app.configs import compose_config, instantiate_design
+
+    assert instantiate_design(compose_config("train", command).target)
