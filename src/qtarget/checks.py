@@ -10,8 +10,11 @@ from qtarget.errors import QTargetError
 
 def number(name: str, value: object, low: float, high: float = float("inf")) -> None:
     """Raise unless `value` is a number in [low, high]."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not low <= value <= high:  # type: ignore[operator]
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (math.isfinite(value) and low <= value <= high)
+    ):
         raise QTargetError(f"{name} must lie in {interval(low, high)}, got {value!r}")
 
 

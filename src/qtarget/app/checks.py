@@ -76,22 +76,15 @@ def _check_complete(cfg: DictConfig) -> None:
         raise QTargetError(f"{', '.join(missing)} must be set: add {missing[0]}=… to the command line")
 
 
-def _check_whole_number(key: str, value: object, least: int) -> None:
-    if value is None and key in MAY_BE_NULL:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise QTargetError(f"{key} must be a whole number of at least {least}, got {value!r}")
-
-
 def _check_values(cfg: DictConfig) -> None:
     trainer = cfg.trainer
-    if trainer.precision not in PRECISIONS:
-        raise QTargetError(f"trainer.precision must be one of {', '.join(PRECISIONS)}, got {trainer.precision!r}")
+    checks.choice("trainer.precision", trainer.precision, PRECISIONS)
     for key, least in WHOLE_NUMBERS.items():
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
-        if name in node:  # a reference of another kind has other fields
-            _check_whole_number(key, node[name], least)
+        # a reference of another kind has other fields
+        if name in node and not (node[name] is None and key in MAY_BE_NULL):
+            checks.whole(key, node[name], least)
     if isinstance(trainer.clip, str) or trainer.clip < 0:
         raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")
     if trainer.devices != 1:
@@ -104,8 +97,7 @@ def _check_kinds(cfg: DictConfig) -> None:
     dtypes = {"model": cfg.model.dtype, "checkpoint": cfg.checkpoint.dtype}
     dtypes |= {f"references.{role}": cfg.references[role].dtype for role in ROLES if reference_name(cfg, role)}
     for name, dtype in dtypes.items():
-        if dtype not in DTYPES:
-            raise QTargetError(f"{name}.dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        checks.choice(f"{name}.dtype", dtype, tuple(DTYPES))
     checks.choice("loss.compile", cfg.loss.compile, engine.CHOICES)
     for role in ROLES:
         checks.choice(f"references.{role}.tail", OmegaConf.select(cfg, f"references.{role}.tail") or TAILS[0], TAILS)

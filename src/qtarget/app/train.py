@@ -91,7 +91,7 @@ def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
     evaluator = compose.evaluator(plan, frozen, trainer.strategy.root_device)
     trainer.callbacks.append(_in_training(cfg, evaluator, policy, record))  # type: ignore[attr-defined]
     if cfg.trainer.max_steps:
-        before = graphs_compiled()
+        before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
         _fit(trainer, module, compose.data(plan))
         if plan.engine.compiled:
             record.note(loss=f"{how}, {graphs_compiled() - before} graphs")

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import lightning as L
-import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
+from qtarget import checks
 from qtarget.data.chat import ChatFormat
 from qtarget.data.collate import Collate
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.noise import WrongAnswer
+from qtarget.data.ranks import rank_and_world
 from qtarget.data.window import WindowedLoader
 from qtarget.errors import QTargetError
 
@@ -45,8 +46,7 @@ class DataConfig:
     truncation: str = "error"
 
     def __post_init__(self) -> None:
-        if self.truncation not in TRUNCATIONS:
-            raise QTargetError(f"data.truncation must be one of {', '.join(TRUNCATIONS)}, got {self.truncation!r}")
+        checks.choice("data.truncation", self.truncation, TRUNCATIONS)
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ class SFTData(L.LightningDataModule):
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
 
     def train_dataloader(self) -> WindowedLoader:
-        distributed = dist.is_available() and dist.is_initialized()
-        world, rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
+        rank, world = rank_and_world()
         rows: Any = self.examples  # torch asks for a Dataset and takes any sequence
         sampler: DistributedSampler[Example] = DistributedSampler(rows, world, rank, seed=self.seed)
         loader = DataLoader(rows, batch_size=self.batch_size, sampler=sampler, collate_fn=self.collate)

@@ -29,8 +29,7 @@ class WrongAnswer:
 
     def __post_init__(self) -> None:
         checks.number("noise rate", self.rate, 0, 1)
-        if not isinstance(self.spread, int) or self.spread < 1:
-            raise QTargetError(f"noise spread must be a whole number of at least 1, got {self.spread!r}")
+        checks.whole("noise spread", self.spread, 1)
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = random.Random(self.seed)

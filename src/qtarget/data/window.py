@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from qtarget.data.batch import Batch, StepWindow
+from qtarget.data.ranks import rank_and_world
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,8 @@ class WindowedLoader:
 
     def _window(self, micro_batches: list[Batch]) -> StepWindow:
         counts = torch.tensor([(batch.supervised, batch.sequences) for batch in micro_batches]).sum(0)
-        world = 1
-        if dist.is_available() and dist.is_initialized():
+        _, world = rank_and_world()
+        if world > 1:
             dist.all_reduce(counts)
-            world = dist.get_world_size()
         tokens, sequences = counts.tolist()
         return StepWindow(tokens, sequences, self.accumulate * world, tuple(micro_batches))

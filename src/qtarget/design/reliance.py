@@ -116,8 +116,8 @@ class Threshold(sources.ReadsLabel):
     def __post_init__(self) -> None:
         scalar("threshold", self.threshold, 0, 1)
         checks.choice("keep", self.keep, ("above", "below", "between"))
-        between = self.keep == "between" and not isinstance(self.threshold, str)
-        checks.number("upper", self.upper, self.threshold if between else 0, 1)  # type: ignore[arg-type]
+        low = self.threshold if self.keep == "between" and not isinstance(self.threshold, str) else 0
+        checks.number("upper", self.upper, low, 1)
         scalar("alpha", self.alpha, 0)
         sources.check(self.source)
 

@@ -147,10 +147,7 @@ class Mixture:
         return str(self.residual)
 
     def __call__(self, view: TokenView) -> Target:
-        reliance, weight = per_token(self.reliance, view), per_token(self.weight, view)
-        log_residual = self.residual(view)
-        parts = () if log_residual is None else ((1 - reliance, torch.log_softmax(log_residual, dim=-1)),)
-        return Target(label_mass=reliance, parts=parts, weight=weight)
+        return _mixed(per_token(self.reliance, view), self.residual(view), per_token(self.weight, view))
 
 
 @dataclass(frozen=True)
@@ -177,9 +174,7 @@ class Anchored:
 
     def __call__(self, view: TokenView) -> Target:
         share, weight = _shares(per_token(self.reliance, view), view.at(self.anchor), per_token(self.weight, view))
-        log_residual = self.residual(view)
-        parts = () if log_residual is None else ((1 - share, torch.log_softmax(log_residual, dim=-1)),)
-        return Target(label_mass=share, parts=parts, weight=weight)
+        return _mixed(share, self.residual(view), weight)
 
 
 @dataclass(frozen=True)
@@ -265,6 +260,12 @@ def per_token(part: Reliance | Weight, view: TokenView) -> Tensor:
     return values
 
 
+def _mixed(share: Tensor, log_residual: Tensor | None, weight: Tensor) -> Target:
+    """share·δ + (1 − share)·π̃; without a residual the rest stays with the policy."""
+    parts = () if log_residual is None else ((1 - share, torch.log_softmax(log_residual, dim=-1)),)
+    return Target(label_mass=share, parts=parts, weight=weight)
+
+
 def _shares(reliance: Tensor, strength: float, weight: Tensor) -> tuple[Tensor, Tensor]:
     """w·(γ·… + λ·…) as a share γ/(γ + λ) of the label and a step size w·(γ + λ)."""
     total = reliance + strength
@@ -323,6 +324,11 @@ def check_references(design: object, held: Mapping[str, str], tails: Mapping[str
 def columns(design: object) -> set[str]:
     """The data columns that a design looks at."""
     return {name for part in parts(design) for name in getattr(part, "columns", ())}
+
+
+def wants_support(design: object) -> bool:
+    """Whether a design compares only the tokens that a top-k reference kept, and refuses a whole one."""
+    return any(getattr(part, "wants_support", False) for part in parts(design))
 
 
 def wants_negatives(design: object) -> bool:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qtarget.errors import QTargetError
 from qtarget.math.loss import LossOutput, dense_loss
 from qtarget.math.reference import Reference
 from qtarget.math.survey import surveying
-from qtarget.math.target import Design, columns, needs
+from qtarget.math.target import Design, columns, needs, wants_support
 from qtarget.track.figures import COLOURS, GREY, Line, Mark, Panel, look
 
 LOW, HIGH, STEPS = 0.002, 0.998, 161  # the sweep of p(y), evenly spaced in log-odds
@@ -158,7 +157,7 @@ class Curve:
 def trace(design: Design, mark: Mark, formula: str, world: World | None = None) -> Curve:
     """The curve of one design. Raises QTargetError where it can't be run on such a token."""
     world = world or World.default()
-    keep = _keep(design, world)
+    keep = KEEP if wants_support(design) else None
     points = tuple(measure(design, p, world, keep) for p in sweep())
     parts = {part: str(getattr(design, part, "–")) for part in ("reliance", "residual", "objective", "weight")}
     return Curve(mark, formula, parts, points, tuple(_notes(design, points, keep)))
@@ -187,20 +186,6 @@ def _call(design: Design, logits: Tensor, world: World, keep: int | None) -> Los
         negatives=torch.tensor([[[rival]]]),
         progress=PROGRESS,
     )
-
-
-def _keep(design: Design, world: World) -> int | None:
-    """None, or how much of a reference is kept for a design that refuses a whole one."""
-    logits = _log(world.policy(0.5))[None]
-    try:
-        _call(design, logits, world, None)
-    except QTargetError as refused:
-        try:
-            _call(design, logits, world, KEEP)
-        except QTargetError:
-            raise refused from None
-        return KEEP
-    return None
 
 
 def _notes(design: Design, points: Sequence[Point], keep: int | None) -> Iterator[str]:

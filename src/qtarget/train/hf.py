@@ -24,6 +24,8 @@ class HFLoss:
     progress: Callable[[], float] | None = None
 
     def __post_init__(self) -> None:
+        if normalizer(self.design) == "sequences":
+            raise QTargetError("hf_loss divides by tokens, kept or weight_sum; normalize=sequences is not among them")
         wanted = [*needs(self.design), *columns(self.design), *["negatives"] * wants_negatives(self.design)]
         if wanted:
             raise QTargetError(
@@ -61,6 +63,4 @@ def hf_loss(design: Design, *, true_vocab: int | None = None, progress: Callable
     Raises QTargetError for designs that look at more than logits and labels, for normalize=sequences, and, when called,
     for designs that look at the whole step while the call holds a part of it.
     """
-    if normalizer(design) == "sequences":
-        raise QTargetError("hf_loss divides by tokens, kept or weight_sum; normalize=sequences is not among them")
     return HFLoss(design, true_vocab, progress)

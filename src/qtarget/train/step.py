@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from qtarget.data.batch import Batch, StepWindow
+from qtarget.data.ranks import rank_and_world
 from qtarget.math.loss import IGNORE, LossOutput
 from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, counted
@@ -84,9 +85,10 @@ class StepScorer:
             return [{} for _ in batches]
         tables = [self.survey(batch) for batch in batches]
         mine = TokenTable.join(tables)
-        everyone = _gathered(mine)
+        rank, world = rank_and_world()
+        everyone = _gathered(mine, world)
         whole = statistics_of(self.design, TokenTable.join(everyone), STEP)
-        before = sum(len(table.labels) for table in everyone[: _rank()])
+        before = sum(len(table.labels) for table in everyone[:rank])
         sizes = [len(table.labels) for table in tables]
         rows = {part: values[before : before + sum(sizes)].split(sizes) for part, values in whole.items()}
         return [{part: pieces[index] for part, pieces in rows.items()} for index in range(len(batches))]
@@ -104,22 +106,18 @@ def _evaluating(policy: nn.Module) -> Iterator[None]:
         torch.clear_autocast_cache()  # before torch 2.10 the casts kept there had no graph, for the training pass too
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _gathered(table: TokenTable) -> list[TokenTable]:
+def _gathered(table: TokenTable, world: int) -> list[TokenTable]:
     """The tables of all ranks, in rank order."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if world == 1:
         return [table]
-    found: list[TokenTable | None] = [None] * dist.get_world_size()
+    found: list[TokenTable | None] = [None] * world
     dist.all_gather_object(found, table.to("cpu"))
     return [other.to(table.labels.device) for other in found if other is not None]
 
 
 def _summed(value: Tensor) -> float:
     """The sum over ranks."""
-    if dist.is_available() and dist.is_initialized():
+    if rank_and_world()[1] > 1:
         value = value.clone()
         dist.all_reduce(value)
     return float(value)
