@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from training import fit, module, tiny_policy, weights
 from worlds import NEEDS_TOP_K
 
 import qtarget
@@ -22,8 +23,8 @@ from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.configs import compose_config, options
 from qtarget.app.job import config_hash
 from qtarget.app.train import run_job
+from qtarget.data.batch import Batch
 from qtarget.data.module import DataConfig, SFTData, prepare
-from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import token_metrics
@@ -40,40 +41,6 @@ TOP_K_TEACHER = "references.teacher.topk=5"
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 SMALL = ["model=tiny", "trainer.max_steps=3", "data.rows=48", "data.heldout_rows=8", "eval.problems_in_training=4"]
 TEACHER = ["reference@references.teacher=frozen", "references.teacher.name=tiny"]
-
-
-def tiny_policy() -> Policy:
-    tokenizer = tiny_tokenizer()
-    return Policy(tiny_model(tiny_config(len(tokenizer))), len(tokenizer))
-
-
-def module(design: str = "sft", changes: dict[str, Any] | None = None, **references: FrozenModel) -> QTargetModule:
-    optim = AdamW(lr=1e-2, warmup=0.0, weight_decay=0.0)
-    loaded = qtarget.load_design(design, **(changes or {}))
-    return QTargetModule(tiny_policy().train(), loaded, references, optim, total_steps=4)
-
-
-def fit(trained: QTargetModule, *, batch_size: int, accumulate: int, steps: int = 1, **options: Any) -> L.Trainer:
-    source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
-    prepared = prepare(DataConfig(source, rows=8, heldout_rows=2, noise=WrongAnswer(0.5)), tiny_tokenizer(), 1024)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        accumulate_grad_batches=accumulate,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-        **options,
-    )
-    trainer.fit(trained, datamodule=SFTData(prepared.train, 256, batch_size=batch_size, accumulate=accumulate, seed=0))
-    return trainer
-
-
-def weights(trained: QTargetModule) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trained.policy.state_dict().items()}
 
 
 CUTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in options("target")} | {
@@ -213,12 +180,12 @@ def test_a_prior_with_dropout_says_the_same_at_every_step() -> None:
     config = tiny_config(len(tiny_tokenizer()))
     config.attention_dropout = 0.5
     frozen = FrozenModel(Policy(tiny_model(config), len(tiny_tokenizer())))
-    ids = torch.arange(12)[None]
-    first = frozen.reference(ids).rows
+    batch = Batch(torch.arange(12)[None], torch.arange(1, 13)[None], {}, torch.arange(12)[None])
+    first = frozen.reference(batch).rows
     trained = module("one_minus_prior", prior=frozen)
     fit(trained, batch_size=4, accumulate=1, steps=2)
     trained.train()
-    again = frozen.reference(ids).rows
+    again = frozen.reference(batch).rows
     assert first is not None
     assert again is not None
     assert torch.equal(first, again)

@@ -10,8 +10,13 @@ from qtarget.errors import QTargetError
 from qtarget.math.reference import TAILS
 from qtarget.math.tokens import ROLES
 from qtarget.model.provide import DTYPES
+from qtarget.model.scores import KEPT
 
-KINDS = {"prior": ("frozen", "none"), "teacher": ("frozen", "none"), "old": ("snapshot", "frozen", "none")}
+KINDS = {
+    "prior": ("frozen", "cached", "adapter_off", "none"),
+    "teacher": ("frozen", "cached", "none"),
+    "old": ("snapshot", "frozen", "none"),
+}
 PRECISIONS = ("32-true", "bf16-mixed")
 WHOLE_NUMBERS = {
     "seed": 0,
@@ -28,6 +33,7 @@ WHOLE_NUMBERS = {
     "data.reserve_rows": 0,
     "data.heldout_rows": 0,
     "data.max_length": 2,
+    "data.packing": 2,
     "references.old.every": 1,
     "references.prior.topk": 1,
     "references.teacher.topk": 1,
@@ -41,6 +47,7 @@ MAY_BE_NULL = (
     "data.max_length",
     "references.prior.topk",
     "references.teacher.topk",
+    "data.packing",
 )
 
 
@@ -63,11 +70,25 @@ def reference_name(cfg: DictConfig, role: str) -> str | None:
         raise QTargetError(f"references.{role} can be {' or '.join(KINDS[role])}, got {node.kind!r}")
     if node.kind == "snapshot":
         return str(cfg.model.name)
+    if node.kind == "adapter_off":
+        _check_adapter_off(cfg, role)
     if node.kind == "none":
         if node.name:
             raise QTargetError(f"references.{role}.name is given but no {role}: add reference@references.{role}=frozen")
         return None
     return node.name or (cfg.model.name if role == "prior" else None)
+
+
+def _check_adapter_off(cfg: DictConfig, role: str) -> None:
+    if cfg.references[role].name:
+        raise QTargetError(
+            f"references.{role}=adapter_off is the policy itself and takes no name, got {cfg.references[role].name!r}"
+        )
+    if not cfg.model.adapter:
+        raise QTargetError(
+            f"references.{role}=adapter_off is the policy with its adapter switched off, and this policy has none: add "
+            f"model/adapter=lora, or take reference@references.{role}=frozen, a copy of the weights"
+        )
 
 
 def _check_complete(cfg: DictConfig) -> None:
@@ -99,5 +120,19 @@ def _check_kinds(cfg: DictConfig) -> None:
     for name, dtype in dtypes.items():
         checks.choice(f"{name}.dtype", dtype, tuple(DTYPES))
     checks.choice("loss.compile", cfg.loss.compile, engine.CHOICES)
+    for key in ("gradient_checkpointing", "compile"):
+        checks.choice(f"model.{key}", cfg.model[key], (True, False))
+    _check_cached(cfg)
     for role in ROLES:
         checks.choice(f"references.{role}.tail", OmegaConf.select(cfg, f"references.{role}.tail") or TAILS[0], TAILS)
+
+
+def _check_cached(cfg: DictConfig) -> None:
+    for role in ROLES:
+        node = cfg.references[role]
+        if reference_name(cfg, role) is None or node.kind != "cached":
+            continue
+        if node.detail is not None:
+            checks.choice(f"references.{role}.detail", node.detail, KEPT)
+        checks.choice(f"references.{role}.store_dtype", node.store_dtype, tuple(DTYPES))
+        checks.whole(f"references.{role}.topk", node.topk, 1)

@@ -10,6 +10,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
 
   qtarget train [-m] [overrides]     fine-tune one configuration, or with -m every combination
                                      qtarget train -m target=sft,dft,target_sft model=tiny
+  qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
   qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
   qtarget lens target=NAME,…         what a design teaches, as curves; with checkpoint=RUN token by token
@@ -69,6 +70,12 @@ def _train(rest: list[str]) -> int:
     return launch(rest)
 
 
+def _cache(rest: list[str]) -> int:
+    from qtarget.app.cache import build
+
+    return build(rest)
+
+
 def _compare(rest: list[str]) -> int:
     import argparse
 
@@ -103,6 +110,7 @@ def _doctor(rest: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
+    "cache": _cache,
     "compare": _compare,
     "show": _show,
     "lens": _lens,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
+from qtarget.app.caching import FULL_DETAIL, HELDOUT, build_missing, cache_plans, details_read, kept_detail
 from qtarget.app.checks import check, reference_name
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, choose, on_gpu
@@ -20,7 +21,8 @@ from qtarget.math.reference import DETAILS
 from qtarget.math.target import Design, check_references, columns, needs
 from qtarget.math.tokens import ROLES
 from qtarget.model import provide
-from qtarget.model.frozen import FrozenModel, Snapshot
+from qtarget.model.cache import Cached, CachePlan
+from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
@@ -45,15 +47,18 @@ class Plan:
     model: provide.Source
     references: Mapping[str, provide.Source]
     engine: Engine
+    caches: Mapping[str, CachePlan] = field(default_factory=dict)
 
     @property
     def extent(self) -> str:
         """How much training this is, in words."""
         counts, trainer = self.prepared.counts, self.cfg.trainer
         rows = trainer.batch_size * trainer.accumulate
-        epochs = trainer.max_steps * rows / counts["train"]
+        packed, held = len(self.prepared.rows), counts["train"]
+        epochs = trainer.max_steps * rows / packed
+        of = f"{held} rows" if packed == held else f"{held} demonstrations packed into {packed} rows"
         return (
-            f"{trainer.max_steps} steps × {rows} rows = {epochs:.2g} epochs of {counts['train']} rows "
+            f"{trainer.max_steps} steps × {rows} rows = {epochs:.2g} epochs of {of} "
             f"({counts['noisy']} made wrong); {counts['heldout']} rows held out"
         )
 
@@ -67,11 +72,14 @@ class Plan:
         return told | step | {"repr": repr(self.design)}
 
 
-def plan(cfg: DictConfig) -> Plan:
-    """Check a configuration and prepare its data. Raises QTargetError for what the user has to mend."""
+def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
+    """Check a configuration and prepare its data. Raises QTargetError for what the user has to mend.
+
+    cached: roles whose caches are wanted whether the design looks at them or not.
+    """
     check(cfg)
     design = instantiate_design(cfg.target)
-    references = _reference_sources(cfg, design)
+    references = _reference_sources(cfg, design, cached)
     data_config = instantiate(cfg.data)
     model = provide.resolve(cfg.model.name)
     tokenizer = provide.load_tokenizer(model)
@@ -80,35 +88,89 @@ def plan(cfg: DictConfig) -> Plan:
     prepared = prepare(data_config, tokenizer, provide.context_length(provide.load_config(model)))
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
-    return Plan(cfg, design, instantiate(cfg.optim), prepared, tokenizer, model, references, chosen)
+    details = {role: kept_detail(cfg.references[role], role, design) for role in cached}
+    details |= details_read(cfg, references, design)
+    caches = cache_plans(cfg, references, details, prepared, tokenizer)
+    return Plan(cfg, design, instantiate(cfg.optim), prepared, tokenizer, model, references, chosen, caches)
 
 
 def _engine(cfg: DictConfig, prepared: Prepared, vocab_size: int) -> Engine:
-    trainer, rows = cfg.trainer, prepared.train
-    tokens = sum(sum(example.supervised) for example in rows) / len(rows)
+    trainer = cfg.trainer
+    tokens = sum(example.labels for example in prepared.train) / len(prepared.rows)
     scored = tokens * trainer.max_steps * trainer.batch_size * trainer.accumulate * vocab_size
     return choose(cfg.loss.compile, on_gpu=on_gpu(trainer.accelerator), scored=scored)
 
 
-def load_models(plan: Plan) -> tuple[Policy, dict[str, FrozenModel]]:
-    """The policy, and the frozen models that the design or the evaluation look at."""
-    cfg, vocab = plan.cfg, len(plan.tokenizer)
-    load = partial(provide.load_policy, vocab_size=vocab, attention=cfg.model.attention)
-    policy = load(plan.model, dtype=cfg.model.dtype).train()  # transformers hands models out in eval mode
-    frozen = {
-        role: _frozen(load(source, dtype=cfg.references[role].dtype), cfg.references[role])
-        for role, source in plan.references.items()
-    }
+def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy, dict[str, Frozen]]:
+    """The policy, and what the design (by role) and the evaluation (`HELDOUT`: the prior) look at beside it.
+
+    roles: those to load; by default those the design reads. Caches that are missing are built first, while nothing
+    else is in memory.
+    """
+    cfg, wanted = plan.cfg, set(roles or _read_in_training(plan))
+    build_missing(plan.caches, plan.references, partial(scoring_model, plan))
+    policy = _adapted(plan, _load(plan, plan.model, cfg.model.dtype, compiled=cfg.model.compile))
+    policy.train()  # transformers hands models out in eval mode
+    frozen = {role: _frozen(plan, role, policy) for role in plan.references if role in wanted}
+    if HELDOUT in plan.caches:
+        frozen[HELDOUT] = Cached(plan.caches[HELDOUT])
+    elif cfg.eval.kl_prior and "prior" in plan.references:
+        frozen[HELDOUT] = frozen.get("prior") or _frozen(plan, "prior", policy)
     return policy, frozen
 
 
-def _frozen(model: Policy, node: DictConfig) -> FrozenModel:
-    return Snapshot(model, node.every) if node.kind == "snapshot" else FrozenModel(model, node.topk, node.tail)
+def open_caches(plan: Plan) -> dict[str, Cached]:
+    """Every cache of a run that is built. Raises QTargetError for one that is damaged or of something else."""
+    tails = {role: plan.cfg.references[role].tail for role in plan.references if role in plan.caches}
+    return {name: Cached(cache, tails.get(name, "bucket")) for name, cache in plan.caches.items() if cache.is_built}
 
 
-def module(plan: Plan, policy: Policy, frozen: Mapping[str, FrozenModel]) -> QTargetModule:
-    """Policy, design and the references that the design looks at (the evaluation may hold one more)."""
-    used = {role: model for role, model in frozen.items() if role in needs(plan.design)}
+def _read_in_training(plan: Plan) -> set[str]:
+    return set(needs(plan.design)) & set(plan.references)
+
+
+def _load(plan: Plan, source: provide.Source, dtype: str, *, compiled: bool = False) -> Policy:
+    model = plan.cfg.model
+    return provide.load_policy(
+        source,
+        len(plan.tokenizer),
+        dtype=dtype,
+        attention=model.attention,
+        gradient_checkpointing=model.gradient_checkpointing,
+        compiled=compiled,
+    )
+
+
+def _adapted(plan: Plan, policy: Policy) -> Policy:
+    """With the adapter that is to be trained, where there is one."""
+    adapter = plan.cfg.model.adapter
+    adapted: Policy = instantiate(adapter)(policy) if adapter else policy
+    return adapted
+
+
+def _frozen(plan: Plan, role: str, policy: Policy) -> Frozen:
+    node = plan.cfg.references[role]
+    if node.kind == "adapter_off":
+        return AdapterOff(policy)
+    if node.kind == "cached":
+        return Cached(plan.caches[role], node.tail)
+    model = _load(plan, plan.references[role], node.dtype)
+    return (
+        Snapshot(_adapted(plan, model), node.every)
+        if node.kind == "snapshot"
+        else FrozenModel(model, node.topk, node.tail)
+    )
+
+
+def scoring_model(plan: Plan, role: str) -> Policy:
+    """A role's model where it scores fastest."""
+    model = _load(plan, plan.references[role], plan.cfg.references[role].dtype)
+    return model.to("cuda") if on_gpu(plan.cfg.trainer.accelerator) else model
+
+
+def module(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen]) -> QTargetModule:
+    """Policy, design and the references that the design looks at."""
+    used = {role: frozen[role] for role in _read_in_training(plan)}
     steps, chunk_size = plan.cfg.trainer.max_steps, plan.cfg.loss.chunk_size
     compiled = plan.engine.compiled
     return QTargetModule(
@@ -120,7 +182,7 @@ def data(plan: Plan) -> SFTData:
     """The training demonstrations, batched."""
     trainer = plan.cfg.trainer
     return SFTData(
-        plan.prepared.train,
+        plan.prepared.rows,
         int(plan.tokenizer.pad_token_id),
         batch_size=trainer.batch_size,
         accumulate=trainer.accumulate,
@@ -128,10 +190,10 @@ def data(plan: Plan) -> SFTData:
     )
 
 
-def evaluator(plan: Plan, frozen: Mapping[str, FrozenModel], device: torch.device) -> Evaluator:
+def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) -> Evaluator:
     """What judges the policy on held-out demonstrations, at the precision of training."""
     mixed = plan.cfg.trainer.precision == "bf16-mixed"
-    prior = frozen.get("prior") if plan.cfg.eval.kl_prior else None
+    prior = frozen.get(HELDOUT)
     return Evaluator(
         tokenizer=plan.tokenizer,
         rows=plan.prepared.heldout_rows,
@@ -143,26 +205,29 @@ def evaluator(plan: Plan, frozen: Mapping[str, FrozenModel], device: torch.devic
     )
 
 
-def _reference_sources(cfg: DictConfig, design: Design) -> dict[str, provide.Source]:
+def _reference_sources(cfg: DictConfig, design: Design, cached: Sequence[str]) -> dict[str, provide.Source]:
     """The references a run has to load: those its design needs, and the prior where drift from it is measured."""
     configured = {role: reference_name(cfg, role) for role in ROLES}
-    wanted = dict(needs(design))
+    wanted = dict.fromkeys(cached, "label") | dict(needs(design))
     for role, detail in wanted.items():
         if configured.get(role) is None:
             enough = " or ".join(DETAILS[DETAILS.index(detail) :])
             raise QTargetError(
                 f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
             )
-    held = {role: _detail(cfg, role) for role, name in configured.items() if name}
+    held = {role: _detail(cfg, role, design) for role, name in configured.items() if name}
     check_references(design, held, {role: cfg.references[role].tail for role, kept in held.items() if kept == "topk"})
     if cfg.eval.kl_prior and configured["prior"]:
         wanted.setdefault("prior", "full")
     return {role: provide.resolve(name) for role, name in configured.items() if role in wanted and name}
 
 
-def _detail(cfg: DictConfig, role: str) -> str:
+def _detail(cfg: DictConfig, role: str, design: Design) -> str:
     """How much of a role's distribution the run will hold."""
-    return "topk" if cfg.references[role].get("topk") else "full"
+    node = cfg.references[role]
+    if node.kind == "cached":
+        return FULL_DETAIL[kept_detail(node, role, design)]
+    return "topk" if node.get("topk") else "full"
 
 
 def _check_columns(design: Design, prepared: Prepared) -> None:

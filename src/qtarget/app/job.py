@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qtarget.errors import QTargetError
-from qtarget.model.folders import model_folder, names_a_folder
+from qtarget.model.digest import fingerprint
 
 NOT_IDENTITY = ("hydra", "output_dir", "tracker")
 """Where results go and who else sees them don't change a run."""
@@ -30,7 +28,7 @@ def config_hash(cfg: DictConfig) -> str:
     identity = {key: value for key, value in config_container(cfg).items() if key not in NOT_IDENTITY}
     identity["target"].pop("about", None)
     for holder, key in _named_inputs(identity):
-        holder[key] = _fingerprint(holder[key])
+        holder[key] = fingerprint(holder[key])
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -46,24 +44,3 @@ def _named_inputs(identity: dict[str, Any]) -> Iterator[tuple[dict[str, Any], st
             yield holder, "name"
     if identity["data"]["source"].get("path"):
         yield identity["data"]["source"], "path"
-
-
-def _fingerprint(name: str) -> str:
-    """What a name stands for: the content of a local file or model; the name itself for anything else."""
-    try:
-        folder = model_folder(name) if names_a_folder(name) and Path(name).is_dir() else None
-    except QTargetError:
-        return name  # the job itself says what is missing, and how to get it
-    files = sorted(folder.glob("*.safetensors")) if folder else [Path(name)] if Path(name).is_file() else []
-    return ", ".join(map(_sampled_digest, files)) or name
-
-
-def _sampled_digest(path: Path) -> str:
-    """SHA-256 of a file's size and of up to 65 blocks of 64 KiB spread over it: training moves every weight."""
-    size, block = path.stat().st_size, 1 << 16
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for start in range(0, size, max(block, size // 64)):
-            file.seek(start)
-            digest.update(file.read(block))
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from qtarget.app import compose
+from qtarget.app.caching import HELDOUT
 from qtarget.app.checks import reference_name
 from qtarget.app.configs import compose_config, compose_target, nearest, options
 from qtarget.app.train import prepare_process
@@ -21,8 +22,9 @@ from qtarget.data.collate import Collate
 from qtarget.data.example import Example
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE, LossOutput
+from qtarget.math.tokens import ROLES
 from qtarget.model.folders import model_folder, names_a_folder
-from qtarget.model.frozen import FrozenModel
+from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
 from qtarget.track.figures import Mark
 from qtarget.track.lens import PROGRESS
@@ -57,7 +59,7 @@ def read_demonstrations(
     batch = Collate(int(base.tokenizer.pad_token_id))(examples).to(_device())
     with torch.no_grad():
         outs = attempts.each(plans, lambda name: _loss(plans[name], policy, frozen, batch))
-        tokens = list(_tokens(base, policy, frozen.get("prior"), batch, examples))
+        tokens = list(_tokens(base, policy, frozen.get(HELDOUT), batch, examples))
     readings = _readings(outs, marks, batch)
     found = (
         Row(example.row, tuple(row), pulls) for example, row, pulls in zip(examples, tokens, readings, strict=True)
@@ -77,6 +79,16 @@ def run_config(where: str, overrides: Sequence[str] = ()) -> DictConfig:
     return cfg
 
 
+def _run_live(cfg: DictConfig) -> None:
+    """A few rows are read by the models themselves: no cache holds them, and a checkpoint's adapter is merged."""
+    for role in ROLES:
+        name, node = reference_name(cfg, role), cfg.references[role]
+        if name and node.kind in ("cached", "adapter_off"):
+            topk = node.topk if node.get("detail") == "topk" else None
+            live = {"kind": "frozen", "name": name, "dtype": node.dtype, "topk": topk, "tail": node.tail}
+            cfg.references[role] = OmegaConf.create(live)
+
+
 def _run_folder(where: str) -> Path | None:
     """The folder of a run of qtarget; None for any other model. Raises QTargetError where there is no model."""
     if not names_a_folder(where):
@@ -91,6 +103,7 @@ def _of_model(where: str, overrides: Sequence[str]) -> DictConfig:
         raise QTargetError("checkpoint=WHERE names the model: leave model=… away")
     cfg = compose_config("train", [*overrides, "model=path"])
     cfg.model.name = where
+    _run_live(cfg)
     return cfg
 
 
@@ -98,9 +111,11 @@ def _of_run(run: Path, overrides: Sequence[str]) -> DictConfig:
     """As the run was configured, with its trained weights as policy; its prior stays where training started."""
     cfg = OmegaConf.load(run / "config.yaml")
     assert isinstance(cfg, DictConfig)
+    _run_live(cfg)
     if prior := reference_name(cfg, "prior"):
         cfg.references.prior.name = prior
     cfg.model.name = str(run / "checkpoint")
+    cfg.model.adapter = {}
     for override in sorted(overrides, key=lambda override: not _picks_option(override)):
         path, value = (_option if _picks_option(override) else _field)(cfg, override)
         OmegaConf.update(cfg, path, value, merge=False, force_add=True)
@@ -169,16 +184,16 @@ class Attempts:
         return made
 
 
-def _models(base: compose.Plan, plans: Iterable[compose.Plan]) -> tuple[Policy, dict[str, FrozenModel]]:
+def _models(base: compose.Plan, plans: Iterable[compose.Plan]) -> tuple[Policy, dict[str, Frozen]]:
     """The policy with dropout off, and every reference that one of the plans wants, each loaded once."""
     sources = dict(base.references)
     for plan in plans:
         sources |= plan.references
-    policy, frozen = compose.load_models(replace(base, references=sources))
+    policy, frozen = compose.load_models(replace(base, references=sources), roles=sources)
     # All designs read the same rows: each model goes over them once.
     policy.forward = cache(policy.forward)  # type: ignore[method-assign]
     for model in frozen.values():
-        model.exact = cache(model.to(_device()).exact)  # type: ignore[method-assign]
+        model.exact = cache(model.to(_device()).exact)  # type: ignore[method-assign, assignment]
     return policy.eval().to(_device()), frozen
 
 
@@ -186,7 +201,7 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _loss(plan: compose.Plan, policy: Policy, frozen: Mapping[str, FrozenModel], batch: Batch) -> LossOutput:
+def _loss(plan: compose.Plan, policy: Policy, frozen: Mapping[str, Frozen], batch: Batch) -> LossOutput:
     """The design's loss as training calls it, at the end of training."""
     module = compose.module(plan, policy, frozen)
     module.progress_at = lambda step: PROGRESS  # type: ignore[method-assign]
@@ -213,11 +228,11 @@ def _readings(outs: Mapping[str, LossOutput], marks: Mapping[str, Mark], batch: 
 
 
 def _tokens(
-    plan: compose.Plan, policy: Policy, prior: FrozenModel | None, batch: Batch, examples: Sequence[Example]
+    plan: compose.Plan, policy: Policy, prior: Frozen | None, batch: Batch, examples: Sequence[Example]
 ) -> Iterator[list[Token]]:
     """The tokens of each row with what the policy and the prior make of them."""
     hidden = policy(batch.input_ids)
-    exact = None if prior is None else prior.exact(batch.input_ids)
+    exact = None if prior is None else prior.exact(batch)
     width = batch.labels.shape[1]
     for row, example in enumerate(examples):
         places = (batch.labels[row] != IGNORE).nonzero().squeeze(1)

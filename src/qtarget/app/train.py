@@ -25,6 +25,7 @@ from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator, Sample
 from qtarget.math.scoring import graphs_compiled
 from qtarget.model import provide
+from qtarget.model.adapter import merge, save_adapter
 from qtarget.model.policy import Policy
 from qtarget.track.record import Record, make_folder, stored_result, write_atomically
 from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, StepLogger
@@ -160,10 +161,16 @@ def _save_samples(folder: Path, samples: list[Sample]) -> None:
 
 
 def _save_checkpoint(cfg: DictConfig, folder: Path, plan: compose.Plan, policy: Policy, trainer: L.Trainer) -> None:
-    """An ordinary folder that transformers loads, and where asked the optimizer's state beside it."""
+    """An ordinary folder that transformers loads, and where asked the optimizer's state beside it.
+
+    An adapter is saved alone, as peft loads it, and merged into the weights of the checkpoint.
+    """
     if not cfg.checkpoint.save:
         return
     target = folder / "checkpoint"
+    if policy.has_adapter:
+        save_adapter(policy, folder / "adapter")
+        merge(policy)
     policy.lm.to(provide.DTYPES[cfg.checkpoint.dtype]).save_pretrained(target)  # the policy's last use
     plan.tokenizer.save_pretrained(target)
     if cfg.checkpoint.optimizer and trainer.optimizers:

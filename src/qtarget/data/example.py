@@ -36,12 +36,21 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Example:
-    """One demonstration as tokens: ids [T], per token whether it is supervised, and columns ("wrong" always)."""
+    """One demonstration as tokens: ids [T], per token whether it is supervised, and columns ("wrong" always).
+
+    place: which of the data set's supervised tokens its first one is, from 0.
+    """
 
     input_ids: Sequence[int]
     supervised: Sequence[bool]
     columns: Mapping[str, Sequence[bool]]
     row: int
+    place: int = 0
+
+    @property
+    def labels(self) -> int:
+        """How many of its tokens are predicted and supervised; the first token of a row is nobody's label."""
+        return sum(self.supervised[1:])
 
     @property
     def wrong(self) -> Sequence[bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Protocol
 
 import lightning as L
@@ -12,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget import checks
 from qtarget.data.chat import ChatFormat
-from qtarget.data.collate import Collate
+from qtarget.data.collate import Collate, Pack
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.noise import WrongAnswer
+from qtarget.data.pack import pack
 from qtarget.data.ranks import rank_and_world
 from qtarget.data.window import WindowedLoader
 from qtarget.errors import QTargetError
@@ -34,7 +36,8 @@ class DataConfig:
 
     rows: training demonstrations, to which noise is applied. reserve_rows: clean ones from a split of their own, added
     unspoilt. heldout_rows: clean ones for evaluation. truncation of rows longer than max_length (None: the model's
-    context): "error", "drop" the row, or "cut" its end.
+    context): "error", "drop" the row, or "cut" its end. packing: training rows of up to so many tokens hold several
+    demonstrations that don't see each other; None: one each.
     """
 
     source: Source
@@ -44,6 +47,7 @@ class DataConfig:
     noise: WrongAnswer = field(default_factory=lambda: WrongAnswer(rate=0.0))
     max_length: int | None = None
     truncation: str = "error"
+    packing: int | None = None
 
     def __post_init__(self) -> None:
         checks.choice("data.truncation", self.truncation, TRUNCATIONS)
@@ -51,12 +55,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised demonstrations, and what happened to them on the way."""
+    """Tokenised demonstrations, and what happened to them on the way.
+
+    rows: the training ones as they go into batches, each by itself or packed.
+    """
 
     train: Sequence[Example]
     heldout: Sequence[Example]
     heldout_rows: Sequence[Demonstration]
     counts: dict[str, int]
+    rows: Sequence[Example] | Sequence[Pack]
 
 
 def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
@@ -81,7 +89,25 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
         "heldout": len(kept),
         "dropped": len(spoilt) + len(reserve) - len(train),
     }
-    return Prepared(train, heldout_examples, kept, counts)
+    train, heldout_examples = _placed(train), _placed(heldout_examples)
+    rows = train if config.packing is None else pack(train, _pack_length(config.packing, train, limit))
+    return Prepared(train, heldout_examples, kept, counts, rows)
+
+
+def _placed(examples: Sequence[Example]) -> list[Example]:
+    """Told where their supervised tokens stand among those of all."""
+    starts = accumulate((example.labels for example in examples), initial=0)
+    return [replace(example, place=start) for example, start in zip(examples, starts, strict=False)]
+
+
+def _pack_length(packing: int, examples: Sequence[Example], context: int) -> int:
+    longest = max(map(len, examples))
+    if not longest <= packing <= context:
+        raise QTargetError(
+            f"data.packing must lie between the longest row ({longest} tokens) and the longest allowed ({context}, "
+            f"from the model's context or data.max_length), got {packing}"
+        )
+    return packing
 
 
 def _fit(examples: list[Example], limit: int, truncation: str) -> list[Example]:
@@ -117,15 +143,21 @@ class SFTData(L.LightningDataModule):
     """Training micro-batches with their StepWindow, in an order fixed by `seed` and the epoch."""
 
     def __init__(
-        self, examples: Sequence[Example], pad_id: int, *, batch_size: int, accumulate: int, seed: int
+        self,
+        rows: Sequence[Example] | Sequence[Pack],
+        pad_id: int,
+        *,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
     ) -> None:
         super().__init__()
-        self.examples, self.collate = examples, Collate(pad_id)
+        self.rows, self.collate = rows, Collate(pad_id)
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
 
     def train_dataloader(self) -> WindowedLoader:
         rank, world = rank_and_world()
-        rows: Any = self.examples  # torch asks for a Dataset and takes any sequence
+        rows: Any = self.rows  # torch asks for a Dataset and takes any sequence
         sampler: DistributedSampler[Example] = DistributedSampler(rows, world, rank, seed=self.seed)
         loader = DataLoader(rows, batch_size=self.batch_size, sampler=sampler, collate_fn=self.collate)
         return WindowedLoader(loader, self.accumulate)

@@ -24,7 +24,7 @@ from qtarget.evaluate.scores import accuracy
 from qtarget.evaluate.verify import is_correct
 from qtarget.math.loss import linear_loss
 from qtarget.math.target import Mixture
-from qtarget.model.frozen import FrozenModel
+from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
 
 PLAIN_SFT = Mixture(reliance.Constant(1.0), residual.Self(), weight.Constant(1.0))
@@ -32,7 +32,7 @@ SPARE_TOKENS = 8
 
 
 @torch.no_grad()
-def token_metrics(policy: Policy, prior: FrozenModel | None, batches: Iterable[Batch]) -> dict[str, float]:
+def token_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Batch]) -> dict[str, float]:
     """ "nll" = mean −log p(y) and "kl_prior" = mean KL(p‖π_0), nats per supervised token.
 
     Measured the same way for every design. The KL runs from the policy to the prior: what the policy now says, judged
@@ -41,7 +41,7 @@ def token_metrics(policy: Policy, prior: FrozenModel | None, batches: Iterable[B
     totals = {"nll": 0.0, "kl_prior": 0.0} if prior else {"nll": 0.0}
     tokens = 0
     for batch in (batch.to(policy.lm.device) for batch in batches):
-        references = {"prior": prior.exact(batch.input_ids)} if prior else {}
+        references = {"prior": prior.exact(batch)} if prior else {}
         out = linear_loss(policy(batch.input_ids), policy.head, batch.labels, PLAIN_SFT, references=references)
         for name in totals:
             totals[name] += float(getattr(out, name).sum())
@@ -107,7 +107,7 @@ class Evaluator:
     tokenizer: PreTrainedTokenizerBase
     rows: Sequence[Demonstration]
     examples: Sequence[Example]
-    prior: FrozenModel | None
+    prior: Frozen | None
     autocast: Callable[[], AbstractContextManager[Any]]
     new_tokens: int | None = None
     batch_size: int = 64

@@ -39,6 +39,7 @@ class Reference:
     tail: str = "bucket"
     labels: Tensor | None = None  # [N], beside `statistics`
     statistics: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N]
+    supervised_only: bool = False  # a row for every supervised position, instead of for every position
 
     @classmethod
     def full(cls, logp: Tensor) -> Reference:
@@ -88,6 +89,10 @@ class Reference:
         if self.rows is None:
             return "label"
         return "full" if self.indices is None and self.keep is None else "topk"
+
+    def of_supervised(self) -> Reference:
+        """The same, said to hold the rows of supervised positions alone, in their order."""
+        return replace(self, supervised_only=True)
 
     def truncated(self, keep: int, tail: str = "bucket") -> Reference:
         """The same full or hidden rows, of which only the `keep` likeliest tokens count."""

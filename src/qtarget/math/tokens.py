@@ -42,20 +42,23 @@ class EarlierTokens:
 
     input_ids: Tensor  # [B, T]
     places: Tensor  # [N] flattened positions
+    depth: Tensor  # [N] how many tokens of its own document stand before it
 
     @classmethod
-    def of(cls, input_ids: Tensor) -> EarlierTokens:
-        """At every position of [B, T] rows."""
-        return cls(input_ids, torch.arange(input_ids.numel(), device=input_ids.device))
+    def of(cls, input_ids: Tensor, position_ids: Tensor | None = None) -> EarlierTokens:
+        """At every position of [B, T] rows; position_ids where several documents share a row."""
+        places = torch.arange(input_ids.numel(), device=input_ids.device)
+        depth = places % input_ids.shape[1] if position_ids is None else position_ids.reshape(-1)
+        return cls(input_ids, places, depth)
 
     def __getitem__(self, index: Tensor | slice) -> EarlierTokens:
-        return replace(self, places=self.places[index])
+        return replace(self, places=self.places[index], depth=self.depth[index])
 
     def ids(self) -> Tensor:
-        """[N, T] token ids, −100 for those that stand later."""
+        """[N, T] token ids, −100 for those that stand later or in another document."""
         width = self.input_ids.shape[1]
-        later = torch.arange(width, device=self.places.device) > (self.places % width)[:, None]
-        return self.input_ids[self.places // width].masked_fill(later, IGNORE)
+        before = (self.places % width)[:, None] - torch.arange(width, device=self.places.device)
+        return self.input_ids[self.places // width].masked_fill((before < 0) | (before > self.depth[:, None]), IGNORE)
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,12 @@ class Tokens:
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor with a row per token."""
         yield from (self.kept, self.labels, self.scale, *self.columns.values(), *self.statistics.values())
-        places = self.negatives.places if isinstance(self.negatives, EarlierTokens) else self.negatives
-        yield from (tensor for tensor in (self.sequence_ids, places) if tensor is not None)
+        if isinstance(self.negatives, EarlierTokens):
+            yield from (self.negatives.places, self.negatives.depth)
+        elif self.negatives is not None:
+            yield self.negatives
+        if self.sequence_ids is not None:
+            yield self.sequence_ids
         for reference in self.references.values():
             yield from reference.tensors()
 
@@ -225,12 +232,13 @@ def _aligned(role: str, reference: Reference, positions: int, kept: Tensor, labe
     checks.choice("the role of a reference", role, ROLES)
     if not isinstance(reference, Reference):
         raise QTargetError(f"the {role} must be a qtarget.Reference, got {type(reference).__name__}")
-    if len(reference) != positions:
+    expected, of_what = (len(kept), "supervised") if reference.supervised_only else (positions, "all")
+    if len(reference) != expected:
         raise QTargetError(
-            f"the {role} covers {len(reference)} positions, the labels {positions}: a reference has a row for every "
-            "position, supervised or not"
+            f"the {role} covers {len(reference)} positions, the labels {expected} ({of_what}): a reference has a row "
+            "for every position, supervised or not, unless it says supervised_only"
         )
-    aligned = reference.select(kept).cast()
+    aligned = (reference if reference.supervised_only else reference.select(kept)).cast()
     if aligned.labels is not None and not torch.equal(aligned.labels, labels):
         raise QTargetError(
             f"the {role}'s label statistics belong to other labels than the batch's: rows, tokenizer, template or "

@@ -1,12 +1,39 @@
-"""A frozen model beside the policy: the prior, a teacher, or the policy as it was."""
+"""A frozen distribution beside the policy: the prior, a teacher, or the policy as it was."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from qtarget.errors import QTargetError
 from qtarget.math.reference import Reference
-from qtarget.model.policy import Policy
+from qtarget.model.policy import Policy, evaluating
+
+
+class Inputs(Protocol):
+    """A batch, as far as a frozen distribution looks at it: each [B, T], see data.batch.Batch."""
+
+    @property
+    def input_ids(self) -> Tensor: ...
+    @property
+    def position_ids(self) -> Tensor | None: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def places(self) -> Tensor: ...
+
+
+class Frozen(Protocol):
+    """Whatever can say what a frozen model makes of a batch: run beside the policy, or read from disk.
+
+    reference: as far as it is kept for the design. exact: the whole distribution; QTargetError where that isn't held.
+    """
+
+    def reference(self, batch: Inputs) -> Reference: ...
+    def exact(self, batch: Inputs) -> Reference: ...
+    def to(self, device: torch.device) -> Frozen: ...
 
 
 class FrozenModel:
@@ -23,16 +50,41 @@ class FrozenModel:
         self.policy.to(device)
         return self
 
-    @torch.no_grad()
-    def reference(self, input_ids: Tensor) -> Reference:
-        """What this model says at the B·T positions of input_ids [B, T], as far as it is kept."""
-        exact = self.exact(input_ids)
+    def reference(self, batch: Inputs) -> Reference:
+        """What this model says at the B·T positions of a batch, as far as it is kept."""
+        exact = self.exact(batch)
         return exact if self.topk is None else exact.truncated(self.topk, self.tail)
 
     @torch.no_grad()
-    def exact(self, input_ids: Tensor) -> Reference:
-        """What this model says at the B·T positions of input_ids [B, T]."""
-        return Reference.hidden(self.policy(input_ids).flatten(0, 1), self.policy.head)
+    def exact(self, batch: Inputs) -> Reference:
+        """What this model says at the B·T positions of a batch."""
+        return Reference.hidden(self.policy(batch.input_ids, batch.position_ids), self.policy.head)
+
+
+class AdapterOff:
+    """The model that an adapter is trained on: the policy's own weights with the adapter switched off, no second copy.
+
+    Dropout is off too. Raises QTargetError for a policy without an adapter: its weights are the ones being trained.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        if not policy.has_adapter:
+            raise QTargetError(
+                "adapter_off is the policy with its adapter switched off, and this policy has none: add "
+                "model/adapter=lora, or take reference@references.prior=frozen, a copy of the weights"
+            )
+        self.policy = policy
+
+    def to(self, device: torch.device) -> AdapterOff:
+        return self  # goes where the policy goes
+
+    def reference(self, batch: Inputs) -> Reference:
+        return self.exact(batch)
+
+    @torch.no_grad()
+    def exact(self, batch: Inputs) -> Reference:
+        with evaluating(self.policy), self.policy.lm.disable_adapter():
+            return Reference.hidden(self.policy(batch.input_ids, batch.position_ids), self.policy.head)
 
 
 class Snapshot(FrozenModel):
@@ -51,3 +103,15 @@ class Snapshot(FrozenModel):
         self._taken = step
         for mine, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
             mine.copy_(theirs)
+
+
+def check_not_shared(role: str, frozen: Frozen, policy: Policy) -> None:
+    """Raise QTargetError where a reference holds weights that training the policy changes."""
+    if not isinstance(frozen, FrozenModel):
+        return
+    trained = {tensor.data_ptr() for tensor in policy.parameters()}
+    if any(tensor.data_ptr() in trained for tensor in frozen.policy.parameters()):
+        raise QTargetError(
+            f"the {role} shares its weights with the policy, which is being trained: give a copy, or, for a policy "
+            "with an adapter, reference@references.prior=adapter_off"
+        )

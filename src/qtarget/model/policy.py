@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qtarget.math.head import Head
 
 
 class Policy(nn.Module):
-    """Wraps a transformers causal LM. forward: input_ids [B, T] → last hidden states [B, T, D]."""
+    """Wraps a transformers causal LM. forward: input_ids [B, T] → last hidden states [B, T, D].
 
-    def __init__(self, lm: Any, vocab_size: int) -> None:
-        """vocab_size: the tokenizer's; rows of the head beyond it are padding and never receive probability."""
+    position_ids [B, T], given where documents share a row, each counting from 0: transformers then keeps them from
+    seeing each other, as long as there is no mask and no cache.
+    """
+
+    def __init__(self, lm: Any, vocab_size: int, *, compiled: bool = False) -> None:
+        """vocab_size: the tokenizer's; rows of the head beyond it are padding and never receive probability.
+
+        compiled: forward goes through torch.compile; generation doesn't.
+        """
         super().__init__()
         self.lm = lm
         self.vocab_size = vocab_size
+        self.compiled = compiled
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden: Tensor = self.lm.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        read = self._read(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        hidden: Tensor = read.last_hidden_state
         return hidden
+
+    @cached_property
+    def _read(self) -> Callable[..., Any]:
+        decoder: Callable[..., Any] = self.lm.get_decoder()
+        return torch.compile(decoder, dynamic=True) if self.compiled else decoder
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is trained on a model that stays as it is."""
+        return hasattr(self.lm, "disable_adapter")
 
     @property
     def head(self) -> Head:
@@ -33,6 +56,18 @@ class Policy(nn.Module):
             scale=_logit_scale(config),
             true_vocab=self.vocab_size if padded else None,
         )
+
+
+@contextmanager
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Dropout off meanwhile, and nothing left behind that training would trip over."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(was_training)
+        torch.clear_autocast_cache()  # before torch 2.10 the casts kept there had no graph, for the training pass too
 
 
 def _logit_scale(config: Any) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from qtarget.errors import QTargetError
-from qtarget.model import embedded
+from qtarget.model import digest, embedded
 from qtarget.model.folders import model_folder, names_a_folder
 from qtarget.model.policy import Policy
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
@@ -52,14 +53,36 @@ def load_config(source: Source) -> Any:
     return tiny_config(len(tiny_tokenizer())) if source.is_tiny else _from_hub_or_folder(AutoConfig, source)
 
 
-def load_policy(source: Source, vocab_size: int, *, dtype: str = "float32", attention: str = "sdpa") -> Policy:
-    """The causal LM itself. dtype: of the parameters; a policy under bf16-mixed keeps float32."""
+def load_policy(
+    source: Source,
+    vocab_size: int,
+    *,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    gradient_checkpointing: bool = False,
+    compiled: bool = False,
+) -> Policy:
+    """The causal LM itself. dtype: of the parameters; a policy under bf16-mixed keeps float32.
+
+    gradient_checkpointing: activations are computed again in the backward instead of kept. compiled: through
+    torch.compile.
+    """
     if source.is_tiny:
-        return Policy(tiny_model(load_config(source)), vocab_size)
-    lm = _from_hub_or_folder(
-        AutoModelForCausalLM, source, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=False
-    )
-    return Policy(lm, vocab_size)
+        lm: Any = tiny_model(load_config(source))
+        lm.to(DTYPES[dtype])
+    else:
+        options = {"dtype": DTYPES[dtype], "attn_implementation": attention, "trust_remote_code": False}
+        lm = _from_hub_or_folder(AutoModelForCausalLM, source, **options)
+    if gradient_checkpointing:
+        lm.activation_checkpointing_enable({"use_reentrant": False})
+    return Policy(lm, vocab_size, compiled=compiled)
+
+
+def fingerprint(source: Source) -> str:
+    """What the weights are, wherever they lie: of local ones their content, of hub ones the commit."""
+    if source.is_tiny or Path(source.location).exists():
+        return digest.fingerprint(source.location)
+    return f"{source.location}@{getattr(load_config(source), '_commit_hash', None)}"
 
 
 def context_length(config: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import lightning as L
 import psutil
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qtarget.data.batch import Batch
 from qtarget.math.schedule import scheduled
+from qtarget.progress import Progress
 from qtarget.train.module import QTargetModule
 
 Log = Callable[[int, dict[str, float]], None]
@@ -111,43 +109,28 @@ class PeriodicEvaluation(L.Callback):
 
 
 class ShowProgress(L.Callback):
-    """A bar of optimizer steps with rate and time left; plain lines where nobody watches a terminal."""
+    """How many optimizer steps are done, at which rate."""
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )
-        self._task: Any = None
-        self._started = self._said = time.perf_counter()
+        self._shown: Progress | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._started = self._said = time.perf_counter()
-        if sys.stderr.isatty():
-            self._task = self._bar.add_task(self.title, total=trainer.max_steps, rate="")
-            self._bar.start()
+        self._shown = Progress(self.title, trainer.max_steps, "steps")
+        self._shown.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        now, step = time.perf_counter(), trainer.global_step
-        rate = step / max(now - self._started, 1e-9)
-        if self._task is not None:
-            self._bar.update(self._task, completed=step, rate=f"{rate:.2f} steps/s")
-        elif now - self._said > 20 or step == trainer.max_steps:
-            self._said = now
-            left = (trainer.max_steps - step) / max(rate, 1e-9)
-            print(
-                f"{self.title}: step {step}/{trainer.max_steps}, {rate:.2f} steps/s, {left:.0f} s left", file=sys.stderr
-            )
+        assert self._shown is not None
+        self._shown.update(trainer.global_step)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._bar.stop()
+        self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._bar.stop()  # Lightning tears nothing down after an exception
+        self._stop()  # Lightning tears nothing down after an exception
+
+    def _stop(self) -> None:
+        if self._shown is not None:
+            self._shown.stop()

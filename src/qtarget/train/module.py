@@ -14,7 +14,7 @@ from qtarget.math.loss import IGNORE, LossOutput, linear_loss, survey
 from qtarget.math.survey import TokenTable
 from qtarget.math.target import Design, wants_negatives
 from qtarget.math.tokens import EarlierTokens, Given
-from qtarget.model.frozen import FrozenModel, Snapshot
+from qtarget.model.frozen import Frozen, Snapshot, check_not_shared
 from qtarget.model.policy import Policy
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.optim import AdamW
@@ -24,15 +24,15 @@ from qtarget.train.step import StepScorer
 class QTargetModule(L.LightningModule):
     """Trains `policy` towards the target of `design`.
 
-    references: role → frozen model. A FrozenModel is no nn.Module, so `train()`, `parameters()`, `state_dict()` and the
-    optimizer never see it.
+    references: role → what stands for it. None is an nn.Module, so `train()`, `parameters()`, `state_dict()` and the
+    optimizer never see it. Raises QTargetError for one that shares weights with the policy.
     """
 
     def __init__(
         self,
         policy: Policy,
         design: Design,
-        references: Mapping[str, FrozenModel],
+        references: Mapping[str, Frozen],
         optim: AdamW,
         *,
         total_steps: int,
@@ -47,6 +47,8 @@ class QTargetModule(L.LightningModule):
         self.chunk_size = chunk_size
         self.compiled = compiled
         self.references = dict(references)
+        for role, frozen in self.references.items():
+            check_not_shared(role, frozen, policy)
         self.step = StepScorer(design, policy, self.survey, self.token_loss)
         self.recent = TokenMeans()
         self.whole_run = TokenMeans()
@@ -66,7 +68,7 @@ class QTargetModule(L.LightningModule):
     ) -> LossOutput:
         """The design's loss on the supervised tokens of a batch; references run on the same input ids."""
         given: Given = {**self._beside(batch), "statistics": statistics, "token_scale": token_scale}
-        hidden = self.policy(batch.input_ids)
+        hidden = self.policy(batch.input_ids, batch.position_ids)
         return linear_loss(
             hidden,
             self.policy.head,
@@ -79,17 +81,22 @@ class QTargetModule(L.LightningModule):
 
     def survey(self, batch: Batch) -> TokenTable:
         """What statistics of the design are made of, for the supervised tokens of a batch."""
-        hidden, given = self.policy(batch.input_ids), self._beside(batch)
+        hidden, given = self.policy(batch.input_ids, batch.position_ids), self._beside(batch)
         return survey(hidden, self.policy.head, batch.labels, self.design, chunk_size=self.chunk_size, **given)
 
     def _beside(self, batch: Batch) -> Given:
         """What stands beside the labels."""
         return {
-            "references": {role: frozen.reference(batch.input_ids) for role, frozen in self.references.items()},
+            "references": {role: frozen.reference(batch) for role, frozen in self.references.items()},
             "columns": batch.columns,
-            "negatives": EarlierTokens.of(batch.input_ids) if wants_negatives(self.design) else None,
+            "sequence_ids": batch.sequence_ids,
+            "negatives": self._negatives(batch) if wants_negatives(self.design) else None,
             "progress": self.progress_at(self.global_step),
         }
+
+    @staticmethod
+    def _negatives(batch: Batch) -> EarlierTokens:
+        return EarlierTokens.of(batch.input_ids, batch.position_ids)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Σ loss over the micro-batch, scaled by its share: the optimizer sees one mean over the whole step."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from qtarget.data.batch import Batch, StepWindow
 from qtarget.data.ranks import rank_and_world
-from qtarget.math.loss import IGNORE, LossOutput
+from qtarget.math.loss import LossOutput
 from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, counted
+from qtarget.model.policy import evaluating
 
 STEP = ("step",)
 PULLED = ("kept", "weight_sum")
@@ -58,7 +58,7 @@ class StepScorer:
         if not scoring_passes(self.design):
             return StepShare(self._scale(batch, batch.window))
         if batch.window.index == 0 or batch.window.batches is not self._window:
-            with torch.no_grad(), _evaluating(self.policy):
+            with torch.no_grad(), evaluating(self.policy):
                 self._shares = self._read(batch.window, batch.labels.device)
             self._window = batch.window.batches
         return self._shares[batch.window.index]
@@ -66,8 +66,7 @@ class StepScorer:
     def _scale(self, batch: Batch, window: StepWindow) -> Tensor | float:
         if normalizer(self.design) != "sequences":
             return window.loss_scale
-        lengths = (batch.labels != IGNORE).sum(-1, keepdim=True).clamp_min(1)
-        return (window.undo / max(window.sequences, 1) / lengths).expand(batch.labels.shape)
+        return window.undo / max(window.sequences, 1) / batch.sequence_lengths.clamp_min(1)
 
     def _read(self, window: StepWindow, device: torch.device) -> list[StepShare]:
         batches = [batch.to(device) for batch in window.batches]
@@ -92,18 +91,6 @@ class StepScorer:
         sizes = [len(table.labels) for table in tables]
         rows = {part: values[before : before + sum(sizes)].split(sizes) for part, values in whole.items()}
         return [{part: pieces[index] for part, pieces in rows.items()} for index in range(len(batches))]
-
-
-@contextmanager
-def _evaluating(policy: nn.Module) -> Iterator[None]:
-    """Dropout off: a step is judged by what the policy says, whichever way it is cut."""
-    was_training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(was_training)
-        torch.clear_autocast_cache()  # before torch 2.10 the casts kept there had no graph, for the training pass too
 
 
 def _gathered(table: TokenTable, world: int) -> list[TokenTable]:

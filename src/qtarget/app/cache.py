@@ -1,0 +1,49 @@
+"""`qtarget cache`: score a data set once, before the runs that share it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from qtarget import checks
+from qtarget.app import compose
+from qtarget.app.caching import build_missing, described, role_of
+from qtarget.app.configs import compose_config
+from qtarget.app.train import prepare_process
+from qtarget.model.scores import KEPT
+
+OWN = ("detail", "role")
+ROLES = ("prior", "teacher")
+
+
+def build(arguments: Sequence[str]) -> int:
+    """`qtarget cache data=… model=… detail=label|topk|hidden [role=prior|teacher] [overrides of qtarget train]`."""
+    own, overrides = _split(arguments)
+    role, detail = own.get("role", "prior"), own.get("detail", "hidden")
+    checks.choice("role", role, ROLES)
+    checks.choice("detail", detail, KEPT)
+    chosen = [f"reference@references.{role}=cached", f"references.{role}.detail={detail}"]
+    cfg = compose_config("train", [*chosen, *overrides])
+    prepare_process(cfg.seed)
+    _build(cfg, role)
+    print(f"next: {shlex.join(['qtarget', 'train', 'target=NAME', *chosen, *overrides])}")
+    return 0
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """This command's own arguments, and Hydra's."""
+    pairs = [argument.partition("=") for argument in arguments]
+    own = {key: value for key, _, value in pairs if key in OWN}
+    return own, [argument for argument in arguments if argument.partition("=")[0] not in OWN]
+
+
+def _build(cfg: DictConfig, role: str) -> None:
+    plan = compose.plan(cfg, cached=(role,))
+    for name, cache in plan.caches.items():
+        print(described(name, cache, plan.references[role_of(name)]))
+    if all(cache.is_built for cache in plan.caches.values()):
+        compose.open_caches(plan)
+        print("nothing to score: every run on these rows reads these files")
+    build_missing(plan.caches, plan.references, lambda role: compose.scoring_model(plan, role))

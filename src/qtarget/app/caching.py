@@ -1,0 +1,155 @@
+"""Cached references: which caches a run reads, where they lie, and building those that are missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from qtarget.data.collate import Collate
+from qtarget.data.example import Example
+from qtarget.data.module import Prepared
+from qtarget.math.target import Design, needs, wants_support
+from qtarget.model import provide
+from qtarget.model.cache import CachePlan, check_room, ensure, in_words
+from qtarget.model.paths import cache_dir
+from qtarget.model.policy import Policy
+from qtarget.model.scores import Recipe
+from qtarget.progress import Progress
+
+HELDOUT = "heldout"
+"""Beside the roles: the prior over the held-out rows, whole, for measuring drift from it."""
+FULL_DETAIL = {"label": "label", "topk": "topk", "hidden": "full"}
+"""What a cache keeps → what a design may look at."""
+
+
+def kept_detail(node: DictConfig, role: str, design: Design) -> str:
+    """How much a cached role keeps: as configured, or the least that makes no difference to the design."""
+    if node.detail:
+        return str(node.detail)
+    if needs(design).get(role) == "label":
+        return "label"
+    return "topk" if wants_support(design) else "hidden"
+
+
+def details_read(cfg: DictConfig, sources: Iterable[str], design: Design) -> dict[str, str]:
+    """Cached role that a design looks at → how much is kept of it."""
+    nodes = {role: cfg.references[role] for role in sources if role in needs(design)}
+    return {role: kept_detail(node, role, design) for role, node in nodes.items() if node.kind == "cached"}
+
+
+def cache_plans(
+    cfg: DictConfig,
+    sources: Mapping[str, provide.Source],
+    details: Mapping[str, str],
+    prepared: Prepared,
+    tokenizer: Any,
+) -> dict[str, CachePlan]:
+    """The caches a run reads: by role over the training rows, with its detail, and by `HELDOUT`."""
+
+    def planned(role: str, rows: Sequence[Example], detail: str, part: str) -> CachePlan:
+        return _plan(cfg, role, sources[role], rows, detail=detail, part=part, tokenizer=tokenizer)
+
+    found = {role: planned(role, prepared.train, detail, "train") for role, detail in details.items()}
+    drift = cfg.eval.kl_prior and "prior" in sources and cfg.references.prior.kind == "cached"
+    if drift and prepared.heldout:
+        found[HELDOUT] = planned("prior", prepared.heldout, "hidden", "heldout")
+    return found
+
+
+def _plan(
+    cfg: DictConfig,
+    role: str,
+    source: provide.Source,
+    rows: Sequence[Example],
+    *,
+    detail: str,
+    part: str,
+    tokenizer: Any,
+) -> CachePlan:
+    node = cfg.references[role]
+    recipe = Recipe(detail, node.topk, node.store_dtype, cfg.trainer.precision)
+    identity = {
+        "weights": provide.fingerprint(source),
+        "rows": _rows_digest(rows),
+        "kept": str(recipe),
+        "parameters": node.dtype,
+    }
+    made_from = {
+        "model": source.location,
+        "data": str(cfg.data.source),
+        "noise": str(cfg.data.noise),
+        "chat template": _digest(str(tokenizer.chat_template).encode()),
+        "truncation": f"{cfg.data.truncation} at {cfg.data.max_length}",
+    }
+    name = f"{detail}-{_digest(json.dumps(identity, sort_keys=True).encode())}"
+    folder = Path(node.folder).expanduser() / part if node.folder else cache_dir() / "references" / name
+    return CachePlan(folder, recipe, rows, identity, made_from, Collate(int(tokenizer.pad_token_id)))
+
+
+def _rows_digest(rows: Sequence[Example]) -> str:
+    """Of every token and of which are supervised: data, noise, tokenizer, template and truncation all show in these."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(array("q", row.input_ids).tobytes() + b"|" + bytes(row.supervised) + b"\n")
+    return digest.hexdigest()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def size_of(plan: CachePlan, source: provide.Source) -> int:
+    """Bytes that a cache takes, or will take."""
+    config = provide.load_config(source).get_text_config()
+    return plan.bytes(config.hidden_size, config.vocab_size)
+
+
+def described(role: str, plan: CachePlan, source: provide.Source) -> str:
+    """A cache in one line."""
+    state = "held" if plan.is_built else "to be built"
+    kept, size = plan.recipe.detail, in_words(size_of(plan, source))
+    return f"{role}: {kept} of {plan.tokens} tokens, {size}, {state} in {plan.folder}"
+
+
+def build_missing(
+    plans: Mapping[str, CachePlan],
+    sources: Mapping[str, provide.Source],
+    load: Callable[[str], Policy],
+) -> None:
+    """Score what no earlier run has scored. load: a role's model, on the device that scores.
+
+    Raises QTargetError, before anything is scored, where the disk hasn't room for all of it.
+    """
+    missing = {name: plan for name, plan in plans.items() if not plan.is_built}
+    if missing:
+        needed = sum(size_of(plan, sources[role_of(name)]) for name, plan in missing.items())
+        check_room(next(iter(missing.values())).folder, needed)
+    for name, plan in missing.items():
+        _build(name, plan, lambda name=name: load(role_of(name)))  # type: ignore[misc]
+
+
+def role_of(name: str) -> str:
+    return "prior" if name == HELDOUT else name
+
+
+def _build(name: str, plan: CachePlan, load: Callable[[], Policy]) -> None:
+    shown = Progress(f"scoring {len(plan.rows)} rows for the {name} cache", plan.tokens, "tokens")
+
+    def begin() -> Policy:
+        policy = load()
+        shown.start()
+        return policy
+
+    try:
+        ensure(plan, begin, shown.update, print)
+    finally:
+        shown.stop()
+    if plan.is_built:
+        size = sum(path.stat().st_size for path in plan.folder.glob("*.safetensors"))
+        print(f"{name} cache: {plan.tokens} tokens, {in_words(size)} in {plan.folder}")

@@ -1,0 +1,99 @@
+"""What is kept of a frozen model at each supervised token, and how it is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from qtarget import checks
+from qtarget.math.distribution import STATISTICS, TOP, Distribution
+from qtarget.math.head import Head, matmul_dtype
+from qtarget.math.reference import Reference
+from qtarget.math.tokens import CHUNK_BYTES, IGNORE
+from qtarget.model.frozen import Inputs
+from qtarget.model.policy import Policy
+
+KEPT = ("label", "topk", "hidden")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much is kept of each token, thinnest first, and how exactly.
+
+    label: the five scalars of `STATISTICS`, fp32, 20 bytes. topk: the k likeliest token ids (int32) and their
+    log-probabilities (fp32), 8·k bytes; their sum says the tail's mass. hidden: the last hidden state in `dtype`, from
+    which one product with the head, kept once beside it, makes the exact distribution.
+    precision: of the model's products while it scores, as trainer.precision.
+    """
+
+    detail: str
+    topk: int
+    dtype: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        checks.choice("detail", self.detail, KEPT)
+        checks.choice("store_dtype", self.dtype, tuple(DTYPES))
+        checks.whole("topk", self.topk, 1)
+
+    def token_bytes(self, hidden_size: int) -> int:
+        """Bytes on disk per supervised token."""
+        sizes = {"label": 4 * len(STATISTICS), "topk": 8 * self.topk}
+        return sizes.get(self.detail) or DTYPES[self.dtype].itemsize * hidden_size
+
+    def __str__(self) -> str:
+        """What the numbers depend on, and nothing else."""
+        how = {"label": "", "topk": f" {self.topk}", "hidden": f" {self.dtype}"}[self.detail]
+        return f"{self.detail}{how}, scored in {self.precision}"
+
+    @property
+    def head_dtype(self) -> torch.dtype:
+        """That of products: under bf16 a wider head would be rounded at every use."""
+        return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
+
+    @torch.no_grad()
+    def scores(self, policy: Policy, batch: Inputs) -> dict[str, Tensor]:
+        """name → [N, …] of the N supervised tokens of a batch, in the order of their positions."""
+        kept = batch.labels != IGNORE
+        with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+            hidden = policy(batch.input_ids, batch.position_ids)[kept]
+            if self.detail == "hidden":
+                return {"hidden": hidden.to(DTYPES[self.dtype])}
+            pieces = [self._of_chunk(h, y, policy.head) for h, y in _chunks(hidden, batch.labels[kept], policy.head)]
+        return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
+
+    def _of_chunk(self, hidden: Tensor, labels: Tensor, head: Head) -> dict[str, Tensor]:
+        logits = head.logits(hidden, matmul_dtype(hidden))
+        known = Distribution(labels, partial(torch.log_softmax, logits, dim=-1))
+        if self.detail == "label":
+            return {"statistics": _statistics(known)}
+        logp, indices = known.logp.topk(min(self.topk, logits.shape[1]), dim=-1)
+        return {"indices": indices.int(), "logp": logp}
+
+    def reference(self, held: Mapping[str, Tensor], labels: Tensor, head: Head | None, tail: str) -> Reference:
+        """From what `scores` made of the supervised tokens with these labels [N]."""
+        if self.detail == "label":
+            columns = held["statistics"].unbind(-1)
+            found = Reference.label(labels, dict(zip(STATISTICS, columns, strict=True)))
+        elif self.detail == "topk":
+            found = Reference(rows=held["logp"], indices=held["indices"].long(), tail=tail)
+        else:
+            assert head is not None
+            found = Reference.hidden(held["hidden"].to(head.weight.dtype), head)
+        return found.of_supervised()
+
+
+def _statistics(known: Distribution) -> Tensor:
+    """[n, 5], in the order of `STATISTICS`."""
+    top = known.top_entropy(TOP)
+    return torch.stack([known.label_logp, known.entropy, top, known.outranked, known.concentration], dim=-1)
+
+
+def _chunks(hidden: Tensor, labels: Tensor, head: Head) -> list[tuple[Tensor, Tensor]]:
+    size = max(1, CHUNK_BYTES // (4 * len(head.weight)))
+    return list(zip(hidden.split(size), labels.split(size), strict=True)) if len(labels) else []

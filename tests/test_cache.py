@@ -1,0 +1,330 @@
+"""References scored once: what is on disk, who builds it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training import batches, eight_rows, other_policy
+
+from qtarget.app.cli import run as qtarget_cli
+from qtarget.data.collate import Collate
+from qtarget.errors import QTargetError
+from qtarget.math.distribution import STATISTICS
+from qtarget.math.loss import IGNORE
+from qtarget.model import cache
+from qtarget.model.cache import Cached, CachePlan, check_room, ensure
+from qtarget.model.frozen import FrozenModel
+from qtarget.model.policy import Policy
+from qtarget.model.scores import Recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
+SMALL = ["model=tiny", "trainer.max_steps=2", "data.rows=24", "data.heldout_rows=4", "eval.problems_in_training=4"]
+CACHED = "reference@references.prior=cached"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("QTARGET_CACHE", str(folder))
+    return folder
+
+
+def plan(folder: Path, detail: str = "hidden", dtype: str = "float32", **identity: str) -> CachePlan:
+    recipe = Recipe(detail, topk=5, dtype=dtype, precision="32-true")
+    made_from = {"data": identity.get("rows", "eight rows")}
+    return CachePlan(folder, recipe, eight_rows().train, {"kept": str(recipe), **identity}, made_from, Collate(256))
+
+
+def build(made: CachePlan, load: Any = other_policy) -> CachePlan:
+    ensure(made, load, lambda done: None, print)
+    return made
+
+
+def unbuilt() -> Policy:
+    raise AssertionError("nothing is left to score")
+
+
+@pytest.mark.parametrize(
+    ("detail", "dtype", "per_token"),
+    [
+        ("label", "float32", 20),
+        ("topk", "float32", 8 * 5),
+        ("hidden", "float32", 4 * 32),
+        ("hidden", "bfloat16", 2 * 32),
+    ],
+)
+def test_a_token_takes_the_bytes_that_are_promised(tmp_path: Path, detail: str, dtype: str, per_token: int) -> None:
+    made = build(plan(tmp_path / "one", detail, dtype))
+    held = [tensor for path in made.folder.glob("shard-*") for tensor in load_file(path).values()]
+    assert sum(tensor.nbytes for tensor in held) == made.tokens * per_token
+    head = 4 * 32 * 260 if detail == "hidden" else 0
+    assert made.bytes(32, 260) == made.tokens * per_token + head
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_hidden_states_are_the_exact_distribution(tmp_path: Path, dtype: str, tolerance: float) -> None:
+    held = Cached(build(plan(tmp_path / "one", "hidden", dtype)))
+    for batch in batches(eight_rows(), batch_size=3):
+        kept = batch.labels.flatten() != IGNORE
+        labels, like = batch.labels.flatten()[kept], torch.empty(int(kept.sum()), 260)
+        live = FrozenModel(other_policy()).exact(batch).select(kept).at(labels, like).logp
+        torch.testing.assert_close(held.exact(batch).at(labels, like).logp, live, atol=tolerance, rtol=tolerance)
+
+
+def test_statistics_are_those_of_the_whole_distribution(tmp_path: Path) -> None:
+    held = Cached(build(plan(tmp_path / "one", "label")))
+    (batch,) = batches(eight_rows(), batch_size=8)
+    kept = batch.labels.flatten() != IGNORE
+    labels, like = batch.labels.flatten()[kept], torch.empty(int(kept.sum()), 260)
+    live = FrozenModel(other_policy()).exact(batch).select(kept).at(labels, like)
+    p = live.logp.double().exp()
+    top = p.topk(20, dim=-1).values
+    top = top / top.sum(-1, keepdim=True)
+    at_label = p.gather(1, labels[:, None])
+    expected = {
+        "logp": at_label.squeeze(1).log(),
+        "entropy": -(p * p.log()).sum(-1),
+        "top_entropy": -(top * top.log()).sum(-1),
+        "outranked": torch.where(p < at_label, p, 0.0).sum(-1),
+        "concentration": p.square().sum(-1),
+    }
+    assert tuple(expected) == STATISTICS
+    for name, values in expected.items():
+        torch.testing.assert_close(held.reference(batch).statistics[name].double(), values, atol=1e-5, rtol=1e-4)
+    with pytest.raises(QTargetError, match="holds label, not whole distributions"):
+        held.exact(batch)
+
+
+# Building
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_build_goes_on_after_its_last_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SHARD_TOKENS", 150)
+    monkeypatch.setattr(cache, "BATCH_TOKENS", 150)
+    whole, scored = build(plan(tmp_path / "whole")), []
+
+    class Counting(Policy):
+        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+            scored.append(len(input_ids))
+            if len(scored) == 5:
+                raise Killed
+            return super().forward(input_ids, position_ids)
+
+    def load() -> Policy:
+        policy = other_policy()
+        return Counting(policy.lm, policy.vocab_size)
+
+    made = plan(tmp_path / "killed")
+    with pytest.raises(Killed):
+        build(made, load)
+    assert not made.is_built
+    left = {path.name: path.stat().st_mtime_ns for path in made.folder.glob("shard-*")}
+    assert 1 <= len(left) < len(list(whole.folder.glob("shard-*")))
+    build(made, load)
+    assert all((made.folder / name).stat().st_mtime_ns == time for name, time in left.items())
+    assert sum(scored) < 2 * 8
+    for batch in batches(eight_rows(), batch_size=3):  # rows of several shards at once
+        torch.testing.assert_close(Cached(made).reference(batch).rows, Cached(whole).reference(batch).rows)
+
+
+def racer(folder: str, turn: Any, loads: Any) -> None:
+    def load() -> Policy:
+        with loads.get_lock():
+            loads.value += 1
+        return other_policy()
+
+    made = plan(Path(folder))
+    turn.wait()
+    build(made, load)
+    Cached(made)
+
+
+def test_of_several_processes_one_builds_and_the_others_wait(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    turn, loads = context.Barrier(3), context.Value("i", 0)
+    racers = [context.Process(target=racer, args=(str(tmp_path / "one"), turn, loads)) for _ in range(3)]
+    for process in racers:
+        process.start()
+    for process in racers:
+        process.join(60)
+    assert [process.exitcode for process in racers] == [0, 0, 0]
+    assert loads.value == 1
+
+
+def test_a_disk_without_room_is_told_before_anything_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(QTargetError, match=r"needs 2\.5 MB \(2500000 bytes\) and 1\.0 MB \(1000000 bytes\) are free"):
+        check_room(tmp_path / "not" / "yet", 2_500_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    monkeypatch.chdir(tmp_path)
+    assert qtarget_cli(["train", "target=one_minus_prior", CACHED, *SMALL]) == 2
+    assert not list(tmp_path.glob("cache/references/*/shard-*"))
+
+
+# Reading
+
+
+def refused(made: CachePlan, message: str) -> None:
+    with pytest.raises(QTargetError, match=message):
+        Cached(made)
+    with pytest.raises(QTargetError, match="remove the folder to have it built again"):
+        Cached(made)
+
+
+def test_a_damaged_cache_is_refused_with_the_reason(tmp_path: Path) -> None:
+    whole = build(plan(tmp_path / "whole"))
+
+    def copy(name: str) -> CachePlan:
+        shutil.copytree(whole.folder, tmp_path / name)
+        return plan(tmp_path / name)
+
+    cut, gone, changed, headless, torn = map(copy, ("cut", "gone", "changed", "headless", "torn"))
+    shard = "shard-00000.safetensors"
+    size = (cut.folder / shard).stat().st_size
+    with (cut.folder / shard).open("r+b") as file:
+        file.truncate(size - 1)
+    refused(cut, f"{shard} has {size - 1} bytes instead of {size}")
+    (gone.folder / shard).unlink()
+    refused(gone, f"{shard} is missing")
+    with (changed.folder / shard).open("r+b") as file:
+        file.seek(size - 8)
+        file.write(b"\0\1\2\3")
+    refused(changed, f"{shard} was changed after it was made")
+    (headless.folder / "head.safetensors").unlink()
+    refused(headless, r"head\.safetensors is missing")
+    (torn.folder / "manifest.json").write_text('{"format": 1')
+    refused(torn, r"no readable manifest\.json")
+
+
+def test_a_cache_of_something_else_is_refused_with_what_differs(tmp_path: Path) -> None:
+    build(plan(tmp_path / "one", rows="first"))
+    refused(plan(tmp_path / "one", rows="second"), r"is of other rows \(data: 'first', now 'second'\)")
+    refused(plan(tmp_path / "one", "label", rows="first"), "is of other kept")
+    manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
+    (tmp_path / "one" / "manifest.json").write_text(json.dumps(manifest | {"format": 0}))
+    refused(plan(tmp_path / "one", rows="first"), "is of other format")
+
+
+# The command
+
+
+def result(workdir: Path) -> dict[str, Any]:
+    (path,) = workdir.glob("outputs/runs/*/result.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_a_run_builds_what_is_missing_and_the_next_one_reads_it(
+    workdir: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "target=one_minus_prior", CACHED, "references.prior.store_dtype=float32", *SMALL]
+    assert qtarget_cli([*command, "trainer.precision=32-true"]) == 0
+    said = capsys.readouterr()
+    assert "prior cache: " in said.out
+    assert "tokens/s" in said.err
+    first, made = result(workdir), {path: path.stat().st_mtime_ns for path in own_cache.rglob("*.safetensors")}
+    shutil.rmtree("outputs")
+    live = ["train", "target=one_minus_prior", *SMALL, "trainer.precision=32-true"]
+    assert qtarget_cli(live) == 0
+    for name in ("train/nll", "train/loss", "target/reliance", "test/nll", "test/kl_prior"):
+        assert first["metrics"][name] == pytest.approx(result(workdir)["metrics"][name], rel=1e-4, abs=1e-7), name
+    shutil.rmtree("outputs")
+    capsys.readouterr()
+    again = [*command, "trainer.precision=32-true", "optim.lr=0.001"]
+    assert qtarget_cli(again) == 0
+    assert "prior cache: " not in capsys.readouterr().out
+    assert made == {path: path.stat().st_mtime_ns for path in own_cache.rglob("*.safetensors")}
+
+
+def test_other_rows_template_weights_or_precision_are_another_cache(workdir: Path, own_cache: Path) -> None:
+    def caches(*overrides: str) -> int:
+        assert qtarget_cli(["cache", "detail=label", "eval.kl_prior=false", *SMALL, *overrides]) == 0
+        return len(list(own_cache.glob("references/*/manifest.json")))
+
+    assert caches() == 1
+    assert caches("optim.lr=0.5", "trainer.batch_size=2", "data.packing=500") == 1
+    assert caches("data.noise.seed=1") == 2
+    assert caches("trainer.precision=32-true") == 3
+    assert caches("references.prior.topk=7") == 3
+
+
+def test_cache_scores_before_the_runs_and_says_what_to_do_next(
+    workdir: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert qtarget_cli(["cache", "detail=topk", "role=teacher", "references.teacher.name=tiny", *SMALL]) == 0
+    said = capsys.readouterr().out
+    assert "teacher: topk of " in said
+    (command,) = [line.removeprefix("next: qtarget ") for line in said.splitlines() if line.startswith("next")]
+    made = {path: path.stat().st_mtime_ns for path in own_cache.rglob("shard-*")}
+    assert qtarget_cli(command.replace("NAME", "kd_support").split()) == 0
+    assert made == {path: path.stat().st_mtime_ns for path in own_cache.rglob("shard-*")}
+    assert result(workdir)["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cache", "detail=all"], "detail must be one of label, topk, hidden, got 'all'"),
+        (["cache", "role=old"], "role must be one of prior, teacher, got 'old'"),
+        (["train", "target=asft", CACHED, "references.prior.detail=label"], "got label"),
+        (["train", CACHED, "references.prior.detail=some"], "references.prior.detail must be one of"),
+        (["train", CACHED, "references.prior.store_dtype=int8"], "references.prior.store_dtype must be one of"),
+        (["train", "target=asft", "reference@references.prior=adapter_off"], "this policy has none"),
+        (["train", "model/adapter=lora", "model.adapter.rank=0"], "model.adapter.rank must be a whole number"),
+        (["train", "reference@references.teacher=adapter_off"], "references.teacher can be frozen or cached or none"),
+    ],
+)
+def test_what_cannot_be_is_told_at_once(
+    workdir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert qtarget_cli([*arguments, *SMALL]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_given_folder_is_used_and_not_mistaken(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["references.prior.folder=mine", "target=one_minus_prior", CACHED]
+    assert qtarget_cli(["train", *place, *SMALL]) == 0
+    assert Path("mine/train/manifest.json").is_file()
+    assert qtarget_cli(["train", *place, *SMALL, "data.noise.seed=3"]) == 2
+    assert "is of other rows" in capsys.readouterr().err
+
+
+def test_a_wider_padded_teacher_is_cut_to_the_true_vocabulary(tmp_path: Path) -> None:
+    """The same tokenizer, padded to other sizes on both sides: padding holds no probability on either."""
+    narrow, wide = other_policy(), other_policy()
+    wide.lm.resize_token_embeddings(300, mean_resizing=False)
+    with torch.no_grad():
+        wide.lm.get_output_embeddings().weight[260:] = 5.0
+    made = build(plan(tmp_path / "narrow"), lambda: narrow), build(plan(tmp_path / "wide"), lambda: wide)
+    (batch,) = batches(eight_rows(), batch_size=8)
+    for vocab in (260, 280, 300):
+        like = torch.empty(made[0].tokens, vocab)
+        labels = batch.labels[batch.labels != IGNORE]
+        first, second = (Cached(one).reference(batch).at(labels, like).logp for one in made)
+        torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+        assert torch.isneginf(second[:, 260:]).all()
+
+
+@pytest.mark.parametrize("options", [["model.gradient_checkpointing=true"], ["model/adapter=lora", "data.packing=200"]])
+def test_ways_to_train_reach_the_same_place(workdir: Path, options: list[str]) -> None:
+    assert qtarget_cli(["train", *SMALL, *options]) == 0
+    metrics = result(workdir)["metrics"]
+    assert metrics["train/nll"] == pytest.approx(5.57, abs=0.05)
+    checkpoint = next(workdir.glob("outputs/runs/*/checkpoint"))
+    weights = load_file(checkpoint / "model.safetensors")
+    assert not any("lora" in name for name in weights)
+    if "model/adapter=lora" in options:
+        adapter = load_file(checkpoint.parent / "adapter" / "adapter_model.safetensors")
+        assert all("lora_" in name for name in adapter)
