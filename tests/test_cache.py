@@ -283,7 +283,10 @@ def test_cache_scores_before_the_runs_and_says_what_to_do_next(
         (["train", CACHED, "references.prior.store_dtype=int8"], "references.prior.store_dtype must be one of"),
         (["train", "target=asft", "reference@references.prior=adapter_off"], "this policy has none"),
         (["train", "model/adapter=lora", "model.adapter.rank=0"], "model.adapter.rank must be a whole number"),
-        (["train", "reference@references.teacher=adapter_off"], "references.teacher can be frozen or cached or none"),
+        (
+            ["train", "reference@references.teacher=adapter_off"],
+            "references.teacher must be one of frozen, cached, none",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_at_once(

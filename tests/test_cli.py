@@ -53,7 +53,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         ],
         "references.teacher.tail must be one of bucket, renormalised, uniform, got 'cut'",
     ),
-    "snapshot": (["reference@references.prior=snapshot"], "references.prior can be frozen or none, got 'snapshot'"),
+    "snapshot": (
+        ["reference@references.prior=snapshot"],
+        "references.prior must be one of frozen, cached, adapter_off, none, got 'snapshot'",
+    ),
     "renewal": (["target=psft", "references.old.every=0"], "references.old.every must be a whole number of at least 1"),
     "no renewal": (["target=psft", "references.old.every=null"], "references.old.every must be a whole number"),
     "renormalised": (

@@ -66,8 +66,7 @@ def reference_name(cfg: DictConfig, role: str) -> str | None:
         )
     if node is None:
         return None
-    if node.kind not in KINDS[role]:
-        raise QTargetError(f"references.{role} can be {' or '.join(KINDS[role])}, got {node.kind!r}")
+    checks.choice(f"references.{role}", node.kind, KINDS[role])
     if node.kind == "snapshot":
         return str(cfg.model.name)
     if node.kind == "adapter_off":
