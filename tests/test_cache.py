@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import load_file
 from training import batches, eight_rows, other_policy
 
+from qtarget.app import compose, dry
 from qtarget.app.cli import run as qtarget_cli
+from qtarget.app.configs import compose_config
 from qtarget.data.collate import Collate
 from qtarget.errors import QTargetError
 from qtarget.math.distribution import STATISTICS
 from qtarget.math.loss import IGNORE
-from qtarget.model import cache
+from qtarget.math.tokens import CHUNK_BYTES
+from qtarget.model import cache, provide
 from qtarget.model.cache import Cached, CachePlan, check_room, ensure
 from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
@@ -331,3 +334,38 @@ def test_ways_to_train_reach_the_same_place(workdir: Path, options: list[str]) -
     if "model/adapter=lora" in options:
         adapter = load_file(checkpoint.parent / "adapter" / "adapter_model.safetensors")
         assert all("lora_" in name for name in adapter)
+
+
+def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(
+    workdir: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "target=asft", CACHED, *SMALL, "trainer=dry", "data.rows=24"]
+    assert qtarget_cli(command) == 0
+    said = capsys.readouterr().out
+    assert "2 steps × 16 rows = 1.3 epochs of 24 rows" in said
+    assert "prior: hidden of " in said
+    assert "to be built in" in said
+    assert "GB free there" in said
+    assert not own_cache.exists()
+    assert not list(workdir.rglob("result.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "bytes_per_weight", "operations_per_weight"),
+    [
+        (["target=sft"], 4 + 4 + 8, 6),
+        (["target=asft"], 4 + 4 + 8 + 4, 8),
+        (["target=asft", "model.dtype=bfloat16"], 2 + 4 + 8 + 4, 8),
+        (["target=asft", CACHED], 4 + 4 + 8, 6),
+    ],
+)
+def test_what_a_dry_run_counts(
+    workdir: Path, options: list[str], bytes_per_weight: int, operations_per_weight: int
+) -> None:
+    """Weights, gradients, two moments, a copy for a live prior; 2 operations forward, 4 backward, 2 for the prior."""
+    made = compose.plan(compose_config("train", [*SMALL, *options]))
+    policy = provide.outline(made.model, len(made.tokenizer))
+    weights = sum(tensor.numel() for tensor in other_policy().parameters())
+    assert dry._memory(made, policy) - 4 * CHUNK_BYTES == bytes_per_weight * weights
+    trunk = weights - 260 * 32
+    assert dry._operations(made, policy, 1, 0) == operations_per_weight * trunk

@@ -119,8 +119,8 @@ def _check_kinds(cfg: DictConfig) -> None:
     for name, dtype in dtypes.items():
         checks.choice(f"{name}.dtype", dtype, tuple(DTYPES))
     checks.choice("loss.compile", cfg.loss.compile, engine.CHOICES)
-    for key in ("gradient_checkpointing", "compile"):
-        checks.choice(f"model.{key}", cfg.model[key], (True, False))
+    for name in ("model.gradient_checkpointing", "model.compile", "trainer.dry"):
+        checks.choice(name, OmegaConf.select(cfg, name), (True, False))
     _check_cached(cfg)
     for role in ROLES:
         checks.choice(f"references.{role}.tail", OmegaConf.select(cfg, f"references.{role}.tail") or TAILS[0], TAILS)

@@ -109,7 +109,7 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
     """
     cfg, wanted = plan.cfg, set(roles or _read_in_training(plan))
     build_missing(plan.caches, plan.references, partial(scoring_model, plan))
-    policy = _adapted(plan, _load(plan, plan.model, cfg.model.dtype, compiled=cfg.model.compile))
+    policy = adapted(plan, _load(plan, plan.model, cfg.model.dtype, compiled=cfg.model.compile))
     policy.train()  # transformers hands models out in eval mode
     frozen = {role: _frozen(plan, role, policy) for role in plan.references if role in wanted}
     if HELDOUT in plan.caches:
@@ -141,7 +141,7 @@ def _load(plan: Plan, source: provide.Source, dtype: str, *, compiled: bool = Fa
     )
 
 
-def _adapted(plan: Plan, policy: Policy) -> Policy:
+def adapted(plan: Plan, policy: Policy) -> Policy:
     """With the adapter that is to be trained, where there is one."""
     adapter = plan.cfg.model.adapter
     adapted: Policy = instantiate(adapter)(policy) if adapter else policy
@@ -156,7 +156,7 @@ def _frozen(plan: Plan, role: str, policy: Policy) -> Frozen:
         return Cached(plan.caches[role], node.tail)
     model = _load(plan, plan.references[role], node.dtype)
     return (
-        Snapshot(_adapted(plan, model), node.every)
+        Snapshot(adapted(plan, model), node.every)
         if node.kind == "snapshot"
         else FrozenModel(model, node.topk, node.tail)
     )

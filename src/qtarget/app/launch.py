@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
     """The function Hydra runs per job: notes what became of it, so that a failing one doesn't stop the others."""
 
     def job(cfg: DictConfig) -> Any:
+        from qtarget.app.dry import dry_run
         from qtarget.app.train import run_job  # torch and transformers come in here
 
         settings = HydraConfig.get()
@@ -69,6 +70,10 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
         choices = {group: option for group, option in settings.runtime.choices.items() if "hydra/" not in group}
         label = " ".join(overrides) or "defaults"
         try:
+            if cfg.trainer.dry:
+                with suppress(OSError):
+                    folder.rmdir()  # Hydra made it
+                return dry_run(cfg, cfg.name or choices["target"])
             result = run_job(cfg, folder, choices, overrides)
         except Exception as error:
             if raises or not settings.launcher._target_.endswith("BasicLauncher"):

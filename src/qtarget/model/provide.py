@@ -78,6 +78,12 @@ def load_policy(
     return Policy(lm, vocab_size, compiled=compiled)
 
 
+def outline(source: Source, vocab_size: int) -> Policy:
+    """The model without weights: for counting them."""
+    with torch.device("meta"):
+        return Policy(AutoModelForCausalLM.from_config(load_config(source)), vocab_size)
+
+
 def fingerprint(source: Source) -> str:
     """What the weights are, wherever they lie: of local ones their content, of hub ones the commit."""
     if source.is_tiny or Path(source.location).exists():

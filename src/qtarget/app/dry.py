@@ -1,0 +1,99 @@
+"""`trainer=dry`: what a run would do and take, told without loading a weight."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import nn
+
+from qtarget.app import compose
+from qtarget.app.caching import described, role_of
+from qtarget.math.target import needs
+from qtarget.math.tokens import CHUNK_BYTES
+from qtarget.model import provide
+from qtarget.model.cache import in_words
+from qtarget.model.policy import Policy
+from qtarget.model.provide import DTYPES
+
+OPTIMIZER_BYTES = 4 + 8
+"""Per trained parameter: an fp32 gradient, and the two moments of AdamW."""
+
+
+def dry_run(cfg: DictConfig, title: str) -> None:
+    """Print the plan of a run. Raises QTargetError for whatever the run itself would refuse before it starts."""
+    plan = compose.plan(cfg)
+    print(f"{title}, nothing is run:")
+    for what, fact in _facts(plan):
+        print(f"  {what:<12}{fact}")
+
+
+def _facts(plan: compose.Plan) -> Iterator[tuple[str, str]]:
+    rows, trainer = plan.prepared.rows, plan.cfg.trainer
+    steps = trainer.max_steps * trainer.batch_size * trainer.accumulate / len(rows)
+    read = steps * sum(len(row) for row in plan.prepared.train)
+    scored = steps * sum(row.labels for row in plan.prepared.train)
+    policy = compose.adapted(plan, provide.outline(plan.model, len(plan.tokenizer)))
+    yield "training", plan.extent
+    yield "tokens", f"{in_count(read)} read, {in_count(scored)} of them supervised"
+    yield "parameters", f"{in_count(_size(policy))}, {in_count(_trained(policy))} of them trained"
+    yield "operations", f"{in_count(_operations(plan, policy, read, scored))} floating-point operations to train"
+    yield (
+        "memory",
+        f"{in_words(_memory(plan, policy))} for weights, gradients, optimizer and the loss; activations beside",
+    )
+    yield "loss", plan.engine.said
+    yield from _references(plan)
+
+
+def _references(plan: compose.Plan) -> Iterator[tuple[str, str]]:
+    for role in needs(plan.design):
+        yield "reference", f"{role}: {plan.cfg.references[role].kind}"
+    for name, cache in plan.caches.items():
+        yield "cache", described(name, cache, plan.references[role_of(name)])
+        existing = next(parent for parent in (cache.folder, *cache.folder.parents) if parent.exists())
+        yield "", f"{in_words(shutil.disk_usage(Path(existing)).free)} free there"
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _trained(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _operations(plan: compose.Plan, policy: Policy, read: float, scored: float) -> float:
+    """2 per weight and token forward, 2 backward to the activations, 2 to a weight that is trained.
+
+    The head reads supervised tokens alone; attention is left out.
+    """
+    head = policy.head.weight.numel()
+    trunk = _size(policy) - head
+    of_head = 4 + 2 * policy.head.weight.requires_grad
+    of_trunk = 4 * trunk + 2 * min(trunk, _trained(policy))
+    live = [role for role in needs(plan.design) if plan.cfg.references[role].kind != "cached"]
+    whole = [
+        role for role, cache in plan.caches.items() if cache.recipe.detail == "hidden" and role in needs(plan.design)
+    ]
+    beside = 2 * len(live)
+    return (of_trunk + beside * trunk) * read + (of_head + beside + 2 * len(whole)) * head * scored
+
+
+def _memory(plan: compose.Plan, policy: Policy) -> int:
+    """Bytes on one device that holds all of it."""
+    width = DTYPES[plan.cfg.model.dtype].itemsize
+    kinds = {role: plan.cfg.references[role] for role in needs(plan.design)}
+    copies = sum(DTYPES[node.dtype].itemsize for node in kinds.values() if node.kind in ("frozen", "snapshot"))
+    return (width + copies) * _size(policy) + OPTIMIZER_BYTES * _trained(policy) + 4 * CHUNK_BYTES
+
+
+def in_count(number: float) -> str:
+    """1234567 → 1.2 million."""
+    for unit in ("", " thousand", " million", " billion", " trillion"):
+        if number < 1000:
+            return f"{number:.{1 if unit else 0}f}{unit}"
+        number /= 1000
+    return f"{number:.1f} quadrillion"
