@@ -1,76 +1,347 @@
-"""Two processes take the step that one would: counts, rows and gradients."""
+"""Two processes do what one would: under Lightning's own trainer, and from the command to the checkpoint."""
 
 from __future__ import annotations
 
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import qtarget
+from qtarget.app import ranks
+from qtarget.app import train as application
+from qtarget.app.cli import run as qtarget_cli
+from qtarget.app.configs import compose_config
 from qtarget.data.batch import Batch
+from qtarget.data.example import Example
 from qtarget.data.module import DataConfig, SFTData, prepare
 from qtarget.data.sources.reasoning_gym import ReasoningGym
-from qtarget.model.frozen import FrozenModel
+from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy
+from qtarget.model.sharding import whole
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "tokens": ("dft", {}),
-    "step statistics, kept tokens": ("rho1", {"reliance.source": "prior"}),
-    "sequence statistics, weight sum": ("iw_sft", {"normalize": "weight_sum"}),
-    "sequences": ("talr", {"normalize": "sequences"}),
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
+STEPS, ROWS = 2, 8  # rows of one optimizer step
+
+
+@dataclass(frozen=True)
+class Case:
+    """A design, and what is special about the step."""
+
+    design: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    clip: float = 0.0
+    masked: bool = False  # rank 1's last micro-batch of the first step has nothing supervised
+    cuts: tuple[tuple[str, int], ...] = (("ddp", 2), ("fsdp2", 2))  # strategy, micro-batches a step
+
+
+CUTS = (("ddp", 1), ("ddp", 2), ("fsdp2", 1), ("fsdp2", 2))
+CASES = {
+    "teacher": Case("target_sft", cuts=CUTS),
+    "step statistics, kept tokens": Case("rho1", {"reliance.source": "prior"}, cuts=CUTS),
+    "sequence statistics, weight sum": Case("iw_sft", {"normalize": "weight_sum"}, cuts=CUTS),
+    "sequences": Case("talr", {"normalize": "sequences"}),
+    "the policy as it was": Case("psft"),
+    "clipped": Case("sft", clip=0.05),
+    "masked": Case("dft", masked=True),
+    "masked, step statistics": Case("rho1", {"reliance.source": "prior"}, masked=True),
+}
+RUNS = [(name, *cut) for name, case in CASES.items() for cut in case.cuts]
+
+
+# One run of Lightning's trainer, on one process or as one of two
+
+
+def examples(masked: bool) -> list[Example]:
+    """Two steps of rows of unequal length."""
+    source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
+    rows = list(prepare(DataConfig(source, rows=STEPS * ROWS, heldout_rows=2), tiny_tokenizer(), 1024).train)
+    if masked:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()  # the sampler's
+        for index in order[1:ROWS:2][ROWS // 4 :]:
+            rows[index] = replace(rows[index], supervised=(False,) * len(rows[index]))
+    return rows
+
+
+def policy(offset: float = 0.0) -> Policy:
+    made = Policy(tiny_model(tiny_config(len(tiny_tokenizer()))), len(tiny_tokenizer()))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(offset * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return made
+
+
+class Seen(L.Callback):
+    """The micro-batches of a rank, and the whole gradients before each optimizer step."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.gradients: list[torch.Tensor] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        self.batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.gradients.append(flat(parameter.grad for parameter in pl_module.policy.parameters()))
+
+
+def flat(tensors: Iterable[Any]) -> torch.Tensor:
+    return torch.cat([whole(tensor.detach()).flatten() for tensor in tensors])
+
+
+def trained(case: Case, strategy: str, devices: int, accumulate: int) -> dict[str, Any]:
+    """What two optimizer steps leave behind; a large ε keeps the size of Adam's steps, so that a wrong scale shows."""
+    settings = {"devices": devices, "strategy": strategy, "accumulate": accumulate, "clip": case.clip}
+    settings |= {"max_steps": STEPS, "accelerator": "cpu", "precision": "32-true"}
+    cfg = compose_config("train", ["model=tiny", *(f"trainer.{key}={value}" for key, value in settings.items())])
+    frozen = FrozenModel(policy(offset=0.05))
+    references = {"prior": frozen, "teacher": frozen, "old": Snapshot(policy(), every=1)}
+    module = QTargetModule(
+        policy().train(),
+        qtarget.load_design(case.design, **case.changes),
+        references,
+        AdamW(lr=1e-2, warmup=0.0, weight_decay=0.0, eps=1.0),
+        total_steps=STEPS,
+    )
+    seen, size = Seen(), ROWS // devices // accumulate
+    data = SFTData(examples(case.masked), 256, batch_size=size, accumulate=accumulate, seed=0)
+    application._fit(application._trainer(cfg, [seen]), module, data)
+    return {
+        "gradients": seen.gradients,
+        "weights": flat(module.policy.parameters()),
+        "metrics": module.whole_run.compute(),
+        "rows": [len(batch.labels) for batch in seen.batches],
+        "supervised": [batch.supervised for batch in seen.batches],
+        "tokens": [batch.window.tokens for batch in seen.batches if batch.window],
+    }
+
+
+def train_every_case(folder: str) -> None:
+    """All of them in one pair of processes: starting one takes longer than what it has to do."""
+    application.prepare_process(0)
+    found = {(name, *cut): trained(CASES[name], cut[0], 2, cut[1]) for name, *cut in RUNS}
+    torch.save(found, f"{folder}/{dist.get_rank()}.pt")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, dict[str, Any]]]:
+    """What each of two ranks found, by (case, strategy, accumulate)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ranks.start(2, train_every_case, str(folder))
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+Found = list[dict[Any, dict[str, Any]]]
+each_run = pytest.mark.parametrize(("name", "strategy", "accumulate"), RUNS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_take_the_steps_of_one(two: Found, name: str) -> None:
+    """Gradients, weights after two steps and logged means; the window's count is that of all ranks."""
+    one = trained(CASES[name], "auto", 1, 1)
+    for strategy, accumulate in CASES[name].cuts:
+        for rank in (0, 1):
+            found = two[rank][name, strategy, accumulate]
+            assert found["rows"] == [ROWS // 2 // accumulate] * STEPS * accumulate
+            assert set(found["tokens"][:accumulate]) == {one["supervised"][0]}
+            for got, expected in zip(found["gradients"], one["gradients"], strict=True):
+                torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
+            torch.testing.assert_close(found["weights"], one["weights"], atol=1e-7, rtol=1e-5)
+            assert found["metrics"] == pytest.approx(one["metrics"], rel=1e-4)
+    assert not torch.equal(one["weights"], flat(policy().parameters()))
+
+
+@pytest.mark.slow
+@each_run
+def test_gradients_are_the_same_on_every_rank_after_a_step(
+    two: Found, name: str, strategy: str, accumulate: int
+) -> None:
+    mine, theirs = (found[name, strategy, accumulate] for found in two)
+    assert len(mine["gradients"]) == STEPS
+    assert mine["supervised"] != theirs["supervised"]  # each read rows of its own
+    for got, expected in zip(mine["gradients"], theirs["gradients"], strict=True):
+        assert torch.equal(got, expected)
+    assert torch.equal(mine["weights"], theirs["weights"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "strategy", "accumulate"), [run for run in RUNS if CASES[run[0]].masked])
+def test_an_all_masked_micro_batch_on_one_rank(two: Found, name: str, strategy: str, accumulate: int) -> None:
+    """It waits for nobody, and adds nothing: that the step is right nonetheless is tested above."""
+    first, second = (found[name, strategy, accumulate] for found in two)
+    assert [count > 0 for count in first["supervised"]] == [True] * 4
+    assert [count > 0 for count in second["supervised"]] == [True, False, True, True]
+    assert all(torch.isfinite(gradient).all() for gradient in second["gradients"])
+
+
+# Processes of a run
+
+
+def killed_in_rank_1() -> None:
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()  # waits for a rank that won't come
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_named() -> None:
+    """And not what its end did to the others."""
+    with pytest.raises(ranks.RankError, match="rank 1 of 2 was ended by SIGKILL: was memory short"):
+        ranks.start(2, killed_in_rank_1)
+
+
+def test_the_first_to_fail_is_raised() -> None:
+    reports: queue.SimpleQueue[ranks.Report] = queue.SimpleQueue()
+    with pytest.raises(ranks.RankError, match="rank 1 of 2 was ended by exit code 3"):
+        ranks._raise([None, 3], reports)
+    reports.put(ranks.Report(1, "ValueError: out of luck", False, "line 7, in unlucky"))
+    reports.put(ranks.Report(0, "RuntimeError: connection closed", False, ""))
+    with pytest.raises(ranks.RankError, match=r"^rank 1 of 2: ValueError: out of luck$") as raised:
+        ranks._raise([1, 1], reports)
+    assert "line 7, in unlucky" in str(raised.value.__cause__)
+
+
+def test_processes_that_somebody_else_started_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = compose_config("train", ["trainer.devices=4", "trainer.num_nodes=2"]).trainer
+    with pytest.raises(qtarget.QTargetError, match="start the same command on every node with torchrun or srun"):
+        ranks.check_started(trainer)
+    for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    ranks.check_started(trainer)
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    with pytest.raises(qtarget.QTargetError, match=r"6 processes were started, and .* is 8"):
+        ranks.check_started(trainer)
+
+
+# The command
+
+SMALL = ["model=tiny", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=3", "data.rows=48"]
+SMALL += ["data.heldout_rows=8", "eval.problems_in_training=4", "trainer.eval_every=2", "trainer.log_every=1"]
+TWO = ["trainer.devices=2", "trainer.batch_size=8"]
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every finished run below a folder, by its strategy."""
+    found = {}
+    for path in folder.glob("*/result.json"):
+        result = json.loads(path.read_text())
+        if result["status"] != "finished":
+            continue
+        lines = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        cfg = (path.parent / "config.yaml").read_text()
+        (strategy,) = (name for name in ("auto", "ddp", "fsdp2") if f"strategy: {name}" in cfg)
+        found[strategy] = {"folder": path.parent, "lines": lines, **result}
+    return found
+
+
+def assert_same_numbers(lines: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """Line by line, but for what a clock or the memory says."""
+    measured = {"time", "train/tokens_per_second", "train/seconds", "train/peak_memory_gb"}
+    for got, wanted in zip(lines, expected, strict=True):
+        same = {name: value for name, value in wanted.items() if name not in measured}
+        assert {name: got[name] for name in same} == pytest.approx(same, rel=1e-4, abs=1e-7)
+
+
+def assert_optimizer_loads(path: Path, model: torch.nn.Module) -> None:
+    state = torch.load(path, weights_only=True)
+    assert state["step"] == 3
+    optimizer = AdamW().configure(model.parameters(), 3)["optimizer"]
+    optimizer.load_state_dict(state["optimizer"])
+    for parameter in model.parameters():
+        assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
+
+
+@pytest.mark.slow
+def test_two_devices_end_where_one_does(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Records, checkpoints and the optimizer's state of a multirun of ddp and fsdp2, against a run of one process."""
+    from transformers import AutoModelForCausalLM
+
+    several = ["train", "-m", "target=sft,kd", *SMALL, *TWO, "trainer.strategy=ddp,fsdp2"]
+    assert qtarget_cli(several) == 2  # kd has no teacher, which is said before a process is started
+    said = capfd.readouterr()
+    assert said.err.count("FAILED    target=kd") == said.err.count("this target needs the teacher") == 2
+    assert "Traceback" not in said.err
+    assert said.out.count("sft: 3 steps × 16 rows = 1 epochs of 48 rows") == 2  # one of the two ranks speaks
+    assert "Warning" not in said.err
+    assert qtarget_cli(["train", *SMALL, "trainer.batch_size=16"]) == 0
+    runs = records(workdir / "outputs/runs")
+    one = runs.pop("auto")
+    expected = AutoModelForCausalLM.from_pretrained(one["folder"] / "checkpoint").state_dict()
+    files = {path.name for path in one["folder"].rglob("*")}
+    for run in runs.values():
+        assert {path.name for path in run["folder"].rglob("*")} == files
+        assert_same_numbers([*run["lines"], run["metrics"]], [*one["lines"], one["metrics"]])
+        model = AutoModelForCausalLM.from_pretrained(run["folder"] / "checkpoint")
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
+        sizes = [(each["folder"] / "checkpoint/model.safetensors").stat().st_size for each in (run, one)]
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.01)  # tied weights are saved once
+        assert_optimizer_loads(run["folder"] / "checkpoint/optimizer.pt", model)
+    monkeypatch.setattr(ranks, "start", None)  # what is finished is returned without a process
+    assert qtarget_cli(several) == 2
+    assert capfd.readouterr().out.count("sft: finished already, not trained again") == 2
+    assert qtarget_cli(["compare", "outputs/runs"]) == 0
+
+
+@pytest.mark.slow
+def test_bad_input_under_two_devices_is_one_plain_message(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Found by every rank, said once."""
+    assert qtarget_cli(["train", *SMALL, *TWO, "data.max_length=4"]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("qtarget: 48 of 48 rows are longer than 4 tokens")
+    assert len(error.strip().splitlines()) == 1
+    (folder,) = workdir.glob("outputs/runs/*")
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "rows are longer than 4 tokens" in result["error"]
+    assert "in _fit" in (folder / "traceback.txt").read_text()  # of the rank
+
+
+@pytest.mark.slow
+def test_ranks_that_torchrun_started_are_used(workdir: Path) -> None:
+    """One record, written by rank 0; what is finished, every rank leaves alone."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "qtarget", "train", "-m", "seed=0,0", *SMALL, *TWO]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for said in ("sft: 3 steps × 16 rows", "sft: finished already, not trained again", "next: qtarget compare"):
+        assert done.stdout.count(said) == 1
+    (path,) = workdir.glob("outputs/runs/*/result.json")
+    assert json.loads(path.read_text())["status"] == "finished"
+
+
+BAD = {
+    "devices": (["trainer.devices=0"], "trainer.devices must be a whole number of at least 1, got 0"),
+    "strategy": (["trainer.strategy=fsdp"], "trainer.strategy must be one of auto, ddp, fsdp2, got 'fsdp'"),
+    "one device": (["trainer.strategy=ddp"], "spreads a run over devices, and this one has one: set trainer.devices=N"),
+    "nodes": (["trainer.num_nodes=2"], "start the same command on every node with torchrun or srun"),
 }
 
 
-def batches(batch_size: int, accumulate: int) -> list[Batch]:
-    source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
-    prepared = prepare(DataConfig(source, rows=8, heldout_rows=2), tiny_tokenizer(), 1024)
-    return list(SFTData(prepared.train, 256, batch_size=batch_size, accumulate=accumulate, seed=0).train_dataloader())
-
-
-def gradient(micro_batches: list[Batch], accumulate: int, name: str, changes: dict[str, Any]) -> torch.Tensor:
-    """As Lightning would: the mean over micro-batches of their losses' gradients."""
-    policy = Policy(tiny_model(tiny_config(len(tiny_tokenizer()))), len(tiny_tokenizer()))
-    prior = Policy(tiny_model(tiny_config(len(tiny_tokenizer()))), len(tiny_tokenizer()))
-    with torch.no_grad():  # a prior that differs from the policy
-        for parameter in prior.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    design = qtarget.load_design(name, **changes)
-    module = QTargetModule(policy, design, {"prior": FrozenModel(prior)}, AdamW(), total_steps=1)
-    for batch in micro_batches:
-        share = module.step.share(batch)
-        (module.token_loss(batch, share.statistics, share.token_scale).total / accumulate).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None])
-
-
-def worker(rank: int, world: int, folder: str, accumulate: int, case: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    mine = batches(batch_size=4 // accumulate, accumulate=accumulate)
-    summed = gradient(mine, accumulate, *CASES[case])
-    dist.all_reduce(summed)  # DDP averages over ranks
-    found: dict[str, Any] = {
-        "gradient": summed / world,
-        "tokens": [batch.window.tokens for batch in mine if batch.window],
-        "rows": sum(len(batch.labels) for batch in mine),
-    }
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_ranks_take_the_step_of_one(tmp_path: Path, accumulate: int, case: str) -> None:
-    mp.spawn(worker, args=(2, str(tmp_path), accumulate, case), nprocs=2)
-    (whole,) = batches(batch_size=8, accumulate=1)
-    expected = gradient([whole], 1, *CASES[case])
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found["rows"] == 4
-        assert set(found["tokens"]) == {whole.supervised}
-        torch.testing.assert_close(found["gradient"], expected, atol=1e-6, rtol=1e-4)
+@pytest.mark.parametrize("case", BAD)
+def test_devices_are_checked_before_a_process_is_started(
+    case: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranks, "start", None)
+    overrides, message = BAD[case]
+    assert qtarget_cli(["train", *SMALL, *overrides]) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error

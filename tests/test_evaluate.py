@@ -7,8 +7,10 @@ import torch
 
 from qtarget.evaluate.generate import greedy
 from qtarget.evaluate.scores import accuracy
+from qtarget.model.policy import Policy
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 
+VOCAB = len(tiny_tokenizer())
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8], [30, 31]]
 
 
@@ -31,16 +33,16 @@ def test_greedy_takes_the_likeliest_token_whatever_the_batch(batch: int) -> None
         free = [by_hand(lm, prompt, [], 6) for prompt in PROMPTS]
         end = free[2][3]  # a token that some answer really writes, as the end
         expected = [by_hand(lm, prompt, [end, 999], 6) for prompt in PROMPTS]
-    assert greedy(lm, PROMPTS, ends=[end, 999], pad=256, new_tokens=6, batch=batch) == expected
+    assert greedy(Policy(lm, VOCAB), PROMPTS, ends=[end, 999], pad=256, new_tokens=6, batch=batch) == expected
     assert any(len(answer) < 6 for answer in expected)
 
 
 def test_a_checkpoints_own_generation_settings_stand_aside() -> None:
     lm = tiny_model(tiny_config(len(tiny_tokenizer()))).eval()
-    expected = greedy(lm, PROMPTS, ends=[256], pad=256, new_tokens=6, batch=4)
+    expected = greedy(Policy(lm, VOCAB), PROMPTS, ends=[256], pad=256, new_tokens=6, batch=4)
     lm.generation_config.repetition_penalty = 50.0
     lm.generation_config.suppress_tokens = [token for answer in expected for token in answer]
-    assert greedy(lm, PROMPTS, ends=[256], pad=256, new_tokens=6, batch=4) == expected
+    assert greedy(Policy(lm, VOCAB), PROMPTS, ends=[256], pad=256, new_tokens=6, batch=4) == expected
     assert lm.generation_config.repetition_penalty == 50.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from qtarget import checks
@@ -18,6 +19,7 @@ KINDS = {
     "old": ("snapshot", "frozen", "none"),
 }
 PRECISIONS = ("32-true", "bf16-mixed")
+STRATEGIES = ("auto", "ddp", "fsdp2")
 WHOLE_NUMBERS = {
     "seed": 0,
     "trainer.max_steps": 0,
@@ -25,6 +27,8 @@ WHOLE_NUMBERS = {
     "trainer.accumulate": 1,
     "trainer.log_every": 1,
     "trainer.eval_every": 0,
+    "trainer.devices": 1,
+    "trainer.num_nodes": 1,
     "eval.batch_size": 1,
     "eval.new_tokens": 1,
     "eval.problems_in_training": 1,
@@ -55,6 +59,13 @@ def check(cfg: DictConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
     _check_complete(cfg)
     _check_values(cfg)
+
+
+def processes(trainer: DictConfig) -> int:
+    """How many processes a run trains in: one a device."""
+    for key in ("devices", "num_nodes"):
+        checks.whole(f"trainer.{key}", trainer[key], 1)
+    return int(trainer.devices * trainer.num_nodes)
 
 
 def reference_name(cfg: DictConfig, role: str) -> str | None:
@@ -107,9 +118,23 @@ def _check_values(cfg: DictConfig) -> None:
             checks.whole(key, node[name], least)
     if isinstance(trainer.clip, str) or trainer.clip < 0:
         raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")
-    if trainer.devices != 1:
-        raise QTargetError(f"trainer.devices must be 1, got {trainer.devices!r}: a run trains on one device")
+    _check_devices(trainer)
     _check_kinds(cfg)
+
+
+def _check_devices(trainer: DictConfig) -> None:
+    checks.choice("trainer.strategy", trainer.strategy, STRATEGIES)
+    if trainer.strategy != "auto" and processes(trainer) == 1:
+        raise QTargetError(
+            f"trainer.strategy={trainer.strategy} spreads a run over devices, and this one has one: set "
+            "trainer.devices=N, or trainer.strategy=auto"
+        )
+    there = torch.cuda.device_count()
+    if engine.on_gpu(trainer.accelerator) and trainer.devices > there:
+        raise QTargetError(
+            f"trainer.devices={trainer.devices}, and this machine has {there} GPU{'s' * (there > 1)}: ask for fewer, "
+            "or set trainer.accelerator=cpu"
+        )
 
 
 def _check_kinds(cfg: DictConfig) -> None:

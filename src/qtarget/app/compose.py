@@ -8,10 +8,11 @@ from functools import partial
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.app.caching import FULL_DETAIL, HELDOUT, build_missing, cache_plans, details_read, kept_detail
-from qtarget.app.checks import check, reference_name
+from qtarget.app.checks import check, processes, reference_name
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, choose, on_gpu
 from qtarget.data.module import Prepared, SFTData, prepare
@@ -53,7 +54,7 @@ class Plan:
     def extent(self) -> str:
         """How much training this is, in words."""
         counts, trainer = self.prepared.counts, self.cfg.trainer
-        rows = trainer.batch_size * trainer.accumulate
+        rows = trainer.batch_size * trainer.accumulate * processes(trainer)
         packed, held = len(self.prepared.rows), counts["train"]
         epochs = trainer.max_steps * rows / packed
         of = f"{held} rows" if packed == held else f"{held} demonstrations packed into {packed} rows"
@@ -72,14 +73,19 @@ class Plan:
         return told | step | {"repr": repr(self.design)}
 
 
+def checked(cfg: DictConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.Source]]:
+    """What can be told without reading data: design and references. Raises QTargetError where they don't fit."""
+    check(cfg)
+    design = instantiate_design(cfg.target)
+    return design, _reference_sources(cfg, design, cached)
+
+
 def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     """Check a configuration and prepare its data. Raises QTargetError for what the user has to mend.
 
     cached: roles whose caches are wanted whether the design looks at them or not.
     """
-    check(cfg)
-    design = instantiate_design(cfg.target)
-    references = _reference_sources(cfg, design, cached)
+    design, references = checked(cfg, cached)
     data_config = instantiate(cfg.data)
     model = provide.resolve(cfg.model.name)
     tokenizer = provide.load_tokenizer(model)
@@ -97,7 +103,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
 def _engine(cfg: DictConfig, prepared: Prepared, vocab_size: int) -> Engine:
     trainer = cfg.trainer
     tokens = sum(example.labels for example in prepared.train) / len(prepared.rows)
-    scored = tokens * trainer.max_steps * trainer.batch_size * trainer.accumulate * vocab_size
+    scored = tokens * trainer.max_steps * trainer.batch_size * trainer.accumulate * vocab_size  # by one process
     return choose(cfg.loss.compile, on_gpu=on_gpu(trainer.accelerator), scored=scored)
 
 
@@ -146,6 +152,13 @@ def adapted(plan: Plan, policy: Policy) -> Policy:
     adapter = plan.cfg.model.adapter
     adapted: Policy = instantiate(adapter)(policy) if adapter else policy
     return adapted
+
+
+def rebuilt(plan: Plan, weights: Mapping[str, Tensor]) -> Policy:
+    """The policy in one piece, from its gathered weights."""
+    policy = adapted(plan, _load(plan, plan.model, plan.cfg.model.dtype))
+    policy.lm.load_state_dict(weights)
+    return policy
 
 
 def _frozen(plan: Plan, role: str, policy: Policy) -> Frozen:

@@ -11,6 +11,7 @@ from torch import nn
 
 from qtarget.app import compose
 from qtarget.app.caching import described, role_of
+from qtarget.app.checks import processes
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import provide
@@ -32,7 +33,7 @@ def dry_run(cfg: DictConfig, title: str) -> None:
 
 def _facts(plan: compose.Plan) -> Iterator[tuple[str, str]]:
     rows, trainer = plan.prepared.rows, plan.cfg.trainer
-    steps = trainer.max_steps * trainer.batch_size * trainer.accumulate / len(rows)
+    steps = trainer.max_steps * trainer.batch_size * trainer.accumulate * processes(trainer) / len(rows)
     read = steps * sum(len(row) for row in plan.prepared.train)
     scored = steps * sum(row.labels for row in plan.prepared.train)
     policy = compose.adapted(plan, provide.outline(plan.model, len(plan.tokenizer)))

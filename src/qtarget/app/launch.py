@@ -61,6 +61,7 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
 
     def job(cfg: DictConfig) -> Any:
         from qtarget.app.dry import dry_run
+        from qtarget.app.ranks import environment
         from qtarget.app.train import run_job  # torch and transformers come in here
 
         settings = HydraConfig.get()
@@ -76,8 +77,8 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
                 return dry_run(cfg, cfg.name or choices["target"])
             result = run_job(cfg, folder, choices, overrides)
         except Exception as error:
-            if raises or not settings.launcher._target_.endswith("BasicLauncher"):
-                raise  # a launcher with processes of its own learns of failures in no other way
+            if raises or environment() or not settings.launcher._target_.endswith("BasicLauncher"):
+                raise  # whoever started this process learns of failures in no other way
             is_input = isinstance(error, QTargetError)
             text = str(error) if is_input else f"{type(error).__name__}: {error}"
             outcomes.append(Outcome(folder, label, text, is_input))
@@ -104,6 +105,10 @@ def _hydra_raises(arguments: list[str]) -> Iterator[None]:
 
 def _summary(outcomes: list[Outcome]) -> int:
     """Say where results are, which jobs failed, and what to do next. 0, or 1 for a crash, or 2 for bad input only."""
+    from qtarget.data.ranks import leads  # torch has been imported by now
+
+    if not leads():
+        return 0
     done = [outcome for outcome in outcomes if not outcome.error]
     failed = [outcome for outcome in outcomes if outcome.error]
     if len(outcomes) == 1 and failed and failed[0].is_input:

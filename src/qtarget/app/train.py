@@ -6,7 +6,8 @@ import json
 import logging
 import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,76 @@ import lightning as L
 import torch
 import transformers
 from filelock import FileLock, Timeout
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from omegaconf import DictConfig
 
-from qtarget.app import compose
+from qtarget.app import compose, ranks
+from qtarget.app.checks import processes
 from qtarget.app.configs import instantiate
 from qtarget.app.job import config_container, config_hash
 from qtarget.data.module import SFTData
+from qtarget.data.ranks import leads
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator, Sample
 from qtarget.math.scoring import graphs_compiled
 from qtarget.model import provide
 from qtarget.model.adapter import merge, save_adapter
 from qtarget.model.policy import Policy
-from qtarget.track.record import Record, make_folder, stored_result, write_atomically
+from qtarget.model.sharding import reshard, whole_weights
+from qtarget.track.record import Record, Unrecorded, make_folder, stored_result, write_atomically
+from qtarget.track.sinks import Nothing
 from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, StepLogger
 from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.module import QTargetModule
 
 
 def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Train, evaluate and record one configuration; a finished one is returned, not trained again."""
+    """Train, evaluate and record one configuration; a finished one is returned, not trained again.
+
+    On several devices it runs in as many processes: those that torchrun or srun started, of which this is one, or else
+    processes of its own. Rank 0 writes the record; only there is the result returned whole.
+    """
+    info = _info(cfg, choices, overrides)
+    several = processes(cfg.trainer) > 1
+    ranks.check_started(cfg.trainer)
+    if several and ranks.environment():
+        return _as_rank(cfg, folder, info)
+    with _held(folder):
+        return _stored(cfg, folder) or (_on_ranks if several else _fresh)(cfg, folder, info)
+
+
+def _as_rank(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """This process's part in a run whose processes are there already."""
+    ranks.connect()
+    if not leads():
+        return {} if ranks.as_rank_0(None) else _fresh(cfg, folder, info)
+    with _held(folder):
+        stored = _stored(cfg, folder)
+        ranks.as_rank_0(stored is not None)
+        return stored or _fresh(cfg, folder, info)
+
+
+def _on_ranks(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """The run in processes of its own; here only what no rank can do, to record that one of them was lost."""
+    record = Record(folder, Nothing())
+    try:
+        record.start(info, config_container(cfg))
+        compose.checked(cfg)  # said at once: processes take a while to start
+        ranks.start(cfg.trainer.devices, _fresh, cfg, folder, info)
+    except BaseException as error:
+        record.reread()
+        record.fail(error)
+        raise
+    return record.reread()
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The job's folder, to this process alone."""
     make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
-            return _stored(cfg, folder) or _fresh(cfg, folder, choices, overrides)
+            yield
     except Timeout as error:
         raise QTargetError(f"another process is running this job in {folder}: wait for it, or stop it") from error
 
@@ -59,9 +106,9 @@ def _stored(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def _fresh(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
-    record = Record(folder, instantiate(cfg.tracker))
-    info = {
+def _info(cfg: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """What the record says of a run from its start."""
+    return {
         "name": cfg.name or choices["target"],
         "role": cfg.role,
         "experiment": cfg.experiment_name,
@@ -70,6 +117,10 @@ def _fresh(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides:
         "seed": cfg.seed,
         "config_hash": config_hash(cfg),
     }
+
+
+def _fresh(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+    record = Record(folder, instantiate(cfg.tracker)) if leads() else Unrecorded(folder)
     try:
         record.start(info, config_container(cfg))
         return record.finish(_train(cfg, record, title=info["name"]))
@@ -78,17 +129,18 @@ def _fresh(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides:
         raise
 
 
-def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
+def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
     prepare_process(cfg.seed)
     plan = compose.plan(cfg)
     how = plan.engine.said
     record.note(design=plan.described, rows=plan.prepared.counts, model=plan.model.location, loss=how)
-    print(f"{title}: {plan.extent}; loss {how}")
+    if leads():
+        print(f"{title}: {plan.extent}; loss {how}")
     policy, frozen = compose.load_models(plan)
     module = compose.module(plan, policy, frozen)
     meter = Meter()
-    trainer = _trainer(cfg, [meter, StepLogger(record.log, cfg.trainer.log_every), ShowProgress(title)])
+    trainer = _trainer(cfg, [meter, StepLogger(record.log, cfg.trainer.log_every), *[ShowProgress(title)] * leads()])
     evaluator = compose.evaluator(plan, frozen, trainer.strategy.root_device)
     trainer.callbacks.append(_in_training(cfg, evaluator, policy, record))  # type: ignore[attr-defined]
     if cfg.trainer.max_steps:
@@ -97,8 +149,10 @@ def _train(cfg: DictConfig, record: Record, title: str) -> dict[str, float]:
         if plan.engine.compiled:
             record.note(loss=f"{how}, {graphs_compiled() - before} graphs")
     metrics, samples = evaluator(policy.to(trainer.strategy.root_device))
-    _save_samples(record.folder, samples)
-    _save_checkpoint(cfg, record.folder, plan, policy, trainer)
+    if leads():
+        _save_samples(record.folder, samples)
+    if cfg.checkpoint.save:
+        _save_checkpoint(cfg, record.folder, plan, policy, trainer)
     return {**_named("test", metrics), **module.whole_run.compute(), **meter.metrics()}
 
 
@@ -115,6 +169,9 @@ def _trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
     return L.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
+        strategy=_strategy(cfg.trainer),
+        plugins=ranks.environment() if processes(cfg.trainer) > 1 else None,
         precision=cfg.trainer.precision,
         max_steps=cfg.trainer.max_steps,
         max_epochs=-1,
@@ -131,6 +188,14 @@ def _trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
     )
 
 
+def _strategy(trainer: DictConfig) -> Strategy | str:
+    """Lightning's, by our name: ddp where auto meets several devices."""
+    if trainer.strategy == "fsdp2":
+        world = processes(trainer)
+        return ModelParallelStrategy(world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return "ddp" if processes(trainer) > 1 else "auto"
+
+
 def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
@@ -142,7 +207,9 @@ def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
             raise KeyboardInterrupt from None
 
 
-def _in_training(cfg: DictConfig, evaluator: Evaluator, policy: Policy, record: Record) -> PeriodicEvaluation:
+def _in_training(
+    cfg: DictConfig, evaluator: Evaluator, policy: Policy, record: Record | Unrecorded
+) -> PeriodicEvaluation:
     def evaluate() -> dict[str, float]:
         metrics, _ = evaluator(policy, limit=cfg.eval.problems_in_training)
         return _named("val", metrics)
@@ -163,21 +230,30 @@ def _save_samples(folder: Path, samples: list[Sample]) -> None:
 def _save_checkpoint(cfg: DictConfig, folder: Path, plan: compose.Plan, policy: Policy, trainer: L.Trainer) -> None:
     """An ordinary folder that transformers loads, and where asked the optimizer's state beside it.
 
-    An adapter is saved alone, as peft loads it, and merged into the weights of the checkpoint.
+    An adapter is saved alone, as peft loads it, and merged into the weights of the checkpoint. Where weights are
+    sharded, every rank gathers and rank 0 writes.
     """
-    if not cfg.checkpoint.save:
+    reshard(policy)
+    optimizer = _optimizer_state(trainer) if cfg.checkpoint.optimizer and trainer.optimizers else None
+    gathered = whole_weights(policy)
+    if not leads():
         return
-    target = folder / "checkpoint"
+    target, dtype = folder / "checkpoint", provide.DTYPES[cfg.checkpoint.dtype]
+    if gathered is not None:
+        policy = compose.rebuilt(plan, gathered)
     if policy.has_adapter:
         save_adapter(policy, folder / "adapter")
         merge(policy)
-    policy.lm.to(provide.DTYPES[cfg.checkpoint.dtype]).save_pretrained(target)  # the policy's last use
+    policy.lm.to(dtype).save_pretrained(target)  # the policy's last use
     plan.tokenizer.save_pretrained(target)
-    if cfg.checkpoint.optimizer and trainer.optimizers:
-        (schedule,) = trainer.lr_scheduler_configs
-        state = {
-            "step": trainer.global_step,
-            "optimizer": trainer.optimizers[0].state_dict(),
-            "schedule": schedule.scheduler.state_dict(),
-        }
-        torch.save(state, target / "optimizer.pt")
+    if optimizer:
+        torch.save(optimizer, target / "optimizer.pt")
+
+
+def _optimizer_state(trainer: L.Trainer) -> dict[str, Any]:
+    (schedule,) = trainer.lr_scheduler_configs
+    return {
+        "step": trainer.global_step,
+        "optimizer": trainer.strategy.optimizer_state(trainer.optimizers[0]),
+        "schedule": schedule.scheduler.state_dict(),
+    }

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-import torch.distributed as dist
 
 from qtarget.data.batch import Batch, StepWindow
-from qtarget.data.ranks import rank_and_world
+from qtarget.data.ranks import rank_and_world, summed
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,5 @@ class WindowedLoader:
     def _window(self, micro_batches: list[Batch]) -> StepWindow:
         counts = torch.tensor([(batch.supervised, batch.sequences) for batch in micro_batches]).sum(0)
         _, world = rank_and_world()
-        if world > 1:
-            dist.all_reduce(counts)
-        tokens, sequences = counts.tolist()
+        tokens, sequences = summed(counts).tolist()
         return StepWindow(tokens, sequences, self.accumulate * world, tuple(micro_batches))

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from qtarget.model.policy import Policy
+from qtarget.model.sharding import is_sharded
+
 Indices = Sequence[int]
 
 
 @torch.no_grad()
 def greedy(
-    lm: Any,
+    policy: Policy,
     prompts: Sequence[Sequence[int]],
     *,
     ends: Sequence[int],
@@ -28,8 +31,8 @@ def greedy(
     """The continuation of each prompt (token ids) that takes the likeliest token at each step, up to one of `ends`.
 
     Prompts are padded on the left and go through in order of length, so that little is padded; the answers come back
-    in the order of the prompts. lm: a transformers causal LM, in eval mode; its checkpoint's own generation settings
-    (repetition penalties and the like) are left aside. watch: wraps the batches, to show how far they are.
+    in the order of the prompts. policy: in eval mode; its checkpoint's own generation settings (repetition penalties
+    and the like) are left aside. watch: wraps the batches, to show how far they are.
     """
     settings = GenerationConfig(
         max_new_tokens=new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=pad, bos_token_id=None
@@ -38,9 +41,11 @@ def greedy(
     answers: list[list[int]] = [[] for _ in prompts]
     batches: list[Indices] = [by_length[start : start + batch] for start in range(0, len(by_length), batch)]
     for indices in watch(batches):
-        input_ids, mask = _left_padded([prompts[index] for index in indices], pad, lm.device)
-        with _generation_settings(lm, settings):
-            written = lm.generate(input_ids=input_ids, attention_mask=mask, generation_config=settings)
+        input_ids, mask = _left_padded([prompts[index] for index in indices], pad, policy.lm.device)
+        with _generation_settings(policy.lm, settings):
+            written = policy.generate(
+                input_ids=input_ids, attention_mask=mask, generation_config=settings, synced_gpus=is_sharded(policy)
+            )
         for index, row in zip(indices, written[:, input_ids.shape[1] :].tolist(), strict=True):
             answers[index] = list(takewhile(lambda token: token not in ends, row))
     return answers

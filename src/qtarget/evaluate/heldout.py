@@ -18,6 +18,7 @@ from qtarget.data.batch import Batch
 from qtarget.data.chat import ChatFormat
 from qtarget.data.collate import Collate
 from qtarget.data.example import Demonstration, Example
+from qtarget.data.ranks import leads
 from qtarget.design import reliance, residual, weight
 from qtarget.evaluate.generate import greedy
 from qtarget.evaluate.scores import accuracy
@@ -74,7 +75,7 @@ def answer_problems(
     ends = sorted({chat.end_of_turn, int(tokenizer.eos_token_id or chat.end_of_turn)})
     prompts = [chat.prompt_ids(row.prompt) for row in rows]
     pad = int(tokenizer.pad_token_id)
-    written = greedy(policy.lm, prompts, ends=ends, pad=pad, new_tokens=new_tokens, batch=batch, watch=watch)
+    written = greedy(policy, prompts, ends=ends, pad=pad, new_tokens=new_tokens, batch=batch, watch=watch)
     return [
         _judge(row, str(tokenizer.decode(ids, skip_special_tokens=True)))
         for row, ids in zip(rows, written, strict=True)
@@ -142,5 +143,5 @@ class Evaluator:
 
 def _watched(batches: list[Any], *, title: str, hidden: bool) -> Iterable[Any]:
     """A bar with the time left on a terminal; nothing while the training's own bar is up, or where nobody watches."""
-    quiet = hidden or not sys.stderr.isatty()
+    quiet = hidden or not leads() or not sys.stderr.isatty()
     return track(batches, title, console=Console(stderr=True), transient=True, disable=quiet)

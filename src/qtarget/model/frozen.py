@@ -10,6 +10,7 @@ from torch import Tensor
 from qtarget.errors import QTargetError
 from qtarget.math.reference import Reference
 from qtarget.model.policy import Policy, evaluating
+from qtarget.model.sharding import whole
 
 
 class Inputs(Protocol):
@@ -102,7 +103,7 @@ class Snapshot(FrozenModel):
             return
         self._taken = step
         for mine, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
-            mine.copy_(theirs)
+            mine.copy_(whole(theirs))
 
 
 def check_not_shared(role: str, frozen: Frozen, policy: Policy) -> None:

@@ -45,6 +45,11 @@ class Policy(nn.Module):
         """Whether an adapter is trained on a model that stays as it is."""
         return hasattr(self.lm, "disable_adapter")
 
+    def generate(self, **settings: Any) -> Tensor:
+        """transformers' generate. A method of the policy's own, because a sharded one has to be gathered around it."""
+        written: Tensor = self.lm.generate(**settings)
+        return written
+
     @property
     def head(self) -> Head:
         layer, config = self.lm.get_output_embeddings(), self.lm.config

@@ -17,6 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +81,11 @@ class Record:
         self._tell_sink(self.sink.finish, metrics, failed=False)
         return self._result
 
+    def reread(self) -> dict[str, Any]:
+        """Take over what another process has written of this run since."""
+        self._result = stored_result(self.folder) or self._result
+        return self._result
+
     def fail(self, error: BaseException) -> None:
         (self.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         status = "failed" if isinstance(error, Exception) else "interrupted"
@@ -101,6 +107,21 @@ class Record:
     def _write(self) -> None:
         self._result["heartbeat"] = _now()
         write_atomically(self.folder / "result.json", json.dumps(self._result, indent=1, ensure_ascii=False))
+
+
+@dataclass(frozen=True)
+class Unrecorded:
+    """A record that writes nothing: what the ranks have that train beside rank 0."""
+
+    folder: Path
+
+    def start(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> None: ...
+    def note(self, **facts: Any) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
+
+    def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
+        return {"metrics": dict(metrics)}
 
 
 def stored_result(folder: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from qtarget.data.batch import Batch
+from qtarget.data.ranks import largest, summed
 from qtarget.math.schedule import scheduled
 from qtarget.progress import Progress
 from qtarget.train.module import QTargetModule
@@ -55,13 +56,17 @@ class Meter(L.Callback):
         self.peak_bytes = max(self.peak_bytes, used)
 
     def metrics(self) -> dict[str, float]:
-        """tokens/s counts the tokens the policy read (padding aside); the peak is the device's, or the process's."""
+        """tokens/s counts the tokens the policy read (padding aside) on all ranks; the peak is that of the fullest
+        device, or process. Every rank has to ask.
+        """
         if not self.seconds:
             return {}
+        tokens = float(summed(torch.tensor(float(self.tokens))))
+        seconds, peak_bytes = largest(torch.tensor([self.seconds, self.peak_bytes], dtype=torch.float64)).tolist()
         return {
-            "train/tokens_per_second": self.tokens / self.seconds,
-            "train/seconds": self.seconds,
-            "train/peak_memory_gb": self.peak_bytes / 1e9,
+            "train/tokens_per_second": tokens / seconds,
+            "train/seconds": seconds,
+            "train/peak_memory_gb": peak_bytes / 1e9,
         }
 
 

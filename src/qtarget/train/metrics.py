@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
 
+from qtarget.data.ranks import summed
 from qtarget.math.loss import LossOutput
 
 PER_TOKEN = {
@@ -20,18 +20,17 @@ PER_TOKEN = {
 }
 BY_TRUTH = {"target/trust": "trust", "target/reliance": "reliance", "train/nll": "nll"}
 """Metrics that are also kept apart for clean and wrong tokens, as NAME_clean and NAME_noisy."""
+NAMES = (*PER_TOKEN, *(f"{name}_{kind}" for name in BY_TRUTH for kind in ("clean", "noisy")))
 
 
 class TokenMeans:
-    """Token-weighted means by metric name, gathered over ranks when read."""
+    """Token-weighted means by metric name, over the tokens of all ranks."""
 
     def __init__(self) -> None:
-        names = [*PER_TOKEN, *(f"{name}_{kind}" for name in BY_TRUTH for kind in ("clean", "noisy"))]
-        self._means = {name: MeanMetric(nan_strategy="error") for name in names}
+        self._sums = torch.zeros(len(NAMES), 2, dtype=torch.float64)  # of the values, and how many they were
 
     def to(self, device: torch.device) -> TokenMeans:
-        for mean in self._means.values():
-            mean.to(device)
+        self._sums = self._sums.to(device)
         return self
 
     def update(self, out: LossOutput, wrong: Tensor) -> None:
@@ -45,18 +44,17 @@ class TokenMeans:
             self._add(f"{name}_noisy", values[wrong])
 
     def _add(self, name: str, values: Tensor) -> None:
-        # The sum goes in as one weighted value: a mean of means would weigh a short batch like a long one.
-        if values.numel():
-            self._means[name].update(values.mean(), weight=values.numel())
+        row = self._sums[NAMES.index(name)]
+        row[0] += values.sum(dtype=row.dtype)
+        row[1] += values.numel()
 
     def compute(self) -> dict[str, float]:
-        """Means so far; a metric that has seen no token is left out."""
-        seen = {name: mean for name, mean in self._means.items() if float(mean.weight) > 0}
-        return {name: float(mean.compute()) for name, mean in seen.items()}
+        """Means so far; a metric that has seen no token on any rank is left out. Every rank has to ask."""
+        totals = summed(self._sums).tolist()
+        return {name: total / count for name, (total, count) in zip(NAMES, totals, strict=True) if count}
 
     def pop(self) -> dict[str, float]:
         """`compute`, then start again."""
         means = self.compute()
-        for mean in self._means.values():
-            mean.reset()
+        self._sums.zero_()
         return means

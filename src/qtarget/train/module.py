@@ -16,6 +16,7 @@ from qtarget.math.target import Design, wants_negatives
 from qtarget.math.tokens import EarlierTokens, Given
 from qtarget.model.frozen import Frozen, Snapshot, check_not_shared
 from qtarget.model.policy import Policy
+from qtarget.model.sharding import shard
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.optim import AdamW
 from qtarget.train.step import StepScorer
@@ -52,6 +53,11 @@ class QTargetModule(L.LightningModule):
         self.step = StepScorer(design, policy, self.survey, self.token_loss)
         self.recent = TokenMeans()
         self.whole_run = TokenMeans()
+
+    def configure_model(self) -> None:
+        """Lightning calls this once it has a device mesh: only the strategy fsdp2 makes one."""
+        if self.device_mesh is not None:
+            shard(self.policy, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         for frozen in self.references.values():

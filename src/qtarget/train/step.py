@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from qtarget.data.batch import Batch, StepWindow
-from qtarget.data.ranks import rank_and_world
+from qtarget.data.ranks import rank_and_world, summed
 from qtarget.math.loss import LossOutput
 from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, counted
@@ -74,7 +74,7 @@ class StepScorer:
         if normalizer(self.design) not in PULLED:
             return [StepShare(self._scale(b, window), s) for b, s in zip(batches, statistics, strict=True)]
         masses = [self.score(batch, found).mass for batch, found in zip(batches, statistics, strict=True)]
-        divisor = _summed(torch.stack([counted(mass, normalizer(self.design)) for mass in masses]).sum())
+        divisor = float(summed(torch.stack([counted(mass, normalizer(self.design)) for mass in masses]).sum()))
         scale = window.undo / divisor if divisor > 0 else 0.0
         return [StepShare(scale, found) for found in statistics]
 
@@ -100,11 +100,3 @@ def _gathered(table: TokenTable, world: int) -> list[TokenTable]:
     found: list[TokenTable | None] = [None] * world
     dist.all_gather_object(found, table.to("cpu"))
     return [other.to(table.labels.device) for other in found if other is not None]
-
-
-def _summed(value: Tensor) -> float:
-    """The sum over ranks."""
-    if rank_and_world()[1] > 1:
-        value = value.clone()
-        dist.all_reduce(value)
-    return float(value)
