@@ -228,6 +228,18 @@ def test_processes_that_somebody_else_started_are_counted(monkeypatch: pytest.Mo
         ranks.check_started(trainer)
 
 
+def test_an_allocation_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch script SLURM tells of all tasks there may be; only a step of srun's is made of them."""
+    for name, value in {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.environment() is None
+    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    found = ranks.environment()
+    assert found is not None
+    assert (found.global_rank(), found.world_size()) == (1, 2)
+
+
 # The command
 
 SMALL = ["model=tiny", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=3", "data.rows=48"]
@@ -293,6 +305,7 @@ def test_two_devices_end_where_one_does(
             torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)
         sizes = [(each["folder"] / "checkpoint/model.safetensors").stat().st_size for each in (run, one)]
         assert sizes[0] == pytest.approx(sizes[1], rel=0.01)  # tied weights are saved once
+        assert (run["folder"] / "samples.jsonl").read_text() == (one["folder"] / "samples.jsonl").read_text()
         assert_optimizer_loads(run["folder"] / "checkpoint/optimizer.pt", model)
     monkeypatch.setattr(ranks, "start", None)  # what is finished is returned without a process
     assert qtarget_cli(several) == 2

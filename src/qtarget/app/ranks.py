@@ -48,7 +48,8 @@ def environment() -> ClusterEnvironment | None:
     """Who made this process one of several: torchrun (or `start`, with the same variables), or srun; None: nobody."""
     if {"RANK", "LOCAL_RANK"} <= set(os.environ) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return TorchElasticEnvironment()
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and SLURMEnvironment.detect():
+    # of this step: an allocation for many tasks says nothing of a command that srun did not start
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and SLURMEnvironment.detect():
         return SLURMEnvironment()
     return None
 
@@ -113,6 +114,8 @@ def _rank(rank: int, count: int, meeting: str, reports: Any, run: Callable[[], A
         connect(meeting)
         run()
         dist.destroy_process_group()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         is_input = isinstance(error, QTargetError)
