@@ -483,6 +483,28 @@ def test_a_tracker_that_fails_costs_a_warning_not_the_run(workdir: Path, monkeyp
     assert json.loads(path.read_text())["status"] == "finished"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), RuntimeError("can't allocate memory")],
+)
+def test_out_of_memory_is_answered_with_what_would_fit(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def short(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(QTargetModule, "token_loss", short)
+    assert qtarget_cli(["train", "target=kd", *SMALL, *TEACHER, "loss.chunk_size=512"]) == 2
+    said = capfd.readouterr().err
+    for way in (
+        "reference@references.teacher=cached",
+        "loss.chunk_size=128 (now 512 tokens: 532.5 kB for each",
+        "trainer.batch_size=8 trainer.accumulate=2, the same step",
+        "model.gradient_checkpointing=true",
+    ):
+        assert way in said
+
+
 @pytest.mark.parametrize("quick", ["", "QUICK=1"])
 def test_make_demo_names_real_designs(quick: str) -> None:
     """What make would run, without running it: the list of targets is put together from make's own commas."""

@@ -23,6 +23,7 @@ from qtarget.app import compose, ranks
 from qtarget.app.checks import processes
 from qtarget.app.configs import instantiate
 from qtarget.app.job import config_container, config_hash
+from qtarget.app.shortage import explained
 from qtarget.data.module import SFTData
 from qtarget.data.ranks import leads
 from qtarget.errors import QTargetError
@@ -145,7 +146,8 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str
     trainer.callbacks.append(_in_training(cfg, evaluator, policy, record))  # type: ignore[attr-defined]
     if cfg.trainer.max_steps:
         before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
-        _fit(trainer, module, compose.data(plan))
+        with explained(plan):
+            _fit(trainer, module, compose.data(plan))
         if plan.engine.compiled:
             record.note(loss=f"{how}, {graphs_compiled() - before} graphs")
     metrics, samples = evaluator(policy.to(trainer.strategy.root_device))
