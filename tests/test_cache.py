@@ -323,7 +323,14 @@ def test_a_wider_padded_teacher_is_cut_to_the_true_vocabulary(tmp_path: Path) ->
         assert torch.isneginf(second[:, 260:]).all()
 
 
-@pytest.mark.parametrize("options", [["model.gradient_checkpointing=true"], ["model/adapter=lora", "data.packing=200"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.gradient_checkpointing=true"],
+        ["model/adapter=lora", "data.packing=200"],
+        pytest.param(["model.compile=true"], marks=pytest.mark.slow),
+    ],
+)
 def test_ways_to_train_reach_the_same_place(workdir: Path, options: list[str]) -> None:
     assert qtarget_cli(["train", *SMALL, *options]) == 0
     metrics = result(workdir)["metrics"]

@@ -23,7 +23,7 @@ from qtarget.math.target import needs
 from qtarget.model.adapter import Lora, merge
 from qtarget.model.cache import Cached, CachePlan, ensure
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel
-from qtarget.model.policy import Policy
+from qtarget.model.policy import Policy, cast_products
 from qtarget.model.scores import Recipe
 from qtarget.train.module import QTargetModule
 
@@ -164,6 +164,20 @@ def test_a_reference_that_is_the_policy_diverges_nowhere(kind: str, tmp_path: Pa
                 torch.testing.assert_close(out.reliance, 1 - (-out.nll).exp(), atol=1e-6, rtol=1e-5)
             else:
                 assert float(out.kl_prior.abs().max()) < (1e-4 if "bf16" in kind else 1e-6)
+
+
+def test_products_cast_beforehand_give_the_same_bits() -> None:
+    """What autocast would do to a frozen model's linear layers at every use is done once."""
+    (batch,) = batches(eight_rows(), batch_size=8)
+    plain, cast = other_policy(), other_policy()
+    cast_products(cast, torch.bfloat16)
+    assert {tensor.dtype for tensor in cast.parameters()} == {torch.float32, torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = (FrozenModel(policy).exact(batch).rows for policy in (plain, cast))
+    assert first is not None
+    assert second is not None
+    assert first.dtype == torch.float32
+    assert torch.equal(first, second)
 
 
 # Adapters

@@ -24,7 +24,7 @@ from qtarget.math.tokens import ROLES
 from qtarget.model import provide
 from qtarget.model.cache import Cached, CachePlan
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
-from qtarget.model.policy import Policy
+from qtarget.model.policy import Policy, cast_products
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 from qtarget.train.step import scoring_passes
@@ -167,17 +167,22 @@ def _frozen(plan: Plan, role: str, policy: Policy) -> Frozen:
         return AdapterOff(policy)
     if node.kind == "cached":
         return Cached(plan.caches[role], node.tail)
-    model = _load(plan, plan.references[role], node.dtype)
-    return (
-        Snapshot(adapted(plan, model), node.every)
-        if node.kind == "snapshot"
-        else FrozenModel(model, node.topk, node.tail)
-    )
+    if node.kind == "snapshot":
+        return Snapshot(adapted(plan, _load(plan, plan.references[role], node.dtype)), node.every)
+    return FrozenModel(_still(plan, role), node.topk, node.tail)
+
+
+def _still(plan: Plan, role: str) -> Policy:
+    """A role's model that stays as it is, ready for the precision of training."""
+    model = _load(plan, plan.references[role], plan.cfg.references[role].dtype)
+    if plan.cfg.trainer.precision == "bf16-mixed":
+        cast_products(model, torch.bfloat16)
+    return model
 
 
 def scoring_model(plan: Plan, role: str) -> Policy:
     """A role's model where it scores fastest."""
-    model = _load(plan, plan.references[role], plan.cfg.references[role].dtype)
+    model = _still(plan, role)
     return model.to("cuda") if on_gpu(plan.cfg.trainer.accelerator) else model
 
 

@@ -76,6 +76,7 @@ def run_config(where: str, overrides: Sequence[str] = ()) -> DictConfig:
     cfg = _of_model(where, overrides) if run is None else _of_run(run, overrides)
     cfg.eval.kl_prior = True  # has the prior loaded wherever one is configured
     cfg.data.heldout_rows = 0
+    cfg.trainer.precision = "32-true"
     return cfg
 
 

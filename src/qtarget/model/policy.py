@@ -63,6 +63,18 @@ class Policy(nn.Module):
         )
 
 
+def cast_products(policy: Policy, dtype: torch.dtype) -> None:
+    """The weights of linear layers in the dtype that autocast would cast them to at every use: the same bits.
+
+    For a model that stays as it is. Embeddings and norms, whose sums run in fp32, are left; so is the head, which
+    may share the embeddings' weight.
+    """
+    head = policy.lm.get_output_embeddings()
+    for module in policy.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            module.to(dtype)
+
+
 @contextmanager
 def evaluating(policy: nn.Module) -> Iterator[None]:
     """Dropout off meanwhile, and nothing left behind that training would trip over."""
