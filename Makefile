@@ -2,6 +2,7 @@
 # make test             the test suite
 # make test-all         the same with the slow tests
 # make check            formatting, lint, types: what CI runs before the tests
+# make bench            the benchmarks, into benchmarks/RESULTS.md: about forty minutes on two idle cores
 # make setup            only the environment (.venv); all of the above call it
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: setup demo test test-all check format clean
+.PHONY: setup demo test test-all check bench format clean
 
 setup: $(STAMP)
 
@@ -49,6 +50,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
 
 format: setup
 	$(BIN)/ruff format .

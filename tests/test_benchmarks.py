@@ -1,0 +1,170 @@
+"""The benchmark suite, at sizes too small to measure anything: every part runs, and counts what it says it counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qtarget.data.batch import Batch
+from qtarget.errors import QTargetError
+from qtarget.math.loss import IGNORE
+from qtarget.model import provide
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+TINY = ("model=tiny",)
+
+pytestmark = [
+    pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks stay in the checkout"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path) -> Path:
+    """The tiny model as a folder that other people's trainers load."""
+    source = provide.resolve("tiny")
+    tokenizer = provide.load_tokenizer(source)
+    provide.load_policy(source, len(tokenizer)).lm.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_table_has_the_columns_of_all_its_rows() -> None:
+    from table import markdown
+
+    rows = [{"name": "sft", "ratio": 1.0}, {"name": "dft", "ratio": 1.2345, "aim": "≤ 1.1"}]
+    assert markdown(rows).splitlines() == [
+        "| name | ratio | aim |",
+        "| --- | ---: | --- |",
+        "| sft | 1.00 | – |",
+        "| dft | 1.23 | ≤ 1.1 |",
+    ]
+
+
+def test_a_section_replaces_its_own_and_keeps_the_others() -> None:
+    from table import Section, merged
+
+    def section(part: str, value: int) -> Section:
+        return Section(part, "title", [("caption", [{"value": value}])])
+
+    text = ""
+    for part, value in (("c", 1), ("a", 2), ("c", 3)):
+        text = merged(text, section(part, value))
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## (a) title", "## (c) title"]
+    assert "| 2 |" in text
+    assert "| 3 |" in text
+    assert "| 1 |" not in text
+    assert merged(text, section("c", 3)) == text
+
+
+def test_a_ratio_is_the_median_of_its_rounds() -> None:
+    from timing import ratio
+
+    assert ratio({"mine": [2.0, 6.0, 4.0], "base": [1.0, 1.0, 4.0]}, "mine", "base") == 2.0
+
+
+def test_operations_of_a_step_against_a_count_by_hand() -> None:
+    """Rows of 3 and 5 real tokens, the shorter one padded by a token that also ends turns."""
+    from rate import flops
+
+    pad, width, vocab = 7, 4, 10
+    config = SimpleNamespace(
+        num_hidden_layers=1, num_attention_heads=2, head_dim=3, hidden_size=width, vocab_size=vocab
+    )
+    norm, matrix = torch.zeros(width), torch.zeros(width, width)
+    layers = SimpleNamespace(parameters=lambda: iter([matrix, norm]))
+    lm = SimpleNamespace(config=config, get_decoder=lambda: SimpleNamespace(layers=layers))
+    ids = torch.tensor([[1, 2, pad, pad, pad], [1, 2, 3, 4, 5]])
+    labels = torch.full((2, 5), IGNORE)
+    labels[0, 1], labels[1, 2] = pad, 4  # so row 0's token of index 2 is no padding
+    found = flops(lm, Batch(ids, labels, {}, real_tokens=8), pad)
+    assert found.trunk == 6 * 16 * 8
+    assert found.attention == 6 * 1 * 2 * 3 * (3**2 + 5**2)
+    assert found.head == 6 * 2 * width * vocab
+    assert found.total == found.trunk + found.attention + found.head
+
+
+@pytest.mark.slow
+def test_the_output_layer() -> None:
+    import layer
+
+    for rows in (
+        layer.measure(8, "bf16", 1, compiled=False, memory=False),
+        layer.measure_fused(8, "cpu", 1, compiled=False),
+    ):
+        assert rows[0]["way"] == layer.PLAIN
+        assert rows[0]["time ratio"] == 1.0
+        assert {"sft", "dft"} < {row["way"] for row in rows}
+
+
+@pytest.mark.slow
+def test_steps_of_variants() -> None:
+    import steps
+
+    names = ["sft", "dft", "asft, live prior", "target_sft, live teacher"]
+    rows = steps.measure(steps.Rows("arithmetic", 2), rounds=1, names=names, more=TINY)
+    assert [row["variant"] for row in rows] == names
+    assert rows[0]["ratio"] == 1.0
+
+
+@pytest.mark.slow
+def test_full_fine_tunings_share_a_policy_and_train_it() -> None:
+    import steps
+
+    made = steps.all_trained(["sft", "dft"], (*steps.Rows("arithmetic", 2).overrides, *TINY))
+    policy = made["sft"].module.policy
+    before = [parameter.clone() for parameter in policy.parameters()]
+    made["dft"]()
+    assert made["dft"].module.policy is policy
+    assert any(not torch.equal(old, new) for old, new in zip(before, policy.parameters(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qtarget sft", "TRL SFTTrainer, dft", "TRL DistillationTrainer"])
+def test_contenders_train_on_the_same_tokens(name: str, tiny_folder: Path) -> None:
+    pytest.importorskip("trl")
+    import peers
+
+    more = ("data=arithmetic", "model=path", f"model.name={tiny_folder}")
+    (row,) = peers.measure([name], steps=2, more=more)
+    assert row["trainer"] == name
+    assert float(row["tokens/s"]) > 0
+
+
+@pytest.mark.slow
+def test_a_contender_that_supervises_other_tokens_is_refused() -> None:
+    pytest.importorskip("trl")
+    import peers
+    from ground import Clock
+
+    with pytest.raises(QTargetError, match="supervised"):
+        peers._check_same_tokens("other", Clock([1.0], {7}), 8)
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_through_the_command_line() -> None:
+    import sweep
+
+    small = sweep.Sweep(targets=("asft",), rates=("1e-5",), rows=4, batch_size=2, steps=1)
+    (row,) = sweep.measure(small, ["frozen"], ("model=tiny", "data=arithmetic"))
+    assert row["runs"] == 1
+
+
+@pytest.mark.slow
+def test_rate_and_breakdown_of_a_step() -> None:
+    import rate
+    import steps
+
+    overrides = ("target=sft", *steps.Rows("arithmetic", 2).overrides, *TINY)
+    rates, phases, kinds = rate.measure(overrides, rounds=1)
+    assert 0 < float(rates[2]["share"]) < 1
+    assert {"decoder alone", "loss", "backward", "clipping", "optimizer"} == {row["phase"] for row in phases}
+    assert sum(float(row["share"]) for row in kinds) == pytest.approx(1)
