@@ -235,6 +235,9 @@ def test_an_allocation_is_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.environment() is None
     for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():
         monkeypatch.setenv(name, value)
+    with pytest.raises(qtarget.QTargetError, match="Use `--ntasks-per-node=2` instead"):
+        ranks.environment()
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
     found = ranks.environment()
     assert found is not None
     assert (found.global_rank(), found.world_size()) == (1, 2)

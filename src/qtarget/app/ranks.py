@@ -50,8 +50,15 @@ def environment() -> ClusterEnvironment | None:
         return TorchElasticEnvironment()
     # of this step: an allocation for many tasks says nothing of a command that srun did not start
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and SLURMEnvironment.detect():
-        return SLURMEnvironment()
+        return _slurm()
     return None
+
+
+def _slurm() -> ClusterEnvironment:
+    try:
+        return SLURMEnvironment()
+    except RuntimeError as error:  # srun was told of tasks in a way that leaves open where they are
+        raise QTargetError(str(error)) from error
 
 
 def check_started(trainer: DictConfig) -> None:
