@@ -1,6 +1,6 @@
 """The output layer and the loss: time and memory of plain cross-entropy and of target designs, forward and backward.
 
-    python benchmarks/head.py [--tokens 512 2048] [--rounds 7] [--precision bf16 fp32] [--no-compile]
+    python benchmarks/head.py [--tokens 512 2048 8192] [--rounds 7] [--precision bf16 fp32] [--no-compile]
 
 Every way is timed in turn, round after round, and a ratio is that of the medians of one run, so that a machine's moods
 fall on all alike. Memory is the peak of a fresh process above what it held before: gradients, and everything between.
@@ -9,25 +9,41 @@ fall on all alike. Memory is the peak of a fresh process above what it held befo
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import qtarget
-from qtarget.train.memory import keep_freed_blocks
+from qtarget.train.memory import keep_freed_blocks, return_freed_blocks
 
 HIDDEN, VOCAB = 576, 49152
 DESIGNS = ("sft", "dft", "label_smoothing", "target_sft")
+PLAIN = "matmul + cross_entropy"
+TOKENS, PRECISIONS = (512, 2048, 8192), ("bf16", "fp32")
+FEW = 64
 Step = Callable[[], None]
+
+
+class Row(TypedDict, total=False):
+    """What one way took; the memory where it was asked for."""
+
+    tokens: int
+    precision: str
+    way: str
+    seconds: float
+    time_ratio: float
+    peak_mb: float
+    memory_ratio: float
 
 
 def problem(tokens: int, precision: str) -> tuple[Tensor, Tensor, Tensor, qtarget.Reference]:
@@ -85,7 +101,7 @@ def ways(tokens: int, precision: str, *, compiled: bool) -> dict[str, Step]:
 
     loaded: dict[str, Any] = {}
     found: dict[str, Step] = {
-        "matmul + cross_entropy": partial(step, lambda: dense(hidden, weight, labels, precision)),
+        PLAIN: partial(step, lambda: dense(hidden, weight, labels, precision)),
         "target_sft in plain torch": partial(
             step, lambda: dense_target_sft(hidden, weight, labels, teacher, precision)
         ),
@@ -113,11 +129,20 @@ def seconds(steps: dict[str, Step], rounds: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
+def _status(field: str) -> float:
+    """A line of /proc/self/status, in MB."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
 def _peak(name: str, tokens: int, precision: str, compiled: bool, pipe: Any) -> None:
+    return_freed_blocks()
+    ways(FEW, precision, compiled=compiled)[name]()  # compiling takes memory of its own
     step = ways(tokens, precision, compiled=compiled)[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
     step()
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    pipe.send(_status("VmHWM") - before)
 
 
 def peak_megabytes(name: str, tokens: int, precision: str, compiled: bool) -> float:
@@ -131,35 +156,56 @@ def peak_megabytes(name: str, tokens: int, precision: str, compiled: bool) -> fl
     return megabytes
 
 
+def measure(
+    tokens: Sequence[int] = TOKENS,
+    precisions: Sequence[str] = PRECISIONS,
+    *,
+    rounds: int = 7,
+    compiled: bool = True,
+    memory: bool = True,
+) -> list[Row]:
+    """A row for every way, ratios to `PLAIN` of the same tokens and precision. Many tokens get fewer rounds."""
+    keep_freed_blocks()
+    cases = [(count, precision) for precision in precisions for count in tokens]
+    return [row for case in cases for row in _rows(*case, rounds=rounds, compiled=compiled, memory=memory)]
+
+
+def _rows(tokens: int, precision: str, *, rounds: int, compiled: bool, memory: bool) -> Iterator[Row]:
+    taken = seconds(ways(tokens, precision, compiled=compiled), max(2, min(rounds, rounds * 2048 // tokens)))
+    peaks = {name: peak_megabytes(name, tokens, precision, compiled) for name in taken} if memory else {}
+    for name, value in taken.items():
+        row = Row(tokens=tokens, precision=precision, way=name, seconds=value, time_ratio=value / taken[PLAIN])
+        if memory:
+            row |= Row(peak_mb=peaks[name], memory_ratio=peaks[name] / peaks[PLAIN])
+        yield row
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--precision", nargs="+", default=["bf16", "fp32"], choices=["bf16", "fp32"])
+    parser.add_argument("--precision", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
     options = parser.parse_args(arguments)
-    keep_freed_blocks()
     machine = platform.processor() or platform.machine()
     print(
         f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}; hidden {HIDDEN}, vocabulary {VOCAB}"
     )
-    print("ratios are to matmul + cross_entropy of the same tokens and precision\n")
+    print(f"ratios are to {PLAIN} of the same tokens and precision\n")
     columns = ("tokens", "precision", "way", "seconds", "time ratio", "peak MB", "memory ratio")
     print(f"| {' | '.join(columns)} |\n|---:|---|---|---:|---:|---:|---:|")
-    for precision in options.precision:
-        for tokens in options.tokens:
-            report(tokens, precision, options)
+    how = {"rounds": options.rounds, "compiled": not options.no_compile, "memory": not options.no_memory}
+    for precision, tokens in itertools.product(options.precision, options.tokens):
+        for row in measure([tokens], [precision], **how):
+            print(line(row), flush=True)
 
 
-def report(tokens: int, precision: str, options: argparse.Namespace) -> None:
-    compiled = not options.no_compile
-    taken = seconds(ways(tokens, precision, compiled=compiled), options.rounds)
-    plain = "matmul + cross_entropy"
-    peaks = {} if options.no_memory else {name: peak_megabytes(name, tokens, precision, compiled) for name in taken}
-    for name, value in taken.items():
-        memory = f"{peaks[name]:.0f} | {peaks[name] / peaks[plain]:.2f}" if peaks else "– | –"
-        print(f"| {tokens} | {precision} | {name} | {value:.3f} | {value / taken[plain]:.2f} | {memory} |", flush=True)
+def line(row: Row) -> str:
+    """A row as a line of the table."""
+    memory = f"{row['peak_mb']:.0f} | {row['memory_ratio']:.2f}" if "peak_mb" in row else "– | –"
+    what = f"{row['tokens']} | {row['precision']} | {row['way']} | {row['seconds']:.3f} | {row['time_ratio']:.2f}"
+    return f"| {what} | {memory} |"
 
 
 if __name__ == "__main__":

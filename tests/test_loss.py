@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ from worlds import World, load_design
 
 import qtarget
 from qtarget import Head, QTargetError, Reference
+from qtarget.math import tokens
 from qtarget.math.tokens import EarlierTokens
+from qtarget.math.view import TokenView
 
 N, D, V = 9, 5, 13
 
@@ -467,3 +471,42 @@ def test_references_come_in_the_shape_of_the_positions() -> None:
     expected = qtarget.dense_loss(world.logits, world.labels, load_design("kd"), references=world.references)
     got = qtarget.dense_loss(logits, labels, load_design("kd"), references=rows)
     torch.testing.assert_close(got.loss, expected.loss)
+
+
+@pytest.mark.parametrize("name", ["sft", "label_smoothing"])
+def test_under_autocast_only_products_are_rounded(name: str) -> None:
+    hidden, weight, labels = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = qtarget.linear_loss(hidden, weight, labels, load_design(name))
+    logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
+    expected = qtarget.dense_loss(logits, labels, load_design(name))
+    for field in ("loss", "entropy", "gap", "kl_to_target"):
+        torch.testing.assert_close(getattr(out, field), getattr(expected, field))
+
+
+def test_tiles_of_a_chunk_say_what_the_chunk_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, labels = torch.randn(N, D), torch.randn(V, D, requires_grad=True), torch.randint(V, (N,))
+    teacher = Reference.hidden(torch.randn(N, D), Head(torch.randn(V, D), softcap=5.0))
+
+    def run() -> tuple[qtarget.LossOutput, torch.Tensor]:
+        head = Head(weight, bias=torch.ones(V, requires_grad=True), softcap=3.0)
+        out = qtarget.linear_loss(hidden, head, labels, load_design("target_sft"), references={"teacher": teacher})
+        return out, torch.cat([gradient.flatten() for gradient in torch.autograd.grad(out.total, [weight, head.bias])])
+
+    expected, whole = run()
+    monkeypatch.setattr(tokens, "TILE_BYTES", 4 * V * 2)
+    out, tiled = run()
+    torch.testing.assert_close(tiled, whole)
+    torch.testing.assert_close(out.kl_to_target, expected.kl_to_target)
+
+
+def test_a_view_is_freed_without_the_garbage_collector() -> None:
+    view = TokenView(torch.randn(N, V).log_softmax(-1), torch.randint(V, (N,)))
+    assert view.policy.entropy.shape == (N,)
+    held = weakref.ref(view)
+    gc.disable()
+    try:
+        del view
+        assert held() is None
+    finally:
+        gc.enable()

@@ -12,7 +12,12 @@ from qtarget.errors import QTargetError
 
 CHOICES = ("auto", "on", "off")
 PAYS_FROM = 6e9
-"""Scored tokens × vocabulary from which, on a CPU, the compiled loss has saved the time it took to compile."""
+"""Scored tokens × vocabulary from which, on a CPU, the compiled loss has saved the time it took to compile.
+
+Compiling took 4 to 20 s on two cores, most of it once in a process. There it saves 0.8 ns a scored token and vocabulary
+entry where only the label is pulled (dft), 4 to 5 ns where a residual is (label_smoothing, target_sft): 10 s are earned
+back at 12e9 and at 2.3e9. This stands between the two, on a logarithmic scale.
+"""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtarget.errors import QTargetError
-from qtarget.math.head import Head, matmul_dtype
+from qtarget.math.head import Head, matmul_dtype, product
 from qtarget.math.schedule import scheduled
 from qtarget.math.scoring import Score, scorer
 from qtarget.math.survey import TokenTable, statistics_of, surveying
@@ -78,10 +78,13 @@ def dense_loss(
     score = scorer(design, wants_gradient=gradient is not None, compiled=compiled)
     pieces = []
     for rows in chunks:
-        statistics, grad_logits = _score(score, compute[rows], tokens, rows)
-        pieces.append(statistics)
-        if gradient is not None and grad_logits is not None:
-            gradient[rows] = grad_logits
+        chunk = tokens.select(rows).multiplied()
+        for tile in chunk.tiles(logits.shape[-1]):
+            place = slice(rows.start + tile.start, rows.start + tile.stop)
+            statistics, grad_logits = _score(score, compute[place], chunk.select(tile), place.start)
+            pieces.append(statistics)
+            if gradient is not None and grad_logits is not None:
+                gradient[place] = grad_logits
     return _output(pieces, tokens, [(flat, gradient)])
 
 
@@ -114,12 +117,15 @@ def linear_loss(
     pieces = []
     for rows in chunks:
         with torch.no_grad():
-            chunk = kept_hidden[rows].to(dtype)
-            logits = cast.logits(chunk, dtype)
-            statistics, grad_logits = _score(score, logits, tokens, rows)
-            pieces.append(statistics)
-            if grad_logits is not None:
-                grads.add(rows, chunk, logits, grad_logits, head=cast)
+            chunk, of_chunk = kept_hidden[rows].to(dtype), tokens.select(rows).multiplied()
+            products = cast.product(chunk, dtype)
+            for tile in of_chunk.tiles(head.weight.shape[0]):
+                logits = cast.finish(products[tile])
+                statistics, grad_logits = _score(score, logits, of_chunk.select(tile), rows.start + tile.start)
+                pieces.append(statistics)
+                if grad_logits is not None:  # takes the place of the product it belongs to
+                    products[tile] = grads.of_product(logits, grad_logits, head=cast)
+            grads.add(rows, chunk, products, head=cast)
     return _output(pieces, tokens, [(kept_hidden, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)])
 
 
@@ -185,12 +191,13 @@ def _surveyed(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Ca
 
 
 @torch.no_grad()
-def _score(score: Score, logits: Tensor, tokens: Tokens, rows: slice) -> tuple[TokenStatistics, Tensor | None]:
-    """One chunk: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
-    values, gradient = score(logits, tokens.select(rows))
+def _score(score: Score, logits: Tensor, tokens: Tokens, offset: int) -> tuple[TokenStatistics, Tensor | None]:
+    """One tile: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
+    with torch.autocast(logits.device.type, enabled=False):  # it would round the sums of statistics to bf16
+        values, gradient = score(logits, tokens)
     statistics = TokenStatistics(*values)
     if not torch.isfinite(statistics.nll + statistics.loss).all():
-        _raise_not_finite(logits, statistics, rows.start)
+        _raise_not_finite(logits, statistics, offset)
     return statistics, gradient
 
 
@@ -228,17 +235,20 @@ class _HeadGradients:
     def wanted(self) -> bool:
         return any(buffer is not None for buffer in (self.hidden, self.weight, self.bias))
 
-    def add(self, rows: slice, chunk: Tensor, logits: Tensor, grad_logits: Tensor, *, head: Head) -> None:
-        """chunk [n, D] and the head's weight are in the dtype of products."""
+    def of_product(self, logits: Tensor, grad_logits: Tensor, *, head: Head) -> Tensor:
+        """∂L/∂(h Wᵀ) [n, V] of a tile, whose share of the bias's gradient is added."""
         grad_product, grad_biased = head.product_gradient(grad_logits, logits)
         if self.bias is not None:
             self.bias.add_(grad_biased.sum(0))
-        grad_product = grad_product.to(chunk.dtype)
+        return grad_product
+
+    def add(self, rows: slice, chunk: Tensor, grad_product: Tensor, *, head: Head) -> None:
+        """chunk [n, D], ∂L/∂(h Wᵀ) [n, V] and the head's weight are in the dtype of products."""
         if self.hidden is not None:
-            self.hidden[rows] = (grad_product @ head.weight).to(self.hidden.dtype)
+            self.hidden[rows] = product(grad_product, head.weight.T)
         if self.weight is not None:
-            product = grad_product.T @ chunk
-            self.weight = product.to(self.weight.dtype) if self.is_empty else self.weight.add_(product)
+            found = product(grad_product.T, chunk.T)
+            self.weight = found.to(self.weight.dtype) if self.is_empty else self.weight.add_(found)
         self.is_empty = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,10 @@ ROLES = ("prior", "teacher", "old")
 IGNORE = -100
 """Label of a position that is not supervised; among negatives, no token."""
 CHUNK_BYTES = 2**27
-"""Default size of one fp32 chunk × vocabulary tensor; a handful of them live at once."""
+"""Default size of one fp32 chunk × vocabulary tensor: so many tokens go through the head in one matrix product."""
+TILE_BYTES = 2**23
+"""On a CPU a chunk is scored in tiles of so many bytes of fp32 × vocabulary: the handful of them that live at once stay
+in cache, while products want a larger chunk."""
 
 
 class Given(TypedDict, total=False):
@@ -122,8 +126,16 @@ class Tokens:
                 _check_ids(f"the top-k token ids of the {role}", reference.indices, vocab_size)
         size = max(1, CHUNK_BYTES // (4 * vocab_size)) if chunk_size is None else chunk_size
         checks.whole("chunk_size", size, 1)
-        count = self.labels.numel()
-        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        return slices(self.labels.numel(), size)
+
+    def tiles(self, vocab_size: int) -> list[slice]:
+        """Rows of a chunk to be scored at a time."""
+        size = TILE_BYTES // (4 * vocab_size) if self.labels.device.type == "cpu" else self.labels.numel()
+        return slices(self.labels.numel(), max(1, size))
+
+    def multiplied(self) -> Tokens:
+        """A chunk, its references' products with their heads at hand."""
+        return replace(self, references={role: held.multiplied() for role, held in self.references.items()})
 
     def select(self, rows: slice) -> Tokens:
         """One chunk of them."""
@@ -169,6 +181,12 @@ class Tokens:
 
     def with_statistics(self, statistics: Mapping[object, Tensor]) -> Tokens:
         return replace(self, statistics={**self.statistics, **statistics})
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """`count` rows in parts of at most `size`, as even as may be: a part of a few rows costs almost as much as any."""
+    even = math.ceil(count / math.ceil(count / size)) if count else 1
+    return [slice(start, min(start + even, count)) for start in range(0, count, even)]
 
 
 def _rows_as_sequences(labels: Tensor) -> Tensor | None:
@@ -232,11 +250,12 @@ def _aligned(role: str, reference: Reference, positions: int, kept: Tensor, labe
     checks.choice("the role of a reference", role, ROLES)
     if not isinstance(reference, Reference):
         raise QTargetError(f"the {role} must be a qtarget.Reference, got {type(reference).__name__}")
-    expected, of_what = (len(kept), "supervised") if reference.supervised_only else (positions, "all")
-    if len(reference) != expected:
+    if reference.supervised_only and len(reference) != len(kept):
+        raise QTargetError(f"the {role} covers {len(reference)} supervised positions, and there are {len(kept)}")
+    if not reference.supervised_only and len(reference) != positions:
         raise QTargetError(
-            f"the {role} covers {len(reference)} positions, the labels {expected} ({of_what}): a reference has a row "
-            "for every position, supervised or not, unless it says supervised_only"
+            f"the {role} covers {len(reference)} positions, the labels {positions}: a reference has a row for every "
+            "position, supervised or not"
         )
     aligned = (reference if reference.supervised_only else reference.select(kept)).cast()
     if aligned.labels is not None and not torch.equal(aligned.labels, labels):

@@ -32,7 +32,8 @@ class TokenView:
 
     @lazy
     def policy(self) -> Distribution:
-        return Distribution(self.labels, lambda: self.logp)
+        logp = self.logp  # a closure over the view would make a cycle, and [n, V] would live until it is found
+        return Distribution(self.labels, lambda: logp)
 
     @property
     def label_logp(self) -> Tensor:

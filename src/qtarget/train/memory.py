@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _KEEP_BELOW = 1 << 30
+_RETURN_FROM = 1 << 20
 
 
 def keep_freed_blocks() -> None:
@@ -15,9 +16,19 @@ def keep_freed_blocks() -> None:
     A training step on a CPU frees and asks for the same gigabytes again and again; the system zeroes each page anew,
     which took a quarter of a step for a 135M-parameter model. Elsewhere than on glibc nothing happens.
     """
+    if not _mallopt(_M_MMAP_THRESHOLD, _KEEP_BELOW):
+        _mallopt(_M_MMAP_MAX, 0)  # older versions refuse a threshold above 32 MiB
+    _mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def return_freed_blocks() -> None:
+    """Have glibc hand back freed blocks from 1 MiB on at once, so that what a process holds is what it uses."""
+    _mallopt(_M_MMAP_THRESHOLD, _RETURN_FROM)
+
+
+def _mallopt(parameter: int, value: int) -> bool:
+    """Whether glibc took it."""
     if sys.platform != "linux":
-        return
+        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEEP_BELOW)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    return mallopt is not None and bool(mallopt(parameter, value))
