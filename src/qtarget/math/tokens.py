@@ -23,9 +23,9 @@ IGNORE = -100
 """Label of a position that is not supervised; among negatives, no token."""
 CHUNK_BYTES = 2**27
 """Default size of one fp32 chunk × vocabulary tensor: so many tokens go through the head in one matrix product."""
-TILE_BYTES = 2**23
-"""On a CPU a chunk is scored in tiles of so many bytes of fp32 × vocabulary: the handful of them that live at once stay
-in cache, while products want a larger chunk."""
+TILE_BYTES = 2**25
+"""On a CPU a chunk is scored in tiles of so many bytes of fp32 × vocabulary, a handful of which live at once: that saves
+memory, not time. Smaller ones save little more, and many short parallel loops suffer where cores are shared."""
 
 
 class Given(TypedDict, total=False):
