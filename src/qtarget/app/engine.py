@@ -14,7 +14,7 @@ CHOICES = ("auto", "on", "off")
 PAYS_FROM = 6e9
 """Scored tokens × vocabulary from which, on a CPU, the compiled loss has saved the time it took to compile.
 
-Compiling took 4 to 20 s, most of it once in a process. A scored token and vocabulary entry costs 1.7 ns of processor time
+Compiling took 4 to 20 s, most of it once in a process. A scored token × vocabulary entry costs 1.7 ns processor time
 less where only the label is pulled (dft), 7 to 9 ns where a residual is (label_smoothing, target_sft). Spread over two
 cores that earns back 10 s at 12e9 and at 2.2e9 to 2.9e9; this stands between, on a logarithmic scale.
 """

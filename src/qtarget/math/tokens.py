@@ -24,7 +24,7 @@ IGNORE = -100
 CHUNK_BYTES = 2**27
 """Default size of one fp32 chunk × vocabulary tensor: so many tokens go through the head in one matrix product."""
 TILE_BYTES = 2**25
-"""On a CPU a chunk is scored in tiles of so many bytes of fp32 × vocabulary, a handful of which live at once: that saves
+"""On a CPU a chunk is scored in tiles of so many bytes of fp32 × vocabulary, a handful of them alive: that saves
 memory, not time. Smaller ones save little more, and many short parallel loops suffer where cores are shared."""
 
 
