@@ -13,7 +13,6 @@ from worlds import World, load_design
 
 import qtarget
 from qtarget import Head, QTargetError, Reference
-from qtarget.math import tokens
 from qtarget.math.tokens import EarlierTokens
 from qtarget.math.view import TokenView
 
@@ -484,22 +483,6 @@ def test_under_autocast_only_products_are_rounded(name: str) -> None:
         torch.testing.assert_close(getattr(out, field), getattr(expected, field))
 
 
-def test_tiles_of_a_chunk_say_what_the_chunk_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden, weight, labels = torch.randn(N, D), torch.randn(V, D, requires_grad=True), torch.randint(V, (N,))
-    teacher = Reference.hidden(torch.randn(N, D), Head(torch.randn(V, D), softcap=5.0))
-
-    def run() -> tuple[qtarget.LossOutput, torch.Tensor]:
-        head = Head(weight, bias=torch.ones(V, requires_grad=True), softcap=3.0)
-        out = qtarget.linear_loss(hidden, head, labels, load_design("target_sft"), references={"teacher": teacher})
-        return out, torch.cat([gradient.flatten() for gradient in torch.autograd.grad(out.total, [weight, head.bias])])
-
-    expected, whole = run()
-    monkeypatch.setattr(tokens, "TILE_BYTES", 4 * V * 2)
-    out, tiled = run()
-    torch.testing.assert_close(tiled, whole)
-    torch.testing.assert_close(out.kl_to_target, expected.kl_to_target)
-
-
 def test_a_view_is_freed_without_the_garbage_collector() -> None:
     view = TokenView(torch.randn(N, V).log_softmax(-1), torch.randint(V, (N,)))
     assert view.policy.entropy.shape == (N,)
@@ -510,3 +493,12 @@ def test_a_view_is_freed_without_the_garbage_collector() -> None:
         assert held() is None
     finally:
         gc.enable()
+
+
+def test_under_autocast_a_reference_is_multiplied_as_the_policy_is() -> None:
+    """The same hidden states and head say the same, to the bit."""
+    hidden, weight, labels = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
+    references = {"prior": Reference.hidden(hidden, Head(weight))}
+    with torch.autocast("cpu", torch.bfloat16):
+        out = qtarget.linear_loss(hidden, weight, labels, load_design("asft"), references=references)
+    assert not out.kl_prior.any()

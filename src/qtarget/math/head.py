@@ -30,15 +30,8 @@ class Head:
 
     def logits(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
         """[n, D] → logits [n, V]: the product in `dtype`, everything after it in fp32 (fp64 stays fp64)."""
-        return self.finish(self.product(hidden, dtype))
-
-    def product(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
-        """h Wᵀ [n, V] in `dtype`."""
-        return product(hidden.to(dtype), self.weight.to(dtype))
-
-    def finish(self, product: Tensor) -> Tensor:
-        """h Wᵀ [n, V] → logits [n, V] in fp32 (fp64 stays fp64); may be made in place."""
-        z = product if product.dtype == torch.float64 else product.float()
+        z = product(hidden.to(dtype), self.weight.to(dtype))
+        z = z if z.dtype == torch.float64 else z.float()
         if self.scale != 1.0:
             z = z * self.scale
         if self.bias is not None:

@@ -78,13 +78,10 @@ def dense_loss(
     score = scorer(design, wants_gradient=gradient is not None, compiled=compiled)
     pieces = []
     for rows in chunks:
-        chunk = tokens.select(rows).multiplied()
-        for tile in chunk.tiles(logits.shape[-1]):
-            place = slice(rows.start + tile.start, rows.start + tile.stop)
-            statistics, grad_logits = _score(score, compute[place], chunk.select(tile), place.start)
-            pieces.append(statistics)
-            if gradient is not None and grad_logits is not None:
-                gradient[place] = grad_logits
+        statistics, grad_logits = _score(score, compute[rows], tokens, rows)
+        pieces.append(statistics)
+        if gradient is not None and grad_logits is not None:
+            gradient[rows] = grad_logits
     return _output(pieces, tokens, [(flat, gradient)])
 
 
@@ -117,15 +114,12 @@ def linear_loss(
     pieces = []
     for rows in chunks:
         with torch.no_grad():
-            chunk, of_chunk = kept_hidden[rows].to(dtype), tokens.select(rows).multiplied()
-            products = cast.product(chunk, dtype)
-            for tile in of_chunk.tiles(head.weight.shape[0]):
-                logits = cast.finish(products[tile])
-                statistics, grad_logits = _score(score, logits, of_chunk.select(tile), rows.start + tile.start)
-                pieces.append(statistics)
-                if grad_logits is not None:  # takes the place of the product it belongs to
-                    products[tile] = grads.of_product(logits, grad_logits, head=cast)
-            grads.add(rows, chunk, products, head=cast)
+            chunk = kept_hidden[rows].to(dtype)
+            logits = cast.logits(chunk, dtype)
+            statistics, grad_logits = _score(score, logits, tokens, rows)
+            pieces.append(statistics)
+            if grad_logits is not None:
+                grads.add(rows, chunk, logits, grad_logits, head=cast)
     return _output(pieces, tokens, [(kept_hidden, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)])
 
 
@@ -191,13 +185,13 @@ def _surveyed(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Ca
 
 
 @torch.no_grad()
-def _score(score: Score, logits: Tensor, tokens: Tokens, offset: int) -> tuple[TokenStatistics, Tensor | None]:
-    """One tile: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
+def _score(score: Score, logits: Tensor, tokens: Tokens, rows: slice) -> tuple[TokenStatistics, Tensor | None]:
+    """One chunk: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
     with torch.autocast(logits.device.type, enabled=False):  # it would round the sums of statistics to bf16
-        values, gradient = score(logits, tokens)
+        values, gradient = score(logits, tokens.select(rows))
     statistics = TokenStatistics(*values)
     if not torch.isfinite(statistics.nll + statistics.loss).all():
-        _raise_not_finite(logits, statistics, offset)
+        _raise_not_finite(logits, statistics, rows.start)
     return statistics, gradient
 
 
@@ -235,15 +229,12 @@ class _HeadGradients:
     def wanted(self) -> bool:
         return any(buffer is not None for buffer in (self.hidden, self.weight, self.bias))
 
-    def of_product(self, logits: Tensor, grad_logits: Tensor, *, head: Head) -> Tensor:
-        """∂L/∂(h Wᵀ) [n, V] of a tile, whose share of the bias's gradient is added."""
+    def add(self, rows: slice, chunk: Tensor, logits: Tensor, grad_logits: Tensor, *, head: Head) -> None:
+        """chunk [n, D] and the head's weight are in the dtype of products."""
         grad_product, grad_biased = head.product_gradient(grad_logits, logits)
         if self.bias is not None:
             self.bias.add_(grad_biased.sum(0))
-        return grad_product
-
-    def add(self, rows: slice, chunk: Tensor, grad_product: Tensor, *, head: Head) -> None:
-        """chunk [n, D], ∂L/∂(h Wᵀ) [n, V] and the head's weight are in the dtype of products."""
+        grad_product = grad_product.to(chunk.dtype)
         if self.hidden is not None:
             self.hidden[rows] = product(grad_product, head.weight.T)
         if self.weight is not None:

@@ -35,7 +35,6 @@ class Reference:
     rows: Tensor | None = None  # [N, V] log-probabilities; [N, D] hidden states beside `head`; [N, k] beside `indices`
     head: Head | None = None
     indices: Tensor | None = None  # [N, k] token ids
-    product: Tensor | None = None  # [n, V], hidden rows already multiplied by the head's weight
     keep: int | None = None  # of full or hidden rows, only the `keep` likeliest tokens count
     tail: str = "bucket"
     labels: Tensor | None = None  # [N], beside `statistics`
@@ -108,20 +107,15 @@ class Reference:
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor with a row per token."""
-        held = (self.rows, self.indices, self.product, self.labels, *self.statistics.values())
+        held = (self.rows, self.indices, self.labels, *self.statistics.values())
         yield from (tensor for tensor in held if tensor is not None)
 
     def cast(self) -> Reference:
-        """The same with its head in the dtype of matrix products, where there is one: for many chunks."""
+        """The same with hidden states and head in the dtype that matrix products have here: for many chunks."""
         if self.head is None or self.rows is None:
             return self
-        return replace(self, head=self.head.cast(matmul_dtype(self.rows)))
-
-    def multiplied(self) -> Reference:
-        """The same with the head's product at hand, where there is a head: for a chunk that is looked at in tiles."""
-        if self.head is None or self.rows is None:
-            return self
-        return replace(self, product=self.head.product(self.rows, matmul_dtype(self.rows)))
+        dtype = matmul_dtype(self.rows)
+        return replace(self, rows=self.rows.to(dtype), head=self.head.cast(dtype))
 
     def select(self, index: Tensor | slice) -> Reference:
         """The same reference for some of the tokens."""
@@ -133,7 +127,6 @@ class Reference:
             self,
             rows=pick(self.rows),
             indices=pick(self.indices),
-            product=pick(self.product),
             labels=pick(self.labels),
             statistics={name: values[index] for name, values in self.statistics.items()},
         )
@@ -159,8 +152,8 @@ class Reference:
             raise QTargetError(f"more of this reference was asked for than its label statistics ({held})")
         logp = self.rows.to(policy_logp.dtype)
         if self.head is not None:
-            product = self.head.product(self.rows, matmul_dtype(self.rows)) if self.product is None else self.product
-            logp = torch.log_softmax(self.head.finish(product).to(policy_logp.dtype), dim=-1)
+            logits = self.head.logits(self.rows, matmul_dtype(self.rows))
+            logp = torch.log_softmax(logits.to(policy_logp.dtype), dim=-1)
         return _align(logp, policy_logp.shape[1])
 
     def _support(self, policy_logp: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -23,9 +23,6 @@ IGNORE = -100
 """Label of a position that is not supervised; among negatives, no token."""
 CHUNK_BYTES = 2**27
 """Default size of one fp32 chunk × vocabulary tensor: so many tokens go through the head in one matrix product."""
-TILE_BYTES = 2**25
-"""On a CPU a chunk is scored in tiles of so many bytes of fp32 × vocabulary, a handful of them alive: that saves
-memory, not time. Smaller ones save little more, and many short parallel loops suffer where cores are shared."""
 
 
 class Given(TypedDict, total=False):
@@ -127,15 +124,6 @@ class Tokens:
         size = max(1, CHUNK_BYTES // (4 * vocab_size)) if chunk_size is None else chunk_size
         checks.whole("chunk_size", size, 1)
         return slices(self.labels.numel(), size)
-
-    def tiles(self, vocab_size: int) -> list[slice]:
-        """Rows of a chunk to be scored at a time."""
-        size = TILE_BYTES // (4 * vocab_size) if self.labels.device.type == "cpu" else self.labels.numel()
-        return slices(self.labels.numel(), max(1, size))
-
-    def multiplied(self) -> Tokens:
-        """A chunk, its references' products with their heads at hand."""
-        return replace(self, references={role: held.multiplied() for role, held in self.references.items()})
 
     def select(self, rows: slice) -> Tokens:
         """One chunk of them."""
