@@ -28,6 +28,23 @@ def test_auto_compiles_where_it_pays(setting: str, on_gpu: bool, scored: float, 
     assert engine.choose(setting, on_gpu=on_gpu, scored=scored) == engine.Engine(compiled, said)
 
 
+@pytest.mark.parametrize(
+    ("setting", "on_gpu", "rows", "longest", "chosen"),
+    [
+        ("auto", False, 16, 40, "eager"),
+        ("auto", False, 8, 256, "eager"),
+        ("auto", False, 8, 257, "sdpa"),
+        ("auto", True, 16, 40, "sdpa"),
+        ("sdpa", False, 16, 40, "sdpa"),
+        ("eager", True, 64, 4096, "eager"),
+    ],
+)
+def test_auto_takes_eager_attention_for_short_rows_on_a_cpu(
+    setting: str, on_gpu: bool, rows: int, longest: int, chosen: str
+) -> None:
+    assert engine.attention(setting, on_gpu=on_gpu, rows=rows, longest=longest) == chosen
+
+
 def test_without_a_compiler_auto_says_so_and_on_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "no-such-compiler")

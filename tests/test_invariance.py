@@ -73,6 +73,16 @@ def test_packed_rows_are_unpacked_rows(design: str, changes: dict[str, Any]) -> 
     close(got_means, means, 1e-4)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_are_unpacked_rows_under_either_attention(attention: str) -> None:
+    packed, found = eight_rows(packing=240), []
+    for rows in (batches(eight_rows(), batch_size=8), batches(packed, batch_size=len(packed.rows))):
+        trained = module("sft")
+        trained.policy.lm.set_attn_implementation(attention)
+        found.append(one_step(trained, rows)[0])
+    close(found[1], found[0], 1e-4)
+
+
 def test_a_packed_row_as_it_was_written_down() -> None:
     prepared = eight_rows(packing=240)
     pack = prepared.rows[0]

@@ -144,6 +144,7 @@ def _check_kinds(cfg: DictConfig) -> None:
     for name, dtype in dtypes.items():
         checks.choice(f"{name}.dtype", dtype, tuple(DTYPES))
     checks.choice("loss.compile", cfg.loss.compile, engine.CHOICES)
+    checks.choice("model.attention", cfg.model.attention, engine.ATTENTIONS)
     for name in ("model.gradient_checkpointing", "model.compile", "trainer.dry"):
         checks.choice(name, OmegaConf.select(cfg, name), (True, False))
     _check_cached(cfg)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from qtarget.app.caching import FULL_DETAIL, HELDOUT, build_missing, cache_plans, details_read, kept_detail
 from qtarget.app.checks import check, processes, reference_name
 from qtarget.app.configs import instantiate, instantiate_design
-from qtarget.app.engine import Engine, choose, on_gpu
+from qtarget.app.engine import Engine, attention, choose, on_gpu
 from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
@@ -48,6 +48,7 @@ class Plan:
     model: provide.Source
     references: Mapping[str, provide.Source]
     engine: Engine
+    attention: str = "sdpa"
     caches: Mapping[str, CachePlan] = field(default_factory=dict)
 
     @property
@@ -97,7 +98,14 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     details = {role: kept_detail(cfg.references[role], role, design) for role in cached}
     details |= details_read(cfg, references, design)
     caches = cache_plans(cfg, references, details, prepared, tokenizer)
-    return Plan(cfg, design, instantiate(cfg.optim), prepared, tokenizer, model, references, chosen, caches)
+    optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
+    return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches)
+
+
+def _attention(cfg: DictConfig, prepared: Prepared) -> str:
+    longest = max(sum(map(len, row)) if isinstance(row, tuple) else len(row) for row in prepared.rows)
+    gpu, rows = on_gpu(cfg.trainer.accelerator), cfg.trainer.batch_size
+    return attention(cfg.model.attention, on_gpu=gpu, rows=rows, longest=longest)
 
 
 def _engine(cfg: DictConfig, prepared: Prepared, vocab_size: int) -> Engine:
@@ -141,7 +149,7 @@ def _load(plan: Plan, source: provide.Source, dtype: str, *, compiled: bool = Fa
         source,
         len(plan.tokenizer),
         dtype=dtype,
-        attention=model.attention,
+        attention=plan.attention,
         gradient_checkpointing=model.gradient_checkpointing,
         compiled=compiled,
     )

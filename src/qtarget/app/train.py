@@ -135,7 +135,9 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str
     prepare_process(cfg.seed)
     plan = compose.plan(cfg)
     how = plan.engine.said
-    record.note(design=plan.described, rows=plan.prepared.counts, model=plan.model.location, loss=how)
+    record.note(
+        design=plan.described, rows=plan.prepared.counts, model=plan.model.location, loss=how, attention=plan.attention
+    )
     if leads():
         print(f"{title}: {plan.extent}; loss {how}")
     policy, frozen = compose.load_models(plan)

@@ -69,6 +69,7 @@ def load_policy(
     """
     if source.is_tiny:
         lm: Any = tiny_model(load_config(source))
+        lm.set_attn_implementation(attention)
         lm.to(DTYPES[dtype])
     else:
         options = {"dtype": DTYPES[dtype], "attn_implementation": attention, "trust_remote_code": False}
