@@ -43,7 +43,8 @@ def token_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Batch]
     tokens = 0
     for batch in (batch.to(policy.lm.device) for batch in batches):
         references = {"prior": prior.exact(batch)} if prior else {}
-        out = linear_loss(policy(batch.input_ids), policy.head, batch.labels, PLAIN_SFT, references=references)
+        hidden = policy(batch.input_ids, batch.position_ids)
+        out = linear_loss(hidden, policy.head, batch.labels, PLAIN_SFT, references=references)
         for name in totals:
             totals[name] += float(getattr(out, name).sum())
         tokens += len(out.nll)
