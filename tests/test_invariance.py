@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from training import batches, eight_rows, module, one_step, other_policy, tiny_policy
+from training import batches, close, eight_rows, live, module, one_step, other_policy, tiny_policy
 from worlds import NEEDS_TOP_K
 
 import qtarget
@@ -34,25 +34,6 @@ NORMALIZERS = [("profit", {"reliance.threshold": 0.004, "normalize": name}) for 
 ]
 CASES = [(design, {}) for design in DESIGNS] + NORMALIZERS
 IDS = [f"{design} {' '.join(map(str, changes.values()))}".strip() for design, changes in CASES]
-
-
-def live(design: str) -> dict[str, Frozen]:
-    frozen = FrozenModel(other_policy())
-    teacher = FrozenModel(other_policy(), topk=5) if design in NEEDS_TOP_K else frozen
-    return {"prior": frozen, "teacher": teacher, "old": frozen}
-
-
-def close(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
-    assert got.keys() == expected.keys()
-    for name, value in expected.items():
-        size = float(torch.as_tensor(value).abs().max())
-        torch.testing.assert_close(
-            torch.as_tensor(got[name]),
-            torch.as_tensor(value),
-            atol=tolerance * max(size, 1e-3),
-            rtol=tolerance,
-            msg=name,
-        )
 
 
 # Packing
@@ -151,7 +132,7 @@ def without_drift(means: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in means.items() if name != "target/kl_prior"}
 
 
-@pytest.mark.parametrize("kind", ["frozen", "adapter_off", "hidden", "hidden bf16", "label"])
+@pytest.mark.parametrize("kind", ["frozen", "adapter_off", "hidden", "hidden bf16", "topk", "label"])
 def test_a_reference_that_is_the_policy_diverges_nowhere(kind: str, tmp_path: Path) -> None:
     """At every position, packed and not: a mask or a cache that is off by one token would show."""
     for prepared in (eight_rows(), eight_rows(packing=240)):
@@ -167,10 +148,13 @@ def test_a_reference_that_is_the_policy_diverges_nowhere(kind: str, tmp_path: Pa
             reference = cached(folder, tiny_policy(), prepared, detail, "bfloat16" if dtype else "float32")
         for batch in batches(prepared, batch_size=2):
             hidden = policy(batch.input_ids, batch.position_ids)
-            given: Any = {"references": {"prior": reference.reference(batch)}}
+            given: Any = {"references": dict.fromkeys(("prior", "teacher"), reference.reference(batch))}
+            design = qtarget.load_design("kd" if kind == "topk" else "one_minus_prior")
             with torch.no_grad():
-                out = linear_loss(hidden, policy.head, batch.labels, qtarget.load_design("one_minus_prior"), **given)
-            if kind == "label":
+                out = linear_loss(hidden, policy.head, batch.labels, design, **given)
+            if kind == "topk":  # the tail is shared out as the policy's own
+                assert float(out.gap.max()) < 1e-6
+            elif kind == "label":
                 torch.testing.assert_close(out.reliance, 1 - (-out.nll).exp(), atol=1e-6, rtol=1e-5)
             else:
                 assert float(out.kl_prior.abs().max()) < (1e-4 if "bf16" in kind else 1e-6)

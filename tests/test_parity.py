@@ -138,13 +138,13 @@ def rows(count: int = 8) -> list[dict[str, list[int]]]:
     return made
 
 
-def trained(folder: Path, design: Any, *, batch_size: int, accumulate: int) -> dict[str, Tensor]:
-    """Weights after one plain gradient step of transformers' Trainer."""
-    model = tiny_model(tiny_config(len(tiny_tokenizer())))
+def trainer(folder: Path, design: Any, *, batch_size: int, accumulate: int) -> transformers.Trainer:
+    """Transformers' Trainer of one plain gradient step."""
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=1,
         per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
         gradient_accumulation_steps=accumulate,
         learning_rate=0.5,
         lr_scheduler_type="constant",
@@ -158,11 +158,21 @@ def trained(folder: Path, design: Any, *, batch_size: int, accumulate: int) -> d
         seed=0,
     )
     collate = transformers.DataCollatorForSeq2Seq(tiny_tokenizer(), label_pad_token_id=-100)
-    trainer = transformers.Trainer(
-        model, arguments, train_dataset=Dataset.from_list(rows()), data_collator=collate, compute_loss_func=design
+    return transformers.Trainer(
+        tiny_model(tiny_config(len(tiny_tokenizer()))),
+        arguments,
+        train_dataset=Dataset.from_list(rows()),
+        eval_dataset=Dataset.from_list(rows()),
+        data_collator=collate,
+        compute_loss_func=design,
     )
-    trainer.train()
-    return {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+
+
+def trained(folder: Path, design: Any, *, batch_size: int, accumulate: int) -> dict[str, Tensor]:
+    """Weights after the step."""
+    made = trainer(folder, design, batch_size=batch_size, accumulate=accumulate)
+    made.train()
+    return {name: tensor.detach().clone() for name, tensor in made.model.named_parameters()}
 
 
 @pytest.mark.usefixtures("quiet")
@@ -178,6 +188,14 @@ def test_transformers_trainer_takes_the_same_step_at_any_accumulation(name: str,
         plain = trained(tmp_path, None, batch_size=8, accumulate=1)
         for key, tensor in whole.items():
             torch.testing.assert_close(plain[key], tensor, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize("name", ["sft", "dft", "label_smoothing"])
+def test_evaluation_inside_transformers_has_the_scale_of_training(name: str, tmp_path: Path) -> None:
+    made = trainer(tmp_path, qtarget.hf_loss(load_design(name)), batch_size=8, accumulate=1)
+    evaluated = made.evaluate()["eval_loss"]
+    assert made.train().training_loss == pytest.approx(evaluated, rel=1e-5)
 
 
 @pytest.mark.usefixtures("quiet")

@@ -6,13 +6,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from worlds import NEEDS_TOP_K
 
 import qtarget
 from qtarget.data.batch import Batch
 from qtarget.data.module import DataConfig, Prepared, SFTData, prepare
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.reasoning_gym import ReasoningGym
-from qtarget.model.frozen import Frozen
+from qtarget.model.frozen import Frozen, FrozenModel
 from qtarget.model.policy import Policy
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.train.module import QTargetModule
@@ -81,3 +82,24 @@ def fit(trained: QTargetModule, *, batch_size: int, accumulate: int, steps: int 
 
 def weights(trained: QTargetModule) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in trained.policy.state_dict().items()}
+
+
+def live(design: str, topk: int = 5) -> dict[str, Frozen]:
+    """Every role, played by a model that differs from the policy."""
+    frozen = FrozenModel(other_policy())
+    teacher = FrozenModel(other_policy(), topk=topk) if design in NEEDS_TOP_K else frozen
+    return {"prior": frozen, "teacher": teacher, "old": frozen}
+
+
+def close(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    """The same names, and values that differ by no more than this share of the largest in each."""
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        size = float(torch.as_tensor(value).abs().max())
+        torch.testing.assert_close(
+            torch.as_tensor(got[name]),
+            torch.as_tensor(value),
+            atol=tolerance * max(size, 1e-3),
+            rtol=tolerance,
+            msg=name,
+        )
