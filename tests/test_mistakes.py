@@ -577,7 +577,8 @@ def test_a_run_with_an_adapter_has_every_reference_of_its_design(name: str) -> N
 
     def first_step(*options: str) -> dict[str, float]:
         topk = [f"references.teacher.topk={TOP_K}"] if name in NEEDS_TOP_K else []
-        overrides = [f"target={name}", "model/adapter=lora", *OTHERS, *SMALL, *topk, *options]
+        exact = ["model/adapter=lora", "trainer.precision=32-true"]
+        overrides = [f"target={name}", *exact, *OTHERS, *SMALL, *topk, *options]
         plan = compose.plan(compose_config("train", overrides))
         made = compose.module(plan, *compose.load_models(plan))
         assert made.references.keys() == needs(plan.design).keys()
