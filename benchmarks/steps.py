@@ -150,7 +150,7 @@ def row(name: str, taken: timing.Times, said: str) -> Row:
 
 
 def section(quick: bool) -> Section:
-    rounds = 2 if quick else 9
+    rounds = 2 if quick else 5
     tables = [(caption(rows, rounds), measure(rows, rounds, more=engine(quick))) for rows in ROWS]
     return Section("b", "An optimizer step under each target", tables)
 

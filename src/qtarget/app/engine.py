@@ -48,12 +48,12 @@ def choose(setting: str, *, on_gpu: bool, scored: float) -> Engine:
 
 
 ATTENTIONS = ("auto", "sdpa", "eager", "flash_attention_2")
-EAGER_UP_TO = 1 << 19
+EAGER_UP_TO = 1 << 20
 """Rows × (longest row)² up to which `auto` takes eager attention on a CPU.
 
 There, in bf16, PyTorch's fused attention spends longer on a batch of short rows than the plain products do: a step of
 SmolLM2-135M took 0.84 times as long with eager on 8 rows of up to 231 tokens, 0.67 times on 16 rows of up to 36. But
-eager keeps rows × heads × length² numbers a layer for the backward: here about 1.5 GB for that model at most.
+eager keeps rows × heads × length² numbers a layer for the backward: about 3 GB for that model at most.
 """
 
 
