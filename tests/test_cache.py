@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import batches, eight_rows, other_policy
+from training import batches, eight_rows, module, one_step, other_policy
 
+import qtarget
 from qtarget.app import compose, dry
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.configs import compose_config
@@ -20,6 +21,7 @@ from qtarget.data.collate import Collate
 from qtarget.errors import QTargetError
 from qtarget.math.distribution import STATISTICS
 from qtarget.math.loss import IGNORE
+from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import cache, provide
 from qtarget.model.cache import Cached, CachePlan, check_room, ensure
@@ -46,7 +48,7 @@ def plan(folder: Path, detail: str = "hidden", dtype: str = "float32", **identit
 
 
 def build(made: CachePlan, load: Any = other_policy) -> CachePlan:
-    ensure(made, load, lambda done: None, print)
+    ensure(made, lambda done: load(), lambda done: None, print)
     return made
 
 
@@ -285,6 +287,7 @@ def test_cache_scores_before_the_runs_and_says_what_to_do_next(
         (["train", CACHED, "references.prior.detail=some"], "references.prior.detail must be one of"),
         (["train", CACHED, "references.prior.store_dtype=int8"], "references.prior.store_dtype must be one of"),
         (["train", "target=asft", "reference@references.prior=adapter_off"], "this policy has none"),
+        (["train", "model.attention=flash_attention_2"], "needs a GPU and the package flash-attn"),
         (["train", "model/adapter=lora", "model.adapter.rank=0"], "model.adapter.rank must be a whole number"),
         (
             ["train", "reference@references.teacher=adapter_off"],
@@ -299,12 +302,72 @@ def test_what_cannot_be_is_told_at_once(
     assert message in capsys.readouterr().err
 
 
-def test_a_given_folder_is_used_and_not_mistaken(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = ["references.prior.folder=mine", "target=one_minus_prior", CACHED]
-    assert qtarget_cli(["train", *place, *SMALL]) == 0
-    assert Path("mine/train/manifest.json").is_file()
-    assert qtarget_cli(["train", *place, *SMALL, "data.noise.seed=3"]) == 2
-    assert "is of other rows" in capsys.readouterr().err
+def test_a_given_folder_holds_caches_side_by_side(workdir: Path, own_cache: Path) -> None:
+    """Of other rows, other roles and other details: each by its content, none mistaken for another."""
+    place = ["references.prior.folder=mine", CACHED, *SMALL]
+    for options in (["target=one_minus_prior"], ["target=asft"], ["target=one_minus_prior", "data.noise.seed=3"]):
+        assert qtarget_cli(["train", *options, *place]) == 0
+    assert len(list(Path("mine").glob("label-*/manifest.json"))) == 2
+    assert len(list(Path("mine").glob("hidden-*/manifest.json"))) == 2  # one of them of the held-out rows
+    assert not own_cache.exists()
+
+
+def test_a_damaged_cache_is_found_before_anything_else_is_done(
+    workdir: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "target=asft", CACHED, *SMALL]
+    assert qtarget_cli(command) == 0
+    for path in own_cache.rglob("head.safetensors"):
+        path.unlink()
+    capsys.readouterr()
+    for more in (["optim.lr=0.5"], ["trainer=dry"]):
+        assert qtarget_cli([*command, *more]) == 2
+        assert "head.safetensors is missing" in capsys.readouterr().err
+
+
+def test_without_held_out_rows_a_cached_prior_that_nobody_reads_is_left_alone(workdir: Path, own_cache: Path) -> None:
+    assert qtarget_cli(["train", "target=sft", CACHED, *SMALL, "data.heldout_rows=0", "trainer.eval_every=0"]) == 0
+    assert not own_cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("design", "changes"), [("one_minus_prior", {}), ("eaft", {"reliance.source": "prior"}), ("asft", {})]
+)
+def test_under_bf16_products_a_cache_says_what_the_model_says(
+    design: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Scalars are made in fp32 on both sides; only products are rounded."""
+    prepared, means = eight_rows(), []
+    recipe = Recipe("hidden" if design == "asft" else "label", topk=5, dtype="bfloat16", precision="bf16-mixed")
+    held = build(CachePlan(tmp_path / "one", recipe, prepared.train, {}, {}, Collate(256)))
+    (batch,) = batches(prepared, batch_size=8)
+    for prior in (FrozenModel(other_policy()), Cached(held)):
+        trained = module(design, changes, prior=prior)
+        with torch.autocast("cpu", torch.bfloat16):
+            means.append(one_step(trained, [batch])[1])
+    for name in ("train/loss", "target/reliance"):
+        assert means[1][name] == pytest.approx(means[0][name], rel=2e-3)
+
+
+def test_statistics_are_not_rounded_under_bf16_products() -> None:
+    recipe = Recipe("label", topk=5, dtype="bfloat16", precision="bf16-mixed")
+    (batch,) = batches(eight_rows(), batch_size=8)
+    statistics = recipe.scores(other_policy(), batch)["statistics"]
+    assert not torch.equal(statistics[:, 1], statistics[:, 1].bfloat16().float())  # entropies, sums of products
+
+
+def test_label_statistics_serve_the_entropy_of_the_top_tokens_they_were_made_with() -> None:
+    known, other = (qtarget.load_design("eaft", **{"reliance.source": "prior", "reliance.top": top}) for top in (20, 5))
+    assert needs(known) == {"prior": "label"}
+    assert needs(other) == {"prior": "full"}
+
+
+@pytest.mark.parametrize("targets", ["[no_such_layer]", "[q_proj,lm_head]"])
+def test_adapters_that_could_not_work_are_refused(
+    workdir: Path, targets: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert qtarget_cli(["train", *SMALL, "model/adapter=lora", f"model.adapter.targets={targets}"]) == 2
+    assert "model.adapter.targets" in capsys.readouterr().err
 
 
 def test_a_wider_padded_teacher_is_cut_to_the_true_vocabulary(tmp_path: Path) -> None:
@@ -360,7 +423,8 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "bytes_per_weight", "operations_per_weight"),
     [
-        (["target=sft"], 4 + 4 + 8, 6),
+        (["target=sft"], 4 + 4 + 8 + 4, 6),  # the prior, for measuring drift from it
+        (["target=sft", "eval.kl_prior=false"], 4 + 4 + 8, 6),
         (["target=asft"], 4 + 4 + 8 + 4, 8),
         (["target=asft", "model.dtype=bfloat16"], 2 + 4 + 8 + 4, 8),
         (["target=asft", CACHED], 4 + 4 + 8, 6),

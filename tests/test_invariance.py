@@ -110,7 +110,7 @@ def test_packing_would_contaminate_with_a_mask_or_a_cache() -> None:
 def cached(folder: Path, policy: Policy, prepared: Prepared, detail: str, dtype: str = "float32") -> Cached:
     recipe = Recipe(detail, topk=5, dtype=dtype, precision="32-true")
     plan = CachePlan(folder / detail, recipe, prepared.train, {"detail": detail}, {}, Collate(256))
-    ensure(plan, lambda: policy, lambda done: None, print)
+    ensure(plan, lambda done: policy, lambda done: None, print)
     return Cached(plan)
 
 

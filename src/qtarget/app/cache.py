@@ -28,7 +28,8 @@ def build(arguments: Sequence[str]) -> int:
     cfg = compose_config("train", [*chosen, *overrides])
     prepare_process(cfg.seed)
     _build(cfg, role)
-    print(f"next: {shlex.join(['qtarget', 'train', 'target=NAME', *chosen, *overrides])}")
+    named = any(override.startswith("target=") for override in overrides)
+    print(f"next: {shlex.join(['qtarget', 'train', *['target=NAME'] * (not named), *chosen, *overrides])}")
     return 0
 
 
@@ -44,6 +45,5 @@ def _build(cfg: DictConfig, role: str) -> None:
     for name, cache in plan.caches.items():
         print(described(name, cache, plan.references[role_of(name)]))
     if all(cache.is_built for cache in plan.caches.values()):
-        compose.open_caches(plan)
         print("nothing to score: every run on these rows reads these files")
     build_missing(plan.caches, plan.references, lambda role: compose.scoring_model(plan, role))

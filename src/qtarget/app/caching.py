@@ -6,6 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from omegaconf import DictConfig
 from qtarget.data.collate import Collate
 from qtarget.data.example import Example
 from qtarget.data.module import Prepared
+from qtarget.data.ranks import leads
 from qtarget.math.target import Design, needs, wants_support
 from qtarget.model import provide
-from qtarget.model.cache import CachePlan, check_room, ensure, in_words
+from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure, in_words
 from qtarget.model.paths import cache_dir
 from qtarget.model.policy import Policy
 from qtarget.model.scores import Recipe
@@ -52,13 +54,13 @@ def cache_plans(
 ) -> dict[str, CachePlan]:
     """The caches a run reads: by role over the training rows, with its detail, and by `HELDOUT`."""
 
-    def planned(role: str, rows: Sequence[Example], detail: str, part: str) -> CachePlan:
-        return _plan(cfg, role, sources[role], rows, detail=detail, part=part, tokenizer=tokenizer)
+    def planned(role: str, rows: Sequence[Example], detail: str) -> CachePlan:
+        return _plan(cfg, role, sources[role], rows, detail=detail, tokenizer=tokenizer)
 
-    found = {role: planned(role, prepared.train, detail, "train") for role, detail in details.items()}
+    found = {role: planned(role, prepared.train, detail) for role, detail in details.items()}
     drift = cfg.eval.kl_prior and "prior" in sources and cfg.references.prior.kind == "cached"
     if drift and prepared.heldout:
-        found[HELDOUT] = planned("prior", prepared.heldout, "hidden", "heldout")
+        found[HELDOUT] = planned("prior", prepared.heldout, "hidden")
     return found
 
 
@@ -69,12 +71,14 @@ def _plan(
     rows: Sequence[Example],
     *,
     detail: str,
-    part: str,
     tokenizer: Any,
 ) -> CachePlan:
-    node = cfg.references[role]
-    recipe = Recipe(detail, node.topk, node.store_dtype, cfg.trainer.precision)
+    node, precision = cfg.references[role], cfg.trainer.precision
+    exact = "bfloat16" if precision == "bf16-mixed" else "float32"  # what the product with the head takes anyway
+    recipe = Recipe(detail, node.topk, node.store_dtype or exact, precision)
     identity = {
+        "format": str(FORMAT),
+        "vocabulary": str(len(tokenizer)),
         "weights": provide.fingerprint(source),
         "rows": _rows_digest(rows),
         "kept": str(recipe),
@@ -88,8 +92,8 @@ def _plan(
         "truncation": f"{cfg.data.truncation} at {cfg.data.max_length}",
     }
     name = f"{detail}-{_digest(json.dumps(identity, sort_keys=True).encode())}"
-    folder = Path(node.folder).expanduser() / part if node.folder else cache_dir() / "references" / name
-    return CachePlan(folder, recipe, rows, identity, made_from, Collate(int(tokenizer.pad_token_id)))
+    holder = Path(node.folder).expanduser() if node.folder else cache_dir() / "references"
+    return CachePlan(holder / name, recipe, rows, identity, made_from, Collate(int(tokenizer.pad_token_id)))
 
 
 def _rows_digest(rows: Sequence[Example]) -> str:
@@ -117,6 +121,13 @@ def described(role: str, plan: CachePlan, source: provide.Source) -> str:
     return f"{role}: {kept} of {plan.tokens} tokens, {size}, {state} in {plan.folder}"
 
 
+def check_built(plans: Mapping[str, CachePlan]) -> None:
+    """Raise QTargetError for a cache that is there and damaged, or of something else."""
+    for plan in plans.values():
+        if plan.is_built:
+            Cached(plan)
+
+
 def build_missing(
     plans: Mapping[str, CachePlan],
     sources: Mapping[str, provide.Source],
@@ -124,32 +135,34 @@ def build_missing(
 ) -> None:
     """Score what no earlier run has scored. load: a role's model, on the device that scores.
 
-    Raises QTargetError, before anything is scored, where the disk hasn't room for all of it.
+    Raises QTargetError, before anything is scored, where the disk hasn't room for it.
     """
-    missing = {name: plan for name, plan in plans.items() if not plan.is_built}
-    if missing:
-        needed = sum(size_of(plan, sources[role_of(name)]) for name, plan in missing.items())
-        check_room(next(iter(missing.values())).folder, needed)
-    for name, plan in missing.items():
-        _build(name, plan, lambda name=name: load(role_of(name)))  # type: ignore[misc]
+    for name, plan in plans.items():
+        if not plan.is_built:
+            role = role_of(name)
+            _build(name, plan, partial(load, role), size_of(plan, sources[role]))
 
 
 def role_of(name: str) -> str:
     return "prior" if name == HELDOUT else name
 
 
-def _build(name: str, plan: CachePlan, load: Callable[[], Policy]) -> None:
+def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) -> None:
     shown = Progress(f"scoring {len(plan.rows)} rows for the {name} cache", plan.tokens, "tokens")
+    say = print if leads() else _nothing
 
-    def begin() -> Policy:
+    def begin(done: int) -> Policy:
         policy = load()
-        shown.start()
+        shown.start(done)
         return policy
 
     try:
-        ensure(plan, begin, shown.update, print)
+        ensure(plan, begin, shown.update, say, needed)
     finally:
         shown.stop()
-    if plan.is_built:
-        size = sum(path.stat().st_size for path in plan.folder.glob("*.safetensors"))
-        print(f"{name} cache: {plan.tokens} tokens, {in_words(size)} in {plan.folder}")
+    size = sum(path.stat().st_size for path in plan.folder.glob("*.safetensors"))
+    say(f"{name} cache: {plan.tokens} tokens, {in_words(size)} in {plan.folder}")
+
+
+def _nothing(text: str) -> None:
+    """What the ranks say that train beside rank 0."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -94,6 +96,8 @@ def _check_adapter_off(cfg: DictConfig, role: str) -> None:
         raise QTargetError(
             f"references.{role}=adapter_off is the policy itself and takes no name, got {cfg.references[role].name!r}"
         )
+    if cfg.references[role].topk is not None:
+        raise QTargetError(f"references.{role}=adapter_off holds the whole distribution: leave its topk null")
     if not cfg.model.adapter:
         raise QTargetError(
             f"references.{role}=adapter_off is the policy with its adapter switched off, and this policy has none: add "
@@ -147,6 +151,7 @@ def _check_kinds(cfg: DictConfig) -> None:
     checks.choice("model.attention", cfg.model.attention, engine.ATTENTIONS)
     for name in ("model.gradient_checkpointing", "model.compile", "trainer.dry"):
         checks.choice(name, OmegaConf.select(cfg, name), (True, False))
+    _check_flash_attention(cfg)
     _check_cached(cfg)
     for role in ROLES:
         checks.choice(f"references.{role}.tail", OmegaConf.select(cfg, f"references.{role}.tail") or TAILS[0], TAILS)
@@ -159,5 +164,19 @@ def _check_cached(cfg: DictConfig) -> None:
             continue
         if node.detail is not None:
             checks.choice(f"references.{role}.detail", node.detail, KEPT)
-        checks.choice(f"references.{role}.store_dtype", node.store_dtype, tuple(DTYPES))
+        checks.choice(f"references.{role}.store_dtype", node.store_dtype, (None, *DTYPES))
         checks.whole(f"references.{role}.topk", node.topk, 1)
+
+
+def _check_flash_attention(cfg: DictConfig) -> None:
+    if cfg.model.attention != "flash_attention_2":
+        return
+    if importlib.util.find_spec("flash_attn") is None or not engine.on_gpu(cfg.trainer.accelerator):
+        raise QTargetError("model.attention=flash_attention_2 needs a GPU and the package flash-attn: take sdpa")
+    if cfg.trainer.precision != "bf16-mixed" and cfg.model.dtype != "bfloat16":
+        raise QTargetError("flash_attention_2 computes in bf16: set trainer.precision=bf16-mixed, or take sdpa")
+    if cfg.data.packing and cfg.trainer.batch_size > 1:
+        raise QTargetError(
+            "transformers keeps packed demonstrations apart under flash_attention_2 only in batches of one row: set "
+            "trainer.batch_size=1 and trainer.accumulate, or take model.attention=sdpa"
+        )

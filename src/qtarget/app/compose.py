@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from qtarget.app.caching import FULL_DETAIL, HELDOUT, build_missing, cache_plans, details_read, kept_detail
+from qtarget.app.caching import FULL_DETAIL, HELDOUT, build_missing, cache_plans, check_built, details_read, kept_detail
 from qtarget.app.checks import check, processes, reference_name
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, attention, choose, on_gpu
@@ -24,7 +24,7 @@ from qtarget.math.tokens import ROLES
 from qtarget.model import provide
 from qtarget.model.cache import Cached, CachePlan
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
-from qtarget.model.policy import Policy, cast_products
+from qtarget.model.policy import Policy, cast_products, check_packing
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 from qtarget.train.step import scoring_passes
@@ -98,6 +98,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     details = {role: kept_detail(cfg.references[role], role, design) for role in cached}
     details |= details_read(cfg, references, design)
     caches = cache_plans(cfg, references, details, prepared, tokenizer)
+    check_built(caches)
     optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
     return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches)
 
@@ -124,19 +125,15 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
     cfg, wanted = plan.cfg, set(roles or _read_in_training(plan))
     build_missing(plan.caches, plan.references, partial(scoring_model, plan))
     policy = adapted(plan, _load(plan, plan.model, cfg.model.dtype, compiled=cfg.model.compile))
+    if cfg.data.packing:
+        check_packing(policy)
     policy.train()  # transformers hands models out in eval mode
     frozen = {role: _frozen(plan, role, policy) for role in plan.references if role in wanted}
     if HELDOUT in plan.caches:
         frozen[HELDOUT] = Cached(plan.caches[HELDOUT])
-    elif cfg.eval.kl_prior and "prior" in plan.references:
+    elif cfg.eval.kl_prior and "prior" in plan.references and plan.prepared.heldout:
         frozen[HELDOUT] = frozen.get("prior") or _frozen(plan, "prior", policy)
     return policy, frozen
-
-
-def open_caches(plan: Plan) -> dict[str, Cached]:
-    """Every cache of a run that is built. Raises QTargetError for one that is damaged or of something else."""
-    tails = {role: plan.cfg.references[role].tail for role in plan.references if role in plan.caches}
-    return {name: Cached(cache, tails.get(name, "bucket")) for name, cache in plan.caches.items() if cache.is_built}
 
 
 def _read_in_training(plan: Plan) -> set[str]:

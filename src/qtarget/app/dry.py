@@ -18,6 +18,7 @@ from qtarget.model import provide
 from qtarget.model.cache import in_words
 from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
+from qtarget.train.step import scoring_passes
 
 OPTIMIZER_BYTES = 4 + 8
 """Per trained parameter: an fp32 gradient, and the two moments of AdamW."""
@@ -50,8 +51,9 @@ def _facts(plan: compose.Plan) -> Iterator[tuple[str, str]]:
 
 
 def _references(plan: compose.Plan) -> Iterator[tuple[str, str]]:
-    for role in needs(plan.design):
-        yield "reference", f"{role}: {plan.cfg.references[role].kind}"
+    for role in plan.references:
+        told = "" if role in needs(plan.design) else ", for measuring drift from it"
+        yield "reference", f"{role}: {plan.cfg.references[role].kind}{told}"
     for name, cache in plan.caches.items():
         yield "cache", described(name, cache, plan.references[role_of(name)])
         existing = next(parent for parent in (cache.folder, *cache.folder.parents) if parent.exists())
@@ -75,20 +77,33 @@ def _operations(plan: compose.Plan, policy: Policy, read: float, scored: float) 
     trunk = _size(policy) - head
     of_head = 4 + 2 * policy.head.weight.requires_grad
     of_trunk = 4 * trunk + 2 * min(trunk, _trained(policy))
-    live = [role for role in needs(plan.design) if plan.cfg.references[role].kind != "cached"]
+    live = {role: size for role, size in _live(plan).items() if role in needs(plan.design)}
     whole = [
         role for role, cache in plan.caches.items() if cache.recipe.detail == "hidden" and role in needs(plan.design)
     ]
-    beside = 2 * len(live)
-    return (of_trunk + beside * trunk) * read + (of_head + beside + 2 * len(whole)) * head * scored
+    passes = 2 * scoring_passes(plan.design)
+    of_live = 2 * sum(size - head for size in live.values()) * read
+    of_heads = 2 * (len(live) + len(whole)) * head * scored
+    return (of_trunk + passes * trunk) * read + (of_head * head + passes * head) * scored + of_live + of_heads
+
+
+def _live(plan: compose.Plan) -> dict[str, int]:
+    """Role → weights of the model that runs beside the policy."""
+    kinds = {role: plan.cfg.references[role].kind for role in plan.references}
+    vocab = len(plan.tokenizer)
+    return {
+        role: _size(provide.outline(plan.references[role], vocab)) for role, kind in kinds.items() if kind != "cached"
+    }
 
 
 def _memory(plan: compose.Plan, policy: Policy) -> int:
     """Bytes on one device that holds all of it."""
     width = DTYPES[plan.cfg.model.dtype].itemsize
-    kinds = {role: plan.cfg.references[role] for role in needs(plan.design)}
-    copies = sum(DTYPES[node.dtype].itemsize for node in kinds.values() if node.kind in ("frozen", "snapshot"))
-    return (width + copies) * _size(policy) + OPTIMIZER_BYTES * _trained(policy) + 4 * CHUNK_BYTES
+    copies = 0
+    for role, size in _live(plan).items():
+        node = plan.cfg.references[role]
+        copies += 0 if node.kind == "adapter_off" else DTYPES[node.dtype].itemsize * size
+    return width * _size(policy) + copies + OPTIMIZER_BYTES * _trained(policy) + 4 * CHUNK_BYTES
 
 
 def in_count(number: float) -> str:

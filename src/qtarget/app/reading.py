@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from qtarget.app import compose
-from qtarget.app.caching import HELDOUT
 from qtarget.app.checks import reference_name
 from qtarget.app.configs import compose_config, compose_target, nearest, options
 from qtarget.app.train import prepare_process
@@ -59,7 +58,7 @@ def read_demonstrations(
     batch = Collate(int(base.tokenizer.pad_token_id))(examples).to(_device())
     with torch.no_grad():
         outs = attempts.each(plans, lambda name: _loss(plans[name], policy, frozen, batch))
-        tokens = list(_tokens(base, policy, frozen.get(HELDOUT), batch, examples))
+        tokens = list(_tokens(base, policy, frozen.get("prior"), batch, examples))
     readings = _readings(outs, marks, batch)
     found = (
         Row(example.row, tuple(row), pulls) for example, row, pulls in zip(examples, tokens, readings, strict=True)
@@ -232,7 +231,7 @@ def _tokens(
     plan: compose.Plan, policy: Policy, prior: Frozen | None, batch: Batch, examples: Sequence[Example]
 ) -> Iterator[list[Token]]:
     """The tokens of each row with what the policy and the prior make of them."""
-    hidden = policy(batch.input_ids)
+    hidden = policy(batch.input_ids, batch.position_ids)
     exact = None if prior is None else prior.exact(batch)
     width = batch.labels.shape[1]
     for row, example in enumerate(examples):

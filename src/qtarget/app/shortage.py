@@ -37,25 +37,35 @@ def advice(plan: Plan) -> str:
 
 
 def _ways(plan: Plan) -> Iterator[str]:
-    cfg, vocab = plan.cfg, len(plan.tokenizer)
-    trainer, chunk = cfg.trainer, cfg.loss.chunk_size or max(1, CHUNK_BYTES // (4 * vocab))
-    for role in needs(plan.design):
-        if cfg.references[role].kind == "frozen":
-            yield f"reference@references.{role}=cached, which keeps no second model (now frozen)"
-            if role == "prior" and cfg.model.adapter:
-                yield "or reference@references.prior=adapter_off, which shares the policy's weights"
-    if chunk > 64:
-        smaller = max(64, chunk // 4)
-        yield (
-            f"loss.chunk_size={smaller} (now {chunk} tokens: {in_words(4 * chunk * vocab)} for each of its tensors of "
-            "chunk × vocabulary)"
-        )
-    if trainer.batch_size > 1:
-        yield (
-            f"trainer.batch_size={trainer.batch_size // 2} trainer.accumulate={trainer.accumulate * 2}, the same step "
-            "in more parts"
-        )
+    cfg = plan.cfg
+    yield from _references(plan)
+    yield from _parts(plan)
+    if plan.attention == "eager":
+        yield "model.attention=sdpa, which keeps no rows × length² (now eager)"
     if not cfg.model.gradient_checkpointing:
         yield "model.gradient_checkpointing=true, slower by a third"
     if not cfg.model.adapter:
         yield "model/adapter=lora, or trainer.strategy=fsdp2 on several devices"
+
+
+def _references(plan: Plan) -> Iterator[str]:
+    cfg = plan.cfg
+    for role in sorted({"prior", "teacher"} & needs(plan.design).keys()):
+        if cfg.references[role].kind == "frozen":
+            yield f"reference@references.{role}=cached, which keeps no second model (now frozen)"
+            if role == "prior" and cfg.model.adapter and not cfg.references.prior.name:
+                yield "or reference@references.prior=adapter_off, which shares the policy's weights"
+
+
+def _parts(plan: Plan) -> Iterator[str]:
+    trainer, vocab = plan.cfg.trainer, len(plan.tokenizer)
+    chunk = plan.cfg.loss.chunk_size or max(1, CHUNK_BYTES // (4 * vocab))
+    if chunk > 64:
+        size = in_words(4 * chunk * vocab)
+        yield (
+            f"loss.chunk_size={max(64, chunk // 4)} (now {chunk} tokens: {size} for each of its tensors of "
+            "chunk × vocabulary)"
+        )
+    if trainer.batch_size % 2 == 0:
+        half, twice = trainer.batch_size // 2, trainer.accumulate * 2
+        yield f"trainer.batch_size={half} trainer.accumulate={twice}, the same step in more parts"

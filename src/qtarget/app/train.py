@@ -28,12 +28,13 @@ from qtarget.data.module import SFTData
 from qtarget.data.ranks import leads
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator, Sample
+from qtarget.files import write_atomically
 from qtarget.math.scoring import graphs_compiled
 from qtarget.model import provide
 from qtarget.model.adapter import merge, save_adapter
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, whole_weights
-from qtarget.track.record import Record, Unrecorded, make_folder, stored_result, write_atomically
+from qtarget.track.record import Record, Unrecorded, make_folder, stored_result
 from qtarget.track.sinks import Nothing
 from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, StepLogger
 from qtarget.train.memory import keep_freed_blocks
@@ -140,6 +141,12 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str
     )
     if leads():
         print(f"{title}: {plan.extent}; loss {how}")
+    with explained(plan):
+        return _run(plan, record, title)
+
+
+def _run(plan: compose.Plan, record: Record | Unrecorded, title: str) -> dict[str, float]:
+    cfg, how = plan.cfg, plan.engine.said
     policy, frozen = compose.load_models(plan)
     module = compose.module(plan, policy, frozen)
     meter = Meter()
@@ -148,8 +155,7 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str
     trainer.callbacks.append(_in_training(cfg, evaluator, policy, record))  # type: ignore[attr-defined]
     if cfg.trainer.max_steps:
         before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
-        with explained(plan):
-            _fit(trainer, module, compose.data(plan))
+        _fit(trainer, module, compose.data(plan))
         if plan.engine.compiled:
             record.note(loss=f"{how}, {graphs_compiled() - before} graphs")
     metrics, samples = evaluator(policy.to(trainer.strategy.root_device))

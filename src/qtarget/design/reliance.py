@@ -6,6 +6,7 @@ With the residual "self" a reliance is a token weight in [0, 1] on plain SFT: mo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from qtarget import checks
 from qtarget.design import sources
+from qtarget.math.distribution import TOP
 from qtarget.math.schedule import Scalar, scalar, written
 from qtarget.math.survey import SCOPES, TokenTable
 from qtarget.math.view import TokenView
@@ -183,6 +185,11 @@ class TopEntropy(sources.ReadsLabel):
             checks.number('norm ("lnk", or a number of nats)', self.norm, 1e-3)
         scalar("alpha", self.alpha, 0)
         sources.check(self.source)
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        detail = "label" if self.top == TOP else "full"  # label statistics hold the entropy of that many tokens
+        return {} if self.source == "policy" else {self.source: detail}
 
     def __call__(self, view: TokenView) -> Tensor:
         most = math.log(min(self.top, view.logp.shape[1])) if isinstance(self.norm, str) else self.norm

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qtarget import checks
+from qtarget.errors import QTargetError
 from qtarget.model.policy import Policy
 
 
@@ -38,8 +39,19 @@ class Lora:
         with warnings.catch_warnings():
             # peft 0.21 asks by a name that transformers is about to drop
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            policy.lm = get_peft_model(policy.lm, config)
+            warnings.filterwarnings("ignore", message=".*a tied layer is part of the adapter.*")  # refused below
+            try:
+                policy.lm = get_peft_model(policy.lm, config)
+            except ValueError as error:
+                raise QTargetError(f"model.adapter.targets={self.targets}: {error}") from error
+        _check_head(policy)
         return policy
+
+
+def _check_head(policy: Policy) -> None:
+    """The loss multiplies by the output layer's own weight, and would not see an adapter there."""
+    if any("lora_" in name for name, _ in policy.lm.get_output_embeddings().named_parameters()):
+        raise QTargetError("model.adapter.targets names the output layer, which the loss reads without its adapter")
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:

@@ -10,7 +10,6 @@ A shard appears under its name once it is whole, so a build that was killed goes
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qtarget.errors import QTargetError
+from qtarget.files import replace_with
 from qtarget.math.head import Head
 from qtarget.math.reference import Reference
 from qtarget.math.tokens import IGNORE
@@ -69,7 +69,7 @@ class CachePlan:
 
     @property
     def tokens(self) -> int:
-        return sum(row.labels for row in self.rows)
+        return _tokens(self.rows)
 
     @property
     def is_built(self) -> bool:
@@ -85,21 +85,34 @@ class CachePlan:
 
 
 def ensure(
-    plan: CachePlan, load: Callable[[], Policy], watch: Callable[[int], None], say: Callable[[str], None]
+    plan: CachePlan,
+    load: Callable[[int], Policy],
+    watch: Callable[[int], None],
+    say: Callable[[str], None],
+    needed: int = 0,
 ) -> None:
     """Build the cache if it is missing; of several processes one builds and the others wait.
 
-    load: the model, asked for only where something is left to score. watch: told how many supervised tokens are done.
-    say: told once where another process is building. Raises QTargetError where the folder can't be written.
+    load: the model, asked for only where something is left to score, and told how many supervised tokens an earlier
+    attempt left. watch: told how many are done. say: told once where another process is building. needed: disk bytes.
+    Raises QTargetError where the folder can't be written, and, before anything is scored, where it has no room.
     """
-    try:
+    with _writing(plan.folder):
         plan.folder.mkdir(parents=True, exist_ok=True)
-        with _alone(plan.folder, say):
-            if not plan.is_built:
-                _build(plan, load(), watch)
-    except OSError as error:
+    with _alone(plan.folder, say):
+        if not plan.is_built:
+            held = sum(path.stat().st_size for path in plan.folder.glob("*.safetensors"))
+            check_room(plan.folder, needed - held)
+            _build(plan, load, watch)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # a full disk is either
         raise QTargetError(
-            f"can't write the cache {plan.folder}: {error}; set QTARGET_CACHE=FOLDER to a place that has room"
+            f"can't write the cache {folder}: {error}; set QTARGET_CACHE=FOLDER to a place that has room"
         ) from error
 
 
@@ -117,18 +130,23 @@ def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-def _build(plan: CachePlan, policy: Policy, watch: Callable[[int], None]) -> None:
+def _build(plan: CachePlan, load: Callable[[int], Policy], watch: Callable[[int], None]) -> None:
+    parts = [(plan.folder / f"shard-{number:05d}.safetensors", rows) for number, rows in enumerate(_shards(plan.rows))]
+    policy = load(sum(_tokens(rows) for path, rows in parts if path.is_file()))
     policy.eval().requires_grad_(False)
     facts: dict[str, Any] = {"format": FORMAT, "identity": dict(plan.identity), "made_from": dict(plan.made_from)}
     if plan.recipe.detail == "hidden":
         facts["head"] = _save_head(plan, policy.head)
     shards = []
-    for number, rows in enumerate(_shards(plan.rows)):
-        path = plan.folder / f"shard-{number:05d}.safetensors"
+    for path, rows in parts:
         if not path.is_file():
             _save(_scored(plan, rows, policy, watch), path)
-        shards.append({**_facts(path), "tokens": sum(row.labels for row in rows)})
+        shards.append({**_facts(path), "tokens": _tokens(rows)})
     _write(plan.folder / "manifest.json", json.dumps({**facts, "shards": shards}, indent=1))
+
+
+def _tokens(rows: Sequence[Row]) -> int:
+    return sum(row.labels for row in rows)
 
 
 def _shards(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
@@ -147,13 +165,18 @@ def _shards(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 def _scored(plan: CachePlan, rows: Sequence[Row], policy: Policy, watch: Callable[[int], None]) -> dict[str, Tensor]:
     """The scores of a shard's tokens in their order, though rows of like length go through the model together."""
-    first, count = rows[0].place, sum(row.labels for row in rows)
+    first, count = rows[0].place, _tokens(rows)
     found: dict[str, Tensor] = {}
     done = first
     for members in _alike(rows):
         batch = plan.collate(members).to(policy.lm.device)
         places = batch.places[batch.labels != IGNORE].cpu() - first
         for name, values in plan.recipe.scores(policy, batch).items():
+            if values.isnan().any():
+                raise QTargetError(
+                    f"the model gives NaN ({name}) for one of the rows of up to {len(members[-1])} tokens: check its "
+                    "weights, or score with trainer.precision=32-true"
+                )
             if name not in found:
                 found[name] = torch.empty(count, *values.shape[1:], dtype=values.dtype)
             found[name][places] = values.cpu()
@@ -183,15 +206,14 @@ def _save_head(plan: CachePlan, head: Head) -> dict[str, Any]:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    scratch = path.with_name(f".{path.name}")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch)
-    os.replace(scratch, path)
+    held = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with _writing(path.parent):
+        replace_with(path, lambda scratch: save_file(held, scratch))
 
 
 def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    with _writing(path.parent):
+        replace_with(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
 
 
 def _facts(path: Path) -> dict[str, Any]:

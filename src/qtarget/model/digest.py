@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from qtarget.errors import QTargetError
 from qtarget.model.folders import model_folder, names_a_folder
+
+BLOCK = 1 << 16
 
 
 def fingerprint(name: str) -> str:
@@ -15,16 +18,36 @@ def fingerprint(name: str) -> str:
         folder = model_folder(name) if names_a_folder(name) and Path(name).is_dir() else None
     except QTargetError:
         return name  # the job itself says what is missing, and how to get it
-    files = sorted(folder.glob("*.safetensors")) if folder else [Path(name)] if Path(name).is_file() else []
+    files = _files_of(folder) if folder else [Path(name)] if Path(name).is_file() else []
     return ", ".join(map(sampled_digest, files)) or name
 
 
+def _files_of(folder: Path) -> list[Path]:
+    """What makes a model say what it says: its weights, and how they are put together."""
+    return [folder / "config.json", *sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])]
+
+
 def sampled_digest(path: Path) -> str:
-    """SHA-256 of a file's size and of up to 65 blocks of 64 KiB spread over it: training moves every weight."""
-    size, block = path.stat().st_size, 1 << 16
+    """SHA-256 of a file's size and of blocks of 64 KiB: up to 65 spread over it, and the first of every tensor."""
+    size = path.stat().st_size
+    starts = {*range(0, size, max(BLOCK, size // 64)), *_tensor_starts(path)}
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        for start in range(0, size, max(block, size // 64)):
+        for start in sorted(starts):
             file.seek(start)
-            digest.update(file.read(block))
+            digest.update(file.read(BLOCK))
     return digest.hexdigest()
+
+
+def _tensor_starts(path: Path) -> list[int]:
+    """Where the tensors of a safetensors file begin: an adapter that was merged may have moved only a few of them."""
+    if path.suffix != ".safetensors":
+        return []
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        except ValueError:
+            return []  # no safetensors file after all: whoever opens it says so
+    offsets = (facts["data_offsets"][0] for name, facts in header.items() if name != "__metadata__")
+    return [8 + length + offset for offset in offsets]

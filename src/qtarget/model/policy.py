@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qtarget.errors import QTargetError
 from qtarget.math.head import Head
 
 
@@ -73,6 +74,21 @@ def cast_products(policy: Policy, dtype: torch.dtype) -> None:
     for module in policy.modules():
         if isinstance(module, nn.Linear) and module is not head:
             module.to(dtype)
+
+
+@torch.no_grad()
+def check_packing(policy: Policy) -> None:
+    """Raise QTargetError for a model in which documents that share a row see each other, whatever their positions."""
+    ids = torch.arange(8, device=policy.lm.device)[None] % policy.vocab_size
+    apart = torch.cat([ids[:, :4], ids[:, :4]])
+    together = apart.reshape(1, 8)
+    positions = torch.arange(4, device=ids.device).repeat(2)[None]
+    with evaluating(policy):
+        expected, got = policy(apart).flatten(0, 1), policy(together, positions).flatten(0, 1)
+    if not torch.allclose(got, expected, atol=1e-2 * float(expected.abs().max()), rtol=0):
+        raise QTargetError(
+            f"{type(policy.lm).__name__} lets demonstrations that share a row see each other: set data.packing=null"
+        )
 
 
 @contextmanager

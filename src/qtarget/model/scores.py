@@ -59,16 +59,19 @@ class Recipe:
     @torch.no_grad()
     def scores(self, policy: Policy, batch: Inputs) -> dict[str, Tensor]:
         """name → [N, …] of the N supervised tokens of a batch, in the order of their positions."""
-        kept = batch.labels != IGNORE
-        with torch.autocast(batch.labels.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
+        kept, device = batch.labels != IGNORE, batch.labels.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             hidden = policy(batch.input_ids, batch.position_ids)[kept]
-            if self.detail == "hidden":
-                return {"hidden": hidden.to(DTYPES[self.dtype])}
-            pieces = [self._of_chunk(h, y, policy.head) for h, y in _chunks(hidden, batch.labels[kept], policy.head)]
+            dtype = matmul_dtype(hidden)
+        if self.detail == "hidden":
+            return {"hidden": hidden.to(DTYPES[self.dtype])}
+        head = policy.head.cast(dtype)
+        with torch.autocast(device, enabled=False):  # it would round the sums of statistics
+            pieces = [self._of_chunk(h, y, head) for h, y in _chunks(hidden.to(dtype), batch.labels[kept], head)]
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
 
     def _of_chunk(self, hidden: Tensor, labels: Tensor, head: Head) -> dict[str, Tensor]:
-        logits = head.logits(hidden, matmul_dtype(hidden))
+        logits = head.logits(hidden, hidden.dtype)
         known = Distribution(labels, partial(torch.log_softmax, logits, dim=-1))
         if self.detail == "label":
             return {"statistics": _statistics(known)}

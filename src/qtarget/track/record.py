@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import os
 import subprocess
 import tempfile
 import time
@@ -25,8 +24,9 @@ from typing import Any, Protocol
 import yaml
 
 from qtarget.errors import QTargetError
+from qtarget.files import write_atomically
 
-PACKAGES = ("qtarget", "torch", "lightning", "transformers", "hydra-core", "wandb", "reasoning-gym")
+PACKAGES = ("qtarget", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb", "reasoning-gym")
 
 
 class Sink(Protocol):
@@ -140,13 +140,6 @@ def make_folder(folder: Path) -> None:
         raise QTargetError(
             f"can't write results to {folder}: {error}. Set output_dir=FOLDER to one you can write"
         ) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file holds the old text or the new, never half of one."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
 
 
 def versions() -> dict[str, str]:

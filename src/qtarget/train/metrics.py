@@ -30,7 +30,8 @@ class TokenMeans:
         self._sums = torch.zeros(len(NAMES), 2, dtype=torch.float64)  # of the values, and how many they were
 
     def to(self, device: torch.device) -> TokenMeans:
-        self._sums = self._sums.to(device)
+        exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no more
+        self._sums = self._sums.to(device, exact)
         return self
 
     def update(self, out: LossOutput, wrong: Tensor) -> None:
