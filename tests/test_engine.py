@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from qtarget.app import engine
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.errors import QTargetError
+from qtarget.train.memory import chunk_that_fits
 
 SMALL = ["train", "model=tiny", "data.rows=16", "data.heldout_rows=4", "trainer.max_steps=2", "eval.new_tokens=4"]
 
@@ -43,6 +45,14 @@ def test_auto_takes_eager_attention_for_short_rows_on_a_cpu(
     setting: str, on_gpu: bool, rows: int, longest: int, chosen: str
 ) -> None:
     assert engine.attention(setting, on_gpu=on_gpu, rows=rows, longest=longest) == chosen
+
+
+@pytest.mark.parametrize(("free", "expected"), [(80e9, 3114), (1000e9, 8192), (0, 64)])
+def test_a_chunk_on_a_gpu_leaves_room_for_the_rest(free: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sixteenth of what gradients and moments leave, over eight tensors; never outside [64, 8192] tokens."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(80e9)))
+    assert chunk_that_fits(49152, 135_000_000, torch.device("cuda")) == expected
+    assert chunk_that_fits(49152, 135_000_000, torch.device("cpu")) is None
 
 
 def test_without_a_compiler_auto_says_so_and_on_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

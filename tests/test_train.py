@@ -247,7 +247,7 @@ def test_every_design_trains_and_evaluates(design: str, workdir: Path) -> None:
     assert result["design"]["repr"] == repr(qtarget.load_design(design))
     metrics = result["metrics"]
     for name in ("test/nll", "test/kl_prior", "test/accuracy", "train/nll", "target/reliance_noisy"):
-        assert metrics[name] >= 0, name
+        assert metrics[name] >= -1e-6, name  # a drift of nothing is a sum that rounds to either side of 0
     assert {"target/trust_noisy", "target/trust_clean"} <= set(metrics)  # trust may be negative: a teacher disagrees
     assert metrics["train/tokens_per_second"] > 0
     assert result["rows"] == {"train": 48, "noisy": 19, "reserve": 0, "heldout": 8, "dropped": 0}

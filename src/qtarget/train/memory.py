@@ -5,9 +5,29 @@ from __future__ import annotations
 import ctypes
 import sys
 
+import torch
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _KEEP_BELOW = 1 << 30
 _RETURN_FROM = 1 << 20
+
+
+LOSS_SHARE = 1 / 16
+"""Of the memory that is free before the first step, what the loss may take; most of it is for activations."""
+CHUNK_TENSORS = 8
+"""How many fp32 tensors of chunk × vocabulary are alive at most while a chunk is scored, with room to spare."""
+
+
+def chunk_that_fits(vocab_size: int, trained: int, device: torch.device) -> int | None:
+    """Tokens of a chunk on a GPU, from the memory that is free before the first step; None elsewhere.
+
+    trained: parameters that are yet to get a gradient and AdamW's two moments, 12 bytes each.
+    """
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    room = LOSS_SHARE * (free - 12 * trained)
+    return max(64, min(8192, int(room // (4 * vocab_size * CHUNK_TENSORS))))
 
 
 def keep_freed_blocks() -> None:

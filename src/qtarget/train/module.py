@@ -17,6 +17,7 @@ from qtarget.math.tokens import EarlierTokens, Given
 from qtarget.model.frozen import Frozen, Snapshot, check_not_shared
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import shard
+from qtarget.train.memory import chunk_that_fits
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.optim import AdamW
 from qtarget.train.step import StepScorer
@@ -62,6 +63,9 @@ class QTargetModule(L.LightningModule):
     def on_fit_start(self) -> None:
         for frozen in self.references.values():
             frozen.to(self.device)
+        if self.chunk_size is None:
+            trained = sum(tensor.numel() for tensor in self.policy.parameters() if tensor.requires_grad)
+            self.chunk_size = chunk_that_fits(self.policy.vocab_size, trained, self.device)
         self.recent.to(self.device)
         self.whole_run.to(self.device)
 
