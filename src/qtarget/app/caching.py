@@ -160,8 +160,7 @@ def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) 
         ensure(plan, begin, shown.update, say, needed)
     finally:
         shown.stop()
-    size = sum(path.stat().st_size for path in plan.folder.glob("*.safetensors"))
-    say(f"{name} cache: {plan.tokens} tokens, {in_words(size)} in {plan.folder}")
+    say(f"{name} cache: {plan.tokens} tokens, {in_words(plan.bytes_held)} in {plan.folder}")
 
 
 def _nothing(text: str) -> None:

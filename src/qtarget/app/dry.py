@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 from omegaconf import DictConfig
 from torch import nn
@@ -15,7 +13,7 @@ from qtarget.app.checks import processes
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import provide
-from qtarget.model.cache import in_words
+from qtarget.model.cache import free_bytes, in_words
 from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
 from qtarget.train.step import scoring_passes
@@ -56,8 +54,7 @@ def _references(plan: compose.Plan) -> Iterator[tuple[str, str]]:
         yield "reference", f"{role}: {plan.cfg.references[role].kind}{told}"
     for name, cache in plan.caches.items():
         yield "cache", described(name, cache, plan.references[role_of(name)])
-        existing = next(parent for parent in (cache.folder, *cache.folder.parents) if parent.exists())
-        yield "", f"{in_words(shutil.disk_usage(Path(existing)).free)} free there"
+        yield "", f"{in_words(free_bytes(cache.folder))} free there"
 
 
 def _size(module: nn.Module) -> int:

@@ -10,7 +10,7 @@ import torch
 from qtarget.app.compose import Plan
 from qtarget.errors import QTargetError
 from qtarget.math.target import needs
-from qtarget.math.tokens import CHUNK_BYTES
+from qtarget.math.tokens import default_chunk
 from qtarget.model.cache import in_words
 
 CPU_ALLOCATOR = "can't allocate memory"
@@ -21,7 +21,7 @@ def explained(plan: Plan) -> Iterator[None]:
     """Turns an allocator's error into advice; everything else passes."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
         if isinstance(error, torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error):
             raise QTargetError(f"out of memory ({_first_line(error)}). What takes less: {advice(plan)}") from error
         raise
@@ -59,7 +59,7 @@ def _references(plan: Plan) -> Iterator[str]:
 
 def _parts(plan: Plan) -> Iterator[str]:
     trainer, vocab = plan.cfg.trainer, len(plan.tokenizer)
-    chunk = plan.cfg.loss.chunk_size or max(1, CHUNK_BYTES // (4 * vocab))
+    chunk = plan.cfg.loss.chunk_size or default_chunk(vocab)
     if chunk > 64:
         size = in_words(4 * chunk * vocab)
         yield (

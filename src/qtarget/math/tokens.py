@@ -121,7 +121,7 @@ class Tokens:
         for role, reference in self.references.items():
             if reference.indices is not None:
                 _check_ids(f"the top-k token ids of the {role}", reference.indices, vocab_size)
-        size = max(1, CHUNK_BYTES // (4 * vocab_size)) if chunk_size is None else chunk_size
+        size = default_chunk(vocab_size) if chunk_size is None else chunk_size
         checks.whole("chunk_size", size, 1)
         return slices(self.labels.numel(), size)
 
@@ -169,6 +169,11 @@ class Tokens:
 
     def with_statistics(self, statistics: Mapping[object, Tensor]) -> Tokens:
         return replace(self, statistics={**self.statistics, **statistics})
+
+
+def default_chunk(vocab_size: int) -> int:
+    """Tokens of a chunk whose size nobody has set."""
+    return max(1, CHUNK_BYTES // (4 * vocab_size))
 
 
 def slices(count: int, size: int) -> list[slice]:

@@ -75,6 +75,11 @@ class CachePlan:
     def is_built(self) -> bool:
         return (self.folder / "manifest.json").is_file()
 
+    @property
+    def bytes_held(self) -> int:
+        """What is on disk of it."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+
     def bytes(self, hidden_size: int, vocab_size: int) -> int:
         """What it takes on disk."""
         head = self.recipe.head_dtype.itemsize * hidden_size * vocab_size if self.recipe.detail == "hidden" else 0
@@ -101,8 +106,7 @@ def ensure(
         plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone(plan.folder, say):
         if not plan.is_built:
-            held = sum(path.stat().st_size for path in plan.folder.glob("*.safetensors"))
-            check_room(plan.folder, needed - held)
+            check_room(plan.folder, needed - plan.bytes_held)
             _build(plan, load, watch)
 
 
@@ -201,7 +205,7 @@ def _save_head(plan: CachePlan, head: Head) -> dict[str, Any]:
     path = plan.folder / "head.safetensors"
     tensors = {"weight": head.weight.detach().to(plan.recipe.head_dtype)}
     tensors |= {} if head.bias is None else {"bias": head.bias.detach()}
-    _save({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
+    _save({name: tensor.cpu() for name, tensor in tensors.items()}, path)
     return {**_facts(path), "softcap": head.softcap, "scale": head.scale, "true_vocab": head.true_vocab}
 
 
@@ -222,14 +226,19 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def check_room(folder: Path, needed: int) -> None:
     """Raise QTargetError, before anything is scored, where the disk hasn't `needed` bytes left."""
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if needed > free:
         raise QTargetError(
             f"the cache {folder} needs {in_words(needed)} ({needed} bytes) and {in_words(free)} ({free} bytes) are "
             "free: set QTARGET_CACHE=FOLDER to a larger disk, keep less (detail=label, or topk), or take "
             "reference@references.ROLE=frozen, which runs beside the policy"
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """What is left on the disk of a folder that may not exist yet."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return shutil.disk_usage(existing).free
 
 
 def in_words(size: float) -> str:

@@ -13,12 +13,12 @@ from qtarget import checks
 from qtarget.math.distribution import STATISTICS, TOP, Distribution
 from qtarget.math.head import Head, matmul_dtype
 from qtarget.math.reference import Reference
-from qtarget.math.tokens import CHUNK_BYTES, IGNORE
+from qtarget.math.tokens import IGNORE, default_chunk
 from qtarget.model.frozen import Inputs
 from qtarget.model.policy import Policy
+from qtarget.model.provide import DTYPES
 
 KEPT = ("label", "topk", "hidden")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -98,5 +98,5 @@ def _statistics(known: Distribution) -> Tensor:
 
 
 def _chunks(hidden: Tensor, labels: Tensor, head: Head) -> list[tuple[Tensor, Tensor]]:
-    size = max(1, CHUNK_BYTES // (4 * len(head.weight)))
+    size = default_chunk(len(head.weight))
     return list(zip(hidden.split(size), labels.split(size), strict=True)) if len(labels) else []
