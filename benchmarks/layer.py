@@ -11,26 +11,24 @@ import timing
 import torch
 from table import Row, Section
 
-PLAIN = "matmul + cross_entropy"
+PLAIN = head.PLAIN
+COLUMNS = {
+    "tokens": "tokens",
+    "way": "way",
+    "seconds": "s",
+    "time_ratio": "time ratio",
+    "peak_mb": "peak MB",
+    "memory_ratio": "memory ratio",
+}
+"""A row of head.py → the table's columns."""
 
 
 def measure(tokens: int, precision: str, rounds: int, *, compiled: bool = True, memory: bool = True) -> list[Row]:
     """On the CPU."""
     timing.progress(f"(a) {tokens} tokens, {precision}")
-    taken = head.seconds(head.ways(tokens, precision, compiled=compiled), rounds)
-    peaks = {name: head.peak_megabytes(name, tokens, precision, compiled) for name in taken} if memory else {}
+    rows = head.measure([tokens], [precision], rounds=rounds, compiled=compiled, memory=memory)
     timing.progress("")
-    return [
-        {
-            "tokens": tokens,
-            "way": name,
-            "s": seconds,
-            "time ratio": seconds / taken[PLAIN],
-            "peak MB": peaks.get(name),
-            "memory ratio": peaks[name] / peaks[PLAIN] if peaks else None,
-        }
-        for name, seconds in taken.items()
-    ]
+    return [{title: row.get(key) for key, title in COLUMNS.items()} for row in rows]
 
 
 def measure_fused(tokens: int, device: str, rounds: int, *, compiled: bool = True) -> list[Row]:
