@@ -56,7 +56,7 @@ def peak_megabytes(step: timing.Step) -> float:
 
 
 def section(quick: bool) -> Section:
-    sizes, rounds = ((128,), 2) if quick else ((512, 2048), 5)
+    sizes, rounds = ((128,), 2) if quick else ((512, 2048, 8192), 5)
     tables: list[tuple[str, Sequence[Row]]] = []
     for precision in ("bf16", "fp32"):
         rows = [row for tokens in sizes for row in measure(tokens, precision, rounds, memory=not quick)]

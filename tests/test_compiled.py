@@ -95,3 +95,15 @@ def test_generated_code_says_the_same(name: str) -> None:
     fresh()
     check(name, load_design(name), torch.float32, atol=1e-5, rtol=1e-4)
     assert scoring.graphs_compiled() == 1
+
+
+@generated
+def test_generated_code_multiplies_a_references_hidden_states() -> None:
+    fresh()
+    world, design = World.random(5, count=7, vocab=11), load_design("target_sft")
+    teacher = qtarget.Reference.hidden(torch.randn(7, 4), qtarget.Head(torch.randn(11, 4)))
+    given = {"references": {"teacher": teacher}, "columns": world.given()["columns"]}
+    logits = world.logits.float()
+    expected = qtarget.dense_loss(logits, world.labels, design, **given)
+    compiled = qtarget.dense_loss(logits, world.labels, design, compiled=True, **given)
+    torch.testing.assert_close(compiled.loss, expected.loss)
