@@ -18,7 +18,7 @@ from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.errors import QTargetError
-from qtarget.evaluate.verify import final_answer, is_correct
+from qtarget.evaluate.verify import final_answer, judge
 from qtarget.model.tiny import tiny_tokenizer
 
 ARITHMETIC = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}, system="")
@@ -45,18 +45,18 @@ def test_splits_are_disjoint_and_stable() -> None:
 def test_worked_solutions_are_completions_that_verify() -> None:
     rows = ReasoningGym("gsm_symbolic", answer="answer_cot").rows("heldout", 5)
     assert all(len(row.completion) > 40 and row.entry is not None for row in rows)
-    assert all(is_correct(row.completion, row.entry) for row in rows if row.entry)
+    assert all(judge(row.completion, row.entry).correct for row in rows if row.entry)
 
 
 def test_answers_are_judged_by_the_tasks_own_scorer() -> None:
     row = ARITHMETIC.rows("heldout", 1)[0]
     assert row.entry is not None
     truth = int(row.completion)
-    assert is_correct(str(truth), row.entry)
-    assert is_correct(f" {truth}.0 ", row.entry)
-    assert is_correct(f"reasoning 17 #### {truth}", row.entry)
-    assert not is_correct(str(truth + 1), row.entry)
-    assert not is_correct("", row.entry)
+    assert judge(str(truth), row.entry).correct
+    assert judge(f" {truth}.0 ", row.entry).correct
+    assert judge(f"reasoning 17 #### {truth}", row.entry).correct
+    assert not judge(str(truth + 1), row.entry).correct
+    assert not judge("", row.entry).correct
     assert final_answer("a #### b #### 3 ") == "3"
 
 

@@ -483,7 +483,13 @@ def test_a_runs_configuration_takes_overrides_and_refuses_others(trained: Path, 
     Path("rows.jsonl").write_text(
         "".join(json.dumps({"prompt": f"{n}?", "completion": EVIL + " π 3"}) + "\n" for n in range(9))
     )
-    overrides = ["data.source.path=rows.jsonl", "data=jsonl", "data.rows=4", "data.noise.rate=0.5"]
+    overrides = [
+        "data.source.path=rows.jsonl",
+        "data=jsonl",
+        "data.rows=4",
+        "data/noise=wrong_answer",
+        "data.noise.rate=0.5",
+    ]
     cfg = run_config(str(trained), overrides)
     assert (cfg.data.source.path, cfg.data.rows, cfg.data.noise.rate) == ("rows.jsonl", 4, 0.5)
     assert cfg.references.prior.name == "tiny"

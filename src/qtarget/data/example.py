@@ -16,7 +16,7 @@ class Demonstration:
 
     messages: role ("system", "user", "assistant") and content. wrong: character spans of the last message that noise
     made wrong. spans: data column → character spans of the last message that carry it, such as critical tokens. entry:
-    what a verifier needs to score a new answer (a reasoning-gym entry), or None.
+    what a verifier needs to judge a new answer, {"verifier": its name, …}, or None.
     """
 
     messages: Sequence[Message]

@@ -15,7 +15,7 @@ from qtarget import checks
 from qtarget.data.chat import ChatFormat
 from qtarget.data.collate import Collate, Pack
 from qtarget.data.example import Demonstration, Example
-from qtarget.data.noise import WrongAnswer
+from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.pack import pack
 from qtarget.data.ranks import rank_and_world
 from qtarget.data.window import WindowedLoader
@@ -44,7 +44,7 @@ class DataConfig:
     rows: int | None
     reserve_rows: int = 0
     heldout_rows: int | None = 400
-    noise: WrongAnswer = field(default_factory=lambda: WrongAnswer(rate=0.0))
+    noise: Noise = field(default_factory=NoNoise)
     max_length: int | None = None
     truncation: str = "error"
     packing: int | None = None

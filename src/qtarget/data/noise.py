@@ -7,12 +7,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import Protocol
 
 from qtarget import checks
 from qtarget.data.example import Demonstration, Span
 from qtarget.errors import QTargetError
 
 _LAST_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?=[^\d]*$)")
+
+
+class Noise(Protocol):
+    """What is done to training rows, with the truth of it kept in `wrong`."""
+
+    def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]: ...
+
+
+@dataclass(frozen=True)
+class NoNoise:
+    """Leaves the rows as they are."""
+
+    def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
+        return list(rows)
 
 
 @dataclass(frozen=True)

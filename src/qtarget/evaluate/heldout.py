@@ -22,7 +22,7 @@ from qtarget.data.ranks import leads
 from qtarget.design import reliance, residual, weight
 from qtarget.evaluate.generate import greedy
 from qtarget.evaluate.scores import accuracy
-from qtarget.evaluate.verify import is_correct
+from qtarget.evaluate.verify import judge
 from qtarget.math.loss import linear_loss
 from qtarget.math.target import Mixture
 from qtarget.model.frozen import Frozen
@@ -86,7 +86,7 @@ def answer_problems(
 def _judge(row: Demonstration, answer: str) -> Sample:
     assert row.entry is not None
     question = row.prompt[-1]["content"]
-    return Sample(row.row, question, row.completion, answer.strip(), is_correct(answer, row.entry))
+    return Sample(row.row, question, row.completion, answer.strip(), judge(answer, row.entry).correct)
 
 
 def accuracy_metrics(samples: Sequence[Sample]) -> dict[str, float]:

@@ -69,7 +69,9 @@ class ReasoningGym:
         system: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
         turns = [{"role": "user", "content": entry["question"]}, {"role": "assistant", "content": str(solution)}]
         spans = {"critical": _critical(str(solution), str(entry["answer"]))}
-        return Demonstration(messages=[*system, *turns], row=row, spans=spans, entry=entry)
+        return Demonstration(
+            messages=[*system, *turns], row=row, spans=spans, entry={"verifier": "reasoning_gym", **entry}
+        )
 
 
 def _critical(solution: str, answer: str) -> tuple[Span, ...]:
