@@ -83,11 +83,22 @@ def _compare(rest: list[str]) -> int:
     parser.add_argument("paths", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
     parser.add_argument("--out", help="where report.html and comparison.png go (default: the first DIR)")
     parser.add_argument("--format", choices=("rich", "md", "csv"), default="rich", help="of the printed table")
+    parser.add_argument(
+        "--group-by",
+        metavar="KEY,…",
+        default="",
+        help="take runs together that agree in these keys (target,data.noise.rate) and differ in their seed",
+    )
+    parser.add_argument("--metric", default="test/accuracy", help="shown by --group-by (default: %(default)s)")
+    parser.add_argument(
+        "--against", metavar="KEY=VALUE", action="append", default=[], help="the group that others are set against"
+    )
     options = parser.parse_args(rest)
+    keys = [key for key in options.group_by.split(",") if key]
 
     from qtarget.app.compare import compare
 
-    return compare(options.paths, out=options.out, format=options.format)
+    return compare(options.paths, options.out, options.format, keys, options.metric, options.against)
 
 
 def _show(rest: list[str]) -> int:

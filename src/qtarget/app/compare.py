@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qtarget.app.grouped import as_csv, cells, grouped_rows, note
 from qtarget.errors import QTargetError
+from qtarget.track.groups import Row
 from qtarget.track.runs import Run, differing_keys, finished, read_runs, unfinished
 from qtarget.track.table import COLUMNS, Column, next_command, reading_note, subject
 
@@ -23,16 +25,27 @@ PIPE_WIDTH = 100  # columns, where the output is no terminal that could say how 
 TABLE_TITLES = {"result": "Result", "loss": "What the loss trusted, and what it cost"}
 
 
-def compare(paths: Sequence[str | Path], out: Path | None = None, format: str = "rich") -> int:
+def compare(
+    paths: Sequence[str | Path],
+    out: Path | None = None,
+    format: str = "rich",
+    group_by: Sequence[str] = (),
+    metric: str = "test/accuracy",
+    against: Sequence[str] = (),
+) -> int:
     """Print the table of the runs under `paths`, write report.html and comparison.png into `out` (default: first path).
 
-    With format md or csv only the table goes to stdout, the rest to stderr. Returns 0, or 1 where no run has finished.
+    group_by: keys; runs that agree in them are taken together over their seeds, and the table shows `metric` with
+    intervals and, where `against` (KEY=VALUE texts) names a baseline, paired differences to it. With format md or csv
+    only the table goes to stdout, the rest to stderr. Returns 0, or 1 where no run has finished.
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
     runs = read_runs(paths)
-    printers = {"rich": print_tables, "md": print_markdown, "csv": print_csv}
-    printers[format](runs)
+    if group_by and finished(runs):
+        print_groups(grouped_rows(runs, group_by, metric, against), metric, against, format)
+    else:
+        {"rich": print_tables, "md": print_markdown, "csv": print_csv}[format](runs)
     page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])))
     aside = _console(stderr=format != "rich")
     aside.print(f"\nreport   {near(page)}\npicture  {near(picture)}", markup=False, highlight=False, soft_wrap=True)
@@ -63,6 +76,30 @@ def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
     lines = [reading_note(runs)] if finished(runs) else ["No run has finished yet."]
     for line in lines + unfinished_lines(runs):
         console.print(line, markup=False, highlight=False, soft_wrap=False)
+
+
+def print_groups(found: Sequence[Row], metric: str, against: Sequence[str], format: str) -> None:
+    """One line per group of runs, and what its intervals cover."""
+    if format == "csv":
+        sys.stdout.write(as_csv(found, metric))
+        return
+    titles, *lines = cells(found, metric)
+    numeric = [title not in found[0].group.key for title in titles]
+    if format == "md":
+        print(markdown_table(titles, lines, numeric))
+        print(f"\n{note(found, against)}")
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title, is_number in zip(titles, numeric, strict=True):
+        table.add_column(title, justify="right" if is_number else "left", no_wrap=is_number)
+    for line in lines:
+        table.add_row(*line)
+    console = _console()
+    console.print(table)
+    console.print(note(found, against), markup=False, highlight=False)
 
 
 def rich_table(runs: Sequence[Run], group: str) -> Table:
@@ -96,9 +133,8 @@ def unfinished_lines(runs: Sequence[Run]) -> list[str]:
 
 def print_markdown(runs: Sequence[Run]) -> None:
     """One GitHub table with every column, the note and the list under it."""
-    lines = [[column.title for column in COLUMNS], ["---:" if column.numeric else "---" for column in COLUMNS]]
-    lines += [[_markdown(column.text(run)) for column in COLUMNS] for run in finished(runs)]
-    print("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+    lines = [[column.text(run) for column in COLUMNS] for run in finished(runs)]
+    print(markdown_table([column.title for column in COLUMNS], lines, [column.numeric for column in COLUMNS]))
     print(f"\n{reading_note(runs)}" if finished(runs) else "\nNo run has finished yet.")
     for line in unfinished_lines(runs):
         print(f"\n- {_markdown(line)}")
@@ -120,6 +156,13 @@ def print_csv(runs: Sequence[Run]) -> None:
         row += [run.rows.get(key, "") for key in ("train", "noisy", "heldout")]
         writer.writerow(row + [run.config.get(key, "") for key in keys])
     sys.stdout.write(text.getvalue())
+
+
+def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+    """A GitHub table."""
+    ruled = [["---:" if is_number else "---" for is_number in numeric]]
+    told = [list(titles), *ruled, *([_markdown(cell) for cell in line] for line in lines)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in told)
 
 
 def _columns(group: str) -> list[Column]:

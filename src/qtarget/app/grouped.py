@@ -1,0 +1,83 @@
+"""The table of `qtarget compare --group-by`: designs over several seeds, each beside a baseline."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+from qtarget.errors import QTargetError
+from qtarget.evaluate.resample import Interval
+from qtarget.track.groups import PER_PROBLEM, Row, group_runs, rows
+from qtarget.track.runs import Run
+
+MISSING = "–"
+
+
+def grouped_rows(runs: Sequence[Run], keys: Sequence[str], metric: str, against: Sequence[str]) -> list[Row]:
+    """Rows of the runs grouped by `keys`; against: KEY=VALUE texts that name the baseline."""
+    baseline = _baseline(keys, against)
+    groups = group_runs(runs, keys)
+    for key, value in baseline.items():
+        values = sorted({group.key[key] for group in groups})
+        if value not in values:
+            raise QTargetError(f"--against {key}={value}: no group has that; {key} is {', '.join(values)}")
+    return rows(groups, metric, baseline)
+
+
+def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
+    told = dict(text.partition("=")[::2] for text in against)
+    strange = sorted(set(told) - set(keys))
+    if strange:
+        raise QTargetError(f"--against names {', '.join(strange)}; it takes KEY=VALUE of --group-by {','.join(keys)}")
+    return told
+
+
+def cells(found: Sequence[Row], metric: str) -> list[list[str]]:
+    """The table as text, its titles first; shares are in percent, and so are their differences."""
+    keys = list(found[0].group.key)
+    scale, digits = (100, 1) if metric in PER_PROBLEM else (1, 3)
+    title = f"{metric} %" if metric in PER_PROBLEM else metric
+    compared = any(row.difference for row in found)
+    titles = [*keys, "seeds", f"{title} [95 %]", "by seed", *["difference [95 %]"] * compared]
+    return [titles, *(_cells(row, scale, digits, compared) for row in found)]
+
+
+def _cells(row: Row, scale: float, digits: int, compared: bool) -> list[str]:
+    def number(value: float, sign: str = "") -> str:
+        return f"{scale * value:{sign}.{digits}f}"
+
+    mean = _bracketed(row.interval, number) if row.interval else number(row.mean)
+    span = f"{number(row.low_seed)} … {number(row.high_seed)}" if len(row.group.runs) > 1 else MISSING
+    apart = _bracketed(row.difference, lambda value: number(value, "+")) if row.difference else MISSING
+    return [*row.group.key.values(), str(len(row.group.runs)), mean, span, *[apart] * compared]
+
+
+def _bracketed(found: Interval, number: Callable[[float], str]) -> str:
+    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+
+
+def note(found: Sequence[Row], against: Mapping[str, str] | Sequence[str]) -> str:
+    """What the intervals cover."""
+    if not any(row.interval for row in found):
+        return "Means over seeds, with the smallest and the largest; no interval: this metric is no mean over problems."
+    baseline = " and ".join(against)
+    paired = f" Differences to {baseline} are paired by seed and problem." if baseline else ""
+    return (
+        "Intervals resample held-out problems and seeds together; with few seeds their share is coarse." + paired
+    )
+
+
+def as_csv(found: Sequence[Row], metric: str) -> str:
+    """Unrounded numbers, one row a group."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ends = ("low", "high")
+    difference = ("difference", "difference_low", "difference_high")
+    writer.writerow([*found[0].group.key, "seeds", metric, *ends, "min_seed", "max_seed", *difference])
+    for row in found:
+        inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
+        apart = [row.difference.mean, row.difference.low, row.difference.high] if row.difference else [""] * 3
+        numbers = [row.mean, *inside, row.low_seed, row.high_seed, *apart]
+        writer.writerow([*row.group.key.values(), len(row.group.runs), *numbers])
+    return text.getvalue()

@@ -1,0 +1,111 @@
+"""Runs over several seeds: what is taken together, intervals that cover, differences that are paired."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from qtarget.app.compare import compare
+from qtarget.errors import QTargetError
+from qtarget.evaluate.resample import interval
+from qtarget.track.groups import group_runs, rows
+from qtarget.track.runs import read_runs
+
+
+def write_run(root: Path, target: str, seed: int, verdicts: list[bool], rate: float = 0.4) -> None:
+    folder = root / f"{target}{seed}{rate}"
+    folder.mkdir(parents=True)
+    metrics = {"test/accuracy": sum(verdicts) / len(verdicts), "test/nll": 1.0 + seed}
+    result = {"status": "finished", "name": target, "choices": {"target": target}, "metrics": metrics, "seed": seed}
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "data": {"noise": {"rate": rate}}}))
+    samples = [{"row": row, "correct": correct} for row, correct in enumerate(verdicts)]
+    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)) + "\n")
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Path:
+    for seed in (0, 1):
+        write_run(tmp_path, "sft", seed, [True, False, False, False])
+        write_run(tmp_path, "dft", seed, [True, True, False, seed == 1])
+    return tmp_path
+
+
+def test_runs_that_differ_in_their_seed_are_one_group(swept: Path) -> None:
+    groups = group_runs(read_runs([swept]), ["target"])
+    assert {group.label: [run.seed for run in group.runs] for group in groups} == {"sft": [0, 1], "dft": [0, 1]}
+
+
+def test_differences_are_paired_by_seed_and_problem(swept: Path) -> None:
+    found = rows(group_runs(read_runs([swept]), ["target"]), "test/accuracy", {"target": "sft"})
+    by_target = {row.group.label: row for row in found}
+    assert by_target["sft"].difference is None
+    difference = by_target["dft"].difference
+    assert difference is not None
+    assert difference.mean == pytest.approx((1 / 4 + 2 / 4) / 2)
+    assert difference.low >= 0  # dft answers all that sft does, in every seed
+    assert (by_target["dft"].low_seed, by_target["dft"].high_seed) == (0.5, 0.75)
+
+
+def test_a_baseline_agrees_in_the_other_keys(tmp_path: Path) -> None:
+    for rate, right in ((0.0, 3), (0.4, 1)):
+        write_run(tmp_path, "sft", 0, [row < right for row in range(4)], rate)
+        write_run(tmp_path, "dft", 0, [row < 2 for row in range(4)], rate)
+    found = rows(group_runs(read_runs([tmp_path]), ["target", "data.noise.rate"]), "test/accuracy", {"target": "sft"})
+    apart = {tuple(row.group.key.values()): row.difference.mean for row in found if row.difference}
+    assert apart == {("dft", "0.0"): pytest.approx(-1 / 4), ("dft", "0.4"): pytest.approx(1 / 4)}
+
+
+def test_two_runs_of_a_seed_in_a_group_are_refused_with_what_tells_them_apart(tmp_path: Path) -> None:
+    for rate in (0.0, 0.4):
+        write_run(tmp_path, "sft", 0, [True, False], rate)
+    with pytest.raises(QTargetError, match=r"share the seed 0; they differ in data\.noise\.rate: add that"):
+        group_runs(read_runs([tmp_path]), ["target"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"group_by": ["nothing"]}, "has nothing under 'nothing' to group by"),
+        ({"group_by": ["target"], "metric": "test/other"}, "no finished run holds the metric 'test/other'"),
+        ({"group_by": ["target"], "against": ["target=kd"]}, "no group has that; target is dft, sft"),
+        ({"group_by": ["target"], "against": ["seed=0"]}, "--against names seed"),
+    ],
+)
+def test_what_cannot_be_grouped_is_refused(swept: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(QTargetError, match=message):
+        compare([swept], **arguments)  # type: ignore[arg-type]
+
+
+def test_the_table_in_every_format(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for format, expected in (("md", "| dft | 2 | 62.5 ["), ("csv", "dft,2,0.625,"), ("rich", "+37.5 [")):
+        compare([swept], format=format, group_by=["target"], against=["target=sft"])
+        assert expected in capsys.readouterr().out
+
+
+def test_a_metric_without_problems_has_no_interval(swept: Path) -> None:
+    found = rows(group_runs(read_runs([swept]), ["target"]), "test/nll", {"target": "sft"})
+    assert {row.interval for row in found} == {None}
+    assert {(row.mean, row.low_seed, row.high_seed) for row in found} == {(1.5, 1.0, 2.0)}
+
+
+def test_intervals_cover_the_truth_where_seeds_and_problems_both_vary() -> None:
+    generator, covered, repeats = np.random.default_rng(0), 0, 200
+    for repeat in range(repeats):
+        ability = 0.3 * generator.standard_normal((8, 1))
+        difficulty = generator.standard_normal((1, 60))
+        found = interval(ability + difficulty + generator.standard_normal((8, 60)), seed=repeat)
+        covered += found.low <= 0 <= found.high
+    assert 0.9 <= covered / repeats <= 1
+
+
+def test_one_seed_leaves_the_luck_of_the_problems() -> None:
+    values = np.random.default_rng(0).standard_normal((1, 400))
+    found = interval(values)
+    half = 1.96 * values.std() / 20
+    assert found.low == pytest.approx(values.mean() - half, abs=0.02)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.02)
