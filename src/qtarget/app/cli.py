@@ -98,7 +98,14 @@ def _compare(rest: list[str]) -> int:
 
     from qtarget.app.compare import compare
 
-    return compare(options.paths, options.out, options.format, keys, options.metric, options.against)
+    return compare(
+        options.paths,
+        options.out,
+        options.format,
+        group_by=keys,
+        metric=options.metric,
+        against=options.against,
+    )
 
 
 def _show(rest: list[str]) -> int:

@@ -29,6 +29,7 @@ def compare(
     paths: Sequence[str | Path],
     out: Path | None = None,
     format: str = "rich",
+    *,
     group_by: Sequence[str] = (),
     metric: str = "test/accuracy",
     against: Sequence[str] = (),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from qtarget.errors import QTargetError
 from qtarget.evaluate.resample import Interval
-from qtarget.track.groups import PER_PROBLEM, Row, group_runs, rows
+from qtarget.track.groups import Row, group_runs, rows, verdicts
 from qtarget.track.runs import Run
 
 MISSING = "–"
@@ -36,8 +36,9 @@ def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
 def cells(found: Sequence[Row], metric: str) -> list[list[str]]:
     """The table as text, its titles first; shares are in percent, and so are their differences."""
     keys = list(found[0].group.key)
-    scale, digits = (100, 1) if metric in PER_PROBLEM else (1, 3)
-    title = f"{metric} %" if metric in PER_PROBLEM else metric
+    share = verdicts(metric) is not None
+    scale, digits = (100, 1) if share else (1, 3)
+    title = f"{metric} %" if share else metric
     compared = any(row.difference for row in found)
     titles = [*keys, "seeds", f"{title} [95 %]", "by seed", *["difference [95 %]"] * compared]
     return [titles, *(_cells(row, scale, digits, compared) for row in found)]
@@ -63,9 +64,7 @@ def note(found: Sequence[Row], against: Mapping[str, str] | Sequence[str]) -> st
         return "Means over seeds, with the smallest and the largest; no interval: this metric is no mean over problems."
     baseline = " and ".join(against)
     paired = f" Differences to {baseline} are paired by seed and problem." if baseline else ""
-    return (
-        "Intervals resample held-out problems and seeds together; with few seeds their share is coarse." + paired
-    )
+    return "Intervals resample held-out problems and seeds together; with few seeds their share is coarse." + paired
 
 
 def as_csv(found: Sequence[Row], metric: str) -> str:

@@ -1,8 +1,9 @@
-"""Runs that differ in their seed alone, taken together: means, 95 % intervals, differences paired by seed and problem."""
+"""Runs that differ in their seed alone, taken together: means with 95 % intervals, and paired differences."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,26 @@ from qtarget.errors import QTargetError
 from qtarget.evaluate.resample import Interval, interval
 from qtarget.track.runs import Run, differing_keys, finished
 
-PER_PROBLEM = {"test/accuracy": "correct", "test/completion": "score"}
-"""Metrics that are means over problems → what samples.jsonl says of each answer."""
+_OF_VERDICTS = re.compile(r"(?P<source>.+)/(accuracy|avg@\d+|(?P<score>score))")
+HELDOUT = "test"
+"""What metrics call a run's own held-out rows; benchmarks go by their names."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What of samples.jsonl a metric is the mean of: the answers to one source's problems, a field of each."""
+
+    source: str
+    field: str
+
+
+def verdicts(metric: str) -> Verdicts | None:
+    """None: the metric is no mean over answers."""
+    found = _OF_VERDICTS.fullmatch(metric)
+    if not found:
+        return None
+    source = "heldout" if found["source"] == HELDOUT else found["source"]
+    return Verdicts(source, "score" if found["score"] else "correct")
 
 
 @dataclass(frozen=True)
@@ -87,9 +106,10 @@ def _difference(group: Group, baseline: Group, metric: str) -> Interval | None:
     """Mean difference over the seeds and problems that both have."""
     ours, theirs = ({run.seed: run for run in side.runs} for side in (group, baseline))
     seeds = sorted(seed for seed in ours.keys() & theirs.keys() if seed is not None)
-    if metric not in PER_PROBLEM or not seeds:
+    judged = verdicts(metric)
+    if judged is None or not seeds:
         return None
-    pairs = [(_by_problem(ours[seed], metric), _by_problem(theirs[seed], metric)) for seed in seeds]
+    pairs = [(_by_problem(ours[seed], judged), _by_problem(theirs[seed], judged)) for seed in seeds]
     shared = sorted(set.intersection(*(set(side) for pair in pairs for side in pair)))
     if not shared:
         return None
@@ -98,20 +118,22 @@ def _difference(group: Group, baseline: Group, metric: str) -> Interval | None:
 
 def _scores(group: Group, metric: str) -> np.ndarray | None:
     """[seeds, problems], or None where the metric is no mean over problems or the answers weren't kept."""
-    if metric not in PER_PROBLEM:
+    judged = verdicts(metric)
+    if judged is None:
         return None
-    held = [_by_problem(run, metric) for run in group.runs]
+    held = [_by_problem(run, judged) for run in group.runs]
     shared = sorted(set.intersection(*map(set, held)))
     return np.array([[scores[row] for row in shared] for scores in held]) if shared else None
 
 
-def _by_problem(run: Run, metric: str) -> dict[int, float]:
-    """Row of the held-out data → the mean over its answers."""
+def _by_problem(run: Run, judged: Verdicts) -> dict[int, float]:
+    """Row of the source → the mean over its answers."""
     path = run.folder / "samples.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     held: dict[int, list[float]] = {}
     for sample in map(json.loads, lines):
-        held.setdefault(int(sample["row"]), []).append(float(sample[PER_PROBLEM[metric]]))
+        if sample.get("source", "heldout") == judged.source:
+            held.setdefault(int(sample["row"]), []).append(float(sample[judged.field]))
     return {row: sum(scores) / len(scores) for row, scores in held.items()}
 
 
