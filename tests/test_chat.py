@@ -153,3 +153,130 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
     tokenizer.chat_template = None
     with pytest.raises(QTargetError, match="no chat template"):
         ChatFormat(tokenizer)
+
+
+# Templates of well-known models, as their tokenizers carry them where tools are left aside
+
+QWEN = (
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+    "{%- else %}{{- '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    "<|im_end|>\n' }}{%- endif %}{%- for message in messages %}"
+    "{%- if (message.role == 'user') or (message.role == 'system' and not loop.first) or "
+    "(message.role == 'assistant') %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
+    "{% else %}{% set role = message['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{{ ' ' + message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant roles!') }}"
+    "{% endif %}{% endfor %}"
+)
+QWEN_BEGINS = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+FAMILIES = {
+    "qwen": (
+        QWEN,
+        ("", "<|im_end|>", "<|im_start|>"),
+        QWEN_BEGINS + "<|im_start|>user\nHi there<|im_end|>\n<|im_start|>assistant\n¦Hello!<|im_end|>¦"
+        "\n<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\n¦Four.<|im_end|>",
+    ),
+    "llama3": (
+        LLAMA3,
+        ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi there<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n¦Hello!<|eot_id|>¦<|start_header_id|>user<|end_header_id|>\n\n"
+        "2 + 2?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n¦Four.<|eot_id|>",
+    ),
+    "gemma": (
+        GEMMA,
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        "<bos><start_of_turn>user\nHi there<end_of_turn>\n<start_of_turn>model\n¦Hello!<end_of_turn>¦"
+        "\n<start_of_turn>user\n2 + 2?<end_of_turn>\n<start_of_turn>model\n¦Four.<end_of_turn>",
+    ),
+    "mistral": (  # the space before a reply is the reply's own: a prompt ends at [/INST]
+        MISTRAL,
+        ("<s>", "</s>", "[INST]", "[/INST]"),
+        "<s>[INST] Hi there [/INST]¦ Hello!</s>¦[INST] 2 + 2? [/INST]¦ Four.</s>",
+    ),
+}
+"""Template, (begin of text, end of text, other special tokens), a conversation with its labels between bars."""
+TALK = (("user", "Hi there"), ("assistant", "Hello!"), ("user", "2 + 2?"), ("assistant", "Four."))
+
+
+def family(name: str, supervise: str = "all") -> ChatFormat:
+    """A byte-level tokenizer with the template and the special tokens of a family."""
+    template, (begin, end, *others), _ = FAMILIES[name]
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": end, **({"bos_token": begin} if begin else {})})
+    tokenizer.add_tokens(others, special_tokens=True)
+    tokenizer.chat_template = template
+    return ChatFormat(tokenizer, supervise)
+
+
+def golden(name: str) -> tuple[list[int], list[bool]]:
+    """Ids and mask of the expected text; a token is a byte or a special one."""
+    tokenizer, told = family(name).tokenizer, FAMILIES[name][2]
+    pieces = [list(tokenizer(piece, add_special_tokens=False)["input_ids"]) for piece in told.split("¦")]
+    mask = [place % 2 == 1 for place, piece in enumerate(pieces) for _ in piece]
+    return [token for piece in pieces for token in piece], mask
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_golden_ids_and_masks_of_well_known_templates(name: str) -> None:
+    example = family(name).encode(Demonstration(turns(*TALK), row=0))
+    assert (list(example.input_ids), list(example.supervised)) == golden(name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_last_turn_alone_can_be_supervised(name: str) -> None:
+    """The same tokens; the first reply is context, as the model reads it when it is asked the second question."""
+    example, last = (family(name, how).encode(Demonstration(turns(*TALK), row=0)) for how in ("all", "last"))
+    assert last.input_ids == example.input_ids
+    assert supervised_text(family(name, "last"), Demonstration(turns(*TALK), row=0)) == [
+        supervised_text(family(name), Demonstration(turns(*TALK), row=0))[-1]
+    ]
+    prompt = family(name).prompt_ids(turns(*TALK[:-1]))
+    assert list(last.input_ids[: len(prompt)]) == prompt
+    assert not any(last.supervised[: len(prompt)])
+
+
+def test_a_template_that_drops_earlier_thoughts_can_be_trained_on_its_last_turn() -> None:
+    """Reasoning models' templates cut <think> out of earlier turns: only the last reply stands where it was written."""
+    cutting = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] if loop.last or m['role'] == 'user' else "
+        "m['content'].split('</think>')[-1] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    talk = turns(
+        ("user", "a"), ("assistant", "<think>x</think>one"), ("user", "b"), ("assistant", "<think>y</think>two")
+    )
+    tokenizer = chat(cutting).tokenizer
+    with pytest.raises(QTargetError, match="rewrites earlier text"):
+        ChatFormat(tokenizer).encode(Demonstration(talk, row=0))
+    last = ChatFormat(tokenizer, "last")
+    assert supervised_text(last, Demonstration(talk, row=0)) == ["<think>y</think>two<|end|>"]
+    assert "x</think>" not in str(tokenizer.decode(last.encode(Demonstration(talk, row=0)).input_ids))
+
+
+def test_a_system_message_that_a_template_refuses_names_the_row() -> None:
+    talk = turns(("system", "be brief"), *TALK)
+    for name, said in (("gemma", "System role not supported"), ("mistral", "Only user and assistant roles!")):
+        with pytest.raises(QTargetError, match=f"row 7: .*{said}"):
+            family(name).encode(Demonstration(talk, row=7))
+    for name in ("qwen", "llama3"):
+        assert len(supervised_text(family(name), Demonstration(talk, row=7))) == 2

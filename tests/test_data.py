@@ -122,58 +122,21 @@ def test_noise_without_a_number_names_the_row() -> None:
         WrongAnswer(1.0)(answer_rows("12", "twelve"))
 
 
-def write(path: Path, *rows: Any) -> str:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
-    return str(path)
-
-
-def test_jsonl_takes_messages_and_prompt_completion(tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    path = write(tmp_path / "rows.jsonl", {"messages": messages}, "", {"prompt": "c", "completion": "d", "id": 3})
-    rows = Jsonl(path, heldout_share=0, system="hi").rows("train", None)
-    assert [row.row for row in rows] == [1, 3]
-    assert rows[0].messages == messages
-    assert [message["role"] for message in rows[1].messages] == ["system", "user", "assistant"]
-    assert rows[1].completion == "d"
-
-
-def test_jsonl_held_out_rows_share_no_prompt_with_training(tmp_path: Path) -> None:
-    rows = [{"prompt": f"question {index % 50}", "completion": str(index)} for index in range(100)]
-    source = Jsonl(write(tmp_path / "rows.jsonl", *rows), heldout_share=0.3)
-    train, heldout = source.rows("train", None), source.rows("heldout", None)
-    assert len(train) + len(heldout) == 100
-    assert heldout
-    assert not {question(row) for row in train} & {question(row) for row in heldout}
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("{oops", "row 2: not JSON"),
-        ({"prompt": "a"}, "row 2: expected"),
-        ({"messages": "a"}, "row 2: expected"),
-        ([1, 2], "row 2: expected"),
-        ("null", "row 2: expected"),
-        ({"messages": []}, "row 2: expected"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "row 2: expected"),
-        ({"messages": [{"role": "assistant", "content": 5}]}, "row 2: expected"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "row 2: no supervised token"),
-        ({"prompt": "a", "completion": " "}, "row 2: no supervised token"),
-    ],
-)
-def test_a_malformed_row_is_named(tmp_path: Path, row: Any, message: str) -> None:
-    path = write(tmp_path / "rows.jsonl", {"prompt": "a", "completion": "b"}, row)
-    with pytest.raises(QTargetError, match=message):
-        Jsonl(path).rows("train", None)
-
-
 def config(**changes: Any) -> DataConfig:
     return replace(DataConfig(source=ARITHMETIC, rows=12, heldout_rows=6), **changes)
 
 
 def test_reserve_rows_are_clean_and_counted() -> None:
     prepared = prepare(config(reserve_rows=5, noise=WrongAnswer(0.5)), tiny_tokenizer(), 1024)
-    assert prepared.counts == {"train": 17, "noisy": 6, "reserve": 5, "heldout": 6, "dropped": 0}
+    assert {name: count for name, count in prepared.counts.items() if count} == {
+        "asked": 17,
+        "train": 17,
+        "noisy": 6,
+        "reserve": 5,
+        "heldout_asked": 6,
+        "heldout": 6,
+    }
+    assert prepared.losses == ""
     assert sum(any(example.wrong) for example in prepared.train) == 6
     assert not any(any(example.wrong) for example in prepared.heldout)
 
@@ -185,10 +148,12 @@ def test_long_rows_are_refused_dropped_or_cut() -> None:
     with pytest.raises(QTargetError, match=f"{too_long} of 12 rows are longer than {limit} tokens"):
         prepare(config(max_length=limit), tiny_tokenizer(), 1024)
     dropped = prepare(config(max_length=limit, truncation="drop"), tiny_tokenizer(), 1024)
-    assert dropped.counts["dropped"] == too_long
+    assert (dropped.counts["dropped_too_long"], dropped.counts["asked"]) == (too_long, 12)
+    assert dropped.losses.startswith(f"; {too_long} left out as too long")
     assert max(map(len, dropped.train)) <= limit
     cut = prepare(config(truncation="cut"), tiny_tokenizer(), max(lengths) - 1)
     assert len(cut.train) == 12
+    assert cut.counts["cut"] == sum(length == max(lengths) for length in lengths)
     with pytest.raises(QTargetError, match="no supervised token is left"):
         prepare(config(max_length=5, truncation="cut"), tiny_tokenizer(), 1024)
     with pytest.raises(QTargetError, match="truncation must be one of error, drop, cut"):

@@ -58,10 +58,11 @@ class Plan:
         rows = trainer.batch_size * trainer.accumulate * processes(trainer)
         packed, held = len(self.prepared.rows), counts["train"]
         epochs = trainer.max_steps * rows / packed
-        of = f"{held} rows" if packed == held else f"{held} demonstrations packed into {packed} rows"
+        read_as = f" of {self.prepared.described}" if self.prepared.described else ""
+        of = f"{held} rows{read_as}" if packed == held else f"{held} demonstrations{read_as} packed into {packed} rows"
         return (
             f"{trainer.max_steps} steps × {rows} rows = {epochs:.2g} epochs of {of} "
-            f"({counts['noisy']} made wrong); {counts['heldout']} rows held out"
+            f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self.prepared.losses}"
         )
 
     @property

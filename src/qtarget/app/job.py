@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qtarget.model.digest import fingerprint
+from qtarget.model.digest import fingerprint, sampled_digest
 
 NOT_IDENTITY = ("hydra", "output_dir", "tracker")
 """Where results go and who else sees them don't change a run."""
@@ -29,6 +30,8 @@ def config_hash(cfg: DictConfig) -> str:
     identity["target"].pop("about", None)
     for holder, key in _named_inputs(identity):
         holder[key] = fingerprint(holder[key])
+    for source in _sources(identity["data"]):
+        source |= {key: _content(source[key]) for key in ("path", "files") if source.get(key)}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -42,5 +45,22 @@ def _named_inputs(identity: dict[str, Any]) -> Iterator[tuple[dict[str, Any], st
     for holder in (identity["model"], *(identity.get("references") or {}).values()):
         if isinstance(holder, dict) and holder.get("name"):
             yield holder, "name"
-    if identity["data"]["source"].get("path"):
-        yield identity["data"]["source"], "path"
+
+
+def _sources(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The sources of data, and those that they are made of."""
+    for value in [value for value in node.values() if isinstance(value, dict)]:
+        if "_target_" in value:
+            yield value
+        yield from _sources(value)
+
+
+def _content(named: Any) -> Any:
+    """Names of data files and folders → what they hold; other names, of the hub, as they are."""
+    if isinstance(named, dict):
+        return {key: _content(value) for key, value in named.items()}
+    if isinstance(named, list):
+        return [_content(value) for value in named]
+    path = Path(str(named)).expanduser()
+    held = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+    return {str(file.relative_to(path)): sampled_digest(file) for file in held} or named

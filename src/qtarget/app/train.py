@@ -137,7 +137,12 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str
     plan = compose.plan(cfg)
     how = plan.engine.said
     record.note(
-        design=plan.described, rows=plan.prepared.counts, model=plan.model.location, loss=how, attention=plan.attention
+        design=plan.described,
+        rows=plan.prepared.counts,
+        data=plan.prepared.described,
+        model=plan.model.location,
+        loss=how,
+        attention=plan.attention,
     )
     if leads():
         print(f"{title}: {plan.extent}; loss {how}")

@@ -12,12 +12,19 @@ from transformers import PreTrainedTokenizerBase
 from qtarget.data.example import Demonstration, Example, Message, Span
 from qtarget.errors import QTargetError
 
+SUPERVISED = ("all", "last")
+
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A tokenizer's chat template, and the end-of-turn token that a reply closes with."""
+    """A tokenizer's chat template, and the end-of-turn token that a reply closes with.
+
+    supervise: "all" assistant turns of a conversation, or the "last" one alone, with what comes before it as a model
+    reads it when it is asked.
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    supervise: str = "all"
 
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
@@ -41,7 +48,7 @@ class ChatFormat:
         return self._ids(self.render(messages, reply=True))
 
     def encode(self, demonstration: Demonstration) -> Example:
-        """Every assistant turn is supervised, with its end-of-turn token; all other text is context.
+        """The supervised assistant turns and their end-of-turn tokens are labels; all other text is context.
 
         Replies are tokenised apart from their context, as they are when the model writes them itself. Raises
         QTargetError, with the row number, where no token would be supervised.
@@ -86,12 +93,10 @@ class ChatFormat:
         """
         messages, written = demonstration.messages, ""
         end = str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant" or not message["content"]:
-                continue
+        for turn in self._supervised_turns(messages):
             before = self.render(messages[:turn], reply=True)
             after = self.render(messages[: turn + 1], reply=False)
-            text = message["content"]
+            text = messages[turn]["content"]
             start = after.find(text.strip(), len(before)) - (len(text) - len(text.lstrip()))
             if not before.startswith(written) or not after.startswith(before) or start < 0:
                 raise QTargetError(
@@ -104,6 +109,10 @@ class ChatFormat:
             spans = {"wrong": demonstration.wrong, **demonstration.spans} if turn == len(messages) - 1 else {}
             shift = start - len(before)
             yield written[len(before) :], True, {name: _shift(found, shift) for name, found in spans.items()}
+
+    def _supervised_turns(self, messages: Sequence[Message]) -> list[int]:
+        said = [turn for turn, message in enumerate(messages) if message["role"] == "assistant" and message["content"]]
+        return said if self.supervise == "all" else said[-1:]
 
     def _reply(self, text: str) -> tuple[list[int], list[Span]]:
         """Tokens of a reply and its end of turn (added where the template has none), and where each stands in it."""

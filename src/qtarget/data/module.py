@@ -5,29 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from qtarget import checks
-from qtarget.data.chat import ChatFormat
+from qtarget.data.chat import SUPERVISED, ChatFormat
 from qtarget.data.collate import Collate, Pack
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.noise import Noise, NoNoise
+from qtarget.data.overlap import CONTAMINATIONS, apart
 from qtarget.data.pack import pack
 from qtarget.data.ranks import rank_and_world
+from qtarget.data.sources.reading import Source, read
 from qtarget.data.window import WindowedLoader
 from qtarget.errors import QTargetError
 
 TRUNCATIONS = ("error", "drop", "cut")
-
-
-class Source(Protocol):
-    """Where demonstrations come from; rows with an `entry` can be asked of a model and judged."""
-
-    def rows(self, split: str, count: int | None) -> list[Demonstration]: ...
 
 
 @dataclass(frozen=True)
@@ -35,9 +31,11 @@ class DataConfig:
     """Which demonstrations, how many, how noisy.
 
     rows: training demonstrations, to which noise is applied. reserve_rows: clean ones from a split of their own, added
-    unspoilt. heldout_rows: clean ones for evaluation. truncation of rows longer than max_length (None: the model's
-    context): "error", "drop" the row, or "cut" its end. packing: training rows of up to so many tokens hold several
-    demonstrations that don't see each other; None: one each.
+    unspoilt. heldout_rows: clean ones for evaluation, of heldout_source where there is one. contamination, of training
+    rows that answer a held-out prompt: "error", "drop" the row, or "allow" it. truncation of rows longer than
+    max_length (None: the model's context): "error", "drop" the row, or "cut" its end. supervise: "all" assistant turns,
+    or the "last". packing: training rows of up to so many tokens hold several demonstrations that don't see each other;
+    None: one each.
     """
 
     source: Source
@@ -48,16 +46,23 @@ class DataConfig:
     max_length: int | None = None
     truncation: str = "error"
     packing: int | None = None
+    heldout_source: Source | None = None
+    contamination: str = "error"
+    supervise: str = "all"
 
     def __post_init__(self) -> None:
         checks.choice("data.truncation", self.truncation, TRUNCATIONS)
+        checks.choice("data.contamination", self.contamination, CONTAMINATIONS)
+        checks.choice("data.supervise", self.supervise, SUPERVISED)
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Tokenised demonstrations, and what happened to them on the way.
 
-    rows: the training ones as they go into batches, each by itself or packed.
+    rows: the training ones as they go into batches, each by itself or packed. counts, of rows by name: asked = train +
+    dropped_too_long + dropped_contaminated, and likewise heldout_asked = heldout + heldout_dropped_too_long; what a
+    source left out stands under source_…. described: what the source takes its rows to be.
     """
 
     train: Sequence[Example]
@@ -65,33 +70,56 @@ class Prepared:
     heldout_rows: Sequence[Demonstration]
     counts: dict[str, int]
     rows: Sequence[Example] | Sequence[Pack]
+    described: str = ""
+
+    @property
+    def losses(self) -> str:
+        """What became of rows that are not trained or judged whole, in words; empty where all are."""
+        told = {
+            "dropped_too_long": "left out as too long",
+            "dropped_contaminated": "left out as held out too",
+            "cut": "cut",
+            "heldout_dropped_too_long": "held-out rows left out as too long",
+            "heldout_cut": "held-out rows cut",
+        }
+        return "".join(f"; {self.counts[name]} {words}" for name, words in told.items() if self.counts[name])
 
 
 def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
-    """Read, spoil, tokenise and measure. Everything a row can be wrong about is said here, before a model is loaded."""
-    chat = ChatFormat(tokenizer)
-    spoilt = config.noise(config.source.rows("train", config.rows))
-    reserve = config.source.rows("reserve", config.reserve_rows)
-    heldout = config.source.rows("heldout", config.heldout_rows)
-    limit = min(config.max_length or context, context)
-    train = _fit([chat.encode(row) for row in (*spoilt, *reserve)], limit, config.truncation)
-    heldout_examples = _fit([chat.encode(row) for row in heldout], limit, config.truncation)
-    rows_fit = {example.row for example in heldout_examples}
-    kept = [row for row in heldout if row.row in rows_fit]
-    if not train:
+    """Read, spoil, tokenise and measure. Everything a row can be wrong about is said here, before a model is loaded.
+
+    Rows keep their order, and every one that doesn't reach the end is counted by name.
+    """
+    chat, limit = ChatFormat(tokenizer, config.supervise), min(config.max_length or context, context)
+    given, from_source = read(config.source, "train", config.rows)
+    reserve, _ = read(config.source, "reserve", config.reserve_rows)
+    heldout, _ = read(config.heldout_source or config.source, "heldout", config.heldout_rows)
+    clean, clean_reserve = (apart(rows, heldout, config.contamination) for rows in (given, reserve))
+    train = _fit([*config.noise(clean), *clean_reserve], chat, limit, config.truncation)
+    held = _fit(heldout, chat, limit, config.truncation)
+    if not train.examples:
         raise QTargetError(
             f"no training row is left of {config.source}: ask for more rows, or give a file that has some"
         )
+    contaminated = len(given) + len(reserve) - len(clean) - len(clean_reserve)
     counts = {
-        "train": len(train),
-        "noisy": sum(any(example.wrong) for example in train),
-        "reserve": len(reserve),
-        "heldout": len(kept),
-        "dropped": len(spoilt) + len(reserve) - len(train),
+        "asked": len(train.examples) + train.dropped + contaminated,
+        "train": len(train.examples),
+        "noisy": sum(any(example.wrong) for example in train.examples),
+        "reserve": len(clean_reserve),
+        "dropped_too_long": train.dropped,
+        "dropped_contaminated": contaminated,
+        "cut": train.cut,
+        "heldout_asked": len(heldout),
+        "heldout": len(held.examples),
+        "heldout_dropped_too_long": held.dropped,
+        "heldout_cut": held.cut,
+        **{f"source_{reason}": rows for reason, rows in from_source.items()},
     }
-    train, heldout_examples = _placed(train), _placed(heldout_examples)
-    rows = train if config.packing is None else pack(train, _pack_length(config.packing, train, limit))
-    return Prepared(train, heldout_examples, kept, counts, rows)
+    placed = _placed(train.examples)
+    rows = placed if config.packing is None else pack(placed, _pack_length(config.packing, placed, limit))
+    described = getattr(config.source, "described", "")
+    return Prepared(placed, _placed(held.examples), held.rows, counts, rows, described)
 
 
 def _placed(examples: Sequence[Example]) -> list[Example]:
@@ -110,22 +138,35 @@ def _pack_length(packing: int, examples: Sequence[Example], context: int) -> int
     return packing
 
 
-def _fit(examples: list[Example], limit: int, truncation: str) -> list[Example]:
+@dataclass(frozen=True)
+class _Fitting:
+    """Rows that fit, as text and as tokens; how many were dropped, and how many of these were cut."""
+
+    rows: list[Demonstration]
+    examples: list[Example]
+    dropped: int = 0
+    cut: int = 0
+
+
+def _fit(rows: Sequence[Demonstration], chat: ChatFormat, limit: int, truncation: str) -> _Fitting:
+    """Rows as tokens, none longer than `limit`."""
+    examples = [chat.encode(row) for row in rows]
     too_long = [example for example in examples if len(example) > limit]
-    if not too_long:
-        return examples
-    if truncation == "error":
+    if too_long and truncation == "error":
         worst = max(too_long, key=len)
         raise QTargetError(
             f"{len(too_long)} of {len(examples)} rows are longer than {limit} tokens (the longest, row {worst.row}, "
             f"has {len(worst)}): set data.truncation=drop or =cut, or raise data.max_length up to the model's context"
         )
-    if truncation == "drop":
-        return [example for example in examples if len(example) <= limit]
-    return [_cut(example, limit) for example in examples]
+    if truncation == "cut":
+        return _Fitting(list(rows), [_cut(example, limit) for example in examples], cut=len(too_long))
+    fitting = [(row, example) for row, example in zip(rows, examples, strict=True) if len(example) <= limit]
+    return _Fitting([row for row, _ in fitting], [example for _, example in fitting], dropped=len(too_long))
 
 
 def _cut(example: Example, limit: int) -> Example:
+    if len(example) <= limit:
+        return example
     cut = replace(
         example,
         input_ids=example.input_ids[:limit],

@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qtarget import checks
 from qtarget.data.example import Demonstration, Message, Span
+from qtarget.data.overlap import position, prompt_text
+from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, kind, listed, text
 from qtarget.errors import QTargetError
 
-ROLES = ("system", "user", "assistant")
+SCHEMAS = {
+    "messages": ("messages",),
+    "prompt/completion": ("prompt", "completion"),
+    "instruction/output": ("instruction", "output"),
+}
+"""What rows may look like → the keys that tell it. A file has one of them."""
+EXPECTED = (
+    '{"messages": [{"role": "system|user|assistant", "content": …}, …]}, {"prompt": …, "completion": …} or '
+    '{"instruction": …, "input": …, "output": …}'
+)
 
 
 @dataclass(frozen=True)
 class Jsonl:
-    """A file of {"messages": [{"role", "content"}, …]} or {"prompt", "completion"} rows.
+    """A file of {"messages": [{"role", "content"}, …]}, {"prompt", "completion"} or {"instruction", "input", "output"}.
 
-    heldout_share in [0, 1): share of the rows kept for evaluation, chosen by a hash of the prompt, so that no prompt
-    stands on both sides. system: system message put before prompt/completion rows, None for the template's own.
-    columns: keys under which every row holds character spans [[start, stop], …] of its last message; the tokens there
-    carry 1 in a data column of that name, the others 0.
+    All rows are of the first one's schema. heldout_share in [0, 1): share of the rows kept for evaluation, chosen by a
+    hash of the prompt, so that no prompt stands on both sides. system: system message put before rows that aren't
+    messages, None for the template's own. columns: keys under which every row holds character spans [[start, stop], …]
+    of its last message; the tokens there carry 1 in a data column of that name, the others 0. verifier: "math",
+    "choice" or "exact", where rows hold an "answer" to judge by (and for choice, "options"); None: answers aren't
+    judged.
     """
 
     path: str
     heldout_share: float = 0.1
     system: str | None = None
     columns: Sequence[str] = ()
+    verifier: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.heldout_share, int | float) or not 0 <= self.heldout_share < 1:
@@ -37,8 +52,14 @@ class Jsonl:
             raise QTargetError(
                 f"columns must be a list of keys, such as [critical]; wrong is the noise's own. Got {self.columns!r}"
             )
+        checks.choice("data.source.verifier", self.verifier, (None, *VERIFIERS))
         if not Path(self.path).is_file():
             raise QTargetError(f"no data file at {self.path!r} (from {Path.cwd()}): set data.source.path=FILE.jsonl")
+
+    @property
+    def described(self) -> str:
+        """What the rows were taken for."""
+        return self._schema
 
     def rows(self, split: str, count: int | None) -> list[Demonstration]:
         """The first `count` rows of a split (None: all). Raises QTargetError with the line of a malformed row."""
@@ -49,64 +70,95 @@ class Jsonl:
             raise QTargetError(f"{self.path} holds {len(rows)} {split} rows, {count} were asked for: ask for fewer")
         return rows[:count]
 
-    def _parse(self) -> Iterator[Demonstration]:
-        with Path(self.path).open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    row = self._row(line, number)
-                    messages = self._messages(row, number)
-                    length = len(messages[-1]["content"])
-                    spans = {name: self._spans(row, name, number, length) for name in self.columns}
-                    yield Demonstration(messages=messages, row=number, spans=spans)
-
-    def _row(self, line: bytes, number: int) -> Any:
+    @cached_property
+    def _schema(self) -> str:
+        """That of the first row."""
+        number, line = next(self._lines(), (1, b""))
         try:
-            return json.loads(line)
-        except ValueError as error:
-            raise QTargetError(f"{self.path}, row {number}: not JSON ({error})") from error
+            return _schema(_parsed(line))
+        except QTargetError as error:
+            raise self._misread(number, error) from error
 
-    def _spans(self, row: Any, name: str, number: int, length: int) -> tuple[Span, ...]:
-        spans = row.get(name)
-        if not isinstance(spans, list) or not all(_is_span(span, length) for span in spans):
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        with Path(self.path).open("rb") as lines:
+            yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+
+    def _parse(self) -> Iterator[Demonstration]:
+        for number, line in self._lines():
+            try:
+                yield self._demonstration(_parsed(line), number)
+            except QTargetError as error:
+                raise self._misread(number, error) from error
+
+    def _misread(self, number: int, error: QTargetError) -> QTargetError:
+        return QTargetError(f"{self.path}, row {number}: {error}")
+
+    def _demonstration(self, row: Mapping[str, Any], number: int) -> Demonstration:
+        if (schema := _schema(row)) != self._schema:
             raise QTargetError(
-                f"{self.path}, row {number}: {name!r} must hold character spans [[start, stop], …] of the last "
-                f"message, which has {length} characters; got {spans!r}"
+                f"a row of {schema} in a file whose first row is {self._schema}: give all rows of a file one schema"
             )
-        return tuple((start, stop) for start, stop in spans)
+        messages = self._messages(row)
+        length = len(messages[-1]["content"])
+        spans = {name: _spans(row, name, length) for name in self.columns}
+        return Demonstration(messages=messages, row=number, spans=spans, entry=self._entry(row))
 
-    def _messages(self, row: Any, number: int) -> list[Message]:
-        messages = self._as_messages(row)
-        if not messages or not all(_is_message(message) for message in messages):
-            raise QTargetError(
-                f'{self.path}, row {number}: expected {{"messages": [{{"role": {"|".join(ROLES)}, "content": …}}, …]}} '
-                f'or {{"prompt": …, "completion": …}}, got {json.dumps(row)[:120]!r}'
-            )
-        if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-            raise QTargetError(f"{self.path}, row {number}: no supervised token; it must end with an assistant's text")
-        return [{"role": message["role"], "content": message["content"]} for message in messages]
+    def _messages(self, row: Mapping[str, Any]) -> list[Message]:
+        if self._schema == "messages":
+            return conversation(row["messages"])
+        if self._schema == "prompt/completion":
+            prompt, completion = "prompt", "completion"
+        else:
+            prompt, completion = "instruction", "output"
+        asked = text(row[prompt], prompt)
+        if self._schema == "instruction/output" and row.get("input") not in (None, ""):
+            asked = f"{asked}\n\n{text(row['input'], 'input')}"
+        return exchange(asked, text(row[completion], completion), self.system)
 
-    def _as_messages(self, row: Any) -> list[Mapping[str, Any]]:
-        if isinstance(row, dict) and isinstance(row.get("messages"), list):
-            return list(row["messages"])
-        if not isinstance(row, dict) or not {"prompt", "completion"} <= set(row):
-            return []
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [
-            *system,
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["completion"]},
-        ]
+    def _entry(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        if self.verifier is None:
+            return None
+        needed = ("answer", "options") if self.verifier == "choice" else ("answer",)
+        for key in needed:
+            if key not in row:
+                raise QTargetError(f"no {key!r} for data.source.verifier={self.verifier}; its keys: {listed(row)}")
+        return entry(self.verifier, row["answer"], row.get("options"))
 
     def _in_split(self, row: Demonstration, split: str) -> bool:
-        text = json.dumps(list(row.prompt), sort_keys=True)
-        position = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-        return (position < self.heldout_share) == (split == "heldout")
+        return (position(prompt_text(row.prompt)) < self.heldout_share) == (split == "heldout")
+
+
+def _parsed(line: bytes) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise QTargetError("nested too deeply to be read") from error
+    except ValueError as error:
+        raise QTargetError(f"not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise QTargetError(f"expected an object, {EXPECTED}; got {kind(row)}")
+    return row
+
+
+def _schema(row: Mapping[str, Any]) -> str:
+    found = [name for name, keys in SCHEMAS.items() if all(key in row for key in keys)]
+    if not found:
+        raise QTargetError(f"expected {EXPECTED}; the keys are: {listed(row)}")
+    if len(found) > 1:
+        raise QTargetError(f"the row is {' and '.join(found)} at once: keep the keys of one")
+    return found[0]
+
+
+def _spans(row: Mapping[str, Any], name: str, length: int) -> tuple[Span, ...]:
+    spans = row.get(name)
+    if not isinstance(spans, list) or not all(_is_span(span, length) for span in spans):
+        raise QTargetError(
+            f"{name!r} must hold character spans [[start, stop], …] of the last message, which has {length} "
+            f"characters; got {kind(spans) if not isinstance(spans, list) else f'{len(spans)} of which not all are'}"
+        )
+    return tuple((start, stop) for start, stop in spans)
 
 
 def _is_span(span: Any, length: int) -> bool:
     is_pair = isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
     return is_pair and 0 <= span[0] < span[1] <= length
-
-
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)

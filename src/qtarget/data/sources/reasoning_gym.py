@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from qtarget.data.example import Demonstration, Message, Span
+from qtarget.data.example import Demonstration, Span
+from qtarget.data.sources.conversation import exchange, listed
+from qtarget.data.sources.mixing import check_weights, interleaved
 from qtarget.errors import QTargetError
 
 SPLITS = {"heldout": (0, 2), "reserve": (2, 4), "train": (4, 10)}
@@ -17,61 +19,107 @@ SPLITS = {"heldout": (0, 2), "reserve": (2, 4), "train": (4, 10)}
 
 @dataclass(frozen=True)
 class ReasoningGym:
-    """One task of reasoning-gym (https://github.com/open-thought/reasoning-gym, Apache-2.0).
+    """Problems of reasoning-gym (https://github.com/open-thought/reasoning-gym, Apache-2.0), of one task or a mixture.
 
     task: its name; options: its own settings; answer: "answer" for the bare answer, or a key of the entry's metadata
-    that holds a worked solution ("answer_cot" of gsm_symbolic). system: system message, None for the template's own.
+    that holds a worked solution ("answer_cot" of gsm_symbolic). tasks, in place of a task: name → weight, or name →
+    {weight, options, answer}; every beginning of a split holds them in these proportions. system: system message, None
+    for the template's own.
     """
 
-    task: str
+    task: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     answer: str = "answer"
     system: str | None = None
     seed: int = 0
+    tasks: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.task is None) == (self.tasks is None):
+            raise QTargetError(
+                "name one task, data.source.task=chain_sum, or several with their weights, "
+                "data.source.tasks={chain_sum: 2, gsm_symbolic: 1}"
+            )
+        if self.tasks is not None and self.options:
+            raise QTargetError(
+                "data.source.options are those of one task: write data.source.tasks={NAME: {weight: 1, options: {…}}}"
+            )
+        check_weights("data.source.tasks", {task.name: task.weight for task in self._tasks})
+
+    @property
+    def described(self) -> str:
+        """The tasks."""
+        return " + ".join(task.name for task in self._tasks)
 
     def rows(self, split: str, count: int | None) -> list[Demonstration]:
-        """`count` problems of a split, no question twice. Raises QTargetError where the task has too few."""
+        """`count` problems of a split, no question twice. Raises QTargetError where a task has too few."""
         if count is None:
             raise QTargetError(
-                f"{self.task} makes as many problems as are asked for: set data.rows and data.heldout_rows"
+                f"{self.described} makes as many problems as are asked for: set data.rows and data.heldout_rows"
             )
-        found = [self._demonstration(entry, row) for row, entry in enumerate(islice(self._unique(split, count), count))]
+        tasks = {task.name: task for task in self._tasks}
+        order = interleaved({name: task.weight for name, task in tasks.items()}, count)
+        found = {name: iter(self._problems(task, split, order.count(name))) for name, task in tasks.items()}
+        return [self._demonstration(tasks[name], next(found[name]), row) for row, name in enumerate(order)]
+
+    @property
+    def _tasks(self) -> list[_Task]:
+        if self.task is not None:
+            return [_Task(self.task, 1, self.options, self.answer)]
+        return [_task(name, said, self.answer) for name, said in (self.tasks or {}).items()]
+
+    def _problems(self, task: _Task, split: str, count: int) -> list[Mapping[str, Any]]:
+        found = list(islice(self._unique(task, split, count), count))
         if len(found) < count:
             raise QTargetError(
-                f"{self.task} with {dict(self.options)} yields only {len(found)} different problems for the split "
-                f"{split!r}, {count} were asked for: ask for fewer rows, or widen data.source.options"
+                f"{task.name} with {dict(task.options)} yields only {len(found)} different problems for the split "
+                f"{split!r}, {count} were asked for: ask for fewer rows, or widen its options"
             )
         return found
 
-    def _unique(self, split: str, count: int) -> Iterator[Mapping[str, Any]]:
+    def _unique(self, task: _Task, split: str, count: int) -> Iterator[Mapping[str, Any]]:
         seen: set[str] = set()
-        for entry in self._entries(draws=50 * count + 1000):
+        for entry in self._entries(task, draws=50 * count + 1000):
             question = entry["question"]
             if question not in seen and _in_split(question, split):
                 seen.add(question)
                 yield entry
 
-    def _entries(self, draws: int) -> Iterator[Mapping[str, Any]]:
+    def _entries(self, task: _Task, draws: int) -> Iterator[Mapping[str, Any]]:
         import reasoning_gym  # takes seconds, and only this source needs it
 
         try:
-            dataset = reasoning_gym.create_dataset(self.task, size=draws, seed=self.seed, **self.options)
+            dataset = reasoning_gym.create_dataset(task.name, size=draws, seed=self.seed, **task.options)
         except (ValueError, TypeError, AssertionError) as error:
             raise QTargetError(
-                f"reasoning-gym refuses task {self.task!r} with {dict(self.options)}: {error}"
+                f"reasoning-gym refuses task {task.name!r} with {dict(task.options)}: {error}"
             ) from error
         return (dataset[index] for index in range(draws))
 
-    def _demonstration(self, entry: Mapping[str, Any], row: int) -> Demonstration:
-        solution = entry["answer"] if self.answer == "answer" else entry["metadata"].get(self.answer)
+    def _demonstration(self, task: _Task, entry: Mapping[str, Any], row: int) -> Demonstration:
+        solution = entry["answer"] if task.answer == "answer" else entry["metadata"].get(task.answer)
         if solution is None:
-            raise QTargetError(f"{self.task} has no worked solution {self.answer!r} in its metadata; use answer=answer")
-        system: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
-        turns = [{"role": "user", "content": entry["question"]}, {"role": "assistant", "content": str(solution)}]
+            raise QTargetError(f"{task.name} has no worked solution {task.answer!r} in its metadata; use answer=answer")
         spans = {"critical": _critical(str(solution), str(entry["answer"]))}
-        return Demonstration(
-            messages=[*system, *turns], row=row, spans=spans, entry={"verifier": "reasoning_gym", **entry}
-        )
+        messages = exchange(entry["question"], str(solution), self.system)
+        return Demonstration(messages, row=row, spans=spans, entry={"verifier": "reasoning_gym", **entry})
+
+
+@dataclass(frozen=True)
+class _Task:
+    name: str
+    weight: Any
+    options: Mapping[str, Any] = field(default_factory=dict)
+    answer: str = "answer"
+
+
+def _task(name: str, said: Any, answer: str) -> _Task:
+    """A task of a mixture, from its weight or from {weight, options, answer}."""
+    if not isinstance(said, Mapping):
+        return _Task(name, said, answer=answer)
+    if unknown := set(said) - {"weight", "options", "answer"}:
+        raise QTargetError(f"data.source.tasks.{name} has unknown {listed(sorted(unknown))}: weight, options, answer")
+    return _Task(name, said.get("weight", 1), said.get("options") or {}, said.get("answer", answer))
 
 
 def _critical(solution: str, answer: str) -> tuple[Span, ...]:

@@ -1,0 +1,103 @@
+"""Rows of any origin → conversations and verifiable answers; what is wrong with one is said in words.
+
+Errors here don't know their row: whoever reads the rows says which one it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qtarget.data.example import Message
+from qtarget.errors import QTargetError
+
+ROLES = ("system", "user", "assistant")
+VERIFIERS = ("math", "choice", "exact")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+
+
+def kind(value: object) -> str:
+    """What a value is, in a word or two."""
+    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
+
+
+def text(value: object, name: str) -> str:
+    """The value, if it is a text with something in it that a tokenizer takes."""
+    if not isinstance(value, str):
+        raise QTargetError(f"{name} is null" if value is None else f"{name} must be text, got {kind(value)}")
+    if not value.strip():
+        raise QTargetError(f"{name} is empty")
+    return _encodable(value, name)
+
+
+def exchange(prompt: str, completion: str, system: str | None = None) -> list[Message]:
+    """A conversation of one question and its answer. system: None for the template's own."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+
+
+def conversation(messages: object, name: str = "messages") -> list[Message]:
+    """Checked messages: known roles, text in every turn (a system message may be empty), an answer at the end."""
+    if not isinstance(messages, list):
+        raise QTargetError(f"{name} must be a list of messages, got {kind(messages)}")
+    if not messages:
+        raise QTargetError(f"{name} is an empty list")
+    turns = [_message(message, f"{name}[{index}]") for index, message in enumerate(messages)]
+    if turns[-1]["role"] != "assistant":
+        raise QTargetError(f"{name} must end with the assistant's answer, and ends with role {turns[-1]['role']!r}")
+    return turns
+
+
+def entry(verifier: str, answer: object, options: object = None) -> dict[str, Any]:
+    """What the verifier needs to judge a new answer. options, for "choice": letter → text, or a list of texts."""
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    found = {"verifier": verifier, "answer": text(answer, "answer").strip()}
+    if verifier != "choice":
+        return found
+    choices = lettered(options)
+    if found["answer"] not in choices:
+        raise QTargetError(
+            f"answer must be one of the options' letters {listed(choices)}, got {found['answer'][:40]!r}"
+        )
+    return {**found, "options": choices}
+
+
+def lettered(options: object) -> dict[str, str]:
+    """Options by letter; a list is lettered from A."""
+    if isinstance(options, list) and len(options) <= len(LETTERS):
+        options = dict(zip(LETTERS, options, strict=False))
+    if not isinstance(options, Mapping) or not options:
+        raise QTargetError(
+            f"options must be {{letter: text, …}} or a list of up to {len(LETTERS)} texts, got {kind(options)}"
+        )
+    letters = {text(str(letter), "an option's letter"): option for letter, option in options.items()}
+    return {letter: text(option, f"option {listed([letter])}") for letter, option in letters.items()}
+
+
+def _message(message: object, name: str) -> Message:
+    if not isinstance(message, dict):
+        raise QTargetError(f"{name} must be an object with role and content, got {kind(message)}")
+    for key in ("role", "content"):
+        if key not in message:
+            raise QTargetError(f"{name} has no {key!r}; its keys: {listed(message)}")
+    if message["role"] not in ROLES:
+        raise QTargetError(f"{name} has the unknown role {str(message['role'])[:40]!r}; known: {', '.join(ROLES)}")
+    may_be_empty = message["role"] == "system" and message["content"] == ""
+    content = "" if may_be_empty else text(message["content"], f"{name}.content")
+    return {"role": message["role"], "content": content}
+
+
+def listed(names: Sequence[Any] | Mapping[Any, Any]) -> str:
+    """Names for a message that can be printed, however many, long and odd they are."""
+    shown = [str(name)[:40].encode(errors="backslashreplace").decode() for name in names]
+    return ", ".join(shown[:30]) + (f" and {len(shown) - 30} more" if len(shown) > 30 else "") or "none"
+
+
+def _encodable(value: str, name: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise QTargetError(f"{name} holds a lone surrogate at character {error.start}: half of a pair") from error
+    return value

@@ -1,0 +1,307 @@
+"""Any data set of the Hugging Face hub, or files of the same schema, with its columns named."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qtarget import checks
+from qtarget.data.example import Demonstration, Message
+from qtarget.data.overlap import position, prompt_text
+from qtarget.data.ranks import leads
+from qtarget.data.sources.adapt import Adapt, Row
+from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, lettered, listed
+from qtarget.data.sources.template import columns_of, filled
+from qtarget.errors import QTargetError
+
+FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+MALFORMED = ("error", "drop")
+
+
+@dataclass(frozen=True)
+class Hub:
+    r"""A data set of the hub (https://huggingface.co/datasets), a folder or a file of one, as `datasets` loads it.
+
+    path: its id, or a local folder or file; name: its configuration; revision: branch, tag or commit. files: local
+    files of the same schema to read instead, {split: file or files}: Parquet, JSON lines or CSV.
+    train, heldout: names of its splits; None: it has no such rows. heldout_share in [0, 1): without a split of their
+    own, the share of the training split that is held out, by a hash of the prompt.
+    messages: the column of conversations; or prompt and completion: a column each, or a template over columns, such as
+    "{question}\n{options}". system: system message before prompt and completion, None for the template's own.
+    verifier: "math", "choice" or "exact", by which answers are judged, with `answer` (column or template) and, for
+    choice, `options`: a column of {letter: text} or of texts, a list of columns, or {letter: text} itself. Templates
+    may then name {options}, one a line.
+    where: column → value, or list of values, that rows must have. pick: so many rows of the training split, in the
+    order of a hash of `seed` and `key` (column or template; None: the prompt), so that it doesn't matter where in the
+    file they stand; the first 100 of pick=1000 are those of pick=100. malformed: what becomes of rows without the text
+    that is asked of them, "error" or "drop". adapt: see qtarget.data.sources.adapt.
+    Code that a data set brings is never run.
+    """
+
+    path: str
+    name: str | None = None
+    revision: str | None = None
+    files: Mapping[str, Any] | None = None
+    train: str | None = "train"
+    heldout: str | None = None
+    heldout_share: float = 0.0
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    system: str | None = None
+    verifier: str | None = None
+    answer: str | None = None
+    options: Any = None
+    where: Mapping[str, Any] | None = None
+    pick: int | None = None
+    key: str | None = None
+    seed: int = 0
+    malformed: str = "error"
+    adapt: Adapt | None = None
+
+    def __post_init__(self) -> None:
+        checks.choice("data.source.verifier", self.verifier, (None, *VERIFIERS))
+        checks.choice("data.source.malformed", self.malformed, MALFORMED)
+        if self.pick is not None:
+            checks.whole("data.source.pick", self.pick, 1)
+        self._check_splits()
+        self._check_mapping()
+
+    @property
+    def described(self) -> str:
+        """Which data set it is."""
+        return " ".join(filter(None, (self.path, self.name, self.revision)))
+
+    def rows(self, split: str, count: int | None) -> list[Demonstration]:
+        """The first `count` rows of a split (None: all). Raises QTargetError: what is missing, and what is there."""
+        return self.read(split, count)[0]
+
+    def read(self, split: str, count: int | None) -> tuple[list[Demonstration], dict[str, int]]:
+        """Rows of a split; and how many were read for them, and left out by reason."""
+        name = self._split(split, count)
+        if name is None:
+            return [], {}
+        left_out: Counter[str] = Counter()
+        found = list(islice(self._demonstrations(name, split, left_out), count))
+        if count is not None and len(found) < count:
+            why = "".join(f", {rows} left out: {reason}" for reason, rows in left_out.items())
+            raise QTargetError(
+                f"{self.described} has {len(found)} {split} rows in {name!r}{why}; {count} were asked for: "
+                "ask for fewer"
+            )
+        return found, {"read": len(found) + left_out.total(), **left_out}
+
+    def _split(self, split: str, count: int | None) -> str | None:
+        """The data set's name of one of our splits; None where it has none and none of its rows are asked for."""
+        own = self.heldout or (self.train if self.heldout_share else None)
+        found = {"train": self.train, "heldout": own, "reserve": None}[split]
+        if found is None and (count or (split == "train" and count is None)):
+            ways = {
+                "train": "this data is for evaluation; name a split with data.source.train to train on it",
+                "heldout": "name a split with data.source.heldout, or set data.source.heldout_share",
+                "reserve": "leave data.reserve_rows at 0",
+            }
+            raise QTargetError(f"{self.described} has no {split} rows: {ways[split]}")
+        return None if count == 0 else found
+
+    def _demonstrations(self, name: str, split: str, left_out: Counter[str]) -> Iterator[Demonstration]:
+        table = self._table(name)
+        rows: Iterable[tuple[int, Row]] = enumerate(table)
+        if self.pick and name == self.train:
+            rows = ((place, table[place]) for place in self._picked(table, name, left_out))
+        for place, row in rows:
+            found = self._sorted(row, name, place)
+            if isinstance(found, Demonstration) and self._is_elsewhere(found, split):
+                found = "other_split"
+            if isinstance(found, str):
+                left_out[found] += 1
+            else:
+                yield found
+
+    def _picked(self, table: Iterable[Row], name: str, left_out: Counter[str]) -> list[int]:
+        """Places of the `pick` rows that come first by the hash of their key."""
+        keyed = []
+        for place, row in enumerate(table):
+            found = self._sorted(row, name, place)
+            if isinstance(found, str):
+                left_out[found] += 1
+            else:
+                keyed.append((self._position(row, found), place))
+        left_out["unpicked"] += max(0, len(keyed) - (self.pick or 0))
+        return [place for _, place in sorted(keyed)[: self.pick]]
+
+    def _position(self, row: Row, found: Demonstration) -> float:
+        key = filled(self.key, row, "key") if self.key else prompt_text(found.prompt)
+        return position(f"{self.seed}:{key}")
+
+    def _is_elsewhere(self, row: Demonstration, split: str) -> bool:
+        """Where the training split is shared: whether the row belongs to the other side."""
+        held_out = position(prompt_text(row.prompt)) < self.heldout_share
+        return self.heldout_share > 0 and held_out != (split == "heldout")
+
+    def _sorted(self, row: Row, name: str, place: int) -> Demonstration | str:
+        """A row's demonstration, or why it is left out."""
+        if not all(row[column] in _several(value) for column, value in (self.where or {}).items()):
+            return "where"
+        try:
+            given = self._adapted(row)
+            return "adapt" if given is None else self._demonstration({**row, **given}, place)
+        except QTargetError as error:
+            if self.malformed == "drop":
+                return "malformed"
+            raise QTargetError(
+                f"{self.described}, {name}[{place}]: {error}; data.source.malformed=drop leaves such rows out"
+            ) from error
+
+    def _adapted(self, row: Row) -> Row | None:
+        if self.adapt is None:
+            return {}
+        try:
+            return self.adapt(row)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise QTargetError(
+                f"{type(self.adapt).__name__} can't read its {listed(self.adapt.reads)}: "
+                f"{type(error).__name__}: {str(error)[:200]}"
+            ) from error
+
+    def _demonstration(self, row: Row, place: int) -> Demonstration:
+        options = self._options(row)
+        if options:
+            row = {**row, "options": "\n".join(f"{letter}. {option}" for letter, option in options.items())}
+        judged = None
+        if self.verifier and self.answer:
+            judged = entry(self.verifier, filled(self.answer, row, "answer"), options)
+        return Demonstration(self._conversation(row), row=place, entry=judged)
+
+    def _conversation(self, row: Row) -> list[Message]:
+        if self.messages:
+            return conversation(row[self.messages], self.messages)
+        assert self.prompt
+        assert self.completion
+        return exchange(
+            filled(self.prompt, row, "prompt"), filled(self.completion, row, "completion"), system=self.system
+        )
+
+    def _options(self, row: Row) -> dict[str, str] | None:
+        if self.options is None:
+            return None
+        if isinstance(self.options, str):
+            found = row[self.options]
+        else:
+            found = self.options if isinstance(self.options, Mapping) else [row[column] for column in self.options]
+        if isinstance(found, Mapping):  # a column of objects has every key in every row, null where it isn't there
+            found = {letter: option for letter, option in found.items() if option is not None}
+        return lettered(found)
+
+    def _table(self, split: str) -> Any:
+        """The split, with the columns that are read."""
+        table = self._loaded(split)
+        wanted = self._columns()
+        for column, field in wanted.items():
+            if column not in table.column_names:
+                raise QTargetError(
+                    f"{self.described} has no column {column!r} (data.source.{field}) in {split!r}; its columns: "
+                    f"{listed(table.column_names)}"
+                )
+        return table.select_columns(list(wanted))
+
+    def _columns(self) -> dict[str, str]:
+        """Column of the data set → the field that names it."""
+        specs = {"messages": self.messages, "prompt": self.prompt, "completion": self.completion, "answer": self.answer}
+        found = {column: field for field, spec in specs.items() if spec for column in columns_of(spec)}
+        if self.options is not None:
+            found.pop("options", None)  # what templates call so is put together
+            listed_in = [] if isinstance(self.options, Mapping) else _several(self.options)
+            found |= dict.fromkeys(listed_in, "options")
+        if self.adapt:
+            found = {column: field for column, field in found.items() if column not in self.adapt.gives}
+            found |= dict.fromkeys(self.adapt.reads, "adapt")
+        keyed = columns_of(self.key) if self.key else []
+        return found | dict.fromkeys(self.where or {}, "where") | dict.fromkeys(keyed, "key")
+
+    def _loaded(self, split: str) -> Any:
+        import datasets  # takes a second, and only this source needs it
+
+        named = self._named(split)
+        if not leads() or not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        try:
+            return datasets.load_dataset(**named, split=split)
+        except Exception as error:  # hub, network, parsers and file systems each raise their own
+            raise self._not_loaded(split, error) from error
+
+    def _named(self, split: str) -> dict[str, Any]:
+        """What `datasets` is asked for."""
+        local = Path(self.path).expanduser()
+        given = self.files or {}
+        if local.is_file():
+            given = {str(self.train): self.path, **given}
+        if given:
+            files = self._checked_files(given, split)
+            return {"path": FORMATS[files[0].suffix], "data_files": {split: [str(file) for file in files]}}
+        if self.path.startswith((".", "/", "~")) and not local.is_dir():
+            raise QTargetError(f"no data at {self.path} (from {Path.cwd()}): set data.source.path to a folder or file")
+        path = str(local) if local.is_dir() else self.path
+        return {"path": path, "name": self.name, "revision": self.revision}
+
+    def _checked_files(self, given: Mapping[Any, Any], split: str) -> list[Path]:
+        if split not in given:
+            raise QTargetError(
+                f"the split {split!r} has no file; those given: {listed(given)}. Add it to data.source.files, or name "
+                "the splits there are: data.source.train and .heldout, null for none"
+            )
+        files = [Path(file).expanduser() for file in _several(given[split])]
+        for file in files:
+            if not file.is_file():
+                raise QTargetError(f"no data file at {file} (from {Path.cwd()}): set data.source.files")
+        formats = {FORMATS.get(file.suffix) for file in files}
+        if None in formats or len(formats) != 1:
+            raise QTargetError(
+                f"{listed([file.name for file in files])}: files of a split must all be of one of {listed(FORMATS)}"
+            )
+        return files
+
+    def _not_loaded(self, split: str, error: Exception) -> QTargetError:
+        told = " ".join(f"{error} {error.__cause__ or ''}".split())[:400] or type(error).__name__
+        if isinstance(error, ConnectionError):
+            way = "give local copies, data.source.files={SPLIT: FILE.parquet}, or a folder as data.source.path"
+        else:
+            way = "check data.source.path, .name and .revision, and the splits in .train and .heldout"
+        return QTargetError(f"can't load the split {split!r} of {self.described}: {told}. Instead, {way}")
+
+    def _check_splits(self) -> None:
+        share = self.heldout_share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise QTargetError(f"data.source.heldout_share must lie in [0, 1), got {share!r}")
+        if share and (self.heldout or not self.train):
+            raise QTargetError(
+                "data.source.heldout_share holds out rows of the training split: leave it at 0 where data.source."
+                "heldout names a split, or where there is no data.source.train"
+            )
+        if self.train == self.heldout:
+            raise QTargetError(
+                f"data.source.train and .heldout are both {self.train!r}: name two splits, or set one to null and, to "
+                "share the other's rows, data.source.heldout_share"
+            )
+
+    def _check_mapping(self) -> None:
+        pair = self.prompt and self.completion
+        if bool(self.messages) == bool(self.prompt or self.completion) or not (self.messages or pair):
+            raise QTargetError(
+                "say which columns are read: data.source.messages=COLUMN, or data.source.prompt=… and "
+                "data.source.completion=…, a column or a template such as '{question}\\n{options}'"
+            )
+        if self.verifier and not self.answer:
+            raise QTargetError(f"data.source.verifier={self.verifier} judges by an answer: set data.source.answer")
+        if self.verifier == "choice" and self.options is None:
+            raise QTargetError("data.source.verifier=choice needs data.source.options, where the options stand")
+        self._columns()  # templates are read
+
+
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]

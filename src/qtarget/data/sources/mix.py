@@ -1,0 +1,66 @@
+"""Several sources in one, by weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from qtarget.data.example import Demonstration
+from qtarget.data.sources.mixing import check_weights, interleaved
+from qtarget.data.sources.reading import Source, read
+from qtarget.errors import QTargetError
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Rows of named parts in turn, every beginning in the proportions of `weights` (None: as many of each).
+
+    Rows keep the numbers they have in their part, and the data columns that all parts have.
+    """
+
+    parts: Mapping[str, Source]
+    weights: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise QTargetError(
+                "a mixture needs parts: add +data/source@data.source.parts.NAME=SOURCE for each, and their "
+                "data.source.weights={NAME: WEIGHT, …}"
+            )
+        check_weights("data.source.weights", self._weights)
+        if set(self._weights) != set(self.parts):
+            raise QTargetError(
+                f"data.source.weights are of {', '.join(self._weights)} and the parts are {', '.join(self.parts)}: "
+                "give every part a weight"
+            )
+
+    @property
+    def described(self) -> str:
+        """The parts."""
+        return " + ".join(getattr(part, "described", "") or name for name, part in self.parts.items())
+
+    def rows(self, split: str, count: int | None) -> list[Demonstration]:
+        return self.read(split, count)[0]
+
+    def read(self, split: str, count: int | None) -> tuple[list[Demonstration], dict[str, int]]:
+        """`count` rows of a split, and what became of the rows that the parts read for them."""
+        if count is None:
+            raise QTargetError("a mixture has as many rows as are asked for: set data.rows and data.heldout_rows")
+        order = interleaved(self._weights, count)
+        found = {name: read(part, split, order.count(name)) for name, part in self.parts.items()}
+        rows = {name: iter(_with_columns(rows, self._columns(found))) for name, (rows, _) in found.items()}
+        counts = {f"{name}_{reason}": n for name, (_, left) in found.items() for reason, n in left.items()}
+        return [next(rows[name]) for name in order], counts
+
+    @property
+    def _weights(self) -> Mapping[str, float]:
+        return dict.fromkeys(self.parts, 1.0) if self.weights is None else self.weights
+
+    @staticmethod
+    def _columns(found: Mapping[str, tuple[list[Demonstration], Mapping[str, int]]]) -> set[str]:
+        held = [set(row.spans) for rows, _ in found.values() for row in rows[:1]]
+        return set.intersection(*held) if held else set()
+
+
+def _with_columns(rows: list[Demonstration], columns: set[str]) -> list[Demonstration]:
+    return [replace(row, spans={name: spans for name, spans in row.spans.items() if name in columns}) for row in rows]
