@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from qtarget.data.example import Demonstration, Message, Span
+from qtarget.data.sources import splits
 from qtarget.errors import QTargetError
-
-SPLITS = {"heldout": (0, 2), "reserve": (2, 4), "train": (4, 10)}
-"""Tenths of the problems, told apart by a hash of the question: disjoint whatever the sizes asked for."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +41,7 @@ class ReasoningGym:
         return found
 
     def _unique(self, split: str, count: int) -> Iterator[Mapping[str, Any]]:
-        seen: set[str] = set()
-        for entry in self._entries(draws=50 * count + 1000):
-            question = entry["question"]
-            if question not in seen and _in_split(question, split):
-                seen.add(question)
-                yield entry
+        return splits.distinct(self._entries(splits.draws(count)), split, lambda entry: str(entry["question"]))
 
     def _entries(self, draws: int) -> Iterator[Mapping[str, Any]]:
         import reasoning_gym  # takes seconds, and only this source needs it
@@ -78,8 +70,3 @@ def _critical(solution: str, answer: str) -> tuple[Span, ...]:
     """The final answer in a solution: every other token there ends in another answer, so these are critical."""
     start = solution.rfind(answer)
     return () if start < 0 or not answer else ((start, start + len(answer)),)
-
-
-def _in_split(question: str, split: str) -> bool:
-    low, high = SPLITS[split]
-    return low <= int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % 10 < high
