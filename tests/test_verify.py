@@ -238,11 +238,12 @@ def test_scorers_give_partial_marks() -> None:
 
 def test_a_scorer_that_fails_gives_no_marks_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gym, "_warned", set())
-    entry = COUNTDOWN | {"metadata": {"source_dataset": "countup"}}
-    with pytest.warns(UserWarning, match=r"scorer of countup failed on an answer \(ValueError: "):
-        assert judge("3 + 4", entry) == Verdict(False, "3 + 4", 0.0)
-    assert not judge("4 + 3", entry).correct  # and no warning, which would be an error
-    assert judge("3 + 4", COUNTDOWN).correct
+    metadata = {"source_dataset": "prime_factorization", "number": 6, "factors": [2, 3]}
+    entry = {"verifier": "reasoning_gym", "question": "Factors of 6?", "answer": "2 × 3", "metadata": metadata}
+    with pytest.warns(UserWarning, match=r"scorer of prime_factorization failed on an answer \(ValueError: "):
+        assert judge("(1,", entry) == Verdict(False, "(1,", 0.0)
+    assert not judge("1/0", entry).correct  # and no warning, which would be an error
+    assert judge("2 × 3", entry).correct
 
 
 INSTRUCTED = [
@@ -251,15 +252,17 @@ INSTRUCTED = [
     ("fig, pear", [{"check": "says", "value": ["pear", "fig"]}], 0.0),
     ("pear and fig", [{"check": "says", "value": ["pear", "fig"]}], 0.0),
     ("13", [{"check": "says", "value": ["3"]}], 0.0),
+    ("Three.", [{"check": "says", "value": ["3"]}], 1.0),
     ("The answer is 3", [{"check": "says", "value": ["3"]}, {"check": "at_most", "count": 1}], 0.5),
     ("x a-b y", [{"check": "contains", "value": "a-b"}], 1.0),
     ("A-B", [{"check": "contains", "value": "a-b"}], 0.0),
+    ("a-bx", [{"check": "contains", "value": "a-b"}], 0.0),
     ("A 1 ÉTÉ!", [{"check": "upper"}], 1.0),
     ("1!", [{"check": "upper"}], 0.0),
     ("Aa", [{"check": "upper"}], 0.0),
     ("a\n\n b ", [{"check": "lines", "count": 2}], 1.0),
-    ("- a\n* b", [{"check": "bullets", "count": 2}], 1.0),
-    ("- a\n-b", [{"check": "bullets", "count": 2}], 0.0),
+    ("- a\n-b", [{"check": "bullets", "count": 2}], 1.0),
+    ("- a\n* b", [{"check": "bullets", "count": 2}], 0.0),
     ("- a\n- ", [{"check": "bullets", "count": 2}], 0.0),
     ("Sure:\n- a", [{"check": "bullets", "count": 1}], 0.0),
     ("a; b", [{"check": "separated", "by": ";", "count": 2}], 1.0),

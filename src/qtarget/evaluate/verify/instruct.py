@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from qtarget.data.words import words
 from qtarget.errors import QTargetError
 from qtarget.evaluate.verify.verdict import Entry, Verdict
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)}
 
 
 def verdict(completion: str, entry: Entry) -> Verdict:
@@ -32,8 +35,11 @@ def _passes(text: str, check: Mapping[str, Any]) -> bool:
 
 
 def says(text: str, value: Sequence[str]) -> bool:
-    """The words of `value` stand in it, in this order and nothing between them; case and punctuation don't matter."""
-    said, wanted = words(text), [word.casefold() for word in value]
+    """The words of `value` stand in it, in this order and nothing between them.
+
+    Case and punctuation don't matter, and up to twelve neither does it whether a number is in digits.
+    """
+    said, wanted = _numbered(words(text)), _numbered(word.casefold() for word in value)
     return any(said[start : start + len(wanted)] == wanted for start in range(len(said) - len(wanted) + 1))
 
 
@@ -58,9 +64,9 @@ def lines(text: str, count: int) -> bool:
 
 
 def bullets(text: str, count: int) -> bool:
-    """It is `count` lines that each begin with a dash or an asterisk, a space and an item."""
+    """It is `count` lines that each begin with a dash and have an item."""
     found = _lines(text)
-    return len(found) == count and all(line[:2] in ("- ", "* ") and words(line) for line in found)
+    return len(found) == count and all(line.startswith("-") and words(line) for line in found)
 
 
 def separated(text: str, by: str, count: int) -> bool:
@@ -98,6 +104,10 @@ def json_list(text: str, count: int) -> bool:
     """It is a JSON list of `count` items."""
     found = _json(text)
     return isinstance(found, list) and len(found) == count
+
+
+def _numbered(found: Iterable[str]) -> list[str]:
+    return [_DIGITS.get(word, word) for word in found]
 
 
 def _lines(text: str) -> list[str]:

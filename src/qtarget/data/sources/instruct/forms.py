@@ -118,7 +118,7 @@ def opening(rng: Random, pieces: Sequence[str]) -> Written:
 
 def ending(rng: Random, pieces: Sequence[str]) -> Written:
     end = rng.choice(("Done.", "That is all.", "Over and out.", "Thank you."))
-    wordings = (f'End your answer with "{end}"', f'Write the result, then "{end}" on a line of its own.')
+    wordings = (f'End your answer with "{end}"', f'Write the result and finish with "{end}"')
     return Written(rng.choice(wordings), f"{pieces[0]}\n{end}", (_check("ends_with", value=end),))
 
 

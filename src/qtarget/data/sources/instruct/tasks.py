@@ -125,7 +125,10 @@ def count_words(rng: Random) -> Task:
 def count_word(rng: Random) -> Task:
     word, *others = rng.sample(lexicon.NOUNS, 3)
     items = _shuffled(rng, [word] * rng.randint(1, 5) + others)
-    templates = ('How often does "{word}" stand in this list: {items}?', 'Count "{word}" in this list: {items}.')
+    templates = (
+        'How often does "{word}" stand in this list: {items}?',
+        'Count how often "{word}" stands in this list: {items}.',
+    )
     return _task(rng, templates, [str(items.count(word))], COUNT, word=word, items=_listed(items))
 
 
@@ -139,7 +142,7 @@ def count_category(rng: Random) -> Task:
 
 def replace_word(rng: Random) -> Task:
     sentence = _sentence(rng)
-    old = rng.choice([word for word in sentence.split() if sentence.split().count(word) == 1])
+    old = rng.choice([word for word in sentence.split() if word in lexicon.NOUNS + lexicon.ADJECTIVES])
     new = rng.choice([word for word in lexicon.NOUNS + lexicon.ADJECTIVES if word not in sentence.split()])
     changed = " ".join(new if word == old else word for word in sentence.split())
     templates = (
