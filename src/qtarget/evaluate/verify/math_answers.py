@@ -10,7 +10,9 @@ import math_verify
 import sympy
 
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_SYMBOLS = re.compile(r"[\\^A-Za-z()\[\]{}]")
 _MARKED = re.compile(r"\$|\\[(\[]|\\boxed")
+_PERCENT = re.compile(r"\s*\\?%$")
 
 
 def answer(said: str, bare: bool, gold: str) -> tuple[bool, str]:
@@ -23,24 +25,42 @@ def answer(said: str, bare: bool, gold: str) -> tuple[bool, str]:
 
 @lru_cache(maxsize=1000)
 def _parsed(text: str, bare: bool) -> tuple[Any, ...]:
-    """Expressions and the text they come from, as math-verify's parser gives them."""
-    if not _MARKED.search(text) and _is_latex(text, bare):
-        text = rf"\boxed{{{text}}}"
+    """Expressions and the text they come from, as math-verify's parser gives them.
+
+    It looks for numbers alone where a formula isn't marked as one, and for nothing in words.
+    """
+    found = _parse(_formula(text) if _is_formula(text, bare) else text)
+    return found if found or not (bare and text) else _parse(_formula(rf"\text{{{text}}}"))
+
+
+def _parse(text: str) -> tuple[Any, ...]:
     return tuple(math_verify.parse(text, parsing_timeout=None))
 
 
-def _is_latex(text: str, bare: bool) -> bool:
-    """Is it a formula as a whole? math-verify looks for numbers alone where a formula isn't marked as one."""
-    if bare:
-        return "\\" in text or not _PROSE.search(text)
-    return "\\" in text and "\n" not in text.strip() and not _PROSE.search(text)
+def _is_formula(text: str, bare: bool) -> bool:
+    """Is it a formula as a whole, and not marked as one?"""
+    if _MARKED.search(text):
+        return False
+    if bare and "\\" in text:
+        return True
+    alone = bare or ("\n" not in text.strip() and bool(_SYMBOLS.search(text)))
+    return alone and not _PROSE.search(text)
+
+
+def _formula(text: str) -> str:
+    line = " ".join(text.split())
+    number = _PERCENT.sub("", line)
+    return f"${number}$" + ("%" if number != line else "")
 
 
 def _spelled(parsed: tuple[Any, ...]) -> str:
-    """Decimals as fractions and evaluated, so that equal numbers are spelled alike."""
+    """Evaluated, decimals as fractions, of x = 5 the 5: equal answers are spelled alike."""
     if not parsed:
         return ""
+    found = parsed[0]
+    if isinstance(found, sympy.Eq) and (found.lhs.is_Symbol or not found.lhs.free_symbols):
+        found = found.rhs
     try:
-        return str(sympy.nsimplify(parsed[0].doit(), rational=True))
+        return str(sympy.nsimplify(found.doit(), rational=True))
     except Exception:  # sympy raises all sorts on what is no number
         return str(parsed[-1])
