@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 from qtarget.data.example import Demonstration, Span
+from qtarget.data.sources import splits
 from qtarget.data.sources.conversation import exchange, listed
 from qtarget.data.sources.mixing import check_weights, interleaved
 from qtarget.errors import QTargetError
-
-SPLITS = {"heldout": (0, 2), "reserve": (2, 4), "train": (4, 10)}
-"""Tenths of the problems, told apart by a hash of the question: disjoint whatever the sizes asked for."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,7 @@ class ReasoningGym:
         return found
 
     def _unique(self, task: _Task, split: str, count: int) -> Iterator[Mapping[str, Any]]:
-        seen: set[str] = set()
-        for entry in self._entries(task, draws=50 * count + 1000):
-            question = entry["question"]
-            if question not in seen and _in_split(question, split):
-                seen.add(question)
-                yield entry
+        return splits.distinct(self._entries(task, splits.draws(count)), split, lambda entry: str(entry["question"]))
 
     def _entries(self, task: _Task, draws: int) -> Iterator[Mapping[str, Any]]:
         import reasoning_gym  # takes seconds, and only this source needs it
@@ -126,8 +118,3 @@ def _critical(solution: str, answer: str) -> tuple[Span, ...]:
     """The final answer in a solution: every other token there ends in another answer, so these are critical."""
     start = solution.rfind(answer)
     return () if start < 0 or not answer else ((start, start + len(answer)),)
-
-
-def _in_split(question: str, split: str) -> bool:
-    low, high = SPLITS[split]
-    return low <= int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") % 10 < high

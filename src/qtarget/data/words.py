@@ -1,0 +1,12 @@
+"""What counts as a word."""
+
+from __future__ import annotations
+
+import re
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, case folded."""
+    return _WORD.findall(text.casefold())

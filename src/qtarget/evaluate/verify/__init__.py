@@ -1,0 +1,35 @@
+"""Is an answer right? Asked of the verifier that a problem's entry names.
+
+An entry is what a data source keeps for a verifier: {"verifier": name, …what that one needs}. No completion makes a
+verifier raise or hang.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qtarget.errors import QTargetError
+from qtarget.evaluate.verify import choice, exact, gym, instruct, mathematics
+from qtarget.evaluate.verify.verdict import Entry, Verdict, final_answer
+
+__all__ = ["VERIFIERS", "Entry", "Verdict", "final_answer", "judge"]
+
+VERIFIERS: dict[str, Callable[[str, Entry], Verdict]] = {
+    "reasoning_gym": gym.verdict,
+    "math": mathematics.verdict,
+    "choice": choice.verdict,
+    "exact": exact.verdict,
+    "instruct": instruct.verdict,
+}
+"""By the name that entries carry."""
+
+
+def judge(completion: str, entry: Entry) -> Verdict:
+    """The verdict of the entry's verifier on a completion. Raises QTargetError for an entry that none can read."""
+    name = entry.get("verifier")
+    if name not in VERIFIERS:
+        raise QTargetError(f"an entry's verifier must be one of {', '.join(VERIFIERS)}, got {name!r}")
+    try:
+        return VERIFIERS[name](completion, entry)
+    except KeyError as missing:
+        raise QTargetError(f"an entry of the verifier {name} lacks {missing}: {dict(entry)}") from missing
