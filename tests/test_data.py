@@ -173,7 +173,16 @@ def config(**changes: Any) -> DataConfig:
 
 def test_reserve_rows_are_clean_and_counted() -> None:
     prepared = prepare(config(reserve_rows=5, noise=WrongAnswer(0.5)), tiny_tokenizer(), 1024)
-    assert prepared.counts == {"train": 17, "noisy": 6, "reserve": 5, "heldout": 6, "dropped": 0}
+    marked = sum(sum(example.wrong) for example in prepared.train)
+    assert prepared.counts == {
+        "train": 17,
+        "noisy": 6,
+        "noisy_tokens": marked,
+        "reserve": 5,
+        "heldout": 6,
+        "dropped": 0,
+    }
+    assert 6 <= marked <= 3 * 6
     assert sum(any(example.wrong) for example in prepared.train) == 6
     assert not any(any(example.wrong) for example in prepared.heldout)
 

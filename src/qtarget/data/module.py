@@ -70,11 +70,12 @@ class Prepared:
 def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
     """Read, spoil, tokenise and measure. Everything a row can be wrong about is said here, before a model is loaded."""
     chat = ChatFormat(tokenizer)
-    spoilt = config.noise(config.source.rows("train", config.rows))
+    noisy = config.noise(config.source.rows("train", config.rows))
+    spoilt = config.noise.tokens([chat.encode(row) for row in noisy], chat)
     reserve = config.source.rows("reserve", config.reserve_rows)
     heldout = config.source.rows("heldout", config.heldout_rows)
     limit = min(config.max_length or context, context)
-    train = _fit([chat.encode(row) for row in (*spoilt, *reserve)], limit, config.truncation)
+    train = _fit([*spoilt, *map(chat.encode, reserve)], limit, config.truncation)
     heldout_examples = _fit([chat.encode(row) for row in heldout], limit, config.truncation)
     rows_fit = {example.row for example in heldout_examples}
     kept = [row for row in heldout if row.row in rows_fit]
@@ -85,6 +86,7 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     counts = {
         "train": len(train),
         "noisy": sum(any(example.wrong) for example in train),
+        "noisy_tokens": sum(sum(example.wrong) for example in train),
         "reserve": len(reserve),
         "heldout": len(kept),
         "dropped": len(spoilt) + len(reserve) - len(train),
