@@ -128,15 +128,18 @@ def config(**changes: Any) -> DataConfig:
 
 def test_reserve_rows_are_clean_and_counted() -> None:
     prepared = prepare(config(reserve_rows=5, noise=WrongAnswer(0.5)), tiny_tokenizer(), 1024)
+    marked = sum(sum(example.wrong) for example in prepared.train)
     assert {name: count for name, count in prepared.counts.items() if count} == {
         "asked": 17,
         "train": 17,
         "noisy": 6,
+        "noisy_tokens": marked,
         "reserve": 5,
         "heldout_asked": 6,
         "heldout": 6,
     }
     assert prepared.losses == ""
+    assert 6 <= marked <= 3 * 6
     assert sum(any(example.wrong) for example in prepared.train) == 6
     assert not any(any(example.wrong) for example in prepared.heldout)
 

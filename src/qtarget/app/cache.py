@@ -46,4 +46,4 @@ def _build(cfg: DictConfig, role: str) -> None:
         print(described(name, cache, plan.references[role_of(name)]))
     if all(cache.is_built for cache in plan.caches.values()):
         print("nothing to score: every run on these rows reads these files")
-    build_missing(plan.caches, plan.references, lambda role: compose.scoring_model(plan, role))
+    build_missing(plan.caches, plan.references, lambda name: compose.scoring_model(plan, name))

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from qtarget.app.checks import flaw_of
 from qtarget.data.collate import Collate
 from qtarget.data.example import Example
 from qtarget.data.module import Prepared
@@ -19,13 +20,14 @@ from qtarget.data.ranks import leads
 from qtarget.math.target import Design, needs, wants_support
 from qtarget.model import provide
 from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure, in_words
+from qtarget.model.flaw import NoFlaw
 from qtarget.model.paths import cache_dir
 from qtarget.model.policy import Policy
 from qtarget.model.scores import Recipe
 from qtarget.progress import Progress
 
 HELDOUT = "heldout"
-"""Beside the roles: the prior over the held-out rows, whole, for measuring drift from it."""
+"""Beside the roles: the prior over the held-out rows, whole and without its flaw, for measuring drift from it."""
 FULL_DETAIL = {"label": "label", "topk": "topk", "hidden": "full"}
 """What a cache keeps → what a design may look at."""
 
@@ -54,26 +56,27 @@ def cache_plans(
 ) -> dict[str, CachePlan]:
     """The caches a run reads: by role over the training rows, with its detail, and by `HELDOUT`."""
 
-    def planned(role: str, rows: Sequence[Example], detail: str) -> CachePlan:
-        return _plan(cfg, role, sources[role], rows, detail=detail, tokenizer=tokenizer)
+    def planned(name: str, rows: Sequence[Example], detail: str) -> CachePlan:
+        return _plan(cfg, name, sources[role_of(name)], rows, detail=detail, tokenizer=tokenizer)
 
     found = {role: planned(role, prepared.train, detail) for role, detail in details.items()}
     drift = cfg.eval.kl_prior and "prior" in sources and cfg.references.prior.kind == "cached"
     if drift and prepared.heldout:
-        found[HELDOUT] = planned("prior", prepared.heldout, "hidden")
+        found[HELDOUT] = planned(HELDOUT, prepared.heldout, "hidden")
     return found
 
 
 def _plan(
     cfg: DictConfig,
-    role: str,
+    name: str,
     source: provide.Source,
     rows: Sequence[Example],
     *,
     detail: str,
     tokenizer: Any,
 ) -> CachePlan:
-    node, precision = cfg.references[role], cfg.trainer.precision
+    node, precision = cfg.references[role_of(name)], cfg.trainer.precision
+    flaw = {} if name == HELDOUT or flaw_of(node) == NoFlaw() else {"flaw": repr(flaw_of(node))}
     exact = "bfloat16" if precision == "bf16-mixed" else "float32"  # what the product with the head takes anyway
     recipe = Recipe(detail, node.topk, node.store_dtype or exact, precision)
     identity = {
@@ -83,6 +86,7 @@ def _plan(
         "rows": _rows_digest(rows),
         "kept": str(recipe),
         "parameters": node.dtype,
+        **flaw,
     }
     made_from = {
         "model": source.location,
@@ -90,10 +94,11 @@ def _plan(
         "noise": str(cfg.data.noise),
         "chat template": _digest(str(tokenizer.chat_template).encode()),
         "truncation": f"{cfg.data.truncation} at {cfg.data.max_length}",
+        **flaw,
     }
-    name = f"{detail}-{_digest(json.dumps(identity, sort_keys=True).encode())}"
+    folder = f"{detail}-{_digest(json.dumps(identity, sort_keys=True).encode())}"
     holder = Path(node.folder).expanduser() if node.folder else cache_dir() / "references"
-    return CachePlan(holder / name, recipe, rows, identity, made_from, Collate(int(tokenizer.pad_token_id)))
+    return CachePlan(holder / folder, recipe, rows, identity, made_from, Collate(int(tokenizer.pad_token_id)))
 
 
 def _rows_digest(rows: Sequence[Example]) -> str:
@@ -133,14 +138,13 @@ def build_missing(
     sources: Mapping[str, provide.Source],
     load: Callable[[str], Policy],
 ) -> None:
-    """Score what no earlier run has scored. load: a role's model, on the device that scores.
+    """Score what no earlier run has scored. load: the model of a cache by its name, on the device that scores.
 
     Raises QTargetError, before anything is scored, where the disk hasn't room for it.
     """
     for name, plan in plans.items():
         if not plan.is_built:
-            role = role_of(name)
-            _build(name, plan, partial(load, role), size_of(plan, sources[role]))
+            _build(name, plan, partial(load, name), size_of(plan, sources[role_of(name)]))
 
 
 def role_of(name: str) -> str:

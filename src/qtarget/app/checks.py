@@ -9,9 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from qtarget import checks
 from qtarget.app import engine
+from qtarget.app.configs import instantiate
 from qtarget.errors import QTargetError
 from qtarget.math.reference import TAILS
 from qtarget.math.tokens import ROLES
+from qtarget.model.flaw import Flaw, NoFlaw
 from qtarget.model.provide import DTYPES
 from qtarget.model.scores import KEPT
 
@@ -20,6 +22,7 @@ KINDS = {
     "teacher": ("frozen", "cached", "none"),
     "old": ("snapshot", "frozen", "none"),
 }
+FLAWED = ("frozen", "cached")
 PRECISIONS = ("32-true", "bf16-mixed")
 STRATEGIES = ("auto", "ddp", "fsdp2")
 WHOLE_NUMBERS = {
@@ -153,6 +156,7 @@ def _check_kinds(cfg: DictConfig) -> None:
         checks.choice(name, OmegaConf.select(cfg, name), (True, False))
     _check_flash_attention(cfg)
     _check_cached(cfg)
+    _check_flaws(cfg)
     for role in ROLES:
         checks.choice(f"references.{role}.tail", OmegaConf.select(cfg, f"references.{role}.tail") or TAILS[0], TAILS)
 
@@ -166,6 +170,24 @@ def _check_cached(cfg: DictConfig) -> None:
             checks.choice(f"references.{role}.detail", node.detail, KEPT)
         checks.choice(f"references.{role}.store_dtype", node.store_dtype, (None, *DTYPES))
         checks.whole(f"references.{role}.topk", node.topk, 1)
+
+
+def flaw_of(reference: DictConfig | None) -> Flaw:
+    """What is wrong on purpose with a reference. Raises QTargetError for a value that is out of range."""
+    node = reference.get("flaw") if reference else None  # records of earlier runs have none
+    flaw: Flaw = instantiate(node) if node else NoFlaw()
+    return flaw
+
+
+def _check_flaws(cfg: DictConfig) -> None:
+    for role in ROLES:
+        node = cfg.references[role]
+        if flaw_of(node) != NoFlaw() and node.kind not in FLAWED:
+            raise QTargetError(
+                f"references.{role}.flaw is for a model of its own, kept apart from the policy, and this {role} is "
+                f"{node.kind}: add reference@references.{role}=frozen or =cached, or take "
+                f"reference/flaw@references.{role}.flaw=none"
+            )
 
 
 def _check_flash_attention(cfg: DictConfig) -> None:

@@ -11,8 +11,17 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from qtarget.app.caching import FULL_DETAIL, HELDOUT, build_missing, cache_plans, check_built, details_read, kept_detail
-from qtarget.app.checks import check, processes, reference_name
+from qtarget.app.caching import (
+    FULL_DETAIL,
+    HELDOUT,
+    build_missing,
+    cache_plans,
+    check_built,
+    details_read,
+    kept_detail,
+    role_of,
+)
+from qtarget.app.checks import check, flaw_of, processes, reference_name
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, attention, choose, on_gpu
 from qtarget.data.module import Prepared, SFTData, prepare
@@ -23,6 +32,7 @@ from qtarget.math.target import Design, check_references, columns, needs
 from qtarget.math.tokens import ROLES
 from qtarget.model import provide
 from qtarget.model.cache import Cached, CachePlan
+from qtarget.model.flaw import NoFlaw
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
 from qtarget.model.policy import Policy, cast_products, check_packing
 from qtarget.train.module import QTargetModule
@@ -93,6 +103,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     tokenizer = provide.load_tokenizer(model)
     for role, source in references.items():
         _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
+        flaw_of(cfg.references[role]).check(len(tokenizer))
     prepared = prepare(data_config, tokenizer, provide.context_length(provide.load_config(model)))
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
@@ -133,8 +144,14 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
     if HELDOUT in plan.caches:
         frozen[HELDOUT] = Cached(plan.caches[HELDOUT])
     elif cfg.eval.kl_prior and "prior" in plan.references and plan.prepared.heldout:
-        frozen[HELDOUT] = frozen.get("prior") or _frozen(plan, "prior", policy)
+        same = None if has_flaw(plan, "prior") else frozen.get("prior")
+        frozen[HELDOUT] = same or _frozen(plan, HELDOUT, policy)
     return policy, frozen
+
+
+def has_flaw(plan: Plan, role: str) -> bool:
+    """Whether something is wrong on purpose with a reference."""
+    return flaw_of(plan.cfg.references[role]) != NoFlaw()
 
 
 def _read_in_training(plan: Plan) -> set[str]:
@@ -167,7 +184,8 @@ def rebuilt(plan: Plan, weights: Mapping[str, Tensor]) -> Policy:
     return policy
 
 
-def _frozen(plan: Plan, role: str, policy: Policy) -> Frozen:
+def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:
+    role = role_of(name)
     node = plan.cfg.references[role]
     if node.kind == "adapter_off":
         return AdapterOff(policy)
@@ -175,20 +193,25 @@ def _frozen(plan: Plan, role: str, policy: Policy) -> Frozen:
         return Cached(plan.caches[role], node.tail)
     if node.kind == "snapshot":
         return Snapshot(adapted(plan, _load(plan, plan.references[role], node.dtype)), node.every)
-    return FrozenModel(_still(plan, role), node.topk, node.tail)
+    return FrozenModel(_still(plan, name), node.topk, node.tail)
 
 
-def _still(plan: Plan, role: str) -> Policy:
-    """A role's model that stays as it is, ready for the precision of training."""
-    model = _load(plan, plan.references[role], plan.cfg.references[role].dtype)
+def _still(plan: Plan, name: str) -> Policy:
+    """A role's model that stays as it is, with its flaw, ready for the precision of training.
+
+    `HELDOUT`: the prior without its flaw, because drift is measured from where training really started.
+    """
+    node = plan.cfg.references[role_of(name)]
+    flaw = NoFlaw() if name == HELDOUT else flaw_of(node)
+    model = flaw(_load(plan, plan.references[role_of(name)], node.dtype))
     if plan.cfg.trainer.precision == "bf16-mixed":
         cast_products(model, torch.bfloat16)
     return model
 
 
-def scoring_model(plan: Plan, role: str) -> Policy:
-    """A role's model where it scores fastest."""
-    model = _still(plan, role)
+def scoring_model(plan: Plan, name: str) -> Policy:
+    """The model of a cache, by the cache's name, where it scores fastest."""
+    model = _still(plan, name)
     return model.to("cuda") if on_gpu(plan.cfg.trainer.accelerator) else model
 
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from qtarget.app import compose
-from qtarget.app.caching import described, role_of
+from qtarget.app.caching import HELDOUT, described, role_of
 from qtarget.app.checks import processes
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
@@ -88,9 +88,11 @@ def _live(plan: compose.Plan) -> dict[str, int]:
     """Role → weights of the model that runs beside the policy."""
     kinds = {role: plan.cfg.references[role].kind for role in plan.references}
     vocab = len(plan.tokenizer)
-    return {
+    live = {
         role: _size(provide.outline(plan.references[role], vocab)) for role, kind in kinds.items() if kind != "cached"
     }
+    apart = "prior" in live and "prior" in needs(plan.design) and compose.has_flaw(plan, "prior")
+    return live | ({HELDOUT: live["prior"]} if apart and plan.cfg.eval.kl_prior and plan.prepared.heldout else {})
 
 
 def _memory(plan: compose.Plan, policy: Policy) -> int:
@@ -98,7 +100,7 @@ def _memory(plan: compose.Plan, policy: Policy) -> int:
     width = DTYPES[plan.cfg.model.dtype].itemsize
     copies = 0
     for role, size in _live(plan).items():
-        node = plan.cfg.references[role]
+        node = plan.cfg.references[role_of(role)]
         copies += 0 if node.kind == "adapter_off" else DTYPES[node.dtype].itemsize * size
     return width * _size(policy) + copies + OPTIMIZER_BYTES * _trained(policy) + 4 * CHUNK_BYTES
 

@@ -86,7 +86,7 @@ def _run_live(cfg: DictConfig) -> None:
         if name and node.kind in ("cached", "adapter_off"):
             topk = node.topk if node.get("detail") == "topk" else None
             live = {"kind": "frozen", "name": name, "dtype": node.dtype, "topk": topk, "tail": node.tail}
-            cfg.references[role] = OmegaConf.create(live)
+            cfg.references[role] = OmegaConf.create(live | {"flaw": node.get("flaw")})
 
 
 def _run_folder(where: str) -> Path | None:
@@ -159,9 +159,10 @@ def _with_target(cfg: DictConfig, name: str, changes: Sequence[str] = ()) -> Dic
 
 
 def _quick(cfg: DictConfig) -> DictConfig:
-    """The same with one row: the rows are the same for all designs, and have been prepared once."""
+    """The same with one row as it is: the rows are the same for all designs, and have been prepared once."""
     quick = cfg.copy()
     quick.data.rows, quick.data.reserve_rows = 1, 0
+    quick.data.noise = {"_target_": "qtarget.data.noise.NoNoise"}
     return quick
 
 

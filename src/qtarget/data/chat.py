@@ -80,6 +80,13 @@ class ChatFormat:
             raise QTargetError("the tokenizer has no eos token and its chat template closes replies with none: set one")
         return int(end)
 
+    @cached_property
+    def plain_tokens(self) -> list[int]:
+        """The vocabulary without special tokens, in order."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {token for token, known in added.items() if known.special} | {*self.tokenizer.all_special_ids}
+        return sorted({*self.tokenizer.get_vocab().values()} - special)
+
     def _located(self, demonstration: Demonstration) -> list[tuple[str, bool, Mapping[str, Sequence[Span]]]]:
         try:
             return list(self._segments(demonstration))
@@ -106,9 +113,8 @@ class ChatFormat:
             yield before[len(written) :], False, {}
             closing = after.find(end, start + len(text.strip()))
             written = after if closing < 0 else after[: closing + len(end)]
-            spans = {"wrong": demonstration.wrong, **demonstration.spans} if turn == len(messages) - 1 else {}
-            shift = start - len(before)
-            yield written[len(before) :], True, {name: _shift(found, shift) for name, found in spans.items()}
+            reply, is_last = written[len(before) :], turn == len(messages) - 1
+            yield reply, True, _spans(demonstration, start - len(before), len(reply)) if is_last else {}
 
     def _supervised_turns(self, messages: Sequence[Message]) -> list[int]:
         said = [turn for turn, message in enumerate(messages) if message["role"] == "assistant" and message["content"]]
@@ -119,11 +125,21 @@ class ChatFormat:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         if ids[-1] != self.end_of_turn:
-            ids, offsets = [*ids, self.end_of_turn], [*offsets, (len(text), len(text))]
+            ids, offsets = [*ids, self.end_of_turn], [*offsets, (len(text), len(text) + 1)]
         return ids, offsets
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _spans(demonstration: Demonstration, shift: int, length: int) -> dict[str, list[Span]]:
+    """Spans by column in a reply of `length` characters, whose message begins at `shift`.
+
+    What closes a message that was cut short is wrong, through the end of turn, which may stand behind the text.
+    """
+    closing = [(len(demonstration.completion.rstrip()), length - shift + 1)] if demonstration.cut_short else []
+    spans = {"wrong": [*demonstration.wrong, *closing], **demonstration.spans}
+    return {name: _shift(found, shift) for name, found in spans.items()}
 
 
 def _covered(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

@@ -16,7 +16,8 @@ class Demonstration:
 
     messages: role ("system", "user", "assistant") and content. wrong: character spans of the last message that noise
     made wrong. spans: data column → character spans of the last message that carry it, such as critical tokens. entry:
-    what a verifier needs to judge a new answer, {"verifier": its name, …}, or None.
+    what a verifier needs to judge a new answer, {"verifier": its name, …}, or None. cut_short: noise ended the last
+    message too soon, so that what closes the turn is wrong.
     """
 
     messages: Sequence[Message]
@@ -24,6 +25,7 @@ class Demonstration:
     wrong: tuple[Span, ...] = ()
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     entry: Mapping[str, Any] | None = field(default=None, repr=False)
+    cut_short: bool = False
 
     @property
     def prompt(self) -> Sequence[Message]:

@@ -95,8 +95,10 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     reserve, _ = read(config.source, "reserve", config.reserve_rows)
     heldout, _ = read(config.heldout_source or config.source, "heldout", config.heldout_rows)
     clean, clean_reserve = (apart(rows, heldout, config.contamination) for rows in (given, reserve))
-    train = _fit([*config.noise(clean), *clean_reserve], chat, limit, config.truncation)
-    held = _fit(heldout, chat, limit, config.truncation)
+    noisy = config.noise(clean)
+    spoilt = config.noise.tokens([chat.encode(row) for row in noisy], chat)
+    train = _fit([*noisy, *clean_reserve], [*spoilt, *map(chat.encode, clean_reserve)], limit, config.truncation)
+    held = _fit(heldout, [chat.encode(row) for row in heldout], limit, config.truncation)
     if not train.examples:
         raise QTargetError(
             f"no training row is left of {config.source}: ask for more rows, or give a file that has some"
@@ -106,6 +108,7 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
         "asked": len(train.examples) + train.dropped + contaminated,
         "train": len(train.examples),
         "noisy": sum(any(example.wrong) for example in train.examples),
+        "noisy_tokens": sum(sum(example.wrong) for example in train.examples),
         "reserve": len(clean_reserve),
         "dropped_too_long": train.dropped,
         "dropped_contaminated": contaminated,
@@ -148,9 +151,8 @@ class _Fitting:
     cut: int = 0
 
 
-def _fit(rows: Sequence[Demonstration], chat: ChatFormat, limit: int, truncation: str) -> _Fitting:
-    """Rows as tokens, none longer than `limit`."""
-    examples = [chat.encode(row) for row in rows]
+def _fit(rows: Sequence[Demonstration], examples: Sequence[Example], limit: int, truncation: str) -> _Fitting:
+    """Rows and what they are as tokens, none of them longer than `limit`."""
     too_long = [example for example in examples if len(example) > limit]
     if too_long and truncation == "error":
         worst = max(too_long, key=len)

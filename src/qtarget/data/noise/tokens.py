@@ -1,0 +1,93 @@
+"""Tokens that nobody would write."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from qtarget import checks
+from qtarget.data.chat import ChatFormat
+from qtarget.data.example import Example
+from qtarget.data.noise.base import Noise, check_common, draws
+
+WAYS = ("replace", "insert")
+
+
+@dataclass(frozen=True)
+class RandomToken(Noise):
+    """Puts random tokens in the place of supervised ones, or in front of them.
+
+    rate in [0, 1]: exactly round(rate·tokens) are written, `tokens` being all that are supervised but the ends of
+    turns; they stand in groups of `span` (fewer where a reply ends, and in the last one). how: replace or insert. Ids
+    are drawn uniformly from the vocabulary without special tokens and without the token that stands there in truth.
+    Rows are measured against data.max_length after this, so what was inserted counts.
+    """
+
+    rate: float = 0.1
+    span: int = 1
+    how: str = "replace"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_common(self.rate, self.seed)
+        checks.whole("noise span", self.span, 1)
+        checks.choice("noise how", self.how, WAYS)
+
+    def tokens(self, examples: Sequence[Example], chat: ChatFormat) -> list[Example]:
+        rng = draws("random_token", self.seed)
+        drawn, vocabulary = self._places(examples, chat.end_of_turn, rng), chat.plain_tokens
+        return [
+            self._spoilt(example, drawn[index], vocabulary, rng) if index in drawn else example
+            for index, example in enumerate(examples)
+        ]
+
+    def _places(self, examples: Sequence[Example], end: int, rng: random.Random) -> dict[int, Counter[int]]:
+        """Row → place → how many random tokens are written there."""
+        groups = [(index, group) for index, row in enumerate(examples) for group in self._groups(row, end, rng)]
+        left = round(self.rate * sum(len(group) for _, group in groups))
+        drawn: dict[int, Counter[int]] = {}
+        for index, group in rng.sample(groups, len(groups)):
+            if left > 0:
+                taken = group[:left]
+                drawn.setdefault(index, Counter()).update(taken if self.how == "replace" else taken[:1] * len(taken))
+            left -= len(group)
+        return drawn
+
+    def _groups(self, example: Example, end: int, rng: random.Random) -> Iterator[Sequence[int]]:
+        """The tokens of each reply in groups of `span`, the first of a random size, so that all borders are likely."""
+        for run in _replies(example, end):
+            for start in range(rng.randrange(self.span) - self.span + 1, len(run), self.span):
+                yield run[max(start, 0) : start + self.span]
+
+    def _spoilt(self, example: Example, counts: Counter[int], vocabulary: Sequence[int], rng: random.Random) -> Example:
+        order = list(self._order(len(example), counts))
+        ids = [_another(example.input_ids[at], vocabulary, rng) if new else example.input_ids[at] for at, new in order]
+        put_in = self.how == "insert"
+        columns = {
+            name: [column[at] and not (new and put_in) for at, new in order] for name, column in example.columns.items()
+        }
+        columns["wrong"] = [new or example.wrong[at] for at, new in order]
+        return replace(example, input_ids=ids, supervised=[example.supervised[at] for at, _ in order], columns=columns)
+
+    def _order(self, length: int, counts: Counter[int]) -> Iterator[tuple[int, bool]]:
+        """(place in the row as it was, is a random token written there) in the new order."""
+        for place in range(length):
+            yield from [(place, True)] * counts[place]
+            if not counts[place] or self.how == "insert":
+                yield place, False
+
+
+def _replies(example: Example, end: int) -> Iterator[list[int]]:
+    """Places of consecutive tokens that a model learns to write, without ends of turns."""
+    said = [place for place in range(1, len(example)) if example.supervised[place] and example.input_ids[place] != end]
+    for _, run in groupby(enumerate(said), key=lambda numbered: numbered[1] - numbered[0]):
+        yield [place for _, place in run]
+
+
+def _another(token: int, vocabulary: Sequence[int], rng: random.Random) -> int:
+    while (drawn := rng.choice(vocabulary)) == token:
+        pass
+    return drawn

@@ -1,0 +1,130 @@
+"""What makes a reference worse than it is, on purpose and by a known amount: how much does a design rely on it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qtarget import checks
+from qtarget.errors import QTargetError
+from qtarget.math.head import Head
+from qtarget.model.policy import Policy
+
+
+class Flaw(Protocol):
+    """A model nobody else holds → the same, flawed. A dataclass: its repr is part of the name of a cache."""
+
+    def check(self, vocab_size: int) -> None:
+        """Raise QTargetError where it can't be put on a model of this vocabulary."""
+
+    def __call__(self, policy: Policy) -> Policy: ...
+
+
+@dataclass(frozen=True)
+class NoFlaw(Flaw):
+    """The model as it is."""
+
+    def __call__(self, policy: Policy) -> Policy:
+        return policy
+
+
+@dataclass(frozen=True)
+class Temperature(Flaw):
+    """log π(v) ∝ z_v / T: above 1 the model is less sure of everything, below 1 more."""
+
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        checks.number("flaw temperature", self.temperature, 0.01)
+
+    def __call__(self, policy: Policy) -> Policy:
+        return _Headed(policy, self._divided)
+
+    def _divided(self, head: Head) -> Head:
+        """z/T = c·tanh((s·hWᵀ + b)/c)/T, where 1/T goes into each of s, b and c."""
+        t = self.temperature
+        bias, cap = (None if part is None else part / t for part in (head.bias, head.softcap))
+        return replace(head, scale=head.scale / t, bias=bias, softcap=cap)
+
+
+@dataclass(frozen=True)
+class TokenBias(Flaw):
+    """z_v + strength for some tokens v, whatever the context: words the model is too fond of, or avoids (nats).
+
+    tokens: their ids; None: round(share·V) of the vocabulary, drawn by `seed`. A model that caps its logits has the
+    bias in front of the cap.
+    """
+
+    strength: float = 2.0
+    tokens: Sequence[int] | None = None
+    share: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.number("flaw strength", self.strength, -100, 100)
+        checks.number("flaw share", self.share, 0, 1)
+        checks.whole("flaw seed", self.seed, 0)
+        if self.tokens is not None and (isinstance(self.tokens, str) or not isinstance(self.tokens, Sequence)):
+            raise QTargetError(f"the flaw's tokens must be a list of token ids, or null, got {self.tokens!r}")
+        for token in self.tokens or ():
+            checks.whole("each of the flaw's tokens", token, 0)
+
+    def check(self, vocab_size: int) -> None:
+        beyond = [token for token in self.tokens or () if token >= vocab_size]
+        if beyond:
+            raise QTargetError(f"the flaw's tokens must lie in [0, {vocab_size}), the vocabulary; got {beyond}")
+
+    def __call__(self, policy: Policy) -> Policy:
+        self.check(policy.vocab_size)
+        bias = torch.zeros(len(policy.head.weight))
+        bias[self._drawn(policy.vocab_size)] = self.strength
+        return _Headed(policy, partial(_biased, bias))
+
+    def _drawn(self, vocab_size: int) -> Tensor:
+        if self.tokens is not None:
+            return torch.tensor(self.tokens, dtype=torch.int64)
+        order = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(self.seed))
+        return order[: round(self.share * vocab_size)]
+
+
+@dataclass(frozen=True)
+class NoisyWeights(Flaw):
+    """W + σ·std(W)·N(0, 1) for every weight matrix W, embeddings and head included, drawn by `seed`."""
+
+    sigma: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.number("flaw sigma", self.sigma, 0)
+        checks.whole("flaw seed", self.seed, 0)
+
+    @torch.no_grad()
+    def __call__(self, policy: Policy) -> Policy:
+        generator = torch.Generator().manual_seed(self.seed)
+        for weight in policy.parameters():
+            if weight.ndim > 1:
+                noise = torch.randn(weight.shape, generator=generator).to(weight.device)
+                weight.copy_(weight.float() + self.sigma * weight.float().std(correction=0) * noise)
+        return policy
+
+
+class _Headed(Policy):
+    """A model with another head, on the same weights."""
+
+    def __init__(self, policy: Policy, change: Callable[[Head], Head]) -> None:
+        super().__init__(policy.lm, policy.vocab_size, compiled=policy.compiled)
+        self._head = lambda: change(policy.head)
+
+    @property
+    def head(self) -> Head:
+        return self._head()
+
+
+def _biased(bias: Tensor, head: Head) -> Head:
+    added = bias.to(head.weight.device)
+    return replace(head, bias=added if head.bias is None else head.bias + added)
