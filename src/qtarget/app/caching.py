@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 
 from qtarget.data.collate import Collate
 from qtarget.data.example import Example
-from qtarget.data.module import Prepared
 from qtarget.data.ranks import leads
 from qtarget.math.target import Design, needs, wants_support
 from qtarget.model import provide
@@ -24,8 +23,9 @@ from qtarget.model.policy import Policy
 from qtarget.model.scores import Recipe
 from qtarget.progress import Progress
 
-HELDOUT = "heldout"
-"""Beside the roles: the prior over the held-out rows, whole, for measuring drift from it."""
+HELDOUT, RETENTION = "heldout", "retention"
+WATCHED = (HELDOUT, RETENTION)
+"""Beside the roles: the prior over the rows on which drift from it is measured, whole."""
 FULL_DETAIL = {"label": "label", "topk": "topk", "hidden": "full"}
 """What a cache keeps → what a design may look at."""
 
@@ -49,19 +49,19 @@ def cache_plans(
     cfg: DictConfig,
     sources: Mapping[str, provide.Source],
     details: Mapping[str, str],
-    prepared: Prepared,
+    train: Sequence[Example],
+    watched: Mapping[str, Sequence[Example]],
+    *,
     tokenizer: Any,
 ) -> dict[str, CachePlan]:
-    """The caches a run reads: by role over the training rows, with its detail, and by `HELDOUT`."""
+    """The caches a run reads: by role over the training rows, with its detail, and by `WATCHED`."""
 
     def planned(role: str, rows: Sequence[Example], detail: str) -> CachePlan:
         return _plan(cfg, role, sources[role], rows, detail=detail, tokenizer=tokenizer)
 
-    found = {role: planned(role, prepared.train, detail) for role, detail in details.items()}
+    found = {role: planned(role, train, detail) for role, detail in details.items()}
     drift = cfg.eval.kl_prior and "prior" in sources and cfg.references.prior.kind == "cached"
-    if drift and prepared.heldout:
-        found[HELDOUT] = planned("prior", prepared.heldout, "hidden")
-    return found
+    return found | {name: planned("prior", rows, "hidden") for name, rows in watched.items() if drift and rows}
 
 
 def _plan(
@@ -144,7 +144,7 @@ def build_missing(
 
 
 def role_of(name: str) -> str:
-    return "prior" if name == HELDOUT else name
+    return "prior" if name in WATCHED else name
 
 
 def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) -> None:

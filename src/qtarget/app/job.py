@@ -42,5 +42,13 @@ def _named_inputs(identity: dict[str, Any]) -> Iterator[tuple[dict[str, Any], st
     for holder in (identity["model"], *(identity.get("references") or {}).values()):
         if isinstance(holder, dict) and holder.get("name"):
             yield holder, "name"
-    if identity["data"]["source"].get("path"):
-        yield identity["data"]["source"], "path"
+    for node in (identity["data"], *_judged(identity["eval"])):
+        source = node.get("source") if isinstance(node, dict) else None
+        if isinstance(source, dict) and source.get("path"):
+            yield source, "path"
+
+
+def _judged(node: dict[str, Any]) -> list[Any]:
+    """What is read beside the held-out rows."""
+    benchmarks = node["benchmarks"]
+    return [node["retention"], *(benchmarks.values() if isinstance(benchmarks, dict) else ())]

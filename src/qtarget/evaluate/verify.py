@@ -18,10 +18,19 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """correct: full marks. answer: what the completion answers; equal answers to a problem are spelled alike."""
+    """correct: full marks. answer: what the completion answers; equal answers to a problem are spelled alike.
+
+    partial: marks in [0, 1] of a verifier that gives some for half an answer, else None.
+    """
 
     correct: bool
     answer: str
+    partial: float | None = None
+
+    @property
+    def score(self) -> float:
+        """Marks in [0, 1]; their mean over problems is the task completion."""
+        return float(self.correct) if self.partial is None else self.partial
 
 
 def judge(completion: str, entry: Entry) -> Verdict:
