@@ -27,7 +27,7 @@ from qtarget.data.batch import Batch
 from qtarget.data.module import DataConfig, SFTData, prepare
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.errors import QTargetError
-from qtarget.evaluate.heldout import token_metrics
+from qtarget.evaluate.tokens import token_metrics
 from qtarget.math.loss import IGNORE
 from qtarget.model import provide
 from qtarget.model.frozen import FrozenModel, Snapshot

@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from qtarget.app.checks import flaw_of
 from qtarget.data.collate import Collate
 from qtarget.data.example import Example
-from qtarget.data.module import Prepared
 from qtarget.data.ranks import leads
 from qtarget.math.target import Design, needs, wants_support
 from qtarget.model import provide
@@ -26,8 +25,9 @@ from qtarget.model.policy import Policy
 from qtarget.model.scores import Recipe
 from qtarget.progress import Progress
 
-HELDOUT = "heldout"
-"""Beside the roles: the prior over the held-out rows, whole and without its flaw, for measuring drift from it."""
+HELDOUT, RETENTION = "heldout", "retention"
+WATCHED = (HELDOUT, RETENTION)
+"""Beside the roles: the prior over the rows on which drift from it is measured, whole and without its flaw."""
 FULL_DETAIL = {"label": "label", "topk": "topk", "hidden": "full"}
 """What a cache keeps → what a design may look at."""
 
@@ -51,19 +51,19 @@ def cache_plans(
     cfg: DictConfig,
     sources: Mapping[str, provide.Source],
     details: Mapping[str, str],
-    prepared: Prepared,
+    train: Sequence[Example],
+    watched: Mapping[str, Sequence[Example]],
+    *,
     tokenizer: Any,
 ) -> dict[str, CachePlan]:
-    """The caches a run reads: by role over the training rows, with its detail, and by `HELDOUT`."""
+    """The caches a run reads: by role over the training rows, with its detail, and by `WATCHED`."""
 
     def planned(name: str, rows: Sequence[Example], detail: str) -> CachePlan:
         return _plan(cfg, name, sources[role_of(name)], rows, detail=detail, tokenizer=tokenizer)
 
-    found = {role: planned(role, prepared.train, detail) for role, detail in details.items()}
+    found = {role: planned(role, train, detail) for role, detail in details.items()}
     drift = cfg.eval.kl_prior and "prior" in sources and cfg.references.prior.kind == "cached"
-    if drift and prepared.heldout:
-        found[HELDOUT] = planned(HELDOUT, prepared.heldout, "hidden")
-    return found
+    return found | {name: planned(name, rows, "hidden") for name, rows in watched.items() if drift and rows}
 
 
 def _plan(
@@ -76,7 +76,7 @@ def _plan(
     tokenizer: Any,
 ) -> CachePlan:
     node, precision = cfg.references[role_of(name)], cfg.trainer.precision
-    flaw = {} if name == HELDOUT or flaw_of(node) == NoFlaw() else {"flaw": repr(flaw_of(node))}
+    flaw = {} if name in WATCHED or flaw_of(node) == NoFlaw() else {"flaw": repr(flaw_of(node))}
     exact = "bfloat16" if precision == "bf16-mixed" else "float32"  # what the product with the head takes anyway
     recipe = Recipe(detail, node.topk, node.store_dtype or exact, precision)
     identity = {
@@ -148,7 +148,7 @@ def build_missing(
 
 
 def role_of(name: str) -> str:
-    return "prior" if name == HELDOUT else name
+    return "prior" if name in WATCHED else name
 
 
 def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) -> None:

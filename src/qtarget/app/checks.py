@@ -10,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from qtarget import checks
 from qtarget.app import engine
 from qtarget.app.configs import instantiate
+from qtarget.app.outside import check_outside
 from qtarget.errors import QTargetError
+from qtarget.evaluate.generate import Sampling
 from qtarget.math.reference import TAILS
 from qtarget.math.tokens import ROLES
 from qtarget.model.flaw import Flaw, NoFlaw
@@ -64,6 +66,11 @@ def check(cfg: DictConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
     _check_complete(cfg)
     _check_values(cfg)
+
+
+def sampling(node: DictConfig) -> Sampling:
+    """How an `eval` node has answers chosen."""
+    return Sampling(node.samples, node.temperature, node.top_p, node.seed)
 
 
 def processes(trainer: DictConfig) -> int:
@@ -125,6 +132,8 @@ def _check_values(cfg: DictConfig) -> None:
             checks.whole(key, node[name], least)
     if isinstance(trainer.clip, str) or trainer.clip < 0:
         raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")
+    sampling(cfg.eval)
+    check_outside(cfg.eval)
     _check_devices(trainer)
     _check_kinds(cfg)
 

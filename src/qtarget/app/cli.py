@@ -11,6 +11,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
   qtarget train [-m] [overrides]     fine-tune one configuration, or with -m every combination
                                      qtarget train -m target=sft,dft,target_sft model=tiny
   qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
+  qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
   qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
   qtarget lens target=NAME,…         what a design teaches, as curves; with checkpoint=RUN token by token
@@ -76,6 +77,12 @@ def _cache(rest: list[str]) -> int:
     return build(rest)
 
 
+def _evaluate(rest: list[str]) -> int:
+    from qtarget.app.evaluate import evaluate
+
+    return evaluate(rest)
+
+
 def _compare(rest: list[str]) -> int:
     import argparse
 
@@ -93,8 +100,16 @@ def _compare(rest: list[str]) -> int:
     parser.add_argument(
         "--against", metavar="KEY=VALUE", action="append", default=[], help="the group that others are set against"
     )
+    parser.add_argument(
+        "--paired", metavar="METRIC", help="of two runs: their difference in accuracy, pass@8, … prompt by prompt"
+    )
     options = parser.parse_args(rest)
     keys = [key for key in options.group_by.split(",") if key]
+
+    if options.paired:
+        from qtarget.app.pairing import compare_paired
+
+        return compare_paired(options.paths, options.paired)
 
     from qtarget.app.compare import compare
 
@@ -129,6 +144,7 @@ def _doctor(rest: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "cache": _cache,
+    "evaluate": _evaluate,
     "compare": _compare,
     "show": _show,
     "lens": _lens,

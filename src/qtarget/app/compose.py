@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from qtarget.app.caching import (
     FULL_DETAIL,
     HELDOUT,
+    RETENTION,
+    WATCHED,
     build_missing,
     cache_plans,
     check_built,
@@ -21,9 +23,10 @@ from qtarget.app.caching import (
     kept_detail,
     role_of,
 )
-from qtarget.app.checks import check, flaw_of, processes, reference_name
+from qtarget.app.checks import check, flaw_of, processes, reference_name, sampling
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, attention, choose, on_gpu
+from qtarget.app.outside import Outside, outside
 from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
@@ -60,6 +63,7 @@ class Plan:
     engine: Engine
     attention: str = "sdpa"
     caches: Mapping[str, CachePlan] = field(default_factory=dict)
+    outside: Outside = field(default_factory=Outside)
 
     @property
     def extent(self) -> str:
@@ -104,15 +108,17 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     for role, source in references.items():
         _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
         flaw_of(cfg.references[role]).check(len(tokenizer))
-    prepared = prepare(data_config, tokenizer, provide.context_length(provide.load_config(model)))
+    context = provide.context_length(provide.load_config(model))
+    prepared, beside = prepare(data_config, tokenizer, context), outside(cfg.eval, tokenizer, context)
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
     details = {role: kept_detail(cfg.references[role], role, design) for role in cached}
     details |= details_read(cfg, references, design)
-    caches = cache_plans(cfg, references, details, prepared, tokenizer)
+    watched = {HELDOUT: prepared.heldout, RETENTION: beside.retention}
+    caches = cache_plans(cfg, references, details, prepared.train, watched, tokenizer=tokenizer)
     check_built(caches)
     optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
-    return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches)
+    return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside)
 
 
 def _attention(cfg: DictConfig, prepared: Prepared) -> str:
@@ -129,7 +135,7 @@ def _engine(cfg: DictConfig, prepared: Prepared, vocab_size: int) -> Engine:
 
 
 def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy, dict[str, Frozen]]:
-    """The policy, and what the design (by role) and the evaluation (`HELDOUT`: the prior) look at beside it.
+    """The policy, and what the design (by role) and the evaluation (`WATCHED`: the prior) look at beside it.
 
     roles: those to load; by default those the design reads. Caches that are missing are built first, while nothing
     else is in memory.
@@ -141,12 +147,19 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
         check_packing(policy)
     policy.train()  # transformers hands models out in eval mode
     frozen = {role: _frozen(plan, role, policy) for role in plan.references if role in wanted}
-    if HELDOUT in plan.caches:
-        frozen[HELDOUT] = Cached(plan.caches[HELDOUT])
-    elif cfg.eval.kl_prior and "prior" in plan.references and plan.prepared.heldout:
-        same = None if has_flaw(plan, "prior") else frozen.get("prior")
-        frozen[HELDOUT] = same or _frozen(plan, HELDOUT, policy)
-    return policy, frozen
+    live = None if has_flaw(plan, "prior") else frozen.get("prior")
+    return policy, frozen | _watching(plan, live, policy)
+
+
+def _watching(plan: Plan, prior: Frozen | None, policy: Policy) -> dict[str, Frozen]:
+    """The prior over the rows on which drift from it is measured; prior: the live one that training has already."""
+    found: dict[str, Frozen] = {name: Cached(plan.caches[name]) for name in WATCHED if name in plan.caches}
+    wanted = {HELDOUT: plan.prepared.heldout, RETENTION: plan.outside.retention}
+    missing = [name for name, rows in wanted.items() if rows and name not in found]
+    if missing and plan.cfg.eval.kl_prior and "prior" in plan.references:
+        live = prior or _frozen(plan, HELDOUT, policy)
+        found |= dict.fromkeys(missing, live)
+    return found
 
 
 def has_flaw(plan: Plan, role: str) -> bool:
@@ -199,10 +212,10 @@ def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:
 def _still(plan: Plan, name: str) -> Policy:
     """A role's model that stays as it is, with its flaw, ready for the precision of training.
 
-    `HELDOUT`: the prior without its flaw, because drift is measured from where training really started.
+    One of `WATCHED`: the prior without its flaw, because drift is measured from where training really started.
     """
     node = plan.cfg.references[role_of(name)]
-    flaw = NoFlaw() if name == HELDOUT else flaw_of(node)
+    flaw = NoFlaw() if name in WATCHED else flaw_of(node)
     model = flaw(_load(plan, plan.references[role_of(name)], node.dtype))
     if plan.cfg.trainer.precision == "bf16-mixed":
         cast_products(model, torch.bfloat16)
@@ -240,15 +253,19 @@ def data(plan: Plan) -> SFTData:
 def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) -> Evaluator:
     """What judges the policy on held-out demonstrations, at the precision of training."""
     mixed = plan.cfg.trainer.precision == "bf16-mixed"
-    prior = frozen.get(HELDOUT)
+    priors = {name: frozen[name].to(device) for name in WATCHED if name in frozen}
     return Evaluator(
         tokenizer=plan.tokenizer,
         rows=plan.prepared.heldout_rows,
         examples=plan.prepared.heldout,
-        prior=prior.to(device) if prior else None,
+        prior=priors.get(HELDOUT),
         autocast=partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed),
         new_tokens=plan.cfg.eval.new_tokens,
         batch_size=plan.cfg.eval.batch_size,
+        sampling=sampling(plan.cfg.eval),
+        benchmarks=plan.outside.benchmarks,
+        retention=plan.outside.retention,
+        retention_prior=priors.get(RETENTION),
     )
 
 

@@ -30,7 +30,7 @@ def config_hash(cfg: DictConfig) -> str:
     identity["target"].pop("about", None)
     for holder, key in _named_inputs(identity):
         holder[key] = fingerprint(holder[key])
-    for source in _sources(identity["data"]):
+    for source in (*_sources(identity["data"]), *_sources(identity["eval"])):
         source |= {key: _content(source[key]) for key in ("path", "files") if source.get(key)}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

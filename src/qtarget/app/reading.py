@@ -71,12 +71,17 @@ def read_demonstrations(
 
 def run_config(where: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The training configuration that a checkpoint is read with."""
-    run = _run_folder(where)
-    cfg = _of_model(where, overrides) if run is None else _of_run(run, overrides)
+    cfg = trained_config(where, overrides)
     cfg.eval.kl_prior = True  # has the prior loaded wherever one is configured
     cfg.data.heldout_rows = 0
     cfg.trainer.precision = "32-true"
     return cfg
+
+
+def trained_config(where: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """How a run was trained, or would be from a model, its references live and the policy what is to be looked at."""
+    run = run_folder(where)
+    return _of_model(where, overrides) if run is None else _of_run(run, overrides)
 
 
 def _run_live(cfg: DictConfig) -> None:
@@ -89,7 +94,7 @@ def _run_live(cfg: DictConfig) -> None:
             cfg.references[role] = OmegaConf.create(live | {"flaw": node.get("flaw")})
 
 
-def _run_folder(where: str) -> Path | None:
+def run_folder(where: str) -> Path | None:
     """The folder of a run of qtarget; None for any other model. Raises QTargetError where there is no model."""
     if not names_a_folder(where):
         return None
@@ -111,6 +116,7 @@ def _of_run(run: Path, overrides: Sequence[str]) -> DictConfig:
     """As the run was configured, with its trained weights as policy; its prior stays where training started."""
     cfg = OmegaConf.load(run / "config.yaml")
     assert isinstance(cfg, DictConfig)
+    cfg.eval = OmegaConf.merge(compose_config("train").eval, cfg.eval)  # an older run knows fewer settings
     _run_live(cfg)
     if prior := reference_name(cfg, "prior"):
         cfg.references.prior.name = prior
@@ -124,11 +130,11 @@ def _of_run(run: Path, overrides: Sequence[str]) -> DictConfig:
 
 def _picks_option(override: str) -> bool:
     """data=jsonl and reference@references.teacher=frozen, as against data.rows=8."""
-    return bool(options(override.partition("=")[0].partition("@")[0]))
+    return bool(options(override.lstrip("+").partition("=")[0].partition("@")[0]))
 
 
 def _option(cfg: DictConfig, override: str) -> tuple[str, Any]:
-    key, _, _ = override.partition("=")
+    key, _, _ = override.lstrip("+").partition("=")
     group, _, package = key.partition("@")
     path = package or group.replace("/", ".")
     value = OmegaConf.select(compose_config("train", [override]), path)
@@ -140,11 +146,12 @@ def _option(cfg: DictConfig, override: str) -> tuple[str, Any]:
 
 
 def _field(cfg: DictConfig, override: str) -> tuple[str, Any]:
+    override, is_new = override.removeprefix("+"), override.startswith("+")
     key, _, _ = override.partition("=")
     parent, _, name = key.rpartition(".")
     holder = OmegaConf.select(cfg, parent) if parent else cfg
     known = list(map(str, holder.keys())) if isinstance(holder, DictConfig) else list(map(str, cfg.keys()))
-    if not isinstance(holder, DictConfig) or name not in known:
+    if not isinstance(holder, DictConfig) or (name not in known and not is_new):
         raise QTargetError(f"unknown key {key!r} in the run's config.yaml{nearest(name, known)}")
     return key, OmegaConf.select(OmegaConf.from_dotlist([override]), key)
 

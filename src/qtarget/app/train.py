@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +25,8 @@ from qtarget.app.shortage import explained
 from qtarget.data.module import SFTData
 from qtarget.data.ranks import leads
 from qtarget.errors import QTargetError
-from qtarget.evaluate.heldout import Evaluator, Sample
-from qtarget.files import write_atomically
+from qtarget.evaluate.heldout import Evaluator
+from qtarget.evaluate.samples import save_samples
 from qtarget.math.scoring import graphs_compiled
 from qtarget.model import provide
 from qtarget.model.adapter import merge, save_adapter
@@ -52,8 +50,8 @@ def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides
     ranks.check_started(cfg.trainer)
     if several and ranks.environment():
         return _as_rank(cfg, folder, info)
-    with _held(folder):
-        return _stored(cfg, folder) or (_on_ranks if several else _fresh)(cfg, folder, info)
+    with held(folder):
+        return finished_before(cfg, folder) or (_on_ranks if several else _fresh)(cfg, folder, info)
 
 
 def _as_rank(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
@@ -61,8 +59,8 @@ def _as_rank(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, A
     ranks.connect()
     if not leads():
         return {} if ranks.as_rank_0(None) else _fresh(cfg, folder, info)
-    with _held(folder):
-        stored = _stored(cfg, folder)
+    with held(folder):
+        stored = finished_before(cfg, folder)
         ranks.as_rank_0(stored is not None)
         return stored or _fresh(cfg, folder, info)
 
@@ -82,7 +80,7 @@ def _on_ranks(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, 
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> Iterator[None]:
     """The job's folder, to this process alone."""
     make_folder(folder)
     try:
@@ -92,8 +90,8 @@ def _held(folder: Path) -> Iterator[None]:
         raise QTargetError(f"another process is running this job in {folder}: wait for it, or stop it") from error
 
 
-def _stored(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run of the same configuration; refuses a folder of another one."""
+def finished_before(cfg: DictConfig, folder: Path, done: str = "trained") -> dict[str, Any] | None:
+    """The result of a finished job of the same configuration; refuses a folder of another one. done: what a job is."""
     result = stored_result(folder)
     if result is None:
         return None
@@ -104,7 +102,7 @@ def _stored(cfg: DictConfig, folder: Path) -> dict[str, Any] | None:
         )
     if result["status"] != "finished":
         return None
-    print(f"{result['name']}: finished already, not trained again; remove {folder} to have it run anew")
+    print(f"{result['name']}: finished already, not {done} again; remove {folder} to have it run anew")
     return result
 
 
@@ -163,12 +161,13 @@ def _run(plan: compose.Plan, record: Record | Unrecorded, title: str) -> dict[st
         _fit(trainer, module, compose.data(plan))
         if plan.engine.compiled:
             record.note(loss=f"{how}, {graphs_compiled() - before} graphs")
-    metrics, samples = evaluator(policy.to(trainer.strategy.root_device))
+    evaluation = evaluator(policy.to(trainer.strategy.root_device))
+    record.note(calibration=evaluation.calibration)
     if leads():
-        _save_samples(record.folder, samples)
+        save_samples(record.folder, evaluation.samples)
     if cfg.checkpoint.save:
         _save_checkpoint(cfg, record.folder, plan, policy, trainer)
-    return {**_named("test", metrics), **module.whole_run.compute(), **meter.metrics()}
+    return {**evaluation.named("test"), **module.whole_run.compute(), **meter.metrics()}
 
 
 def prepare_process(seed: int) -> None:
@@ -226,20 +225,9 @@ def _in_training(
     cfg: DictConfig, evaluator: Evaluator, policy: Policy, record: Record | Unrecorded
 ) -> PeriodicEvaluation:
     def evaluate() -> dict[str, float]:
-        metrics, _ = evaluator(policy, limit=cfg.eval.problems_in_training)
-        return _named("val", metrics)
+        return evaluator(policy, limit=cfg.eval.problems_in_training).named("val")
 
     return PeriodicEvaluation(evaluate, record.log, cfg.trainer.eval_every)
-
-
-def _named(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in metrics.items()}
-
-
-def _save_samples(folder: Path, samples: list[Sample]) -> None:
-    if samples:
-        lines = (json.dumps(asdict(sample), ensure_ascii=False) for sample in samples)
-        write_atomically(folder / "samples.jsonl", "\n".join(lines) + "\n")
 
 
 def _save_checkpoint(cfg: DictConfig, folder: Path, plan: compose.Plan, policy: Policy, trainer: L.Trainer) -> None:

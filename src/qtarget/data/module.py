@@ -125,6 +125,14 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     return Prepared(placed, _placed(held.examples), held.rows, counts, rows, described)
 
 
+def encoded(
+    rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, limit: int, truncation: str
+) -> list[Example]:
+    """Rows as they are, as tokens; of those longer than `limit` what `truncation` says: "error", "drop" or "cut"."""
+    chat = ChatFormat(tokenizer)
+    return _placed(_fit(rows, [chat.encode(row) for row in rows], limit, truncation).examples)
+
+
 def _placed(examples: Sequence[Example]) -> list[Example]:
     """Told where their supervised tokens stand among those of all."""
     starts = accumulate((example.labels for example in examples), initial=0)

@@ -1,11 +1,11 @@
-"""Held-out demonstrations: nll, drift from the prior, and verified answers."""
+"""Everything that is measured on held-out data, by one piece of code during and after training."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,95 +15,45 @@ from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.batch import Batch
-from qtarget.data.chat import ChatFormat
 from qtarget.data.collate import Collate
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.ranks import leads
-from qtarget.design import reliance, residual, weight
-from qtarget.evaluate.generate import greedy
-from qtarget.evaluate.scores import accuracy
-from qtarget.evaluate.verify import judge
-from qtarget.math.loss import linear_loss
-from qtarget.math.target import Mixture
+from qtarget.evaluate.calibration import Bin, Reliability
+from qtarget.evaluate.generate import GREEDY, Sampling
+from qtarget.evaluate.retention import retention_metrics
+from qtarget.evaluate.samples import HELDOUT, Sample, answer_metrics, answer_problems
+from qtarget.evaluate.tokens import token_metrics
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
 
-PLAIN_SFT = Mixture(reliance.Constant(1.0), residual.Self(), weight.Constant(1.0))
 SPARE_TOKENS = 8
 
 
-@torch.no_grad()
-def token_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Batch]) -> dict[str, float]:
-    """ "nll" = mean −log p(y) and "kl_prior" = mean KL(p‖π_0), nats per supervised token.
-
-    Measured the same way for every design. The KL runs from the policy to the prior: what the policy now says, judged
-    by the model it started from.
-    """
-    totals = {"nll": 0.0, "kl_prior": 0.0} if prior else {"nll": 0.0}
-    tokens = 0
-    for batch in (batch.to(policy.lm.device) for batch in batches):
-        references = {"prior": prior.exact(batch)} if prior else {}
-        hidden = policy(batch.input_ids, batch.position_ids)
-        out = linear_loss(hidden, policy.head, batch.labels, PLAIN_SFT, references=references)
-        for name in totals:
-            totals[name] += float(getattr(out, name).sum())
-        tokens += len(out.nll)
-    return {name: total / tokens for name, total in totals.items()} if tokens else {}
-
-
 @dataclass(frozen=True)
-class Sample:
-    """One held-out problem, the answer given, and the verdict."""
+class Evaluation:
+    """What came of it: metrics by name, the answers given, and the bins of the reliability curve.
 
-    row: int
-    question: str
-    expected: str
-    answer: str
-    correct: bool
+    A name with a slash says where its number comes from: retention/…, or a benchmark's name. One without is of the
+    held-out rows.
+    """
 
+    metrics: Mapping[str, float]
+    samples: Sequence[Sample]
+    calibration: Sequence[Bin]
 
-def answer_problems(
-    policy: Policy,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Demonstration],
-    *,
-    new_tokens: int,
-    batch: int,
-    watch: Callable[[list[Any]], Iterable[Any]] = iter,
-) -> list[Sample]:
-    """Greedy answers to verifiable problems, each judged by its own scorer."""
-    chat = ChatFormat(tokenizer)
-    ends = sorted({chat.end_of_turn, int(tokenizer.eos_token_id or chat.end_of_turn)})
-    prompts = [chat.prompt_ids(row.prompt) for row in rows]
-    pad = int(tokenizer.pad_token_id)
-    written = greedy(policy, prompts, ends=ends, pad=pad, new_tokens=new_tokens, batch=batch, watch=watch)
-    return [
-        _judge(row, str(tokenizer.decode(ids, skip_special_tokens=True)))
-        for row, ids in zip(rows, written, strict=True)
-    ]
-
-
-def _judge(row: Demonstration, answer: str) -> Sample:
-    assert row.entry is not None
-    question = row.prompt[-1]["content"]
-    return Sample(row.row, question, row.completion, answer.strip(), judge(answer, row.entry).correct)
-
-
-def accuracy_metrics(samples: Sequence[Sample]) -> dict[str, float]:
-    """ "accuracy" with the ends of its 95 % interval."""
-    if not samples:
-        return {}
-    score = accuracy([sample.correct for sample in samples])
-    return {"accuracy": score.mean, "accuracy_low": score.low, "accuracy_high": score.high}
+    def named(self, prefix: str) -> dict[str, float]:
+        """The metrics, those of the held-out rows as prefix/NAME."""
+        return {name if "/" in name else f"{prefix}/{name}": value for name, value in self.metrics.items()}
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Everything measured on held-out data, by one piece of code during and after training.
+    """Held-out demonstrations, benchmarks beside them, and text outside the task.
 
-    rows and examples are the same held-out demonstrations, as text and as tokens. autocast: the precision of training,
-    so that the policy is judged as it was trained. new_tokens: longest answer, in tokens; None: a few more than the
-    longest held-out demonstration has.
+    rows and examples are the same held-out demonstrations, as text and as tokens; benchmarks: name → other problems;
+    retention: text outside the task, with the prior over it. autocast: the precision of training, so that the policy
+    is judged as it was trained. new_tokens: longest answer, in tokens; None: a few more than the longest demonstration
+    of the held-out rows or the benchmark has.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -113,33 +63,62 @@ class Evaluator:
     autocast: Callable[[], AbstractContextManager[Any]]
     new_tokens: int | None = None
     batch_size: int = 64
+    sampling: Sampling = GREEDY
+    benchmarks: Mapping[str, Sequence[Demonstration]] = field(default_factory=dict)
+    retention: Sequence[Example] = ()
+    retention_prior: Frozen | None = None
 
-    def __call__(self, policy: Policy, limit: int | None = None) -> tuple[dict[str, float], list[Sample]]:
-        """Metrics by name, and the answers given; `limit` takes only the first so many problems."""
+    def __call__(self, policy: Policy, limit: int | None = None) -> Evaluation:
+        """`limit` takes only the first so many held-out rows, and no benchmark: for a look during training."""
         was_training = policy.training
         policy.eval()
         try:
             with torch.no_grad(), self.autocast():
-                watch = partial(_watched, hidden=limit is not None)
-                metrics = token_metrics(policy, self.prior, watch(self._batches(limit), title="held-out nll"))
-                samples = self._answers(policy, limit, partial(watch, title="held-out answers"))
+                return self._evaluated(policy, limit, partial(_watched, hidden=limit is not None))
         finally:
             policy.train(was_training)
-        return metrics | accuracy_metrics(samples), samples
 
-    def _batches(self, limit: int | None) -> list[Batch]:
+    def _evaluated(self, policy: Policy, limit: int | None, watch: Callable[..., Any]) -> Evaluation:
+        reliability = Reliability()
+        heldout = watch(self._batches(self.examples[:limit]), title="held-out nll")
+        metrics = token_metrics(policy, self.prior, heldout, reliability)
+        outside = watch(self._batches(self.retention), title="retention")
+        kept = retention_metrics(policy, self.retention_prior, outside)
+        metrics |= {f"retention/{name}": value for name, value in kept.items()}
+        samples = list(self._answers(policy, HELDOUT, self.rows[:limit], watch))
+        metrics |= answer_metrics(samples)
+        for name, problems in self.benchmarks.items() if limit is None else ():
+            found = list(self._answers(policy, name, problems, watch))
+            metrics |= {f"{name}/{metric}": value for metric, value in answer_metrics(found).items()}
+            samples += found
+        return Evaluation(metrics, samples, reliability.bins())
+
+    def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         collate = Collate(int(self.tokenizer.pad_token_id))
-        by_length = sorted(self.examples[:limit], key=len)
+        by_length = sorted(examples, key=len)
         starts = range(0, len(by_length), self.batch_size)
         return [collate(by_length[start : start + self.batch_size]) for start in starts]
 
-    def _answers(self, policy: Policy, limit: int | None, watch: Callable[[list[Any]], Iterable[Any]]) -> list[Sample]:
-        problems = [row for row in self.rows[:limit] if row.entry is not None]
-        if not problems:
-            return []
-        longest = self.new_tokens or SPARE_TOKENS + max(sum(example.supervised) for example in self.examples)
-        batch = self.batch_size
-        return answer_problems(policy, self.tokenizer, problems, new_tokens=longest, batch=batch, watch=watch)
+    def _answers(
+        self, policy: Policy, source: str, rows: Sequence[Demonstration], watch: Callable[..., Any]
+    ) -> Iterator[Sample]:
+        problems = [row for row in rows if row.entry is not None]
+        if problems:
+            yield from answer_problems(
+                policy,
+                self.tokenizer,
+                problems,
+                new_tokens=self.new_tokens or self._longest(problems),
+                batch=self.batch_size,
+                sampling=self.sampling,
+                source=source,
+                watch=partial(watch, title=f"{source} answers"),
+            )
+
+    def _longest(self, problems: Sequence[Demonstration]) -> int:
+        """Room for an answer as long as any demonstration, in tokens."""
+        shown = [len(self.tokenizer(row.completion, add_special_tokens=False)["input_ids"]) for row in problems]
+        return SPARE_TOKENS + max([*shown, *(sum(example.supervised) for example in self.examples)])
 
 
 def _watched(batches: list[Any], *, title: str, hidden: bool) -> Iterable[Any]:

@@ -1,24 +1,129 @@
-"""Scores over prompts, with 95 % intervals."""
+"""Scores over prompts, with 95 % intervals. The prompt is the unit: samples of one prompt are no independent evidence.
+
+Intervals: where every prompt's value is 0 or 1 (one answer each, a pass@k), Wilson's score interval. Otherwise the
+bias-corrected and accelerated bootstrap over prompts (Efron 1987). Where all prompts have one value between, resampling
+has nothing to vary, and the interval is how far prompts as rare as to have stayed unseen could move the mean.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
-from scipy.stats import binomtest
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest, norm
+
+Values = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+RESAMPLED_AT_ONCE = 2**22
+"""Values drawn at a time: 32 MB of indices."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean in [0, 1] over prompts, and its 95 % interval."""
+    """A mean over prompts, and its 95 % interval."""
 
     mean: float
     low: float
     high: float
 
 
-def accuracy(correct: Sequence[bool]) -> Score:
-    """Share of correct answers with the Wilson score interval (Wilson 1927), which stays honest near 0 and 1."""
-    test = binomtest(sum(correct), len(correct))
-    interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-    return Score(mean=float(test.statistic), low=float(interval.low), high=float(interval.high))
+# A value for each prompt
+
+
+def pass_at_k(correct: Sequence[int], samples: int, k: int) -> Values:
+    """1 − C(n−c, k)/C(n, k) for each prompt: the chance that k of its n samples, c of them right, hold a right one.
+
+    Unbiased (arXiv 2107.03374). 1 ≤ k ≤ n.
+    """
+    return np.array([1 - comb(samples - count, k) / comb(samples, k) for count in correct])
+
+
+def majority(answers: Sequence[str], correct: Sequence[bool]) -> float:
+    """The chance that the answer most samples agree on is right: 0 or 1, or between where answers tie.
+
+    Among tied answers each is taken equally often. An empty answer is an abstention and has no vote; where nobody votes
+    nothing is right.
+    """
+    votes = Counter(answer for answer in answers if answer)
+    most = max(votes.values(), default=0)
+    winners = [answer for answer, count in votes.items() if count == most]
+    right = [
+        sum(verdict for answer, verdict in zip(answers, correct, strict=True) if answer == winner) / most
+        for winner in winners
+    ]
+    return sum(right) / len(right) if right else 0.0
+
+
+def distinct(answers: Sequence[str]) -> int:
+    """How many different answers there are, empty ones aside."""
+    return len({answer for answer in answers if answer})
+
+
+# Means and their intervals
+
+
+def interval(values: Values, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Score:
+    """The mean of a value for each of n ≥ 1 prompts, all of them in [low, high], and its 95 % interval."""
+    mean = float(values.mean())
+    if (low, high) == (0, 1) and np.isin(values, (0, 1)).all():
+        return wilson(int(values.sum()), len(values))
+    if np.ptp(values) == 0:
+        share = 1 - (1 - CONFIDENCE) ** (1 / len(values))  # of prompts that none of n would show 1 time in 20
+        return Score(mean, mean + share * (low - mean), mean + share * (high - mean))
+    return Score(mean, *_bootstrap(values, seed))
+
+
+def wilson(correct: int, count: int) -> Score:
+    """The share correct/count with the Wilson score interval (Wilson 1927), which stays honest near 0 and 1."""
+    test = binomtest(correct, count)
+    ends = test.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    return Score(mean=float(test.statistic), low=float(ends.low), high=float(ends.high))
+
+
+def _bootstrap(values: Values, seed: int) -> tuple[float, float]:
+    """Ends of the BCa interval of the mean; its acceleration, of a mean, is the skewness over 6·√n."""
+    mean, means = values.mean(), _resampled_means(values, np.random.default_rng(seed))
+    below = ((means < mean).mean() + (means <= mean).mean()) / 2
+    bias = norm.ppf(np.clip(below, 1 / (2 * RESAMPLES), 1 - 1 / (2 * RESAMPLES)))
+    centred = values - mean
+    acceleration = (centred**3).sum() / (6 * (centred**2).sum() ** 1.5)
+    ends = bias + norm.ppf([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(means, norm.cdf(bias + ends / (1 - acceleration * ends)))
+    return float(low), float(high)
+
+
+def _resampled_means(values: Values, generator: np.random.Generator) -> Values:
+    """The means of `RESAMPLES` draws of n among the n values, with replacement."""
+    count = len(values)
+    at_once = max(1, RESAMPLED_AT_ONCE // count)
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    return np.concatenate([values[generator.integers(count, size=(size, count))].mean(1) for size in sizes])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """mean: of b − a over the same prompts, with its 95 % interval; p_value: two-sided, of no difference."""
+
+    score: Score
+    p_value: float
+
+
+def difference(a: Values, b: Values, seed: int = 0) -> Difference:
+    """b − a, prompt by prompt, both in [0, 1].
+
+    The p-value is that of the sign-flip permutation test: were the two alike, each prompt's difference would as likely
+    have the other sign. It is at least 1/(1 + RESAMPLES), and 1 where all prompts agree.
+    """
+    found = b - a
+    generator = np.random.default_rng(seed)
+    at_once = max(1, RESAMPLED_AT_ONCE // len(found))
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    flipped = [generator.choice((-1.0, 1.0), size=(size, len(found))) @ found for size in sizes]
+    extreme = np.abs(np.concatenate(flipped)) >= abs(found.sum()) - 1e-9
+    return Difference(interval(found, -1.0, 1.0, seed), float((1 + extreme.sum()) / (1 + RESAMPLES)))

@@ -36,6 +36,7 @@ class Run:
     name: str
     label: str  # the name, made unique among the runs compared
     role: str = "design"  # base, teacher, design or control
+    task: str = "train"  # the command that made it: train or evaluate
     status: str = "finished"  # finished, running, interrupted or failed
     experiment: str = ""
     seed: int | None = None
@@ -58,7 +59,7 @@ class Run:
     @property
     def command(self) -> str:
         """The command line that made this run, as it was typed."""
-        return shlex.join(["qtarget", "train", *self.overrides])
+        return shlex.join(["qtarget", self.task, *self.overrides])
 
     @property
     def told_command(self) -> str:
@@ -120,6 +121,7 @@ def read_run(folder: Path, now: datetime) -> Run:
         name=name,
         label=name,
         role=str(result.get("role") or "design"),
+        task=str(result.get("task") or "train"),
         status=_status(result, now),
         experiment=str(result.get("experiment") or folder.parent.name),
         seed=seed if isinstance(seed, int) else None,

@@ -131,7 +131,7 @@ def _noise_rate(run: Run) -> float | None:
 
 def next_command(runs: Sequence[Run]) -> str:
     """What to try next: the best design on another seed, or, with nothing finished, the first run again."""
-    designs = [run for run in finished(runs) if run.role == "design"]
+    designs = [run for run in finished(runs) if run.role == "design" and run.task == "train"]
     if not designs:
         return runs[0].command
     best = designs[0]

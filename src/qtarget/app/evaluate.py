@@ -1,0 +1,139 @@
+"""`qtarget evaluate`: a checkpoint judged by the code that judges in training, and recorded like a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from qtarget.app import compose
+from qtarget.app.compare import near
+from qtarget.app.configs import compose_target
+from qtarget.app.engine import on_gpu
+from qtarget.app.job import config_container, config_hash
+from qtarget.app.reading import run_folder, trained_config
+from qtarget.app.train import finished_before, held, prepare_process
+from qtarget.errors import QTargetError
+from qtarget.evaluate.samples import FILE, save_samples
+from qtarget.track.record import Record, stored_result
+from qtarget.track.sinks import Nothing
+
+FOLDER = "evaluations"
+USAGE = """evaluate takes checkpoint=WHERE (a run, a model's folder or its id) and overrides of `qtarget train`:
+  qtarget evaluate checkpoint=outputs/runs/HASH eval.samples=8 eval.temperature=1
+  qtarget evaluate checkpoint=MODEL data=gsm_symbolic eval=small name=ROW_LABEL"""
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Judge one checkpoint; what has been judged the same way before is shown, not done again."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    where, overrides = _split(arguments)
+    cfg = evaluation_config(where, overrides)
+    folder = Path(cfg.output_dir) / FOLDER / config_hash(cfg)
+    with held(folder):
+        result = finished_before(cfg, folder, "evaluated") or _fresh(cfg, folder, _info(cfg, where, arguments))
+    _show(result["name"], result["metrics"])
+    print(f"samples  {near(folder / FILE)}\nrecord   {near(folder / 'result.json')}")
+    print(f"next     {_next_command(cfg, where, arguments, folder)}")
+    return 0
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The checkpoint, and Hydra's overrides."""
+    named = [argument.partition("=")[2] for argument in arguments if argument.partition("=")[0] == "checkpoint"]
+    if len(named) != 1 or not named[0] or not all("=" in argument for argument in arguments):
+        raise QTargetError(USAGE)
+    return named[0], [argument for argument in arguments if argument.partition("=")[0] != "checkpoint"]
+
+
+def evaluation_config(where: str, overrides: Sequence[str]) -> DictConfig:
+    """As the run was configured, but for what only training needs: one process, and no more than a training row."""
+    cfg, run = trained_config(where, overrides), run_folder(where)
+    cfg.name = cfg.name or (_run_result(run).get("name") if run else Path(where).name)
+    cfg.experiment_name = FOLDER
+    cfg.target = compose_target("sft")  # no design is trained with, so none asks for a teacher
+    cfg.data.rows, cfg.data.reserve_rows, cfg.data.packing = 1, 0, None
+    cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.strategy = 1, 1, "auto"
+    cfg.loss.compile = "off"
+    if cfg.model.attention == "auto":
+        cfg.model.attention = _run_result(run).get("attention", "sdpa") if run else "sdpa"
+    if run is None and not cfg.references.prior.name:
+        cfg.eval.kl_prior = False  # a model doesn't drift from itself
+    return cfg
+
+
+def _run_result(run: Path) -> dict[str, Any]:
+    return stored_result(run) or {}
+
+
+def _info(cfg: DictConfig, where: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What the record says of an evaluation; of a run's checkpoint also how that was trained."""
+    run = run_folder(where)
+    trained = _run_result(run) if run else {"role": "base"}
+    inherited = {key: trained[key] for key in ("role", "choices", "design") if key in trained}
+    return {
+        "name": cfg.name,
+        "task": "evaluate",
+        "experiment": FOLDER,
+        **inherited,
+        "checkpoint": where,
+        "overrides": list(arguments),
+        "seed": cfg.seed,
+        "config_hash": config_hash(cfg),
+    }
+
+
+def _fresh(cfg: DictConfig, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    record = Record(folder, Nothing())
+    try:
+        record.start(info, config_container(cfg))
+        return record.finish(_judged(cfg, record))
+    except BaseException as error:
+        record.fail(error)
+        raise
+
+
+def _judged(cfg: DictConfig, record: Record) -> dict[str, float]:
+    prepare_process(cfg.seed)
+    plan = compose.plan(cfg)
+    record.note(rows={"heldout": plan.prepared.counts["heldout"]}, attention=plan.attention)
+    policy, frozen = compose.load_models(plan)
+    device = torch.device("cuda" if on_gpu(cfg.trainer.accelerator) else "cpu")
+    evaluation = compose.evaluator(plan, frozen, device)(policy.to(device))
+    record.note(calibration=evaluation.calibration)
+    save_samples(record.folder, evaluation.samples)
+    return evaluation.named("test")
+
+
+def _show(name: str, metrics: Mapping[str, float | None]) -> None:
+    """The metrics with their intervals, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", "95 % interval", title=f"evaluation of {name}", title_justify="left")
+    for metric, value in metrics.items():
+        if not metric.endswith(("_low", "_high")):
+            ends = [metrics.get(f"{metric}_{end}") for end in ("low", "high")]
+            table.add_row(metric, _number(value), f"[{_number(ends[0])}, {_number(ends[1])}]" if _there(ends) else "")
+    Console(markup=False, emoji=False).print(table)
+
+
+def _there(values: Sequence[float | None]) -> bool:
+    return all(value is not None for value in values)
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:,.4g}"
+
+
+def _next_command(cfg: DictConfig, where: str, arguments: Sequence[str], folder: Path) -> str:
+    """Greedy answers are followed by drawn ones; those by a second checkpoint on the same prompts."""
+    if cfg.eval.samples == 1:
+        return shlex.join(["qtarget", "evaluate", *arguments, "eval.samples=8", "eval.temperature=1"])
+    return f"qtarget compare {shlex.quote(near(folder))} OTHER --paired accuracy"
