@@ -137,7 +137,12 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str
     plan = compose.plan(cfg)
     how = plan.engine.said
     record.note(
-        design=plan.described, rows=plan.prepared.counts, model=plan.model.location, loss=how, attention=plan.attention
+        design=plan.described,
+        rows=plan.prepared.counts,
+        model=plan.model.location,
+        steps=plan.cfg.trainer.max_steps,
+        loss=how,
+        attention=plan.attention,
     )
     if leads():
         print(f"{title}: {plan.extent}; loss {how}")
@@ -163,7 +168,8 @@ def _run(plan: compose.Plan, record: Record | Unrecorded, title: str) -> dict[st
         _save_samples(record.folder, samples)
     if cfg.checkpoint.save:
         _save_checkpoint(cfg, record.folder, plan, policy, trainer)
-    return {**_named("test", metrics), **module.whole_run.compute(), **meter.metrics()}
+    trained = module.whole_run.compute() | module.whole_detection.compute()
+    return {**_named("test", metrics), **trained, **meter.metrics()}
 
 
 def prepare_process(seed: int) -> None:
