@@ -50,6 +50,7 @@ WHOLE_NUMBERS = {
     "references.teacher.topk": 1,
 }
 MAY_BE_NULL = (
+    "trainer.max_steps",
     "eval.new_tokens",
     "eval.problems_in_training",
     "loss.chunk_size",
@@ -134,8 +135,28 @@ def _check_values(cfg: DictConfig) -> None:
         raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")
     sampling(cfg.eval)
     check_outside(cfg.eval)
+    _check_extent(trainer)
+    _check_pace(trainer)
     _check_devices(trainer)
     _check_kinds(cfg)
+
+
+def _check_extent(trainer: DictConfig) -> None:
+    given = [key for key in ("max_steps", "epochs") if trainer[key] is not None]
+    if len(given) != 1:
+        raise QTargetError(
+            f"exactly one of trainer.max_steps and trainer.epochs says how long training is, got {trainer.max_steps} "
+            f"and {trainer.epochs}: set the other to null"
+        )
+    if trainer.epochs is not None:
+        checks.number("trainer.epochs", trainer.epochs, 0)
+
+
+def _check_pace(trainer: DictConfig) -> None:
+    """What a dry run assumes of the devices."""
+    checks.number("trainer.utilisation", trainer.utilisation, 0.001, 1)
+    if trainer.device_tflops is not None:
+        checks.number("trainer.device_tflops", trainer.device_tflops, 0.001)
 
 
 def _check_devices(trainer: DictConfig) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,7 +29,7 @@ from qtarget.app.checks import check, flaw_of, processes, reference_name, sampli
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, attention, choose, on_gpu
 from qtarget.app.outside import Outside, outside
-from qtarget.data.module import Prepared, SFTData, prepare
+from qtarget.data.module import Prepared, SFTData, prepare, steps_an_epoch
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.math.reference import DETAILS
@@ -66,16 +68,20 @@ class Plan:
     outside: Outside = field(default_factory=Outside)
 
     @property
+    def epochs(self) -> float:
+        """How often training reads a row."""
+        return float(self.cfg.trainer.max_steps / _steps_an_epoch(self.cfg.trainer, self.prepared))
+
+    @property
     def extent(self) -> str:
         """How much training this is, in words."""
         counts, trainer = self.prepared.counts, self.cfg.trainer
         rows = trainer.batch_size * trainer.accumulate * processes(trainer)
         packed, held = len(self.prepared.rows), counts["train"]
-        epochs = trainer.max_steps * rows / packed
         read_as = f" of {self.prepared.described}" if self.prepared.described else ""
         of = f"{held} rows{read_as}" if packed == held else f"{held} demonstrations{read_as} packed into {packed} rows"
         return (
-            f"{trainer.max_steps} steps × {rows} rows = {epochs:.2g} epochs of {of} "
+            f"{trainer.max_steps} steps × {rows} rows = {self.epochs:.2g} epochs of {of} "
             f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self.prepared.losses}"
         )
 
@@ -104,12 +110,13 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     design, references = checked(cfg, cached)
     data_config = instantiate(cfg.data)
     model = provide.resolve(cfg.model.name)
-    tokenizer = provide.load_tokenizer(model)
+    tokenizer = provide.load_tokenizer(model, cfg.model.chat_template)
     for role, source in references.items():
         _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
         flaw_of(cfg.references[role]).check(len(tokenizer))
     context = provide.context_length(provide.load_config(model))
     prepared, beside = prepare(data_config, tokenizer, context), outside(cfg.eval, tokenizer, context)
+    cfg = _with_steps(cfg, prepared)
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
     details = {role: kept_detail(cfg.references[role], role, design) for role in cached}
@@ -119,6 +126,21 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     check_built(caches)
     optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
     return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside)
+
+
+def _with_steps(cfg: DictConfig, prepared: Prepared) -> DictConfig:
+    """The configuration with the steps that its epochs make of these rows."""
+    if cfg.trainer.epochs is None:
+        return cfg
+    steps = cfg.trainer.epochs * _steps_an_epoch(cfg.trainer, prepared)
+    cfg = deepcopy(cfg)
+    cfg.trainer.max_steps = math.ceil(round(steps, 6))  # 0.1 × 30 is not quite 3
+    return cfg
+
+
+def _steps_an_epoch(trainer: DictConfig, prepared: Prepared) -> int:
+    size, accumulate, world = trainer.batch_size, trainer.accumulate, processes(trainer)
+    return steps_an_epoch(len(prepared.rows), batch_size=size, accumulate=accumulate, world=world)
 
 
 def _attention(cfg: DictConfig, prepared: Prepared) -> str:

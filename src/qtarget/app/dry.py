@@ -10,6 +10,7 @@ from torch import nn
 from qtarget.app import compose
 from qtarget.app.caching import HELDOUT, described, role_of
 from qtarget.app.checks import processes
+from qtarget.app.pace import estimate
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import provide
@@ -31,18 +32,18 @@ def dry_run(cfg: DictConfig, title: str) -> None:
 
 
 def _facts(plan: compose.Plan) -> Iterator[tuple[str, str]]:
-    rows, trainer = plan.prepared.rows, plan.cfg.trainer
-    steps = trainer.max_steps * trainer.batch_size * trainer.accumulate * processes(trainer) / len(rows)
-    read = steps * sum(len(row) for row in plan.prepared.train)
-    scored = steps * sum(row.labels for row in plan.prepared.train)
+    trained, epochs = plan.prepared.train, plan.epochs
+    read, scored = epochs * sum(map(len, trained)), epochs * sum(row.labels for row in trained)
     policy = compose.adapted(plan, provide.outline(plan.model, len(plan.tokenizer)))
     yield "training", plan.extent
     yield "tokens", f"{in_count(read)} read, {in_count(scored)} of them supervised"
     yield "parameters", f"{in_count(_size(policy))}, {in_count(_trained(policy))} of them trained"
-    yield "operations", f"{in_count(_operations(plan, policy, read, scored))} floating-point operations to train"
+    operations = _operations(plan, policy, read, scored)
+    yield "operations", f"{in_count(operations)} floating-point operations to train"
+    yield "time", estimate(plan.cfg.trainer, operations)
     yield (
         "memory",
-        f"{in_words(_memory(plan, policy))} for weights, gradients, optimizer and the loss; activations beside",
+        f"{in_words(_memory(plan, policy))} a device for weights, gradients, optimizer and loss; activations beside",
     )
     yield "loss", plan.engine.said
     yield from _references(plan)
@@ -73,7 +74,8 @@ def _operations(plan: compose.Plan, policy: Policy, read: float, scored: float) 
     head = policy.head.weight.numel()
     trunk = _size(policy) - head
     of_head = 4 + 2 * policy.head.weight.requires_grad
-    of_trunk = 4 * trunk + 2 * min(trunk, _trained(policy))
+    again = 2 * plan.cfg.model.gradient_checkpointing  # activations are computed twice
+    of_trunk = (4 + again) * trunk + 2 * min(trunk, _trained(policy))
     live = {role: size for role, size in _live(plan).items() if role in needs(plan.design)}
     whole = [
         role for role, cache in plan.caches.items() if cache.recipe.detail == "hidden" and role in needs(plan.design)
@@ -96,13 +98,15 @@ def _live(plan: compose.Plan) -> dict[str, int]:
 
 
 def _memory(plan: compose.Plan, policy: Policy) -> int:
-    """Bytes on one device that holds all of it."""
+    """Bytes on each device: all of it, but under fsdp2 only a share of the policy."""
+    shares = processes(plan.cfg.trainer) if plan.cfg.trainer.strategy == "fsdp2" else 1
     width = DTYPES[plan.cfg.model.dtype].itemsize
     copies = 0
     for role, size in _live(plan).items():
         node = plan.cfg.references[role_of(role)]
         copies += 0 if node.kind == "adapter_off" else DTYPES[node.dtype].itemsize * size
-    return width * _size(policy) + copies + OPTIMIZER_BYTES * _trained(policy) + 4 * CHUNK_BYTES
+    held = width * _size(policy) + OPTIMIZER_BYTES * _trained(policy)
+    return held // shares + copies + 4 * CHUNK_BYTES
 
 
 def in_count(number: float) -> str:

@@ -139,6 +139,7 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str
         rows=plan.prepared.counts,
         data=plan.prepared.described,
         model=plan.model.location,
+        steps=plan.cfg.trainer.max_steps,
         loss=how,
         attention=plan.attention,
     )
@@ -167,7 +168,8 @@ def _run(plan: compose.Plan, record: Record | Unrecorded, title: str) -> dict[st
         save_samples(record.folder, evaluation.samples)
     if cfg.checkpoint.save:
         _save_checkpoint(cfg, record.folder, plan, policy, trainer)
-    return {**evaluation.named("test"), **module.whole_run.compute(), **meter.metrics()}
+    trained = module.whole_run.compute() | module.whole_detection.compute()
+    return {**evaluation.named("test"), **trained, **meter.metrics()}
 
 
 def prepare_process(seed: int) -> None:

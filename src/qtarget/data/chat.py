@@ -29,7 +29,8 @@ class ChatFormat:
     def __post_init__(self) -> None:
         if not self.tokenizer.chat_template:
             raise QTargetError(
-                "the tokenizer has no chat template: use an instruct model, or add chat_template.jinja to its folder"
+                "the tokenizer has no chat template: use an instruct model, add chat_template.jinja to its folder, or "
+                "give one with model.chat_template, as conf/model/llama3_2_3b.yaml does"
             )
 
     def render(self, messages: Sequence[Message], *, reply: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -188,6 +189,12 @@ def _cut(example: Example, limit: int) -> Example:
             f"row {example.row}: cut to {limit} tokens, no supervised token is left; use truncation=drop"
         )
     return cut
+
+
+def steps_an_epoch(rows: int, *, batch_size: int, accumulate: int, world: int) -> int:
+    """Optimizer steps in which `world` ranks read `rows` once; a short rest makes a micro-batch, and a step, too."""
+    batches = math.ceil(math.ceil(rows / world) / batch_size)
+    return math.ceil(batches / accumulate)
 
 
 class SFTData(L.LightningDataModule):

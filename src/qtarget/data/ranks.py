@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -32,3 +36,13 @@ def largest(value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value
+
+
+def gathered(value: T) -> list[T]:
+    """What every rank has, in rank order; tensors on the CPU. Every rank has to call it, as often as the others."""
+    _, world = rank_and_world()
+    if world == 1:
+        return [value]
+    found: list[Any] = [None] * world
+    dist.all_gather_object(found, value)
+    return found

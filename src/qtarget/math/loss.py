@@ -34,6 +34,7 @@ class TokenStatistics:
     gap: Tensor  # ½‖m·p − Q‖₁: total variation between policy and target, step size aside
     kl_to_target: Tensor  # KL(Q‖p), nats; NaN where Q has negative entries
     kl_prior: Tensor  # KL(p‖π_0), nats: how far the policy has gone; NaN where no full prior is given
+    prior_nll: Tensor  # −log π_0(y), nats; NaN where no prior is given
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def evaluate(design: Design, wants_gradient: bool, logits: Tensor, tokens: Token
         gap,
         kl_to_target,
         _drift(view),
+        _prior_nll(view),
     )
     return values, gradient.mul_(tokens.scale[:, None]) if wants_gradient else None
 
@@ -52,6 +53,11 @@ def _drift(view: TokenView) -> Tensor:
     if prior is None or not prior.is_exact:
         return torch.full_like(view.label_logp, torch.nan)
     return dot(view.policy.p, finite(view.logp) - finite(prior.logp))
+
+
+def _prior_nll(view: TokenView) -> Tensor:
+    prior = view.references.get("prior")
+    return torch.full_like(view.label_logp, torch.nan) if prior is None else -prior.label_logp
 
 
 @lru_cache(maxsize=64)

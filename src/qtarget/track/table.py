@@ -75,6 +75,13 @@ COLUMNS: tuple[Column, ...] = (
     _measured("test/kl_prior", "KL to prior", "nats per token away from the model training started from", "result", 3),
     _measured("target/trust_clean", "trust clean", "pull on the label relative to plain SFT, clean tokens", "loss", 2),
     _measured("target/trust_noisy", "trust wrong", "pull on the label relative to plain SFT, wrong tokens", "loss", 2),
+    _measured(
+        "detection/auroc",
+        "AUROC wrong",
+        "how well low trust tells wrong tokens from clean ones; 0.5 is guessing",
+        "loss",
+        2,
+    ),
     _measured("target/reliance_clean", "γ clean", "mean reliance on clean tokens", "loss", 2),
     _measured("target/reliance_noisy", "γ wrong", "mean reliance on wrong tokens", "loss", 2),
     Column(

@@ -89,7 +89,8 @@ class StepLogger(L.Callback):
         rate = optim.lr * optim.factor(step - 1, pl_module.total_steps)
         followed = scheduled(pl_module.design, pl_module.progress_at(step - 1))
         now = {f"target/{field}": value for field, value in followed}
-        self.record(step, pl_module.recent.pop() | {"train/lr": rate} | now)
+        means, detected = pl_module.recent.pop(), pl_module.recent_detection.pop()
+        self.record(step, means | detected | {"train/lr": rate} | now)
 
 
 class PeriodicEvaluation(L.Callback):

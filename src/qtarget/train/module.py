@@ -17,6 +17,7 @@ from qtarget.math.tokens import EarlierTokens, Given
 from qtarget.model.frozen import Frozen, Snapshot, check_not_shared
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import shard
+from qtarget.train.detection import NoiseDetection
 from qtarget.train.memory import chunk_that_fits
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.optim import AdamW
@@ -54,6 +55,8 @@ class QTargetModule(L.LightningModule):
         self.step = StepScorer(design, policy, self.survey, self.token_loss)
         self.recent = TokenMeans()
         self.whole_run = TokenMeans()
+        self.recent_detection = NoiseDetection()
+        self.whole_detection = NoiseDetection()
 
     def configure_model(self) -> None:
         """Lightning calls this once it has a device mesh: only the strategy fsdp2 makes one."""
@@ -66,8 +69,13 @@ class QTargetModule(L.LightningModule):
         if self.chunk_size is None:
             trained = sum(tensor.numel() for tensor in self.policy.parameters() if tensor.requires_grad)
             self.chunk_size = chunk_that_fits(self.policy.vocab_size, trained, self.device)
-        self.recent.to(self.device)
-        self.whole_run.to(self.device)
+        for measured in self.measured:
+            measured.to(self.device)
+
+    @property
+    def measured(self) -> tuple[TokenMeans | NoiseDetection, ...]:
+        """What looks at every token trained on: since the last line of the log, and in the whole run."""
+        return self.recent, self.whole_run, self.recent_detection, self.whole_detection
 
     def progress_at(self, step: int) -> float:
         """Training progress in [0, 1] of optimizer step `step`: 0 at the first, 1 at the last."""
@@ -114,8 +122,8 @@ class QTargetModule(L.LightningModule):
         share = self.step.share(batch)
         out = self.token_loss(batch, share.statistics, share.token_scale)
         wrong = batch.columns["wrong"][batch.labels != IGNORE]
-        self.recent.update(out, wrong)
-        self.whole_run.update(out, wrong)
+        for measured in self.measured:
+            measured.update(out, wrong)
         return out.total
 
     def _renew_snapshots(self) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from qtarget.data.batch import Batch, StepWindow
-from qtarget.data.ranks import rank_and_world, summed
+from qtarget.data.ranks import gathered, rank_and_world, summed
 from qtarget.math.loss import LossOutput
 from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, counted
@@ -97,6 +96,4 @@ def _gathered(table: TokenTable, world: int) -> list[TokenTable]:
     """The tables of all ranks, in rank order."""
     if world == 1:
         return [table]
-    found: list[TokenTable | None] = [None] * world
-    dist.all_gather_object(found, table.to("cpu"))
-    return [other.to(table.labels.device) for other in found if other is not None]
+    return [other.to(table.labels.device) for other in gathered(table.to("cpu"))]

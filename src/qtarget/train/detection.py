@@ -1,0 +1,135 @@
+"""Does a design tell wrong tokens from clean ones? Asked of what it trusts, where the truth of the noise is known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qtarget.data.ranks import gathered, summed
+from qtarget.math.loss import LossOutput
+
+LIMIT = 1 << 20
+"""Tokens that are kept at most: 16 MB. Of more, every second is let go, then every fourth, evenly over time."""
+SUSPICIONS = {"": ("trust", -1.0), "_policy": ("nll", 1.0), "_prior": ("prior_nll", 1.0)}
+"""Ending of a metric's name → what is high where a label is thought wrong: a field of the loss, and its sign.
+
+To beat: the probability that the policy and the prior give the label, which no design is needed for.
+"""
+
+
+class NoiseDetection:
+    """How well low trust tells which tokens noise made wrong, over the tokens of all ranks.
+
+    Kept of a token, on the CPU: its suspicions and the truth.
+    """
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = limit
+        self._norms = torch.zeros(2, 2, dtype=torch.float64)  # clean and wrong tokens: gradient norms, and how many
+        self._restart()
+
+    def _restart(self) -> None:
+        self._norms.zero_()
+        self._kept: list[Tensor] = []
+        self._stride = 1  # one of so many tokens is kept
+        self._seen = self._held = 0
+
+    def to(self, device: torch.device) -> NoiseDetection:
+        exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no more
+        self._norms = self._norms.to(device, exact)
+        return self
+
+    def update(self, out: LossOutput, wrong: Tensor) -> None:
+        """out: statistics of N tokens; wrong [N] bool: the tokens that noise made wrong."""
+        norm = gradient_norm(out).to(self._norms.dtype)
+        for kind, chosen in enumerate((~wrong, wrong)):
+            self._norms[kind, 0] += (norm * chosen).sum()
+            self._norms[kind, 1] += chosen.sum()
+        suspicions = [sign * getattr(out, field).float() for field, sign in SUSPICIONS.values()]
+        self._keep(torch.stack([*suspicions, wrong.float()], dim=1))
+
+    def _keep(self, rows: Tensor) -> None:
+        chosen = rows[-self._seen % self._stride :: self._stride].cpu()
+        self._kept.append(chosen)
+        self._seen += len(rows)
+        self._held += len(chosen)
+        while self._held > self.limit:
+            self._kept = [torch.cat(self._kept)[::2]]
+            self._held = len(self._kept[0])
+            self._stride *= 2
+
+    def compute(self) -> dict[str, float]:
+        """What is known so far; nothing without a wrong token and a clean one. Every rank has to ask.
+
+        "detection/auroc": the probability that a wrong token is trusted less than a clean one, ties counting half;
+        "detection/average_precision": the precision at each wrong token's trust, averaged; both also by the label's
+        probability under the policy ("…_policy") and, where the design reads one, under the prior ("…_prior").
+        "detection/gradient_share": the wrong tokens' share of Σ_t ‖∂loss_t/∂logits‖₁; "detection/wrong_share": their
+        share of the tokens, which is the average precision of guessing.
+        """
+        (clean_norm, clean), (wrong_norm, wrong) = summed(self._norms).tolist()
+        if not clean or not wrong:
+            return {}
+        shares = {"detection/wrong_share": wrong / (clean + wrong)}
+        if clean_norm + wrong_norm:
+            shares["detection/gradient_share"] = wrong_norm / (clean_norm + wrong_norm)
+        return shares | _told_apart(self._everyone())
+
+    def pop(self) -> dict[str, float]:
+        """`compute`, then start again."""
+        found = self.compute()
+        self._restart()
+        return found
+
+    def _everyone(self) -> Tensor:
+        """[tokens, suspicions and truth] of all ranks, thinned alike."""
+        everyone = gathered(
+            (self._stride, torch.cat(self._kept) if self._kept else torch.zeros(0, len(SUSPICIONS) + 1))
+        )
+        coarsest = max(stride for stride, _ in everyone)
+        return torch.cat([rows[:: coarsest // stride] for stride, rows in everyone])
+
+
+def gradient_norm(out: LossOutput) -> Tensor:
+    """‖∂loss_t/∂logits‖₁ = ‖w·(m·p − Q)‖₁ = 2·|w|·gap [N]: before the step's normalisation."""
+    return 2 * (out.weight * out.gap).abs()
+
+
+def _told_apart(rows: Tensor) -> dict[str, float]:
+    """rows [tokens, suspicions and truth]."""
+    wrong = rows[:, -1].bool()
+    if not wrong.any() or wrong.all():  # a thinned sample may have lost the few there were
+        return {}
+    found = {}
+    for column, ending in enumerate(SUSPICIONS):
+        score = rows[:, column]
+        if not score.isnan().any():  # there is no prior
+            found[f"detection/auroc{ending}"] = auroc(score, wrong)
+            found[f"detection/average_precision{ending}"] = average_precision(score, wrong)
+    return found
+
+
+def auroc(score: Tensor, positive: Tensor) -> float:
+    """P(score of a positive > score of a negative), ties counting half: the area under the ROC curve, exactly.
+
+    score [N], positive [N] bool, with at least one of each kind.
+    """
+    hits, called = _thresholds(score, positive)
+    false = called - hits
+    steps, heights = false.diff(prepend=false.new_zeros(1)), hits + hits - hits.diff(prepend=hits.new_zeros(1))
+    return float((steps * heights).sum() / (2 * hits[-1] * false[-1]))
+
+
+def average_precision(score: Tensor, positive: Tensor) -> float:
+    """Σ_k (recall_k − recall_{k−1})·precision_k over the distinct scores, highest first; arguments as of `auroc`."""
+    hits, called = _thresholds(score, positive)
+    return float((hits.diff(prepend=hits.new_zeros(1)) * hits / called).sum() / hits[-1])
+
+
+def _thresholds(score: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+    """Positives among, and number of, the tokens that score at least as high as each distinct score, highest first."""
+    order = score.argsort(descending=True)
+    ranked = score[order]
+    last = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)]).nonzero().squeeze(1)
+    hits = positive[order].double().cumsum(0)[last]
+    return hits, (last + 1).double()
