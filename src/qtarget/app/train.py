@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
@@ -118,6 +119,7 @@ def _info(cfg: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> 
         "overrides": overrides,
         "seed": cfg.seed,
         "config_hash": config_hash(cfg),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
 
 
