@@ -86,6 +86,7 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
         outcomes.append(Outcome(folder, label))
         return result
 
+    job.outcomes = outcomes  # type: ignore[attr-defined]  # where a launcher of processes notes what became of them
     return job
 
 

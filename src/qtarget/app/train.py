@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
@@ -116,6 +117,7 @@ def _info(cfg: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> 
         "overrides": overrides,
         "seed": cfg.seed,
         "config_hash": config_hash(cfg),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
 
 

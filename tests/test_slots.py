@@ -1,0 +1,100 @@
+"""hydra/launcher=slots: a process a job, a device or a share of the cores each, crashes that cost one job alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from qtarget.app import slots
+from qtarget.errors import QTargetError
+
+BROKEN = """
+import os
+
+class Raising:
+    def __call__(self, view):
+        raise RuntimeError("this design is broken")
+
+class Killed:
+    def __call__(self, view):
+        os._exit(137)
+"""
+SMALL = ["model=tiny", "trainer.max_steps=1", "data.rows=16", "data.heldout_rows=2", "eval.new_tokens=2"]
+SMALL += ["checkpoint.save=false", "trainer.precision=32-true", "eval.kl_prior=false", "trainer.eval_every=0"]
+
+
+@pytest.fixture
+def broken_designs(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two designs of the user's own that don't survive training."""
+    (workdir / "broken.py").write_text(BROKEN)
+    (workdir / "conf/target").mkdir(parents=True)
+    for name in ("Raising", "Killed"):
+        (workdir / f"conf/target/{name.lower()}.yaml").write_text(f"_target_: broken.{name}\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(workdir), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return workdir
+
+
+def records(folder: Path) -> dict[str, dict[str, object]]:
+    found = (json.loads(path.read_text()) for path in folder.glob("outputs/runs/*/result.json"))
+    return {record["name"]: record for record in found}
+
+
+@pytest.mark.slow
+def test_a_crash_costs_its_job_alone_and_a_second_start_runs_only_that(
+    broken_designs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qtarget.app.cli import run
+
+    targets = "sft,dft,label_smoothing,focal,gem,confidence_penalty,raising,killed"
+    command = ["train", "-m", "hydra/launcher=slots", "hydra.launcher.devices=[0,1]", f"target={targets}", *SMALL]
+    assert run(command) == 1
+    told = capsys.readouterr().err
+    assert "this design is broken" in told
+    assert "killed by SIGKILL (out of memory?)" in told
+    assert "2 of 8 jobs failed" in told
+    found = records(broken_designs)
+    assert sum(record["status"] == "finished" for record in found.values()) == 6
+    assert {record["cuda_visible_devices"] for record in found.values()} == {"0", "1"}
+    started = {name: record["started"] for name, record in found.items()}
+    assert run(command) == 1
+    assert capsys.readouterr().err.count("finished already") == 6
+    again = {name for name, record in records(broken_designs).items() if record["started"] != started[name]}
+    assert again == {"raising", "killed"}
+
+
+def test_a_slot_is_a_device_and_devices_may_be_shared() -> None:
+    assert [slot.environment for slot in slots.slots(None, [3, 5])] == [
+        {"CUDA_VISIBLE_DEVICES": "3"},
+        {"CUDA_VISIBLE_DEVICES": "5"},
+    ]
+    shown = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots.slots(3, [3, 5])]
+    assert shown == ["3", "5", "3"]
+
+
+def test_without_devices_the_cores_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "_visible", list)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 4, 6})
+    assert [slot.cores for slot in slots.slots(2, None)] == [(0, 2, 6), (1, 4)]
+    assert [slot.environment["OMP_NUM_THREADS"] for slot in slots.slots(2, None)] == ["3", "2"]
+    assert len(slots.slots(None, None)) == 1
+    assert all(slot.cores for slot in slots.slots(9, None))
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "message"),
+    [(0, None, "slots must be"), (None, [], "devices is empty"), (1.5, [0], "slots must be")],
+)
+def test_slots_that_cannot_be_are_refused(count: int | None, devices: list[int] | None, message: str) -> None:
+    with pytest.raises(QTargetError, match=message):
+        slots.slots(count, devices)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(-9, "SIGKILL (out of memory?)"), (137, "SIGKILL"), (-15, "SIGTERM"), (3, "exit code 3")]
+)
+def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
+    assert words in slots._told(code)
