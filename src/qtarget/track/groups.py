@@ -139,11 +139,12 @@ def _by_problem(run: Run, judged: Verdicts) -> dict[int, float]:
 
 def _value(run: Run, key: str) -> str:
     """What a run has under a key: a group's option, a field of the record, or a key of its configuration."""
-    told = {"name": run.name, "role": run.role, "experiment": run.experiment, **run.config, **run.choices}
+    placed = {group.rpartition("@")[2]: option for group, option in run.choices.items()}
+    told = {"name": run.name, "role": run.role, "experiment": run.experiment, **run.config, **placed}
     if key not in told:
         raise QTargetError(
             f"{run.label} ({run.place}) has nothing under {key!r} to group by; name, role, experiment, a group such as "
-            f"{', '.join(sorted(run.choices)) or 'target'}, or a dotted key of config.yaml, such as data.noise.rate"
+            f"{', '.join(sorted(placed)) or 'target'}, or a dotted key of config.yaml, such as data.noise.rate"
         )
     return str(told[key])
 
