@@ -11,6 +11,7 @@ from test_runs import NOW, write_run
 
 from qtarget.app.compare import compare, print_tables
 from qtarget.errors import QTargetError
+from qtarget.track.answers import problems
 from qtarget.track.drawing import page_figures
 from qtarget.track.figures import COLOURS, MOST_POINTS, marks, panels
 from qtarget.track.report import differences, render
@@ -198,3 +199,26 @@ def test_odd_names_are_drawn_as_they_are(tmp_path):
     write_run(tmp_path / "demo", "$a^{$ 温度 _x", "a" * 12, history=HISTORY)
     write_run(tmp_path / "demo", "_hidden", "b" * 12, history=HISTORY)
     assert compare([tmp_path / "demo"]) == 0
+
+
+def test_answers_stand_on_the_page_where_the_runs_disagree_first(tmp_path):
+    for name, right in (("sft", [True, False, True]), ("dft", [True, True, False])):
+        folder = write_run(tmp_path / "demo", name, name * 4)
+        samples = [
+            {
+                "source": "heldout",
+                "row": row,
+                "prompt": f"<b>{row}?",
+                "expected": "7",
+                "answer": name,
+                "correct": correct,
+            }
+            for row, correct in enumerate(right)
+        ]
+        (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)) + "\n")
+    runs = read_runs([tmp_path])
+    assert [problem.prompt for problem in problems(runs)] == ["<b>1?", "<b>2?", "<b>0?"]
+    text = render(runs)
+    assert "&lt;b&gt;1?" in text
+    assert text.index("&lt;b&gt;1?") < text.index("&lt;b&gt;0?")
+    assert ("✓" in text) and ("✗" in text)

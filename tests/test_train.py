@@ -373,6 +373,7 @@ def test_wandb_gets_the_same_values_offline(workdir: Path) -> None:
     assert shown["config"]["data.noise.rate"] == 0.4
     ours = json.loads((folder / "result.json").read_text())["metrics"]
     assert {name: shown["summary"][name] for name in ours} == pytest.approx(ours)
+    assert {"samples", "calibration"} <= shown["summary"].keys()
 
 
 def test_a_failing_job_does_not_swallow_the_next_in_wandb(workdir: Path) -> None:

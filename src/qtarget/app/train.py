@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,8 @@ def _run(plan: compose.Plan, record: Record | Unrecorded, title: str) -> dict[st
     record.note(calibration=evaluation.calibration)
     if leads():
         save_samples(record.folder, evaluation.samples)
+    record.table("samples", [asdict(sample) for sample in evaluation.samples])
+    record.table("calibration", evaluation.calibration)
     if cfg.checkpoint.save:
         _save_checkpoint(cfg, record.folder, plan, policy, trainer)
     trained = module.whole_run.compute() | module.whole_detection.compute()

@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ class Sink(Protocol):
 
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None: ...
 
 
@@ -76,6 +77,11 @@ class Record:
         self._write()
         self._tell_sink(self.sink.log, step, metrics)
 
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of equal keys for the sink; here their files and result.json have them."""
+        if rows:
+            self._tell_sink(self.sink.table, name, rows)
+
     def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         self._close("finished", metrics=_finite(metrics))
         self._tell_sink(self.sink.finish, metrics, failed=False)
@@ -117,6 +123,7 @@ class Unrecorded:
 
     def start(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> None: ...
     def note(self, **facts: Any) -> None: ...
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def fail(self, error: BaseException) -> None: ...
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from qtarget.track import drawing, figures
 from qtarget.track import page as pages
+from qtarget.track.answers import problems
 from qtarget.track.runs import Run, differing_keys, finished, of_design, unfinished
 from qtarget.track.table import COLUMNS, MISSING, reading_note, subject
 
@@ -50,6 +51,7 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
         "figures": drawing.page_figures(plots),
         "compared": finished(runs) or runs,
         "differences": differences(finished(runs) or runs),
+        "problems": problems(finished(runs)),
         "runs": runs,
         "versions": versions(runs),
     }

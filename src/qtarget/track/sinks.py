@@ -17,6 +17,7 @@ class Nothing:
 
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None: ...
 
 
@@ -64,6 +65,12 @@ class Wandb:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log({"step": step, **metrics})
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        import wandb
+
+        columns: list[str | int] = list(rows[0])
+        self._run.log({name: wandb.Table(columns=columns, data=[list(row.values()) for row in rows])})
 
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None:
         if self._run is None:
