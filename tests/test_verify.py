@@ -259,7 +259,7 @@ INSTRUCTED = [
     ("pear and fig", [{"check": "says", "value": ["pear", "fig"]}], 0.0),
     ("13", [{"check": "says", "value": ["3"]}], 0.0),
     ("Three.", [{"check": "says", "value": ["3"]}], 1.0),
-    ("The answer is 3", [{"check": "says", "value": ["3"]}, {"check": "at_most", "count": 1}], 0.5),
+    ("The answer is 3", [{"check": "says", "value": ["3"]}, {"check": "length", "count": 1}], 0.5),
     ("x a-b y", [{"check": "contains", "value": "a-b"}], 1.0),
     ("A-B", [{"check": "contains", "value": "a-b"}], 0.0),
     ("a-bx", [{"check": "contains", "value": "a-b"}], 0.0),
@@ -289,7 +289,7 @@ INSTRUCTED = [
     ("[1, 2", [{"check": "json_list", "count": 2}], 0.0),
     ("[" * 100_000, [{"check": "json_list", "count": 1}], 0.0),
     ("9" * 100_000, [{"check": "json_list", "count": 1}], 0.0),
-    ("", [{"check": "says", "value": ["a"]}, {"check": "at_most", "count": 3}], 0.5),
+    ("", [{"check": "says", "value": ["a"]}, {"check": "length", "count": 3}, {"check": "upper"}], 0.0),
 ]
 
 

@@ -48,9 +48,9 @@ def contains(text: str, value: str) -> bool:
     return re.search(rf"(?<![^\W_]){re.escape(value)}(?![^\W_])", text) is not None
 
 
-def at_most(text: str, count: int) -> bool:
-    """It has no more than `count` words."""
-    return len(words(text)) <= count
+def length(text: str, count: int) -> bool:
+    """It has `count` words."""
+    return len(words(text)) == count
 
 
 def upper(text: str) -> bool:
@@ -130,7 +130,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     for check in (
         says,
         contains,
-        at_most,
+        length,
         upper,
         lines,
         bullets,

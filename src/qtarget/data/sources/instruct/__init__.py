@@ -106,12 +106,12 @@ def _in_form(family: str, task: tasks.Task, form: forms.Form, rng: Random) -> Pr
 
 
 def _content(task: tasks.Task, written: forms.Written) -> tuple[Check, Check]:
-    """The answer proper is there, and no more words than in the demonstration: nothing is added to it."""
+    """The answer proper is there, and as many words as in the demonstration: nothing is added to it."""
     if task.kind == tasks.VERBATIM:
         right: Check = {"check": "contains", "value": task.pieces[0]}
     else:
         right = {"check": "says", "value": words(" ".join(task.pieces))}
-    return right, {"check": "at_most", "count": len(words(written.answer))}
+    return right, {"check": "length", "count": len(words(written.answer))}
 
 
 def _record(rng: Random) -> Problem:
