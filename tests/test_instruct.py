@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from qtarget.app.configs import compose_config, instantiate
 from qtarget.data.example import Demonstration
+from qtarget.data.module import prepare
 from qtarget.data.sources import splits
 from qtarget.data.sources.instruct import FAMILIES, Instruct, _in_form, forms, lexicon, tasks
 from qtarget.data.words import words
 from qtarget.errors import QTargetError
 from qtarget.evaluate.verify import Verdict, judge
+from qtarget.model.tiny import tiny_tokenizer
 
 MAKERS = (*tasks.ECHOES, *tasks.ORDER, *tasks.COUNTING, *tasks.TRANSFORMATION)
 ROWS = Instruct(system="").rows("train", 600)
@@ -169,3 +173,13 @@ def test_too_few_problems_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
         Instruct("order").rows("heldout", 30)
     with pytest.raises(QTargetError, match=r"set data\.rows and data\.heldout_rows"):
         Instruct().rows("train", None)
+
+
+def test_the_configuration_makes_tokens_with_critical_ones(workdir: Path) -> None:
+    overrides = ["data=instruct", "data.rows=30", "data.heldout_rows=10", "data.source.families={order:1,combined:3}"]
+    config = instantiate(compose_config("train", overrides).data)
+    assert config.source.families == {"order": 1, "combined": 3}
+    prepared = prepare(config, tiny_tokenizer(), 1024)
+    assert len(prepared.train) == 30
+    assert all(any(example.columns["critical"]) for example in prepared.train)
+    assert {family(row) for row in prepared.heldout_rows} <= {"order", "combined"}
