@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import cache
 from pathlib import Path
@@ -172,8 +173,8 @@ def test_boxes_are_read_by_their_braces(text: str, found: str | None) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Judges that have half a second a request, and a folder of their own to be imported from."""
-    monkeypatch.setattr(apart, "SECONDS", 0.5)
+    """Judges that have a second a request, and a folder of their own to be imported from."""
+    monkeypatch.setattr(apart, "SECONDS", 1.0)
     monkeypatch.setattr(apart, "_judge", cache(apart._judge.__wrapped__))  # the patient ones are kept
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
@@ -189,7 +190,7 @@ def test_a_judge_that_hangs_dies_or_raises_is_said_and_the_next_request_answered
         except apart.UnansweredError as reason:
             return str(reason)
 
-    late = "no verdict within 0.5 seconds, or its process ended"
+    late = "no verdict within 1 seconds, or its process ended"
     assert asked("6 * 7") == 42
     assert asked("[0 for _ in iter(int, 1)]") == late
     assert asked("sum(iter(int, 1))") == late  # within C code, where no signal handler of Python's would run
@@ -198,6 +199,10 @@ def test_a_judge_that_hangs_dies_or_raises_is_said_and_the_next_request_answered
     assert asked("1 / 0") == "ZeroDivisionError: division by zero"
     assert asked("'\\ud800' + chr(0xd800)") == "\ud800\ud800"
     assert asked("print('x' * 100_000)") is None
+    process = apart._judge("evaluates", os.getpid())._process
+    assert process
+    process.kill()  # between two requests
+    process.wait()
     assert asked("6 * 7") == 42
 
 

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from typing import Any, BinaryIO
@@ -61,7 +61,7 @@ class Judge:
     def __call__(self, arguments: tuple[Any, ...]) -> Any:
         request = pickle.dumps(arguments)
         with self._lock:
-            process = self._process if self._process and self._process.poll() is None else self._started()
+            process = self._running() or self._started()
             with self._ended_where_out_of_step():
                 _stream(process.stdin).write(request)
                 _stream(process.stdin).flush()
@@ -69,6 +69,11 @@ class Judge:
         if not answered:
             raise UnansweredError(value)
         return value
+
+    def _running(self) -> subprocess.Popen[bytes] | None:
+        if self._process and self._process.poll() is not None:  # it was ended between two requests
+            self.close()
+        return self._process
 
     def _started(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", _START.format(path=sys.path, module=self._module, seconds=SECONDS)]
@@ -82,7 +87,7 @@ class Judge:
         return self._process
 
     @contextlib.contextmanager
-    def _ended_where_out_of_step(self) -> Any:
+    def _ended_where_out_of_step(self) -> Iterator[None]:
         """After a death or an interrupt the process goes: a reply that is still to come belongs to no later request."""
         try:
             yield
