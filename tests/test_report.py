@@ -221,4 +221,5 @@ def test_answers_stand_on_the_page_where_the_runs_disagree_first(tmp_path):
     text = render(runs)
     assert "&lt;b&gt;1?" in text
     assert text.index("&lt;b&gt;1?") < text.index("&lt;b&gt;0?")
-    assert ("✓" in text) and ("✗" in text)
+    assert "✓" in text
+    assert "✗" in text
