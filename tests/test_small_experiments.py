@@ -1,0 +1,47 @@
+"""Every small experiment, from its preparations to its table, two steps on the tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qtarget.app.cli import run as qtarget_cli
+from qtarget.app.configs import compose_config, conf_dir
+
+SMALL = ["model=tiny", "trainer.max_steps=2", "data.heldout_rows=4", "eval.new_tokens=2", "trainer.precision=32-true"]
+ROWS, RESERVE = ["data.rows=16"], ["data.rows=0", "data.reserve_rows=16"]
+GROUPED = {
+    "noisy_instruct": (["noisy_instruct_teacher"], ["target=sft,target_sft"], "target,data.noise.rate"),
+    "data_efficiency": (["data_efficiency_teacher"], ["target=sft,kd", "data.rows=16,8"], "target,data.rows"),
+    "prior_strength": (["prior_strength_warm", "prior_strength_strong"], ["target=sft,dft"], "target,model.name"),
+    "prior_flaw": (
+        ["prior_strength_strong"],
+        ["target=one_minus_prior", "reference/flaw@references.prior.flaw=none,temperature"],
+        "target,references.prior.flaw",
+    ),
+}
+"""Experiment → what has to be run before it, a part of its grid, and the keys that its table is grouped by."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GROUPED)
+def test_an_experiment_runs_to_its_table(name: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, part, keys = GROUPED[name]
+    for stage in before:
+        assert qtarget_cli(["train", f"experiment={stage}", *SMALL, *RESERVE]) == 0
+    model = ["model=tiny"] if name in ("noisy_instruct", "data_efficiency") else ["model=path"]
+    starts = ["model.name=tiny,outputs/prior_strength_warm"] if name == "prior_strength" else []
+    command = ["train", f"experiment={name}", *ROWS, *SMALL[1:], *model, *starts, *part, "seed=0,1"]
+    assert qtarget_cli(command) == 0
+    capsys.readouterr()
+    assert qtarget_cli(["compare", f"outputs/{name}", "--group-by", keys, "--format", "md"]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + (2 if name == "prior_flaw" else 4)
+    assert all("| 2 |" in line for line in table[2:])  # seeds
+
+
+@pytest.mark.parametrize("path", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_composes(path: Path) -> None:
+    cfg = compose_config("train", [f"experiment={path.stem}"])
+    assert cfg.experiment_name == path.stem
