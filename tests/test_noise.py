@@ -564,20 +564,36 @@ def test_a_run_with_several_noises(workdir: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Several({}), r"add \+data/noise@data.noise.parts.NAME=typo"),
+        (lambda: Several({"a": {"rate": 0.1}}), "must hold at least one noise by name"),
+        (lambda: Typo(1.5), r"noise rate must lie in \[0, 1\], got 1.5"),
+        (lambda: Typo(seed="hot"), "noise seed must be a whole number of at least 0, got 'hot'"),
+        (lambda: WrongAnswer(seed="hot"), "noise seed must be a whole number"),
+        (lambda: SwappedDemonstration(-1), r"noise rate must lie in \[0, 1\]"),
+        (lambda: Truncated("x"), r"noise rate must lie in \[0, 1\]"),
+        (lambda: RandomToken(2), r"noise rate must lie in \[0, 1\]"),
+        (lambda: RandomToken(span=0), "noise span must be a whole number of at least 1"),
+        (lambda: RandomToken(how="delete"), "noise how must be one of replace, insert"),
+        (lambda: SpuriousMarker(marker=""), "noise marker must be text"),
+        (lambda: SpuriousMarker(marker=5), "noise marker must be text"),
+        (lambda: ParaphraseStyle(openings=[]), "noise openings must be text"),
+        (lambda: ParaphraseStyle(openings="Sure!"), "noise openings must be text"),
+        (lambda: ParaphraseStyle(closings=["#### 3"]), "noise closings must leave ####"),
+    ],
+)
+def test_values_out_of_range_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(QTargetError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["data/noise=several"], "add +data/noise@data.noise.parts.NAME=typo"),
         (["data/noise=several", "+data.noise.parts.a.rate=0.1"], "must hold at least one noise by name"),
         (["data/noise=typo", "data.noise.rate=1.5"], "noise rate must lie in [0, 1], got 1.5"),
-        (["data/noise=typo", "data.noise.seed=hot"], "noise seed must be a whole number of at least 0, got 'hot'"),
-        (["data/noise=swapped_demonstration", "data.noise.rate=-1"], "noise rate must lie in [0, 1]"),
-        (["data/noise=truncated", "data.noise.rate=x"], "noise rate must lie in [0, 1]"),
-        (["data/noise=random_token", "data.noise.span=0"], "noise span must be a whole number of at least 1"),
-        (["data/noise=random_token", "data.noise.how=delete"], "noise how must be one of replace, insert"),
-        (["data/noise=spurious_marker", "data.noise.marker=''"], "noise marker must be text"),
-        (["data/noise=spurious_marker", "data.noise.marker=5"], "noise marker must be text"),
-        (["data/noise=paraphrase_style", "data.noise.openings=[]"], "noise openings must be text"),
-        (["data/noise=paraphrase_style", "data.noise.closings=['#### 3']"], "noise closings must leave ####"),
         (["data/noise=typos"], "unknown data/noise 'typos': did you mean 'typo'?"),
     ],
 )

@@ -20,7 +20,8 @@ class Flaw(Protocol):
     """A model nobody else holds → the same, flawed. A dataclass: its repr is part of the name of a cache."""
 
     def check(self, vocab_size: int) -> None:
-        """Raise QTargetError where it can't be put on a model of this vocabulary."""
+        """Raise QTargetError where it can't be put on a model of this vocabulary; most go with any."""
+        return
 
     def __call__(self, policy: Policy) -> Policy: ...
 
