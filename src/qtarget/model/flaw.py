@@ -17,7 +17,7 @@ from qtarget.model.policy import Policy
 
 
 class Flaw(Protocol):
-    """A model nobody else holds → the same, flawed. A dataclass: its repr is part of the name of a cache."""
+    """A model that nothing else reads → the same, flawed. A dataclass: its repr is part of the name of a cache."""
 
     def check(self, vocab_size: int) -> None:
         """Raise QTargetError where it can't be put on a model of this vocabulary; most go with any."""
@@ -49,8 +49,10 @@ class Temperature(Flaw):
     def _divided(self, head: Head) -> Head:
         """z/T = c·tanh((s·hWᵀ + b)/c)/T, where 1/T goes into each of s, b and c."""
         t = self.temperature
-        bias, cap = (None if part is None else part / t for part in (head.bias, head.softcap))
-        return replace(head, scale=head.scale / t, bias=bias, softcap=cap)
+        bias = None if head.bias is None else head.bias / t
+        return replace(
+            head, scale=head.scale / t, bias=bias, softcap=None if head.softcap is None else head.softcap / t
+        )
 
 
 @dataclass(frozen=True)

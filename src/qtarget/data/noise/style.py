@@ -79,10 +79,10 @@ class ParaphraseStyle(Noise):
         return [before] if final == 0 else rng.choice([[before], [after], [before, after]])
 
 
-def _check_phrases(name: str, phrases: object) -> None:
+def _check_phrases(name: str, phrases: Sequence[str]) -> None:
     """Raise QTargetError unless these are texts that begin and end with something to see."""
-    are_texts = isinstance(phrases, Sequence) and not isinstance(phrases, str) and len(phrases) > 0
-    if not are_texts or not all(isinstance(text, str) and text and text == text.strip() for text in phrases):
+    texts = list(phrases) if isinstance(phrases, Sequence) and not isinstance(phrases, str) else []
+    if not texts or not all(isinstance(text, str) and text and text == text.strip() for text in texts):
         raise QTargetError(f"{name} must be text that neither begins nor ends with a space, got {phrases!r}")
-    if any(FINAL in text for text in phrases):
+    if any(FINAL in text for text in texts):
         raise QTargetError(f"{name} must leave {FINAL} to the final answer, got {phrases!r}")

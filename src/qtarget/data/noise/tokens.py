@@ -56,7 +56,7 @@ class RandomToken(Noise):
             left -= len(group)
         return drawn
 
-    def _groups(self, example: Example, end: int, rng: random.Random) -> Iterator[Sequence[int]]:
+    def _groups(self, example: Example, end: int, rng: random.Random) -> Iterator[list[int]]:
         """The tokens of each reply in groups of `span`, the first of a random size, so that all borders are likely."""
         for run in _replies(example, end):
             for start in range(rng.randrange(self.span) - self.span + 1, len(run), self.span):
