@@ -108,21 +108,21 @@ def seed_of(seed: int, prompt: Sequence[int], sample: int) -> int:
 class GumbelNoise(LogitsProcessor):
     """Makes the likeliest token a drawn one: argmax_v (z_v + G_v) has the distribution softmax(z).
 
-    G_v = −log E_v with E_v ~ Exp(1), from a generator for each row, on the CPU: the same numbers on every device. (Of
-    transformers' own sampling all rows share one generator, and an answer changes with its neighbours.)
+    G_v = −log(−log U_v) with U_v uniform, from a generator for each row. (Of transformers' own sampling all rows share
+    one generator, and an answer changes with its neighbours.)
     """
 
-    def __init__(self, seeds: Sequence[int], vocab_size: int) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[int], vocab_size: int, device: torch.device) -> None:
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.vocab_size = vocab_size
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         width = min(self.vocab_size, scores.shape[1])
-        waits = torch.empty(len(scores), width)
-        for row, generator in zip(waits, self.generators, strict=True):
-            row.exponential_(generator=generator)
+        uniform = scores.new_empty(len(scores), width)
+        for row, generator in zip(uniform, self.generators, strict=True):
+            row.uniform_(generator=generator)
         drawn = scores.clone()
-        drawn[:, :width] -= waits.clamp_min(torch.finfo(waits.dtype).tiny).log().to(scores.device)
+        drawn[:, :width] -= uniform.log_().neg_().log_()
         return drawn
 
 
@@ -144,7 +144,7 @@ def _processors(policy: Policy, sampling: Sampling, seeds: Sequence[int]) -> Log
         found.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_p < 1:
             found.append(TopPLogitsWarper(float(sampling.top_p)))
-        found.append(GumbelNoise(seeds, policy.vocab_size))
+        found.append(GumbelNoise(seeds, policy.vocab_size, policy.lm.device))
     return found
 
 
