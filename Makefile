@@ -1,4 +1,5 @@
 # make demo [QUICK=1]   fine-tune a pretrained model under several target designs and compare them
+# make noisy_instruct   an experiment over three seeds; also data_efficiency, prior_strength, prior_flaw: an hour each
 # make test             the test suite
 # make test-all         the same with the slow tests
 # make check            formatting, lint, types: what CI runs before the tests
@@ -18,7 +19,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: setup demo test test-all check bench format clean
+.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw starts test test-all check bench format clean
 
 setup: $(STAMP)
 
@@ -39,6 +40,29 @@ demo: setup
 	@$(QTARGET) train -m experiment=$(EXPERIMENT) target=$(TARGETS)
 	@$(if $(QUICK),,$(QTARGET) train experiment=$(EXPERIMENT) name=sft+clean role=control data.reserve_rows=960 trainer.max_steps=120)
 	@$(QTARGET) compare outputs/$(EXPERIMENT) outputs/$(EXPERIMENT)_teacher
+
+# One experiment each: what it needs first, its runs, its table. Finished runs are returned, so it goes on where it stopped.
+noisy_instruct: setup
+	@$(QTARGET) train experiment=noisy_instruct_teacher
+	@$(QTARGET) train experiment=noisy_instruct
+	@$(QTARGET) compare outputs/noisy_instruct --group-by data.noise.rate,target --against target=sft --metric test/score
+
+data_efficiency: setup
+	@$(QTARGET) train experiment=data_efficiency_teacher
+	@$(QTARGET) train experiment=data_efficiency
+	@$(QTARGET) compare outputs/data_efficiency --group-by data.rows,target --against target=sft
+
+prior_strength: starts
+	@$(QTARGET) train experiment=prior_strength
+	@$(QTARGET) compare outputs/prior_strength --group-by model.name,target --against target=sft
+
+prior_flaw: starts
+	@$(QTARGET) train experiment=prior_flaw
+	@$(QTARGET) compare outputs/prior_flaw --group-by target,references.prior.flaw --against references.prior.flaw=none
+
+starts: setup
+	@$(QTARGET) train experiment=prior_strength_warm
+	@$(QTARGET) train experiment=prior_strength_strong
 
 test: setup
 	$(BIN)/pytest -n 2 -m "not slow and not pretrained"

@@ -40,7 +40,7 @@ def given(name: str, folder: Path, **changes: Any) -> Hub:
 
 
 def test_every_named_data_set_has_rows_here() -> None:
-    others = {"arithmetic", "gsm_symbolic", "hub", "jsonl", "mix", "reasoning_gym"}
+    others = {"arithmetic", "gsm_symbolic", "instruct", "hub", "jsonl", "mix", "reasoning_gym"}
     assert set(NAMED) == set(options("data")) - others == set(options("data/source")) - others
 
 

@@ -74,7 +74,7 @@ class Given:
 
 def prepared(noise: Noise, texts: Sequence[str] = TEXTS, **changes: Any) -> Prepared:
     config = DataConfig(Given(texts), rows=len(texts), heldout_rows=2, noise=noise)
-    return prepare(replace(config, **changes), TOKENIZER, 1024)
+    return prepare(replace(config, contamination="allow", **changes), TOKENIZER, 1024)
 
 
 def said(example: Example, *, wrong: bool | None = None) -> list[int]:
