@@ -256,7 +256,7 @@ def test_every_setting_says_what_it_would_take(name: str, workdir: Path, capsys:
     dry.dry_run(compose_config("train", [*given, "target=target_sft"]), name)
     said = capsys.readouterr().out
     assert f"{name}, nothing is run:" in said
-    assert "1 steps × 256 rows = 1 epochs of 34 rows" in said
+    assert "1 steps × 256 rows = 1 epochs of 36 rows" in said
     assert "reference   teacher: frozen" in said
     devices = "8 devices" if name.endswith(LARGE) else "1 device"
     assert f"on {devices} at 40 % of 989 TFLOP/s each" in said
