@@ -770,7 +770,7 @@ def test_diagnostics_take_two_tensors_of_a_chunk_at_most(name: str, monkeypatch:
         view = tokens.view(torch.log_softmax(logits, dim=-1))
         target = design(view)
         gradient, none = target.gradient(view), torch.zeros(len(logits))
-        values = (target.value(view), -view.label_logp, target.label_mass, target.weight, target.mass, *[none] * 5)
+        values = (target.value(view), -view.label_logp, target.label_mass, target.weight, target.mass, *[none] * 6)
         return values, gradient.mul_(tokens.scale[:, None])
 
     everything, with_drift = chunks_allocated(name, 4 * CHUNK), chunks_allocated(name, 4 * CHUNK, "prior")
