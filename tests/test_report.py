@@ -107,7 +107,7 @@ def test_page_shows_the_rows_and_what_differs(folder):
     (row,) = [row for row in rows if ">dft<" in row and "41.2 [37.2, 46.2]" in row]
     assert 'data-sort="0.412"' in row
     assert COLOURS[0] in row
-    assert "40 % of the training labels made wrong" in page
+    assert "40 % of the training rows made wrong" in page
     assert "failed after step 15" in page
     (difference,) = differences([run for run in read_runs([folder], NOW) if run.name in ("sft", "dft")])
     assert (difference.key, difference.values, difference.of_design) == ("trainer.lr", ("0.25", "–"), False)

@@ -151,7 +151,7 @@ def test_sentences_about_the_runs(tmp_path):
     write_run(tmp_path / "demo", "sft", "a" * 12)
     write_run(tmp_path / "demo", "dft", "b" * 12, accuracy=0.6, seed=3)
     runs = read_runs([tmp_path], NOW)
-    assert subject(runs) == "2 runs of tiny on arithmetic, with 40 % of the training labels made wrong."
+    assert subject(runs) == "2 runs of tiny on arithmetic, with 40 % of the training rows made wrong."
     assert "400 held-out problems" in reading_note(runs)
     assert "seeds 0, 3" in reading_note(runs)
     assert next_command(runs) == "qtarget train experiment=demo target=dft seed=4"

@@ -118,10 +118,10 @@ def subject(runs: Sequence[Run]) -> str:
     """One sentence: how many runs of which model on which data, and how much of it was made wrong."""
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     model, data = (_choices(runs, group) for group in ("model", "data"))
-    rates = sorted({rate for run in runs if (rate := _noise_rate(run)) is not None})
-    noise = " or ".join(f"{100 * rate:g} %" for rate in rates)
+    shares = sorted({_noisy_percent(run) for run in runs if run.rows.get("train")})
+    noise = " or ".join(f"{share} %" for share in shares)
     parts = [count, f"of {model}" if model else "", f"on {data}" if data else ""]
-    wrong = f", with {noise} of the training labels made wrong" if any(rates) else ""
+    wrong = f", with {noise} of the training rows made wrong" if any(shares) else ""
     return " ".join(part for part in parts if part) + wrong + "."
 
 
@@ -129,11 +129,8 @@ def _choices(runs: Iterable[Run], group: str) -> str:
     return " and ".join(sorted({run.choices[group] for run in runs if group in run.choices}))
 
 
-def _noise_rate(run: Run) -> float | None:
-    try:
-        return float(run.config["data.noise.rate"])
-    except (KeyError, ValueError):
-        return None
+def _noisy_percent(run: Run) -> int:
+    return round(100 * run.rows.get("noisy", 0) / run.rows["train"])
 
 
 def next_command(runs: Sequence[Run]) -> str:
