@@ -18,11 +18,11 @@ import torch
 import qtarget
 from qtarget.data.example import Demonstration
 from qtarget.evaluate import scores
+from qtarget.evaluate.asking import answer_problems
 from qtarget.evaluate.generate import GREEDY, Sampling, generate, seed_of
 from qtarget.evaluate.samples import (
     Sample,
     answer_metrics,
-    answer_problems,
     paired,
     read_samples,
     save_samples,

@@ -11,7 +11,8 @@ import yaml
 
 from qtarget.app.compare import compare
 from qtarget.errors import QTargetError
-from qtarget.evaluate.resample import interval
+from qtarget.evaluate.samples import Sample, save_samples
+from qtarget.evaluate.scores import over_seeds
 from qtarget.track.groups import group_runs, rows
 from qtarget.track.runs import read_runs
 
@@ -23,8 +24,12 @@ def write_run(root: Path, target: str, seed: int, verdicts: list[bool], rate: fl
     result = {"status": "finished", "name": target, "choices": {"target": target}, "metrics": metrics, "seed": seed}
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "data": {"noise": {"rate": rate}}}))
-    samples = [{"row": row, "correct": correct} for row, correct in enumerate(verdicts)]
-    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)) + "\n")
+    save_samples(folder, [sample(row, correct) for row, correct in enumerate(verdicts)])
+
+
+def sample(row: int, correct: bool, prompt: str = "") -> Sample:
+    texts = {"prompt": prompt or f"problem {row}", "expected": "7", "answer": "7", "final": "7"}
+    return Sample("heldout", row, 0, **texts, correct=correct, score=float(correct), tokens=1, ended=True)
 
 
 @pytest.fixture
@@ -98,14 +103,46 @@ def test_intervals_cover_the_truth_where_seeds_and_problems_both_vary() -> None:
     for repeat in range(repeats):
         ability = 0.3 * generator.standard_normal((8, 1))
         difficulty = generator.standard_normal((1, 60))
-        found = interval(ability + difficulty + generator.standard_normal((8, 60)), seed=repeat)
+        found = over_seeds(ability + difficulty + generator.standard_normal((8, 60)), -9.0, 9.0, seed=repeat)
         covered += found.low <= 0 <= found.high
     assert 0.9 <= covered / repeats <= 1
 
 
+def test_where_nothing_varies_the_interval_is_not_a_point() -> None:
+    """Three seeds that solve nothing, or everything: the next problem may be another."""
+    none, all_of_them = over_seeds(np.zeros((3, 50))), over_seeds(np.ones((3, 50)))
+    assert (none.low, none.mean) == (0, 0)
+    assert 0.02 < none.high < 0.1
+    assert (all_of_them.mean, all_of_them.high) == (1, 1)
+    assert 0.9 < all_of_them.low < 0.98
+
+
 def test_one_seed_leaves_the_luck_of_the_problems() -> None:
-    values = np.random.default_rng(0).standard_normal((1, 400))
-    found = interval(values)
+    values = np.random.default_rng(0).uniform(size=(1, 400))
+    found = over_seeds(values)
     half = 1.96 * values.std() / 20
-    assert found.low == pytest.approx(values.mean() - half, abs=0.02)
-    assert found.high == pytest.approx(values.mean() + half, abs=0.02)
+    assert found.low == pytest.approx(values.mean() - half, abs=0.01)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.01)
+
+
+def test_other_problems_are_not_paired(tmp_path: Path) -> None:
+    """The same row numbers of other data are other problems."""
+    write_run(tmp_path, "sft", 0, [True] * 4)
+    write_run(tmp_path, "dft", 0, [False] * 4)
+    save_samples(tmp_path / "dft00.4", [sample(row, False, f"other {row}") for row in range(4)])
+    found = rows(group_runs(read_runs([tmp_path]), ["target"]), "test/accuracy", {"target": "sft"})
+    assert {row.difference for row in found} == {None}
+
+
+def test_a_seed_without_the_metric_is_counted_as_missing(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = swept / "sft10.4" / "result.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps(result | {"metrics": {"test/accuracy": 0.25, "test/nll": None}}))
+    compare([swept], format="md", group_by=["target"], metric="test/nll")
+    assert "| sft | 1 of 2 | 1.000 |" in capsys.readouterr().out
+
+
+def test_names_are_the_runs_own_not_the_configurations(swept: Path) -> None:
+    for path in swept.glob("*/config.yaml"):
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "name": None}))
+    assert {group.label for group in group_runs(read_runs([swept]), ["name"])} == {"sft", "dft"}

@@ -7,10 +7,12 @@ import re
 
 import matplotlib.image
 import pytest
+from test_groups import sample
 from test_runs import NOW, write_run
 
 from qtarget.app.compare import compare, print_tables
 from qtarget.errors import QTargetError
+from qtarget.evaluate.samples import save_samples
 from qtarget.track.answers import problems
 from qtarget.track.drawing import page_figures
 from qtarget.track.figures import COLOURS, MOST_POINTS, marks, panels
@@ -204,18 +206,7 @@ def test_odd_names_are_drawn_as_they_are(tmp_path):
 def test_answers_stand_on_the_page_where_the_runs_disagree_first(tmp_path):
     for name, right in (("sft", [True, False, True]), ("dft", [True, True, False])):
         folder = write_run(tmp_path / "demo", name, name * 4)
-        samples = [
-            {
-                "source": "heldout",
-                "row": row,
-                "prompt": f"<b>{row}?",
-                "expected": "7",
-                "answer": name,
-                "correct": correct,
-            }
-            for row, correct in enumerate(right)
-        ]
-        (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)) + "\n")
+        save_samples(folder, [sample(row, correct, f"<b>{row}?") for row, correct in enumerate(right)])
     runs = read_runs([tmp_path])
     assert [problem.prompt for problem in problems(runs)] == ["<b>1?", "<b>2?", "<b>0?"]
     text = render(runs)

@@ -41,6 +41,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _build(cfg: DictConfig, role: str) -> None:
+    cfg.eval.benchmarks = {}  # nothing is asked
     plan = compose.plan(cfg, cached=(role,))
     for name, cache in plan.caches.items():
         print(described(name, cache, plan.references[role_of(name)]))

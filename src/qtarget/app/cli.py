@@ -106,6 +106,8 @@ def _compare(rest: list[str]) -> int:
     options = parser.parse_args(rest)
     keys = [key for key in options.group_by.split(",") if key]
 
+    if options.paired and (keys or options.against or options.out or options.format != "rich"):
+        parser.error("--paired prints one difference: it goes with no other option")
     if options.paired:
         from qtarget.app.pairing import compare_paired
 

@@ -116,6 +116,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
         flaw_of(cfg.references[role]).check(len(tokenizer))
     context = provide.context_length(provide.load_config(model))
     prepared, beside = prepare(data_config, tokenizer, context), outside(cfg.eval, tokenizer, context)
+    _check_rows(cfg, prepared)
     cfg = _with_steps(cfg, prepared)
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
@@ -126,6 +127,16 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     check_built(caches)
     optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
     return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside)
+
+
+def _check_rows(cfg: DictConfig, prepared: Prepared) -> None:
+    if prepared.train or cfg.trainer.max_steps == 0:
+        return
+    lost = prepared.losses or "; none was asked for"
+    raise QTargetError(
+        f"no training row is left of {prepared.described or 'the data'}{lost}: ask for more rows, or give a file that "
+        "has some; trainer.max_steps=0 only evaluates"
+    )
 
 
 def _with_steps(cfg: DictConfig, prepared: Prepared) -> DictConfig:
@@ -144,14 +155,15 @@ def _steps_an_epoch(trainer: DictConfig, prepared: Prepared) -> int:
 
 
 def _attention(cfg: DictConfig, prepared: Prepared) -> str:
-    longest = max(sum(map(len, row)) if isinstance(row, tuple) else len(row) for row in prepared.rows)
+    rows_read = prepared.rows or prepared.heldout
+    longest = max((sum(map(len, row)) if isinstance(row, tuple) else len(row) for row in rows_read), default=0)
     gpu, rows = on_gpu(cfg.trainer.accelerator), cfg.trainer.batch_size
     return attention(cfg.model.attention, on_gpu=gpu, rows=rows, longest=longest)
 
 
 def _engine(cfg: DictConfig, prepared: Prepared, vocab_size: int) -> Engine:
     trainer = cfg.trainer
-    tokens = sum(example.labels for example in prepared.train) / len(prepared.rows)
+    tokens = sum(example.labels for example in prepared.train) / max(1, len(prepared.rows))
     scored = tokens * trainer.max_steps * trainer.batch_size * trainer.accumulate * vocab_size  # by one process
     return choose(cfg.loss.compile, on_gpu=on_gpu(trainer.accelerator), scored=scored)
 
@@ -317,7 +329,9 @@ def _detail(cfg: DictConfig, role: str, design: Design) -> str:
 
 
 def _check_columns(design: Design, prepared: Prepared) -> None:
-    held = prepared.train[0].columns
+    held = prepared.train[0].columns if prepared.train else {}
+    if not held:
+        return  # nothing is trained on
     for name in sorted(columns(design) - set(held)):
         raise QTargetError(
             f"this target needs the data column {name!r} and the rows carry {', '.join(held)}: with data=jsonl, give "

@@ -39,7 +39,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     with held(folder):
         result = finished_before(cfg, folder, "evaluated") or _fresh(cfg, folder, _info(cfg, where, arguments))
     _show(result["name"], result["metrics"])
-    print(f"samples  {near(folder / FILE)}\nrecord   {near(folder / 'result.json')}")
+    if (folder / FILE).is_file():
+        print(f"samples  {near(folder / FILE)}")
+    print(f"record   {near(folder / 'result.json')}")
     print(f"next     {_next_command(cfg, where, arguments, folder)}")
     return 0
 
@@ -53,12 +55,14 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def evaluation_config(where: str, overrides: Sequence[str]) -> DictConfig:
-    """As the run was configured, but for what only training needs: one process, and no more than a training row."""
+    """As the run was configured, but for what only training needs: one process, and no training row."""
     cfg, run = trained_config(where, overrides), run_folder(where)
     cfg.name = cfg.name or (_run_result(run).get("name") if run else Path(where).name)
     cfg.experiment_name = FOLDER
     cfg.target = compose_target("sft")  # no design is trained with, so none asks for a teacher
-    cfg.data.rows, cfg.data.reserve_rows, cfg.data.packing = 1, 0, None
+    cfg.data.rows, cfg.data.reserve_rows, cfg.data.packing = 0, 0, None
+    cfg.data.noise = {"_target_": "qtarget.data.noise.NoNoise"}
+    cfg.trainer.max_steps, cfg.trainer.epochs = 0, None
     cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.strategy = 1, 1, "auto"
     cfg.loss.compile = "off"
     if cfg.model.attention == "auto":
@@ -75,13 +79,16 @@ def _run_result(run: Path) -> dict[str, Any]:
 def _info(cfg: DictConfig, where: str, arguments: Sequence[str]) -> dict[str, Any]:
     """What the record says of an evaluation; of a run's checkpoint also how that was trained."""
     run = run_folder(where)
-    trained = _run_result(run) if run else {"role": "base"}
-    inherited = {key: trained[key] for key in ("role", "choices", "design") if key in trained}
+    trained: dict[str, Any] = _run_result(run) if run else {"role": "base"}
+    inherited: dict[str, Any] = {key: trained[key] for key in ("role", "choices", "design") if key in trained}
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    choices = {group: given.get(group, option) for group, option in inherited.get("choices", {}).items()}
     return {
         "name": cfg.name,
         "task": "evaluate",
         "experiment": FOLDER,
         **inherited,
+        "choices": choices,
         "checkpoint": where,
         "overrides": list(arguments),
         "seed": cfg.seed,

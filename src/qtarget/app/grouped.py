@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from qtarget.errors import QTargetError
-from qtarget.evaluate.resample import Interval
-from qtarget.track.groups import Row, group_runs, rows, verdicts
+from qtarget.evaluate.scores import Score
+from qtarget.track.groups import Row, group_runs, rows
 from qtarget.track.runs import Run
 
 MISSING = "–"
@@ -36,35 +36,38 @@ def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
 def cells(found: Sequence[Row], metric: str) -> list[list[str]]:
     """The table as text, its titles first; shares are in percent, and so are their differences."""
     keys = list(found[0].group.key)
-    share = verdicts(metric) is not None
+    share = any(row.interval for row in found)
     scale, digits = (100, 1) if share else (1, 3)
     title = f"{metric} %" if share else metric
     compared = any(row.difference for row in found)
     titles = [*keys, "seeds", f"{title} [95 %]", "by seed", *["difference [95 %]"] * compared]
-    return [titles, *(_cells(row, scale, digits, compared) for row in found)]
+    return [titles, *(_cells(row, metric, scale, digits, compared) for row in found)]
 
 
-def _cells(row: Row, scale: float, digits: int, compared: bool) -> list[str]:
+def _cells(row: Row, metric: str, scale: float, digits: int, compared: bool) -> list[str]:
     def number(value: float, sign: str = "") -> str:
         return f"{scale * value:{sign}.{digits}f}"
 
     mean = _bracketed(row.interval, number) if row.interval else number(row.mean)
     span = f"{number(row.low_seed)} … {number(row.high_seed)}" if len(row.group.runs) > 1 else MISSING
     apart = _bracketed(row.difference, lambda value: number(value, "+")) if row.difference else MISSING
-    return [*row.group.key.values(), str(len(row.group.runs)), mean, span, *[apart] * compared]
+    return [*row.group.key.values(), row.group.seeds(metric), mean, span, *[apart] * compared]
 
 
-def _bracketed(found: Interval, number: Callable[[float], str]) -> str:
+def _bracketed(found: Score, number: Callable[[float], str]) -> str:
     return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
 
 
-def note(found: Sequence[Row], against: Mapping[str, str] | Sequence[str]) -> str:
-    """What the intervals cover."""
+def note(found: Sequence[Row], against: Sequence[str]) -> str:
+    """What the intervals cover, and why some are missing."""
+    told = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
     if not any(row.interval for row in found):
-        return "Means over seeds, with the smallest and the largest; no interval: this metric is no mean over problems."
-    baseline = " and ".join(against)
-    paired = f" Differences to {baseline} are paired by seed and problem." if baseline else ""
-    return "Intervals resample held-out problems and seeds together; with few seeds their share is coarse." + paired
+        told = "No intervals: this metric has no value for each problem, or the answers were not kept."
+    if any(row.difference for row in found):
+        told += f" Differences to {' and '.join(against)} are paired by seed and problem."
+    elif against:
+        told += " No differences: they are taken problem by problem, and the groups share none."
+    return told
 
 
 def as_csv(found: Sequence[Row], metric: str) -> str:
@@ -78,5 +81,5 @@ def as_csv(found: Sequence[Row], metric: str) -> str:
         inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
         apart = [row.difference.mean, row.difference.low, row.difference.high] if row.difference else [""] * 3
         numbers = [row.mean, *inside, row.low_seed, row.high_seed, *apart]
-        writer.writerow([*row.group.key.values(), len(row.group.runs), *numbers])
+        writer.writerow([*row.group.key.values(), len(row.group.values(metric)), *numbers])
     return text.getvalue()

@@ -15,6 +15,9 @@ from qtarget.model.digest import fingerprint, sampled_digest
 NOT_IDENTITY = ("hydra", "output_dir", "tracker")
 """Where results go and who else sees them don't change a run."""
 
+ONLY_SAID = ("device_tflops", "utilisation")
+"""Of trainer: what a dry run reckons with."""
+
 
 def config_container(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain data, without Hydra's own node."""
@@ -28,6 +31,8 @@ def config_hash(cfg: DictConfig) -> str:
     """12 hex digits of what makes a run what it is."""
     identity = {key: value for key, value in config_container(cfg).items() if key not in NOT_IDENTITY}
     identity["target"].pop("about", None)
+    for key in ONLY_SAID:
+        identity["trainer"].pop(key, None)
     for holder, key in _named_inputs(identity):
         holder[key] = fingerprint(holder[key])
     for source in (*_sources(identity["data"]), *_sources(identity["eval"])):

@@ -15,7 +15,7 @@ from qtarget.data.example import Demonstration, Example
 from qtarget.data.module import encoded
 from qtarget.errors import QTargetError
 
-TAKEN = ("train", "val", "test", "target", "retention", "heldout")
+TAKEN = ("train", "val", "test", "target", "detection", "retention", "heldout")
 """Names that other metrics begin with."""
 
 

@@ -73,6 +73,7 @@ def run_config(where: str, overrides: Sequence[str] = ()) -> DictConfig:
     """The training configuration that a checkpoint is read with."""
     cfg = trained_config(where, overrides)
     cfg.eval.kl_prior = True  # has the prior loaded wherever one is configured
+    cfg.eval.benchmarks, cfg.eval.retention.source = {}, None  # nothing is asked
     cfg.data.heldout_rows = 0
     cfg.trainer.precision = "32-true"
     return cfg

@@ -232,7 +232,7 @@ def _in_training(
     cfg: DictConfig, evaluator: Evaluator, policy: Policy, record: Record | Unrecorded
 ) -> PeriodicEvaluation:
     def evaluate() -> dict[str, float]:
-        return evaluator(policy, limit=cfg.eval.problems_in_training).named("val")
+        return evaluator(policy, limit=cfg.eval.problems_in_training, closing=False).named("val")
 
     return PeriodicEvaluation(evaluate, record.log, cfg.trainer.eval_every)
 

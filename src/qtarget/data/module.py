@@ -100,10 +100,6 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     spoilt = config.noise.tokens([chat.encode(row) for row in noisy], chat)
     train = _fit([*noisy, *clean_reserve], [*spoilt, *map(chat.encode, clean_reserve)], limit, config.truncation)
     held = _fit(heldout, [chat.encode(row) for row in heldout], limit, config.truncation)
-    if not train.examples:
-        raise QTargetError(
-            f"no training row is left of {config.source}: ask for more rows, or give a file that has some"
-        )
     contaminated = len(given) + len(reserve) - len(clean) - len(clean_reserve)
     counts = {
         "asked": len(train.examples) + train.dropped + contaminated,
@@ -194,7 +190,7 @@ def _cut(example: Example, limit: int) -> Example:
 def steps_an_epoch(rows: int, *, batch_size: int, accumulate: int, world: int) -> int:
     """Optimizer steps in which `world` ranks read `rows` once; a short rest makes a micro-batch, and a step, too."""
     batches = math.ceil(math.ceil(rows / world) / batch_size)
-    return math.ceil(batches / accumulate)
+    return max(1, math.ceil(batches / accumulate))
 
 
 class SFTData(L.LightningDataModule):

@@ -18,10 +18,11 @@ from qtarget.data.batch import Batch
 from qtarget.data.collate import Collate
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.ranks import leads
+from qtarget.evaluate.asking import answer_problems
 from qtarget.evaluate.calibration import Bin, Reliability
 from qtarget.evaluate.generate import GREEDY, Sampling
 from qtarget.evaluate.retention import retention_metrics
-from qtarget.evaluate.samples import HELDOUT, Sample, answer_metrics, answer_problems
+from qtarget.evaluate.samples import HELDOUT, Sample, answer_metrics
 from qtarget.evaluate.tokens import token_metrics
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
@@ -68,17 +69,17 @@ class Evaluator:
     retention: Sequence[Example] = ()
     retention_prior: Frozen | None = None
 
-    def __call__(self, policy: Policy, limit: int | None = None) -> Evaluation:
-        """`limit` takes only the first so many held-out rows, and no benchmark: for a look during training."""
+    def __call__(self, policy: Policy, limit: int | None = None, *, closing: bool = True) -> Evaluation:
+        """limit: only the first so many held-out rows. closing=False: without benchmarks, a look during training."""
         was_training = policy.training
         policy.eval()
         try:
             with torch.no_grad(), self.autocast():
-                return self._evaluated(policy, limit, partial(_watched, hidden=limit is not None))
+                return self._evaluated(policy, limit, partial(_watched, hidden=not closing), closing)
         finally:
             policy.train(was_training)
 
-    def _evaluated(self, policy: Policy, limit: int | None, watch: Callable[..., Any]) -> Evaluation:
+    def _evaluated(self, policy: Policy, limit: int | None, watch: Callable[..., Any], closing: bool) -> Evaluation:
         reliability = Reliability()
         heldout = watch(self._batches(self.examples[:limit]), title="held-out nll")
         metrics = token_metrics(policy, self.prior, heldout, reliability)
@@ -87,7 +88,7 @@ class Evaluator:
         metrics |= {f"retention/{name}": value for name, value in kept.items()}
         samples = list(self._answers(policy, HELDOUT, self.rows[:limit], watch))
         metrics |= answer_metrics(samples)
-        for name, problems in self.benchmarks.items() if limit is None else ():
+        for name, problems in self.benchmarks.items() if closing else ():
             found = list(self._answers(policy, name, problems, watch))
             metrics |= {f"{name}/{metric}": value for metric, value in answer_metrics(found).items()}
             samples += found

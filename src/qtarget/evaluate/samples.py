@@ -1,30 +1,26 @@
-"""Answers to problems that a verifier judges, and what is made of them: metrics, a file, and pairs of two runs."""
+"""Judged answers, and what is made of them: metrics, a file, and pairs of two runs. No model is needed for it."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from qtarget.data.chat import ChatFormat
-from qtarget.data.example import Demonstration
 from qtarget.errors import QTargetError
 from qtarget.evaluate import scores
-from qtarget.evaluate.generate import GREEDY, Sampling, Written, generate
 from qtarget.evaluate.scores import Difference, Values
-from qtarget.evaluate.verify import judge
 from qtarget.files import write_atomically
-from qtarget.model.policy import Policy
 
 FILE = "samples.jsonl"
 HELDOUT = "heldout"
 """The source of a run's own held-out rows; benchmarks have their names."""
+Problem = tuple[str, str, int]
+"""Source, prompt, and how many rows before it had the same prompt."""
 
 
 @dataclass(frozen=True)
@@ -49,58 +45,6 @@ class Sample:
     ended: bool
 
 
-# Asking
-
-
-def answer_problems(
-    policy: Policy,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Demonstration],
-    *,
-    new_tokens: int,
-    batch: int,
-    sampling: Sampling = GREEDY,
-    source: str = HELDOUT,
-    watch: Callable[[list[Any]], Iterable[Any]] = iter,
-) -> list[Sample]:
-    """Answers to verifiable problems, each judged by its own verifier; the samples of a prompt stand together."""
-    chat = ChatFormat(tokenizer)
-    ends = sorted({chat.end_of_turn, int(tokenizer.eos_token_id or chat.end_of_turn)})
-    written = generate(
-        policy,
-        [chat.prompt_ids(row.prompt) for row in rows],
-        ends=ends,
-        pad=int(tokenizer.pad_token_id),
-        new_tokens=new_tokens,
-        batch=batch,
-        sampling=sampling,
-        watch=watch,
-    )
-    return [
-        _judged(row, source, number, one, str(tokenizer.decode(one.ids, skip_special_tokens=True)).strip())
-        for row, answers in zip(rows, written, strict=True)
-        for number, one in enumerate(answers)
-    ]
-
-
-def _judged(row: Demonstration, source: str, number: int, written: Written, answer: str) -> Sample:
-    assert row.entry is not None
-    verdict = judge(answer, row.entry)
-    return Sample(
-        source=source,
-        row=row.row,
-        sample=number,
-        prompt="\n\n".join(message["content"] for message in row.prompt if message["content"]),
-        expected=row.completion,
-        answer=answer,
-        final=verdict.answer,
-        correct=verdict.correct,
-        score=verdict.score,
-        tokens=len(written.ids),
-        ended=written.ended,
-    )
-
-
 # What they say
 
 
@@ -120,9 +64,7 @@ def values_of(prompts: Sequence[Sequence[Sample]]) -> dict[str, Values]:
     """
     correct = np.array([[sample.correct for sample in group] for group in prompts], dtype=float)
     score = np.array([[sample.score for sample in group] for group in prompts])
-    found: dict[str, Values] = {"accuracy": correct.mean(1)}
-    if (score != correct).any():
-        found["score"] = score.mean(1)
+    found: dict[str, Values] = {"accuracy": correct.mean(1), "score": score.mean(1)}
     count = correct.shape[1]
     if count > 1:
         right = correct.sum(1).astype(int).tolist()
@@ -195,7 +137,7 @@ def paired(samples_a: Sequence[Sample], samples_b: Sequence[Sample], metric: str
     Prompts are the same where their texts are. Raises QTargetError where none is shared, or for a metric that one of
     the two hasn't: see `values_of`; accuracy is always there, however many samples a run has.
     """
-    a, b = (_by_text(samples, metric) for samples in (samples_a, samples_b))
+    a, b = (by_problem(samples, metric) for samples in (samples_a, samples_b))
     shared = [prompt for prompt in a if prompt in b]
     if not shared:
         raise QTargetError(
@@ -206,8 +148,11 @@ def paired(samples_a: Sequence[Sample], samples_b: Sequence[Sample], metric: str
     return Paired(float(mine.mean()), float(theirs.mean()), len(shared), *apart, scores.difference(mine, theirs))
 
 
-def _by_text(samples: Sequence[Sample], metric: str) -> dict[tuple[str, str, int], float]:
-    """(source, prompt, how many rows before it had the same) → the metric's value."""
+def by_problem(samples: Sequence[Sample], metric: str) -> dict[Problem, float]:
+    """(source, prompt, how many rows before it had the same) → the metric's value.
+
+    Raises QTargetError for a metric that `values_of` doesn't know.
+    """
     prompts = by_prompt(samples)
     known = values_of(prompts)
     if metric not in known:

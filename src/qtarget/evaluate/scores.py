@@ -79,6 +79,30 @@ def interval(values: Values, low: float = 0.0, high: float = 1.0, seed: int = 0)
     return Score(mean, *_bootstrap(values, seed))
 
 
+def over_seeds(values: Values, low: float = 0.0, high: float = 1.0, seed: int = 0) -> Score:
+    """The mean of values [S seeds, P prompts], all in [low, high], and its 95 % interval over both.
+
+    Seeds and prompts are drawn with replacement, independently (the pigeonhole bootstrap: Owen, Annals of Applied
+    Statistics 2007), and the interval is that of percentiles; a few seeds make their share coarse. With one seed, or
+    where nothing varies, it is the interval over prompts.
+    """
+    if len(values) == 1 or np.ptp(values) == 0:
+        return interval(values.mean(0), low, high, seed)
+    generator, (seeds, prompts) = np.random.default_rng(seed), values.shape
+    at_once = max(1, RESAMPLED_AT_ONCE // prompts)
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    means = np.concatenate([_drawn_means(values, generator, size, seeds, prompts) for size in sizes])
+    ends = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Score(float(values.mean()), float(ends[0]), float(ends[1]))
+
+
+def _drawn_means(values: Values, generator: np.random.Generator, size: int, seeds: int, prompts: int) -> Values:
+    drawn_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
+    drawn_prompts = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size) / prompts
+    means: Values = ((drawn_seeds @ values) * drawn_prompts).sum(1)
+    return means
+
+
 def wilson(correct: int, count: int) -> Score:
     """The share correct/count with the Wilson score interval (Wilson 1927), which stays honest near 0 and 1."""
     test = binomtest(correct, count)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from qtarget.errors import QTargetError
+from qtarget.evaluate.samples import FILE, Sample, read_samples
 from qtarget.track.runs import Run
 
 SHOWN = 12
@@ -14,7 +14,7 @@ SHOWN = 12
 LONGEST = 600
 """Characters of a text on a page."""
 
-Key = tuple[str, int]
+Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,31 @@ class Problem:
 def problems(runs: Sequence[Run], shown: int = SHOWN) -> list[Problem]:
     """At most `shown`; the closer to half of the runs solve a problem, the earlier it stands."""
     asked = [(run, _first_answers(run)) for run in runs]
-    keys = sorted({key for _, answers in asked for key in answers})
-    found = [_problem(key, [(run, answers[key]) for run, answers in asked if key in answers]) for key in keys]
+    keys = dict.fromkeys(key for _, answers in asked for key in answers)
+    found = [_problem([(run, answers[key]) for run, answers in asked if key in answers]) for key in keys]
     return sorted(found, key=lambda problem: abs(2 * problem.solved - len(problem.answers)))[:shown]
 
 
-def _problem(key: Key, given: Sequence[tuple[Run, Mapping[str, Any]]]) -> Problem:
+def kept_samples(run: Run) -> list[Sample]:
+    """The judged answers of a run; none where it asked nothing, or another version wrote them."""
+    path = run.folder / FILE
+    try:
+        return read_samples(path) if path.is_file() else []
+    except QTargetError:
+        return []
+
+
+def _problem(given: Sequence[tuple[Run, Sample]]) -> Problem:
     sample = given[0][1]
-    answers = tuple((run, _short(one["answer"]), bool(one["correct"])) for run, one in given)
-    return Problem(_short(sample["prompt"]), _short(sample["expected"]), answers)
+    answers = tuple((run, _short(one.answer), one.correct) for run, one in given)
+    return Problem(_short(sample.prompt), _short(sample.expected), answers)
 
 
-def _first_answers(run: Run) -> dict[Key, Mapping[str, Any]]:
-    """(source, row) → the first sample; none for a run that another version wrote."""
-    path = run.folder / "samples.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found: dict[Key, Mapping[str, Any]] = {}
-    for sample in map(json.loads, lines):
-        if {"source", "row", "prompt", "expected", "answer", "correct"} <= sample.keys():
-            found.setdefault((sample["source"], sample["row"]), sample)
+def _first_answers(run: Run) -> dict[Key, Sample]:
+    """(source, prompt) → the first sample."""
+    found: dict[Key, Sample] = {}
+    for sample in kept_samples(run):
+        found.setdefault((sample.source, sample.prompt), sample)
     return found
 
 

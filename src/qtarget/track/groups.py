@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from qtarget.errors import QTargetError
-from qtarget.evaluate.resample import Interval, interval
+from qtarget.evaluate.samples import HELDOUT, Problem, by_problem
+from qtarget.evaluate.scores import Score, Values, over_seeds
+from qtarget.track.answers import kept_samples
 from qtarget.track.runs import Run, differing_keys, finished
 
-_OF_VERDICTS = re.compile(r"(?P<source>.+)/(accuracy|avg@\d+|(?P<score>score))")
-HELDOUT = "test"
-"""What metrics call a run's own held-out rows; benchmarks go by their names."""
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What of samples.jsonl a metric is the mean of: the answers to one source's problems, a field of each."""
-
-    source: str
-    field: str
-
-
-def verdicts(metric: str) -> Verdicts | None:
-    """None: the metric is no mean over answers."""
-    found = _OF_VERDICTS.fullmatch(metric)
-    if not found:
-        return None
-    source = "heldout" if found["source"] == HELDOUT else found["source"]
-    return Verdicts(source, "score" if found["score"] else "correct")
+HELDOUT_METRICS = "test"
+"""What metrics of a run's own held-out rows begin with; those of a benchmark begin with its name."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +28,11 @@ class Group:
     def label(self) -> str:
         return ", ".join(self.key.values())
 
+    def seeds(self, metric: str) -> str:
+        """How many runs; and where some of them lack the metric, as one that diverged does, how many have it."""
+        have, all_of_them = len(self.values(metric)), len(self.runs)
+        return str(have) if have == all_of_them else f"{have} of {all_of_them}"
+
     def values(self, metric: str) -> list[float]:
         """The metric of every run, in the order of their seeds."""
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
@@ -57,10 +44,10 @@ class Row:
 
     group: Group
     mean: float
-    interval: Interval | None
+    interval: Score | None
     low_seed: float
     high_seed: float
-    difference: Interval | None = None
+    difference: Score | None = None
 
 
 def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
@@ -89,10 +76,11 @@ def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None
 
 def _row(group: Group, metric: str, baseline: Group | None) -> Row:
     values = group.values(metric)
-    scores = _scores(group, metric)
+    scores = _scores(group.runs, metric)
     difference = _difference(group, baseline, metric) if baseline and baseline is not group else None
     mean = float(np.mean(values))
-    return Row(group, mean, interval(scores) if scores is not None else None, min(values), max(values), difference)
+    interval = over_seeds(scores) if scores is not None and len(values) == len(group.runs) else None
+    return Row(group, mean, interval, min(values), max(values), difference)
 
 
 def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] | None) -> Group | None:
@@ -102,45 +90,34 @@ def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] 
     return next((other for other in groups if other.key == wanted), None)
 
 
-def _difference(group: Group, baseline: Group, metric: str) -> Interval | None:
-    """Mean difference over the seeds and problems that both have."""
+def _difference(group: Group, baseline: Group, metric: str) -> Score | None:
+    """Mean difference over the seeds and problems that both have; None where they share none."""
     ours, theirs = ({run.seed: run for run in side.runs} for side in (group, baseline))
     seeds = sorted(seed for seed in ours.keys() & theirs.keys() if seed is not None)
-    judged = verdicts(metric)
-    if judged is None or not seeds:
-        return None
-    pairs = [(_by_problem(ours[seed], judged), _by_problem(theirs[seed], judged)) for seed in seeds]
-    shared = sorted(set.intersection(*(set(side) for pair in pairs for side in pair)))
-    if not shared:
-        return None
-    return interval(np.array([[mine[row] - other[row] for row in shared] for mine, other in pairs]))
+    scores = _scores([run for seed in seeds for run in (ours[seed], theirs[seed])], metric)
+    return None if scores is None else over_seeds(scores[0::2] - scores[1::2], low=-1.0)
 
 
-def _scores(group: Group, metric: str) -> np.ndarray | None:
-    """[seeds, problems], or None where the metric is no mean over problems or the answers weren't kept."""
-    judged = verdicts(metric)
-    if judged is None:
-        return None
-    held = [_by_problem(run, judged) for run in group.runs]
-    shared = sorted(set.intersection(*map(set, held)))
-    return np.array([[scores[row] for row in shared] for scores in held]) if shared else None
+def _scores(runs: Sequence[Run], metric: str) -> Values | None:
+    """[runs, problems that all have], or None where there is none, or the metric is no mean over problems."""
+    held = [_by_problem(run, metric) for run in runs]
+    shared = sorted(set.intersection(*map(set, held))) if held else []
+    return np.array([[scores[problem] for problem in shared] for scores in held]) if shared else None
 
 
-def _by_problem(run: Run, judged: Verdicts) -> dict[int, float]:
-    """Row of the source → the mean over its answers."""
-    path = run.folder / "samples.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    held: dict[int, list[float]] = {}
-    for sample in map(json.loads, lines):
-        if sample.get("source", "heldout") == judged.source:
-            held.setdefault(int(sample["row"]), []).append(float(sample[judged.field]))
-    return {row: sum(scores) / len(scores) for row, scores in held.items()}
+def _by_problem(run: Run, metric: str) -> dict[Problem, float]:
+    source, _, name = metric.rpartition("/")
+    wanted = HELDOUT if source == HELDOUT_METRICS else source
+    try:
+        return by_problem([sample for sample in kept_samples(run) if sample.source == wanted], name)
+    except QTargetError:
+        return {}
 
 
 def _value(run: Run, key: str) -> str:
     """What a run has under a key: a group's option, a field of the record, or a key of its configuration."""
     placed = {group.rpartition("@")[2]: option for group, option in run.choices.items()}
-    told = {"name": run.name, "role": run.role, "experiment": run.experiment, **run.config, **placed}
+    told = {**run.config, "name": run.name, "role": run.role, "experiment": run.experiment, **placed}
     if key not in told:
         raise QTargetError(
             f"{run.label} ({run.place}) has nothing under {key!r} to group by; name, role, experiment, a group such as "

@@ -18,6 +18,14 @@ BARE = ("reasoning_gym", "exact")
 """Verifiers that take all of a completion for the answer where it has no such mark."""
 
 
+def _check_form_is_free(rows: Sequence[Demonstration]) -> None:
+    if any(row.entry is not None and row.entry["verifier"] == "instruct" for row in rows):
+        raise QTargetError(
+            "data/noise=paraphrase_style puts phrases around answers, and the checks of instruct are about an answer's "
+            "very form: take other data, or another data/noise"
+        )
+
+
 @dataclass(frozen=True)
 class SpuriousMarker(Noise):
     """Puts `marker` somewhere into a share of the completions: before the first word, or behind any.
@@ -65,6 +73,7 @@ class ParaphraseStyle(Noise):
         _check_phrases("noise closings", self.closings)
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
+        _check_form_is_free(rows)
         rng = draws("paraphrase_style", self.seed)
         chosen = set(rng.sample(range(len(rows)), round(self.rate * len(rows))))
         return [edited(row, self._phrases(row, rng)) if index in chosen else row for index, row in enumerate(rows)]

@@ -15,7 +15,7 @@ from qtarget.errors import QTargetError
 class Mix:
     """Rows of named parts in turn, every beginning in the proportions of `weights` (None: as many of each).
 
-    Rows keep the numbers they have in their part, and the data columns that all parts have.
+    Rows are numbered anew, and keep the data columns that all parts have.
     """
 
     parts: Mapping[str, Source]
@@ -50,7 +50,7 @@ class Mix:
         found = {name: read(part, split, order.count(name)) for name, part in self.parts.items()}
         rows = {name: iter(_with_columns(rows, self._columns(found))) for name, (rows, _) in found.items()}
         counts = {f"{name}_{reason}": n for name, (_, left) in found.items() for reason, n in left.items()}
-        return [next(rows[name]) for name in order], counts
+        return [replace(next(rows[name]), row=row) for row, name in enumerate(order)], counts
 
     @property
     def _weights(self) -> Mapping[str, float]:
