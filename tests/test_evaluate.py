@@ -303,6 +303,7 @@ def test_metrics_of_drawn_answers() -> None:
     found = answer_metrics(samples("rrab", "xxrr", "    "))
     expected = {
         "accuracy": 1 / 3,
+        "score": 1 / 3,
         "avg@4": 1 / 3,
         "pass@2": (5 / 6 + 5 / 6 + 0) / 3,
         "pass@4": 2 / 3,
@@ -313,13 +314,15 @@ def test_metrics_of_drawn_answers() -> None:
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert found["pass@4_low"] < 2 / 3 < found["pass@4_high"]
-    bounded = ("accuracy", "avg@4", "pass@2", "pass@4", "maj@4")
+    bounded = ("accuracy", "score", "avg@4", "pass@2", "pass@4", "maj@4")
     assert set(found) == set(expected) | {f"{name}_{end}" for name in bounded for end in ("low", "high")}
 
 
 def test_metrics_of_one_answer_each() -> None:
     found = answer_metrics(samples("r", "a", "x"))
-    assert set(found) == {"accuracy", "accuracy_low", "accuracy_high", "length", "cut_off"}
+    assert set(found) == {"length", "cut_off"} | {
+        f"{name}{end}" for name in ("accuracy", "score") for end in ("", "_low", "_high")
+    }
     partly = [replace(sample, score=0.5, final="") for sample in samples("ar", "aa")]
     assert answer_metrics(partly)["score"] == 0.5
     assert "maj@2" not in answer_metrics(partly)  # nothing names an answer
