@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+FINAL = "####"
+"""Worked solutions close with this mark and the final answer."""
+
 Span = tuple[int, int]
 Message = Mapping[str, str]
 

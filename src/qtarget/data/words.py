@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-_WORD = re.compile(r"[^\W_]+")
+WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> list[str]:
     """Runs of letters and digits, case folded."""
-    return _WORD.findall(text.casefold())
+    return WORD.findall(text.casefold())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from qtarget.track.runs import Run, differing_keys, finished
 
 HELDOUT_METRICS = "test"
 """What metrics of a run's own held-out rows begin with; those of a benchmark begin with its name."""
+
+Answered = Mapping[Path, Mapping[Problem, float]]
+"""A run's folder → problem → the metric's value: what every run answered, read once."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,15 @@ def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None
     known = sorted({name for group in groups for run in group.runs for name in run.metrics})
     if metric not in known:
         raise QTargetError(f"no finished run holds the metric {metric!r}; they hold {', '.join(known)}")
-    return [_row(group, metric, _baseline(group, groups, against)) for group in groups if group.values(metric)]
+    shown = [group for group in groups if group.values(metric)]
+    answered = {run.folder: _by_problem(run, metric) for group in groups for run in group.runs}
+    return [_row(group, metric, answered, _baseline(group, groups, against)) for group in shown]
 
 
-def _row(group: Group, metric: str, baseline: Group | None) -> Row:
+def _row(group: Group, metric: str, answered: Answered, baseline: Group | None) -> Row:
     values = group.values(metric)
-    scores = _scores(group.runs, metric)
-    difference = _difference(group, baseline, metric) if baseline and baseline is not group else None
+    scores = _scores(group.runs, answered)
+    difference = _difference(group, baseline, answered) if baseline and baseline is not group else None
     mean = float(np.mean(values))
     interval = over_seeds(scores) if scores is not None and len(values) == len(group.runs) else None
     return Row(group, mean, interval, min(values), max(values), difference)
@@ -90,17 +96,17 @@ def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] 
     return next((other for other in groups if other.key == wanted), None)
 
 
-def _difference(group: Group, baseline: Group, metric: str) -> Score | None:
+def _difference(group: Group, baseline: Group, answered: Answered) -> Score | None:
     """Mean difference over the seeds and problems that both have; None where they share none."""
     ours, theirs = ({run.seed: run for run in side.runs} for side in (group, baseline))
     seeds = sorted(seed for seed in ours.keys() & theirs.keys() if seed is not None)
-    scores = _scores([run for seed in seeds for run in (ours[seed], theirs[seed])], metric)
+    scores = _scores([run for seed in seeds for run in (ours[seed], theirs[seed])], answered)
     return None if scores is None else over_seeds(scores[0::2] - scores[1::2], low=-1.0)
 
 
-def _scores(runs: Sequence[Run], metric: str) -> Values | None:
+def _scores(runs: Sequence[Run], answered: Answered) -> Values | None:
     """[runs, problems that all have], or None where there is none, or the metric is no mean over problems."""
-    held = [_by_problem(run, metric) for run in runs]
+    held = [answered[run.folder] for run in runs]
     shared = sorted(set.intersection(*map(set, held))) if held else []
     return np.array([[scores[problem] for problem in shared] for scores in held]) if shared else None
 

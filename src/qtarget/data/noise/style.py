@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qtarget.data.edit import Edit, edited
-from qtarget.data.example import Demonstration
+from qtarget.data.example import FINAL, Demonstration
 from qtarget.data.noise.base import Noise, check_common, draws
 from qtarget.errors import QTargetError
 
-FINAL = "####"
-"""The mark behind which verifiers look for the final answer."""
 BARE = ("reasoning_gym", "exact")
 """Verifiers that take all of a completion for the answer where it has no such mark."""
 

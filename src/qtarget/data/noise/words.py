@@ -11,8 +11,8 @@ from itertools import pairwise
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration
 from qtarget.data.noise.base import Noise, check_common, draws, share
+from qtarget.data.words import WORD
 
-_WORD = re.compile(r"[^\W_]+")
 _KEYS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
@@ -32,7 +32,7 @@ class Typo(Noise):
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = draws("typo", self.seed)
-        words = [(index, word) for index, row in enumerate(rows) for word in _WORD.finditer(row.completion)]
+        words = [(index, word) for index, row in enumerate(rows) for word in WORD.finditer(row.completion)]
         edits: dict[int, list[Edit]] = {}
         for index, word in rng.sample(words, round(self.rate * len(words))):
             edits.setdefault(index, []).append(_misspelt(word, rng))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from qtarget.evaluate.verify.verdict import FINAL, Entry, Verdict, boxed, final_answer, normal
+from qtarget.data.example import FINAL
+from qtarget.evaluate.verify.verdict import Entry, Verdict, boxed, final_answer, normal
 
 LEADS = 10
 """So many "answer is" are looked at, from the last on."""

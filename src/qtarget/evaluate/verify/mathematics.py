@@ -2,8 +2,9 @@ r"""Mathematical answers, compared by math-verify: {"verifier": "math", "answer"
 
 from __future__ import annotations
 
+from qtarget.data.example import FINAL
 from qtarget.evaluate.verify import apart
-from qtarget.evaluate.verify.verdict import FINAL, Entry, Verdict, boxed, final_answer, normal
+from qtarget.evaluate.verify.verdict import Entry, Verdict, boxed, final_answer, normal
 
 LONGEST = 4000
 """Characters of a completion's end that are looked at: nobody's answer is longer, and patterns take their time."""

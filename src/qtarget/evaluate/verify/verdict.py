@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-FINAL = "####"
-"""Worked solutions close with this mark and the final answer."""
+from qtarget.data.example import FINAL
 
 Entry = Mapping[str, Any]
 

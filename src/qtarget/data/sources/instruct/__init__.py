@@ -10,8 +10,9 @@ from itertools import islice
 from random import Random
 
 from qtarget import checks
-from qtarget.data.example import Demonstration, Message, Span
+from qtarget.data.example import Demonstration, Span
 from qtarget.data.sources import splits
+from qtarget.data.sources.conversation import exchange
 from qtarget.data.sources.instruct import forms, lexicon, tasks
 from qtarget.data.sources.instruct.forms import Check
 from qtarget.data.words import words
@@ -76,10 +77,9 @@ class Instruct:
             yield FAMILIES[family](rng)
 
     def _demonstration(self, problem: Problem, row: int) -> Demonstration:
-        system: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
-        turns = [{"role": "user", "content": problem.question}, {"role": "assistant", "content": problem.answer}]
+        messages = exchange(problem.question, problem.answer, self.system)
         entry = {"verifier": "instruct", "family": problem.family, "checks": list(problem.checks)}
-        return Demonstration(messages=[*system, *turns], row=row, spans={"critical": problem.critical}, entry=entry)
+        return Demonstration(messages, row=row, spans={"critical": problem.critical}, entry=entry)
 
 
 def _plain(family: str, makers: Sequence[tasks.Maker]) -> Callable[[Random], Problem]:
