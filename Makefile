@@ -2,6 +2,7 @@
 # make noisy_instruct   an experiment over three seeds; also data_efficiency, prior_strength, prior_flaw: an hour each
 # make test             the test suite
 # make test-all         the same with the slow tests
+# make soak             random SIGKILLs over training and caching: KILLS=30
 # make check            formatting, lint, types: what CI runs before the tests
 # make bench            the benchmarks, into benchmarks/RESULTS.md: about forty minutes on two idle cores
 # make setup            only the environment (.venv); all of the above call it
@@ -19,7 +20,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw starts test test-all check bench format clean
+.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw starts test test-all soak check bench format clean
 
 setup: $(STAMP)
 
@@ -69,6 +70,9 @@ test: setup
 
 test-all: setup check
 	$(BIN)/pytest -n 2
+
+soak: setup
+	OMP_NUM_THREADS=1 QTARGET_KILLS=$(or $(KILLS),30) $(BIN)/pytest -s tests/test_soak.py
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -101,10 +101,16 @@ def test_a_running_run_whose_heartbeat_stopped_is_interrupted(tmp_path):
     write_run(tmp_path / "demo", "alive", "a" * 12, status="running", metrics={})
     write_run(tmp_path / "demo", "dead", "b" * 12, status="running", heartbeat=old, history='{"step": 70}\n')
     write_run(tmp_path / "demo", "done", "c" * 12, heartbeat=old)
+    write_run(tmp_path / "demo", "saved", "d" * 12, status="running", heartbeat=old, history='{"step": 70}\n')
+    for run, step in (("a", 20), ("d", 40), ("d", 60), ("c", 70)):
+        (state := tmp_path / "demo" / (run * 12) / f"state/step-{step}").mkdir(parents=True)
+        (state / "state.json").write_text("{}")
+    (tmp_path / "demo" / ("d" * 12) / "state/step-80").mkdir()  # half taken away
     runs = read_runs([tmp_path], NOW)
     assert {run.name: run.state for run in unfinished(runs)} == {
         "alive": "running",
         "dead": "interrupted after step 70",
+        "saved": "interrupted after step 70, the same command goes on from step 60",
     }
     assert [run.name for run in finished(runs)] == ["done"]
 

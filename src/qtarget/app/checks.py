@@ -27,6 +27,7 @@ KINDS = {
 FLAWED = ("frozen", "cached")
 PRECISIONS = ("32-true", "bf16-mixed")
 STRATEGIES = ("auto", "ddp", "fsdp2")
+RESUME = ("auto", "never")
 WHOLE_NUMBERS = {
     "seed": 0,
     "trainer.max_steps": 0,
@@ -36,6 +37,7 @@ WHOLE_NUMBERS = {
     "trainer.eval_every": 0,
     "trainer.devices": 1,
     "trainer.num_nodes": 1,
+    "checkpoint.every": 1,
     "eval.batch_size": 1,
     "eval.new_tokens": 1,
     "eval.problems_in_training": 1,
@@ -50,6 +52,7 @@ WHOLE_NUMBERS = {
     "references.teacher.topk": 1,
 }
 MAY_BE_NULL = (
+    "checkpoint.every",
     "trainer.max_steps",
     "eval.new_tokens",
     "eval.problems_in_training",
@@ -138,6 +141,7 @@ def _check_values(cfg: DictConfig) -> None:
     _check_extent(trainer)
     _check_pace(trainer)
     _check_devices(trainer)
+    _check_resume(cfg)
     _check_kinds(cfg)
 
 
@@ -171,6 +175,15 @@ def _check_devices(trainer: DictConfig) -> None:
         raise QTargetError(
             f"trainer.devices={trainer.devices}, and this machine has {there} GPU{'s' * (there > 1)}: ask for fewer, "
             "or set trainer.accelerator=cpu"
+        )
+
+
+def _check_resume(cfg: DictConfig) -> None:
+    checks.choice("resume", cfg.get("resume", "auto"), RESUME)  # an older run's configuration has none
+    if cfg.checkpoint.get("every") and processes(cfg.trainer) > 1:
+        raise QTargetError(
+            f"checkpoint.every={cfg.checkpoint.every} saves the state of a run on one device, and this one trains in "
+            f"{processes(cfg.trainer)} processes, which start afresh after an end: set checkpoint.every=null"
         )
 
 

@@ -23,7 +23,7 @@ Overrides are Hydra's: key=value, group=option. `qtarget train --cfg job` prints
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 a job failed, 2 the input has to be mended, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 a job failed, 2 the input has to be mended, 130 and 143 interrupted."""
     sys.path.insert(0, os.getcwd())  # parts of your own are found in the folder you work in
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run(given))
@@ -50,6 +50,7 @@ def run(given: Sequence[str]) -> int:
 def guarded(command: Callable[[], int]) -> int:
     """Errors that are the user's to mend in one message, without a traceback."""
     from qtarget.errors import FULL_ERROR, QTargetError
+    from qtarget.stopping import EXIT_CODE, Terminated
 
     try:
         return command()
@@ -58,11 +59,13 @@ def guarded(command: Callable[[], int]) -> int:
             raise
         print(f"qtarget: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as error:
         print(
-            "qtarget: interrupted; finished jobs are kept, the same command starts the others afresh", file=sys.stderr
+            "qtarget: interrupted; finished jobs are kept, the same command goes on where a state was saved and starts "
+            "the others afresh",
+            file=sys.stderr,
         )
-        return 130
+        return EXIT_CODE if isinstance(error, Terminated) else 130
 
 
 def _train(rest: list[str]) -> int:

@@ -99,8 +99,9 @@ def _info(cfg: DictConfig, where: str, arguments: Sequence[str]) -> dict[str, An
 def _fresh(cfg: DictConfig, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     record = Record(folder, Nothing())
     try:
-        record.start(info, config_container(cfg))
-        return record.finish(_judged(cfg, record))
+        with record.beating():
+            record.start(info, config_container(cfg))
+            return record.finish(_judged(cfg, record))
     except BaseException as error:
         record.fail(error)
         raise

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from qtarget.model.digest import fingerprint, sampled_digest
 
-NOT_IDENTITY = ("hydra", "output_dir", "tracker")
-"""Where results go and who else sees them don't change a run."""
+NOT_IDENTITY = ("hydra", "output_dir", "tracker", "resume", "checkpoint.every")
+"""Where results go, who else sees them and in how many attempts it came about don't change a run."""
 
 ONLY_SAID = ("device_tflops", "utilisation")
 """Of trainer: what a dry run reckons with."""
@@ -29,7 +29,9 @@ def config_container(cfg: DictConfig) -> dict[str, Any]:
 
 def config_hash(cfg: DictConfig) -> str:
     """12 hex digits of what makes a run what it is."""
-    identity = {key: value for key, value in config_container(cfg).items() if key not in NOT_IDENTITY}
+    identity = config_container(cfg)
+    for key in NOT_IDENTITY:
+        _leave_out(identity, *key.split("."))
     identity["target"].pop("about", None)
     for key in ONLY_SAID:
         identity["trainer"].pop(key, None)
@@ -38,6 +40,12 @@ def config_hash(cfg: DictConfig) -> str:
     for source in (*_sources(identity["data"]), *_sources(identity["eval"])):
         source |= {key: _content(source[key]) for key in ("path", "files") if source.get(key)}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _leave_out(node: dict[str, Any], *path: str) -> None:
+    for key in path[:-1]:
+        node = node.get(key) or {}
+    node.pop(path[-1], None)
 
 
 def register_resolvers() -> None:

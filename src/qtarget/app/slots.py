@@ -23,6 +23,7 @@ from qtarget import checks
 from qtarget.app.job import config_hash
 from qtarget.app.launch import Outcome
 from qtarget.errors import QTargetError
+from qtarget.stopping import Stop
 from qtarget.track.record import make_folder, stored_result
 
 LOG = "log.txt"
@@ -109,10 +110,10 @@ def _listed(numbers: Sequence[int]) -> str:
 def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], retry: int = 0) -> list[Outcome]:
     """Run all, each in the next slot that is free; what became of them, in the order of the jobs.
 
-    Finished ones are not run again. Ctrl-C stops those that run and starts no other.
+    Finished ones are not run again. Ctrl-C or SIGTERM stops those that run and starts no other.
     """
     checks.whole("hydra.launcher.retry", retry, 0)
-    with _Crew(len(jobs), places, retry) as crew, ThreadPoolExecutor(len(places)) as pool:
+    with Stop(), _Crew(len(jobs), places, retry) as crew, ThreadPoolExecutor(len(places)) as pool:
         futures = [pool.submit(crew.run, number, job) for number, job in enumerate(jobs)]
         try:
             return [future.result() for future in futures]

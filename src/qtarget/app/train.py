@@ -7,7 +7,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,21 @@ from qtarget.model import provide
 from qtarget.model.adapter import merge, save_adapter
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, whole_weights
+from qtarget.states import STATE, discard
+from qtarget.stopping import Stop
 from qtarget.track.record import Record, Unrecorded, make_folder, stored_result
 from qtarget.track.sinks import Nothing
 from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, StepLogger
 from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.module import QTargetModule
+from qtarget.train.saving import StateKeeper
+from qtarget.train.state import last_state
 
 
 def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Train, evaluate and record one configuration; a finished one is returned, not trained again.
+
+    One that was stopped goes on from its last state, if it has one.
 
     On several devices it runs in as many processes: those that torchrun or srun started, of which this is one, or else
     processes of its own. Rank 0 writes the record; only there is the result returned whole.
@@ -52,19 +58,21 @@ def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides
     ranks.check_started(cfg.trainer)
     if several and ranks.environment():
         return _as_rank(cfg, folder, info)
-    with held(folder):
-        return finished_before(cfg, folder) or (_on_ranks if several else _fresh)(cfg, folder, info)
+    with held(folder), Stop() as stop:
+        if stored := finished_before(cfg, folder):
+            return stored
+        return _on_ranks(cfg, folder, info) if several else _recorded(cfg, folder, info, stop)
 
 
 def _as_rank(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     """This process's part in a run whose processes are there already."""
     ranks.connect()
     if not leads():
-        return {} if ranks.as_rank_0(None) else _fresh(cfg, folder, info)
+        return {} if ranks.as_rank_0(None) else _recorded(cfg, folder, info)
     with held(folder):
         stored = finished_before(cfg, folder)
         ranks.as_rank_0(stored is not None)
-        return stored or _fresh(cfg, folder, info)
+        return stored or _recorded(cfg, folder, info)
 
 
 def _on_ranks(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def _on_ranks(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, 
     try:
         record.start(info, config_container(cfg))
         compose.checked(cfg)  # said at once: processes take a while to start
-        ranks.start(cfg.trainer.devices, _fresh, cfg, folder, info)
+        ranks.start(cfg.trainer.devices, _recorded, cfg, folder, info)
     except BaseException as error:
         record.reread()
         record.fail(error)
@@ -122,17 +130,34 @@ def _info(cfg: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> 
     }
 
 
-def _fresh(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+def _recorded(cfg: DictConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
+    """stop: what ends the run between two steps, with its state saved; None in one of several processes."""
     record = Record(folder, instantiate(cfg.tracker)) if leads() else Unrecorded(folder)
+    keeper = _keeper(cfg, record, stop) if stop and isinstance(record, Record) else None
     try:
-        record.start(info, config_container(cfg))
-        return record.finish(_train(cfg, record, title=info["name"]))
+        with record.beating():
+            record.start(info, config_container(cfg), keeper.state.facts if keeper and keeper.state else None)
+            result = record.finish(_train(cfg, record, keeper, title=info["name"]))
     except BaseException as error:
         record.fail(error)
         raise
+    if keeper:
+        discard(keeper.holder)
+    return result
 
 
-def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str, float]:
+def _keeper(cfg: DictConfig, record: Record, stop: Stop) -> StateKeeper:
+    """With the state that the run goes on from, where there is one."""
+    holder = record.folder / STATE
+    if cfg.resume == "never":
+        discard(holder)
+    state = last_state(holder)
+    if state and state.facts.get("config_hash") != config_hash(cfg):
+        raise QTargetError(f"{state.folder} is the state of another configuration: remove {holder}")
+    return StateKeeper(holder, cfg.checkpoint.every, record, stop, state)
+
+
+def _train(cfg: DictConfig, record: Record | Unrecorded, keeper: StateKeeper | None, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
     prepare_process(cfg.seed)
     plan = compose.plan(cfg)
@@ -148,24 +173,30 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, title: str) -> dict[str
     )
     if leads():
         print(f"{title}: {plan.extent}; loss {how}")
+    if keeper and keeper.state:
+        print(f"{title}: goes on from step {keeper.state.step}")
     with explained(plan):
-        return _run(plan, record, title)
+        return _run(plan, record, keeper, title)
 
 
-def _run(plan: compose.Plan, record: Record | Unrecorded, title: str) -> dict[str, float]:
+def _run(plan: compose.Plan, record: Record | Unrecorded, keeper: StateKeeper | None, title: str) -> dict[str, float]:
     cfg, how = plan.cfg, plan.engine.said
     policy, frozen = compose.load_models(plan)
     module = compose.module(plan, policy, frozen)
     meter = Meter()
-    trainer = _trainer(cfg, [meter, StepLogger(record.log, cfg.trainer.log_every), *[ShowProgress(title)] * leads()])
+    beside = [*[ShowProgress(title)] * leads(), *filter(None, [keeper])]
+    trainer = _trainer(cfg, [meter, StepLogger(record.log, cfg.trainer.log_every), *beside])
     evaluator = compose.evaluator(plan, frozen, trainer.strategy.root_device)
     trainer.callbacks.append(_in_training(cfg, evaluator, policy, record))  # type: ignore[attr-defined]
-    if cfg.trainer.max_steps:
-        before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
-        _fit(trainer, module, compose.data(plan))
-        if plan.engine.compiled:
-            record.note(loss=f"{how}, {graphs_compiled() - before} graphs")
-    evaluation = evaluator(policy.to(trainer.strategy.root_device))
+    with keeper.leaving() if keeper else nullcontext():
+        if cfg.trainer.max_steps:
+            before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
+            _fit(trainer, module, compose.data(plan))
+            if plan.engine.compiled:
+                record.note(loss=f"{how}, {graphs_compiled() - before} graphs")
+        evaluation = evaluator(policy.to(trainer.strategy.root_device))
+    if keeper:
+        keeper.stop.deferred = True  # what is left is short, and changes the policy
     record.note(calibration=evaluation.calibration)
     if leads():
         save_samples(record.folder, evaluation.samples)
@@ -220,6 +251,7 @@ def _strategy(trainer: DictConfig) -> Strategy | str:
 def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # SFTData.go_on is how
         sigint = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, datamodule=data)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
@@ -189,8 +190,35 @@ def _cut(example: Example, limit: int) -> Example:
 
 def steps_an_epoch(rows: int, *, batch_size: int, accumulate: int, world: int) -> int:
     """Optimizer steps in which `world` ranks read `rows` once; a short rest makes a micro-batch, and a step, too."""
-    batches = math.ceil(math.ceil(rows / world) / batch_size)
-    return max(1, math.ceil(batches / accumulate))
+    return max(1, math.ceil(_batches_an_epoch(rows, batch_size, world) / accumulate))
+
+
+def _batches_an_epoch(rows: int, batch_size: int, world: int) -> int:
+    return math.ceil(math.ceil(rows / world) / batch_size)
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a rank has read: `batches` of the epoch's `of` micro-batches."""
+
+    epoch: int
+    batches: int
+    of: int
+
+    @property
+    def total(self) -> int:
+        """Micro-batches read since the start."""
+        return self.epoch * self.of + self.batches
+
+
+class Order(DistributedSampler[Any]):
+    """An epoch's rows for this rank; the first pass leaves out the `read` ones that an earlier attempt has read."""
+
+    read = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        read, self.read = self.read, 0
+        return islice(super().__iter__(), read, None)
 
 
 class SFTData(L.LightningDataModule):
@@ -208,10 +236,21 @@ class SFTData(L.LightningDataModule):
         super().__init__()
         self.rows, self.collate = rows, Collate(pad_id)
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
+        self._read = 0
+
+    def go_on(self, step: int) -> Position:
+        """Start where `step` optimizer steps have come; their number says where, as seed and epoch give the order."""
+        of = _batches_an_epoch(len(self.rows), self.batch_size, rank_and_world()[1])
+        epoch, inside = divmod(step, math.ceil(of / self.accumulate))
+        position = Position(epoch, inside * self.accumulate, of)
+        self._read = position.batches * self.batch_size
+        return position
 
     def train_dataloader(self) -> WindowedLoader:
         rank, world = rank_and_world()
         rows: Any = self.rows  # torch asks for a Dataset and takes any sequence
-        sampler: DistributedSampler[Example] = DistributedSampler(rows, world, rank, seed=self.seed)
-        loader = DataLoader(rows, batch_size=self.batch_size, sampler=sampler, collate_fn=self.collate)
+        sampler = Order(rows, world, rank, seed=self.seed)
+        sampler.read, self._read = self._read, 0
+        own = torch.Generator()  # the loader draws a number an epoch, which must not be one of the model's
+        loader = DataLoader(rows, batch_size=self.batch_size, sampler=sampler, collate_fn=self.collate, generator=own)
         return WindowedLoader(loader, self.accumulate)

@@ -94,14 +94,14 @@ class Snapshot(FrozenModel):
     def __init__(self, policy: Policy, every: int) -> None:
         super().__init__(policy)
         self.every = every
-        self._taken: int | None = None
+        self.taken: int | None = None  # the optimizer steps done when it was copied
 
     @torch.no_grad()
     def renew(self, policy: Policy, step: int) -> None:
         """Copy the policy's weights if `step`, the optimizer steps done, is due and not yet taken."""
-        if step % self.every or step == self._taken:
+        if step % self.every or step == self.taken:
             return
-        self._taken = step
+        self.taken = step
         for mine, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
             mine.copy_(whole(theirs))
 

@@ -12,10 +12,12 @@ import json
 import math
 import subprocess
 import tempfile
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,14 +27,21 @@ import yaml
 
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
+from qtarget.states import settle
 
 PACKAGES = ("qtarget", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb", "reasoning-gym")
+METRICS = "metrics.jsonl"
+BEAT = 60.0
+"""Seconds between two heartbeats, whatever the run is doing."""
 
 
 class Sink(Protocol):
-    """Somewhere else that wants to see the same values."""
+    """Somewhere else that wants to see the same values.
 
-    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None: ...
+    start: returns its own name of the run, or None; a run that goes on is given it again, as info["tracked_as"].
+    """
+
+    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str | None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None: ...
@@ -45,34 +54,82 @@ class Record:
         self.folder, self.sink = folder, sink
         self._result: dict[str, Any] = {}
         self._began = time.monotonic()
+        self._writing = threading.Lock()
 
-    def start(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Begin afresh: what an unfinished earlier attempt left in the folder is replaced."""
+    def start(
+        self, info: Mapping[str, Any], config: Mapping[str, Any], position: Mapping[str, Any] | None = None
+    ) -> None:
+        """Begin afresh: what an unfinished earlier attempt left in the folder is replaced.
+
+        position: what `position` said when the state was saved that the run goes on from; what came later is cut off.
+        """
+        before = stored_result(self.folder) or {} if position else {}
         for leftover in ("traceback.txt", "samples.jsonl"):
             (self.folder / leftover).unlink(missing_ok=True)
-        (self.folder / "metrics.jsonl").write_text("")
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         self._result = {
             "status": "running",
             **info,
             "metrics": {},
             "error": None,
-            "started": _now(),
+            "started": before.get("started") or _now(),
+            "attempts": before.get("attempts", 0) + 1,
+            "tracked_as": before.get("tracked_as"),
             "versions": versions(),
             "git": git_commit(),
         }
-        self._began = time.monotonic()
+        self._began = time.monotonic() - (position["seconds"] if position else 0.0)
         self._write()
-        self.sink.start(self.folder, info, config)
+        self._cut(position["metrics_bytes"] if position else 0)
+        self.note(tracked_as=self.sink.start(self.folder, {**info, "tracked_as": before.get("tracked_as")}, config))
+
+    def _cut(self, length: int) -> None:
+        """Leave the first `length` bytes of metrics.jsonl."""
+        with (self.folder / METRICS).open("ab") as file:
+            if file.tell() < length:
+                raise QTargetError(
+                    f"{self.folder / METRICS} is shorter than when the state was saved that this run would go on from: "
+                    "set resume=never to start afresh"
+                )
+            file.truncate(length)
+
+    def position(self) -> dict[str, Any]:
+        """Where the record stands, for `start` to go on from; see `settle`."""
+        path = self.folder / METRICS
+        return {
+            "config_hash": self._result["config_hash"],
+            "metrics_bytes": path.stat().st_size,
+            "seconds": time.monotonic() - self._began,
+        }
+
+    def settle(self) -> None:
+        """Wait until the measurements so far are on disk."""
+        settle(self.folder / METRICS)
+
+    @contextmanager
+    def beating(self) -> Iterator[None]:
+        """Meanwhile the heartbeat goes on, however long nothing is measured."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(over,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _beat(self, over: threading.Event) -> None:
+        while not over.wait(BEAT):
+            with suppress(OSError):  # the run itself meets a full disk, and says so
+                self._write()
 
     def note(self, **facts: Any) -> None:
         """Add facts that are known only once the run is under way."""
-        self._result.update(facts)
-        self._write()
+        self._write(**facts)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         line = {"step": step, "time": round(time.monotonic() - self._began, 3), **_finite(metrics)}
-        with (self.folder / "metrics.jsonl").open("a") as file:
+        with (self.folder / METRICS).open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._write()
         self._tell_sink(self.sink.log, step, metrics)
@@ -99,8 +156,7 @@ class Record:
         self._tell_sink(self.sink.finish, {}, failed=True)
 
     def _close(self, status: str, **facts: Any) -> None:
-        self._result.update(status=status, seconds=round(time.monotonic() - self._began, 1), **facts)
-        self._write()
+        self._write(status=status, seconds=round(time.monotonic() - self._began, 1), **facts)
 
     @staticmethod
     def _tell_sink(call: Callable[..., None], *values: Any, **options: Any) -> None:
@@ -110,9 +166,10 @@ class Record:
         except Exception as error:
             warnings.warn(f"the tracker failed, the local record goes on: {error}", stacklevel=3)
 
-    def _write(self) -> None:
-        self._result["heartbeat"] = _now()
-        write_atomically(self.folder / "result.json", json.dumps(self._result, indent=1, ensure_ascii=False))
+    def _write(self, **facts: Any) -> None:
+        with self._writing:
+            self._result |= {**facts, "heartbeat": _now()}
+            write_atomically(self.folder / "result.json", json.dumps(self._result, indent=1, ensure_ascii=False))
 
 
 @dataclass(frozen=True)
@@ -121,7 +178,12 @@ class Unrecorded:
 
     folder: Path
 
-    def start(self, info: Mapping[str, Any], config: Mapping[str, Any]) -> None: ...
+    def start(
+        self, info: Mapping[str, Any], config: Mapping[str, Any], position: Mapping[str, Any] | None = None
+    ) -> None: ...
+    def beating(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def note(self, **facts: Any) -> None: ...
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...

@@ -20,12 +20,23 @@ from typing import Any
 import yaml
 
 from qtarget.errors import QTargetError
+from qtarget.states import STATE, newest, step_of
 
-STALE = timedelta(minutes=10)  # a heartbeat comes with every logged measurement; a silence this long is no pause
+STALE = timedelta(minutes=10)  # a heartbeat comes every minute; a silence this long is no pause
 ROLE_ORDER = {"base": 0, "teacher": 1}  # designs and controls follow, sorted by accuracy
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w./\\…~])|(?<=file://))(?:~|[A-Za-z]:)?(?:[/\\][\w.@+=-]+){2,}[/\\]?")
 # Config keys, or parts of keys, that name, place or describe a run without changing its numbers.
-CONFIG_NOISE = ("about", "hydra", "paths", "tracker", "_target_", "output_dir", "experiment_name", "checkpoint")
+CONFIG_NOISE = (
+    "about",
+    "hydra",
+    "paths",
+    "tracker",
+    "_target_",
+    "output_dir",
+    "experiment_name",
+    "checkpoint",
+    "resume",
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)  # flattened to dotted keys
     history: tuple[Mapping[str, float], ...] = ()
+    saved: int | None = None  # the optimizer step that an unfinished run would go on from
 
     @property
     def place(self) -> str:
@@ -68,8 +80,11 @@ class Run:
 
     @property
     def state(self) -> str:
-        """The status and how far training came: `interrupted after step 70`."""
-        return f"{self.status} after step {self.history[-1]['step']:.0f}" if self.history else self.status
+        """The status, how far training came, and what is left to do: `interrupted after step 70`."""
+        told = f"{self.status} after step {self.history[-1]['step']:.0f}" if self.history else self.status
+        if self.saved is None or self.status == "running":
+            return told
+        return f"{told}, the same command goes on from step {self.saved}"
 
     @property
     def shown(self) -> str:
@@ -135,6 +150,7 @@ def read_run(folder: Path, now: datetime) -> Run:
         versions=_texts(result.get("versions")),
         config=_config(folder / "config.yaml"),
         history=_history(folder / "metrics.jsonl"),
+        saved=_saved(folder, result),
     )
 
 
@@ -157,6 +173,11 @@ def _status(result: Mapping[str, Any], now: datetime) -> str:
         return "interrupted"
     beat = beat if beat.tzinfo else beat.replace(tzinfo=UTC)
     return "interrupted" if now - beat > STALE else "running"
+
+
+def _saved(folder: Path, result: Mapping[str, Any]) -> int | None:
+    state = None if result.get("status") == "finished" else newest(folder / STATE)
+    return step_of(state) if state else None
 
 
 def _texts(mapping: object) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,9 @@ MODES = ("offline", "online", "shared", "disabled")
 class Nothing:
     """The local record is enough."""
 
-    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None: ...
+    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        return None
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None: ...
@@ -26,7 +30,7 @@ class Wandb:
     """A W&B run with the same values. offline writes beside the record (`wandb sync` uploads it later).
 
     The config is sent flattened to dotted keys, each group's choice under the group's name: a sweep that sets a group
-    would otherwise destroy everything nested under it.
+    would otherwise destroy everything nested under it. A run that goes on after an end keeps its id.
     """
 
     project: str = "qtarget"
@@ -39,7 +43,7 @@ class Wandb:
         if self.mode not in MODES:
             raise QTargetError(f"tracker.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
 
-    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         import wandb  # slow to import, and optional
 
         try:
@@ -48,6 +52,8 @@ class Wandb:
                 entity=self.entity,
                 mode=self.mode,  # type: ignore[arg-type]
                 name=info["name"],
+                id=info.get("tracked_as"),
+                resume="allow" if info.get("tracked_as") and self.mode != "offline" else None,
                 group=info["experiment"],
                 job_type=info["role"],
                 tags=list(self.tags),
@@ -62,6 +68,15 @@ class Wandb:
                 "tracker.mode=offline needs none, and `wandb sync` uploads later"
             ) from error
         self._run.define_metric("*", step_metric="step")
+        if info.get("tracked_as") and self.mode == "offline":
+            self._repeat(folder / "metrics.jsonl")
+        return str(self._run.id)
+
+    def _repeat(self, path: Path) -> None:
+        """Log what earlier attempts have measured, so that this one's folder holds the whole run."""
+        for line in path.read_text(encoding="utf-8").splitlines():
+            measured = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
+            self._run.log({name: value for name, value in measured.items() if name != "time"})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log({"step": step, **metrics})

@@ -55,6 +55,12 @@ class Meter(L.Callback):
         used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else self._process.memory_info().rss
         self.peak_bytes = max(self.peak_bytes, used)
 
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "tokens": self.tokens, "peak_bytes": self.peak_bytes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        vars(self).update(state_dict)
+
     def metrics(self) -> dict[str, float]:
         """tokens/s counts the tokens the policy read (padding aside) on all ranks; the peak is that of the fullest
         device, or process. Every rank has to ask.
@@ -77,6 +83,9 @@ class StepLogger(L.Callback):
         self.record, self.every = record, every
         self._logged = 0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._logged = trainer.global_step  # by an earlier attempt, where there was one
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
@@ -94,19 +103,28 @@ class StepLogger(L.Callback):
 
 
 class PeriodicEvaluation(L.Callback):
-    """Calls `evaluate()` before training, every `every` optimizer steps, and after the last; every=0: never."""
+    """Calls `evaluate()` before training, every `every` optimizer steps, and after the last; every=0: never.
+
+    A run that goes on from a state was stopped before it had looked at that step: it does so first.
+    """
 
     def __init__(self, evaluate: Callable[[], dict[str, float]], record: Log, every: int) -> None:
         self.evaluate, self.record, self.every = evaluate, record, every
-        self._evaluated = 0
+        self._evaluated: int | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step:  # perhaps no step is left, and training does not start
+            self._look(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.every:
-            self.record(0, self.evaluate())
+        self._look(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: L.Trainer) -> None:
         step = trainer.global_step
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and step != self._evaluated:
@@ -123,7 +141,7 @@ class ShowProgress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._shown = Progress(self.title, trainer.max_steps, "steps")
-        self._shown.start()
+        self._shown.start(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -75,6 +78,18 @@ class NoiseDetection:
             shares["detection/gradient_share"] = wrong_norm / (clean_norm + wrong_norm)
         return shares | _told_apart(self._everyone())
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"norms": self._norms.clone(), "kept": self._rows(), "stride": self._stride, "seen": self._seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._norms.copy_(state["norms"])
+        self._kept, self._held = [state["kept"]], len(state["kept"])
+        self._stride, self._seen = state["stride"], state["seen"]
+
+    def _rows(self) -> Tensor:
+        """[tokens kept, suspicions and truth]."""
+        return torch.cat(self._kept) if self._kept else torch.zeros(0, len(SUSPICIONS) + 1)
+
     def pop(self) -> dict[str, float]:
         """`compute`, then start again."""
         found = self.compute()
@@ -83,9 +98,7 @@ class NoiseDetection:
 
     def _everyone(self) -> Tensor:
         """[tokens, suspicions and truth] of all ranks, thinned alike."""
-        everyone = gathered(
-            (self._stride, torch.cat(self._kept) if self._kept else torch.zeros(0, len(SUSPICIONS) + 1))
-        )
+        everyone = gathered((self._stride, self._rows()))
         coarsest = max(stride for stride, _ in everyone)
         return torch.cat([rows[:: coarsest // stride] for stride, rows in everyone])
 

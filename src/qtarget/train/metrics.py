@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,12 @@ class TokenMeans:
         """Means so far; a metric that has seen no token on any rank is left out. Every rank has to ask."""
         totals = summed(self._sums).tolist()
         return {name: total / count for name, (total, count) in zip(NAMES, totals, strict=True) if count}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"sums": self._sums.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._sums.copy_(state["sums"])
 
     def pop(self) -> dict[str, float]:
         """`compute`, then start again."""

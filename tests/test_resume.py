@@ -1,0 +1,543 @@
+"""A run that is stopped at any moment goes on to the same numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from omegaconf import OmegaConf
+from resuming import SMALL, TEACHER, assert_same_run, lines, only_run, result
+from training import fit, module, weights
+
+from qtarget import states, stopping
+from qtarget.app import ranks
+from qtarget.app.cli import run as qtarget_cli
+from qtarget.app.configs import compose_config
+from qtarget.app.job import config_container, config_hash
+from qtarget.data.batch import Batch
+from qtarget.data.module import SFTData
+from qtarget.evaluate.heldout import Evaluator
+from qtarget.model.frozen import Snapshot
+from qtarget.train import state as run_state
+from qtarget.train.callbacks import PeriodicEvaluation
+from qtarget.train.module import QTargetModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
+EVERY = "checkpoint.every=2"
+
+
+class Killed(BaseException):
+    """Nothing of ours may catch it."""
+
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def in_step(done: int, happening: Callable[[], None]) -> Patch:
+    """After `done` steps, in the last micro-batch of the next one."""
+    original = QTargetModule.training_step
+
+    def interrupted(self: QTargetModule, batch: Batch, batch_index: int) -> Any:
+        assert batch.window is not None
+        if self.global_step == done and batch.window.index == len(batch.window.batches) - 1:
+            happening()
+        return original(self, batch, batch_index)
+
+    return lambda patch: patch.setattr(QTargetModule, "training_step", interrupted)
+
+
+def in_look(step: int, happening: Callable[[], None]) -> Patch:
+    """In the evaluation that follows a step."""
+    original = PeriodicEvaluation._look
+
+    def interrupted(self: PeriodicEvaluation, trainer: L.Trainer) -> None:
+        if trainer.global_step == step and self._evaluated != step:
+            happening()
+        original(self, trainer)
+
+    return lambda patch: patch.setattr(PeriodicEvaluation, "_look", interrupted)
+
+
+def in_closing_evaluation(happening: Callable[[], None]) -> Patch:
+    original = Evaluator.__call__
+
+    def interrupted(self: Evaluator, policy: Any, limit: int | None = None) -> Any:
+        if limit is None:
+            happening()
+        return original(self, policy, limit)
+
+    return lambda patch: patch.setattr(Evaluator, "__call__", interrupted)
+
+
+def die() -> None:
+    raise Killed
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def saved(folder: Path) -> int | None:
+    state = states.newest(only_run(folder) / states.STATE)
+    return states.step_of(state) if state else None
+
+
+def whole_run(*overrides: str) -> Path:
+    """The same configuration, never stopped."""
+    assert qtarget_cli(["train", *SMALL, *overrides, "output_dir=whole"]) == 0
+    return only_run(Path("whole"))
+
+
+# The same numbers
+
+CASES = {
+    "sft": [],
+    "psft": ["target=psft", "references.old.every=3", "trainer.log_every=3"],
+    "rho1": ["target=rho1", *TEACHER],
+    "target_sft": ["target=target_sft", *TEACHER],
+    "adapter with dropout": ["model/adapter=lora", "model.adapter.dropout=0.3"],
+}
+QUICK = ("sft", "psft")
+ENDS: list[tuple[Patch, int | None]] = [
+    (in_step(1, die), None),  # before there is a state
+    (in_step(3, die), 2),  # in the middle of an epoch
+    (in_look(6, die), 6),  # between two epochs, before the evaluation is written down
+    (in_step(6, die), 6),
+    (in_step(7, die), 6),
+    (in_closing_evaluation(die), 8),
+]
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
+def test_a_run_that_was_killed_ends_where_an_unbroken_one_does(
+    case: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In other trainers a resume starts the data again, without a word (Lightning #20550)."""
+    expected = whole_run(*CASES[case])
+    arguments = ["train", *SMALL, *CASES[case], EVERY]
+    for end, step in ENDS:
+        with monkeypatch.context() as patched:
+            end(patched)
+            with pytest.raises(Killed):
+                qtarget_cli(arguments)
+        assert saved(Path("outputs")) == step
+    started = result(only_run(Path("outputs")))["started"]
+    assert qtarget_cli(arguments) == 0
+    run = only_run(Path("outputs"))
+    assert run.name == expected.name
+    assert_same_run(run, expected)
+    assert result(run)["attempts"] == len(ENDS)  # the second began afresh, as there was no state yet
+    assert result(run)["started"] == started
+    assert not (run / states.STATE).exists()
+
+
+def test_the_data_go_on_where_the_steps_have_come() -> None:
+    rows = list(range(20))
+
+    def pass_of(data: SFTData, epoch: int) -> list[list[int]]:
+        data.collate = list  # type: ignore[assignment]
+        loader = data.train_dataloader().loader
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        return [list(batch) for batch in loader]  # type: ignore[call-overload]
+
+    def data() -> SFTData:
+        return SFTData(rows, 0, batch_size=3, accumulate=3, seed=5)  # type: ignore[arg-type]
+
+    for step, (epoch, batches) in {0: (0, 0), 1: (0, 3), 2: (0, 6), 3: (1, 0), 5: (1, 6), 6: (2, 0)}.items():
+        resumed = data()
+        position = resumed.go_on(step)
+        assert (position.epoch, position.batches, position.total) == (epoch, batches, 7 * epoch + batches)
+        assert pass_of(resumed, epoch) == pass_of(data(), epoch)[batches:]
+        assert pass_of(resumed, epoch + 1) == pass_of(data(), epoch + 1)
+
+
+def test_what_is_logged_after_the_state_is_written_anew(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        in_step(5, die)(patched)
+        with pytest.raises(Killed):
+            qtarget_cli(["train", *SMALL, EVERY])
+    run = only_run(Path("outputs"))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "train/nl')  # what a kill in the middle of a line leaves
+    assert [line["step"] for line in lines_but_last(run)] == [0, 1, 2, 3, 3, 4, 5]
+    assert qtarget_cli(["train", *SMALL, EVERY]) == 0
+    assert [line["step"] for line in lines(run)] == [0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 8]
+    times = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert times == sorted(times)
+
+
+def lines_but_last(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[:-1]]
+
+
+# What doesn't go on
+
+
+def test_a_run_that_is_told_so_starts_afresh(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        in_step(5, die)(patched)
+        with pytest.raises(Killed):
+            qtarget_cli(["train", *SMALL, EVERY])
+    with monkeypatch.context() as patched:
+        in_step(1, die)(patched)
+        with pytest.raises(Killed):
+            qtarget_cli(["train", *SMALL, EVERY, "resume=never"])
+    assert saved(Path("outputs")) is None
+    assert result(only_run(Path("outputs")))["attempts"] == 1
+    assert [line["step"] for line in lines(only_run(Path("outputs")))] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "rest.pt", "state.json"])
+def test_a_damaged_state_is_named(
+    name: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patched:
+        in_step(2, die)(patched)
+        with pytest.raises(Killed):
+            qtarget_cli(["train", *SMALL, EVERY])
+    path = only_run(Path("outputs")) / "state/step-2" / name
+    path.write_bytes(path.read_bytes()[:-20])
+    assert qtarget_cli(["train", *SMALL, EVERY]) == 2
+    assert "state/step-2 can't be read" in (said := capfd.readouterr().err)
+    assert "set resume=never to start afresh" in said
+    assert qtarget_cli(["train", *SMALL, EVERY, "resume=never", "trainer.eval_every=0", "eval.kl_prior=false"]) == 0
+
+
+def test_where_states_lie_and_how_often_they_are_saved_is_no_other_run(workdir: Path) -> None:
+    plain = compose_config("train", SMALL)
+    assert config_hash(compose_config("train", [*SMALL, EVERY, "resume=never"])) == config_hash(plain)
+    older = config_container(plain)
+    del older["resume"], older["checkpoint"]["every"]
+    assert config_hash(OmegaConf.create(older)) == config_hash(plain)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint.every=0"], "checkpoint.every must be a whole number of at least 1, got 0"),
+        (["resume=always"], "resume must be one of auto, never, got 'always'"),
+        ([EVERY, "trainer.devices=2"], "saves the state of a run on one device, and this one trains in 2 processes"),
+        ([EVERY, "trainer.devices=2", "trainer.strategy=fsdp2"], "set checkpoint.every=null"),
+    ],
+)
+def test_what_cannot_be_is_said_before_training(
+    overrides: list[str],
+    message: str,
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(ranks, "start", None)
+    assert qtarget_cli(["train", *SMALL, *overrides]) == 2
+    assert message in capfd.readouterr().err
+
+
+# Signals
+
+
+@pytest.mark.parametrize(
+    ("end", "step"),
+    [(in_step(4, terminate), 5), (in_look(3, terminate), 3), (in_closing_evaluation(terminate), 8)],
+    ids=["in a step", "in an evaluation", "in the closing evaluation"],
+)
+def test_a_terminated_run_saves_its_state_and_says_so(
+    end: Patch, step: int, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """At the end of the running step, whether states are saved on the way or not; the exit code is that of SIGTERM."""
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        end(patched)
+        assert qtarget_cli(["train", *SMALL]) == 128 + 15
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "the same command goes on where a state was saved" in capfd.readouterr().err
+    run = only_run(Path("outputs"))
+    assert result(run)["status"] == "interrupted"
+    assert saved(Path("outputs")) == step
+    assert qtarget_cli(["compare", "outputs/runs"]) == 1
+    assert f"the same command goes on from step {step}" in " ".join(capfd.readouterr().out.split())
+    assert qtarget_cli(["train", *SMALL]) == 0
+    assert_same_run(run, whole_run())
+
+
+def test_ctrl_c_between_two_steps_saves_the_state(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        in_look(3, interrupt)(patched)
+        assert qtarget_cli(["train", *SMALL]) == 130
+    assert saved(Path("outputs")) == 3
+    assert result(only_run(Path("outputs")))["status"] == "interrupted"
+
+
+def test_a_terminated_multirun_starts_no_other_job(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        in_step(2, terminate)(patched)
+        assert qtarget_cli(["train", "-m", "seed=0,1", *SMALL]) == 143
+    assert saved(Path("outputs")) == 3
+
+
+def test_work_that_is_deferred_to_ends_first() -> None:
+    with stopping.Stop() as stop:
+        stop.deferred = True
+        terminate()
+        with pytest.raises(stopping.Terminated, match="SIGTERM"):
+            stop.release()
+        stop.asked = False
+        with pytest.raises(stopping.Terminated):
+            terminate()
+        stop.asked = False
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_a_signal_is_not_lost_in_what_comes_after(error: type[Exception] | None) -> None:
+    """Neither a job that still finishes nor one that fails makes a multirun go on."""
+
+    def job() -> None:
+        with stopping.Stop() as stop:
+            stop.deferred = True
+            terminate()
+            if error:
+                raise error
+
+    with pytest.raises(stopping.Terminated):
+        job()
+
+
+def test_a_second_signal_ends_the_process_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def left(code: int) -> None:
+        raise Killed(code)
+
+    monkeypatch.setattr(os, "_exit", left)
+    with stopping.Stop() as stop:
+        stop.deferred = True
+        terminate()
+        with pytest.raises(Killed, match="143"):
+            terminate()
+        stop.asked = False
+
+
+# Ends while a state is saved
+
+
+class Faults:
+    """Dies at the `at`-th file operation: before it, after it, or with half of a file written or folder removed."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, kind: str) -> None:
+        self.kind, self.at, self.seen = kind, -1, 0
+        places = ((run_state, "save_file"), (torch, "save"), (Path, "write_text"), (os, "replace"), (os, "fsync"))
+        for owner, name in (*places, (Path, "mkdir"), (Path, "unlink"), (shutil, "rmtree")):
+            patch.setattr(owner, name, self._dying(name, getattr(owner, name)))
+
+    def _dying(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*given: Any, **options: Any) -> Any:
+            self.seen += 1
+            if self.seen - 1 != self.at:
+                return original(*given, **options)
+            if self.kind == "half" and name == "rmtree":
+                next(Path(given[0]).iterdir()).unlink()
+            elif self.kind != "before":
+                original(*given, **options)
+            if self.kind == "half" and name in ("save_file", "save", "write_text"):
+                path = given[0] if name == "write_text" else given[1]
+                os.truncate(path, path.stat().st_size // 2)
+            raise Killed
+
+        return operation
+
+
+@pytest.fixture
+def trained(workdir: Path) -> tuple[L.Trainer, QTargetModule]:
+    made = module("psft", old=Snapshot(module().policy, every=2))
+    return fit(made, batch_size=4, accumulate=1, steps=1), made
+
+
+@pytest.mark.parametrize("kind", ["before", "after", "half"])
+def test_an_end_while_a_state_is_saved_leaves_a_whole_one(
+    kind: str, trained: tuple[L.Trainer, QTargetModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before or the new one, with all of its own numbers; and the next can be saved."""
+    trainer, made = trained
+    drawn = run_state.random_state(torch.device("cpu"))
+
+    def save(holder: Path, step: int) -> None:
+        with torch.no_grad():
+            made.policy.head.weight.fill_(step)
+        run_state.save(holder, trainer, made, drawn, {"step": step})
+
+    def check(holder: Path, *steps: int) -> int:
+        state = run_state.last_state(holder)
+        assert state is not None
+        assert state.step in steps
+        run_state.restore(state, trainer, made)
+        assert made.policy.head.weight.unique().tolist() == [state.step]
+        return state.step
+
+    ends = []
+    for at in itertools.count():
+        holder = Path(f"state-{at}")
+        save(holder, 1)
+        with monkeypatch.context() as patched:
+            faults = Faults(patched, kind)
+            faults.at = at
+            try:
+                save(holder, 2)
+            except Killed:
+                ends.append(check(holder, 1, 2))
+            else:
+                break
+        check(holder, 1, 2)
+        save(holder, 3)
+        assert check(holder, 3) == 3
+        assert [path.name for path in holder.iterdir()] == ["step-3"]
+    assert len(ends) > 15
+    assert ends == sorted(ends)
+    assert set(ends) == {1, 2}
+
+
+def test_a_full_disk_is_said_and_keeps_the_state_before(
+    trained: tuple[L.Trainer, QTargetModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, made = trained
+    drawn = run_state.random_state(torch.device("cpu"))
+    run_state.save(Path("state"), trainer, made, drawn, {"step": 1})
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_state, "save_file", full)
+    with pytest.raises(run_state.QTargetError, match="No space left on device"):
+        run_state.save(Path("state"), trainer, made, drawn, {"step": 2})
+    found = run_state.last_state(Path("state"))
+    assert found is not None
+    assert found.step == 1
+
+
+def test_states_can_be_taken_away_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of one is none."""
+
+    def write(folder: Path) -> None:
+        for name in ("a", "b", states.MANIFEST):
+            (folder / name).write_text(name)
+
+    states.publish(tmp_path / "state", 4, write)
+
+    def dies(path: Path) -> None:
+        (path / "b").unlink()
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", dies)
+        with pytest.raises(Killed):
+            states.discard(tmp_path / "state")
+    assert states.newest(tmp_path / "state") is None
+    states.publish(tmp_path / "state", 4, write)
+    assert states.newest(tmp_path / "state") == tmp_path / "state/step-4"
+    states.discard(tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    states.discard(tmp_path / "state")
+
+
+def test_restored_weights_are_those_of_the_policy_and_of_the_old_one(
+    trained: tuple[L.Trainer, QTargetModule],
+) -> None:
+    trainer, made = trained
+    old = made.references["old"]
+    assert isinstance(old, Snapshot)
+    run_state.save(Path("state"), trainer, made, run_state.random_state(torch.device("cpu")), {"step": 1})
+    drawn = torch.rand(3)
+    now, then = weights(made), {name: tensor.clone() for name, tensor in old.policy.named_parameters()}
+    assert any(not torch.equal(now[name], tensor) for name, tensor in then.items())
+    with torch.no_grad():
+        for parameter in (*made.policy.parameters(), *old.policy.parameters()):
+            parameter.zero_()
+    old.taken = None
+    state = run_state.last_state(Path("state"))
+    assert state is not None
+    run_state.restore(state, trainer, made)
+    assert all(torch.equal(tensor, now[name]) for name, tensor in weights(made).items())
+    assert all(torch.equal(tensor, then[name]) for name, tensor in old.policy.named_parameters())
+    assert old.taken == 0
+    assert torch.equal(torch.rand(3), drawn)
+
+
+# The record and the tracker
+
+
+def test_the_heart_beats_while_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qtarget.track import record as records
+    from qtarget.track.sinks import Nothing
+
+    beats: Iterator[int] = itertools.count()
+    monkeypatch.setattr(records, "BEAT", 0.01)
+    monkeypatch.setattr(records, "_now", lambda: str(next(beats)))
+    record = records.Record(tmp_path, Nothing())
+    record.start({"config_hash": ""}, {})
+    first = int((records.stored_result(tmp_path) or {})["heartbeat"])
+    with record.beating():
+        while int((records.stored_result(tmp_path) or {})["heartbeat"]) < first + 3:
+            time.sleep(0.01)
+    last = (records.stored_result(tmp_path) or {})["heartbeat"]
+    time.sleep(0.05)
+    assert (records.stored_result(tmp_path) or {})["heartbeat"] == last
+
+
+def test_a_resumed_run_is_the_same_run_of_the_tracker(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In other trainers it is a new one (verl #7401)."""
+    arguments = ["train", *SMALL, EVERY, "tracker=wandb"]
+    with monkeypatch.context() as patched:
+        in_step(3, die)(patched)
+        with pytest.raises(Killed):
+            qtarget_cli(arguments)
+    run = only_run(Path("outputs"))
+    name = result(run)["tracked_as"]
+    assert qtarget_cli(arguments) == 0
+    assert result(run)["tracked_as"] == name
+    attempts = list(run.glob("wandb/offline-run-*"))
+    assert len(attempts) == 2
+    assert all(path.name.endswith(f"-{name}") for path in attempts)
+
+
+@pytest.mark.parametrize(("mode", "resume"), [("online", "allow"), ("offline", None)])
+def test_the_tracker_is_asked_to_go_on(
+    mode: str, resume: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline there is nobody to ask: what was measured before is repeated."""
+    import wandb
+
+    from qtarget.track.sinks import Wandb
+
+    asked: list[dict[str, Any]] = []
+    told: list[dict[str, float]] = []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "time": 1.5, "train/nll": 2.0}\n')
+
+    class Run:
+        id = "abc"
+
+        def define_metric(self, *given: Any, **options: Any) -> None: ...
+        def log(self, values: dict[str, float]) -> None:
+            told.append(values)
+
+    def init(**options: Any) -> Run:
+        asked.append(options)
+        return Run()
+
+    monkeypatch.setattr(wandb, "init", init)
+    info = {"name": "sft", "experiment": "runs", "role": "design", "choices": {}}
+    assert Wandb(mode=mode).start(tmp_path, info, {}) == "abc"
+    assert Wandb(mode=mode).start(tmp_path, {**info, "tracked_as": "abc"}, {}) == "abc"
+    assert [(options["id"], options["resume"]) for options in asked] == [(None, None), ("abc", resume)]
+    assert told == ([{"step": 5, "train/nll": 2.0}] if mode == "offline" else [])
