@@ -106,7 +106,7 @@ def whole_run(*overrides: str) -> Path:
 
 CASES = {
     "sft": [],
-    "psft": ["target=psft", "references.old.every=3", "trainer.log_every=3"],
+    "psft": ["target=psft", "references.old.every=4", "trainer.log_every=3"],
     "rho1": ["target=rho1", *TEACHER],
     "target_sft": ["target=target_sft", *TEACHER],
     "adapter with dropout": ["model/adapter=lora", "model.adapter.dropout=0.3"],
