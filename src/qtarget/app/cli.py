@@ -10,6 +10,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
 
   qtarget train [-m] [overrides]     fine-tune one configuration, or with -m every combination
                                      qtarget train -m target=sft,dft,target_sft model=tiny
+  qtarget sweep FILE [--slots N] …   a W&B sweep file without W&B: grid, random, bayes, early_terminate
   qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
   qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
@@ -24,6 +25,9 @@ Overrides are Hydra's: key=value, group=option. `qtarget train --cfg job` prints
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a job failed, 2 the input has to be mended, 130 and 143 interrupted."""
+    from qtarget.app.lifeline import hold_on
+
+    hold_on()
     sys.path.insert(0, os.getcwd())  # parts of your own are found in the folder you work in
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(run(given))
@@ -72,6 +76,40 @@ def _train(rest: list[str]) -> int:
     from qtarget.app.launch import launch
 
     return launch(rest)
+
+
+def _sweep(rest: list[str]) -> int:
+    import argparse
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser(prog="qtarget sweep", description="Run a W&B sweep file on this machine alone.")
+    parser.add_argument("file", type=Path, help="the sweep, such as sweeps/smoothing.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value for every job")
+    parser.add_argument("--slots", type=int, metavar="N", help="jobs at once (default: one a GPU, or one)")
+    parser.add_argument("--devices", metavar="0,1", help="CUDA devices (default: all that are visible)")
+    parser.add_argument("--count", type=int, metavar="N", help="points in all (default: the file's run_cap)")
+    parser.add_argument("--seed", type=int, default=0, help="of random and Bayesian search (default: 0)")
+    parser.add_argument("--retry", type=int, default=0, help="how often a job that crashed is started again")
+    options = parser.parse_intermixed_args(rest)
+
+    from qtarget.app.sweep import sweep
+    from qtarget.errors import QTargetError
+
+    try:
+        devices = None if options.devices is None else [int(device) for device in options.devices.split(",")]
+    except ValueError as error:
+        raise QTargetError(
+            f"--devices are numbers with commas between them, such as 0,1: {options.devices!r}"
+        ) from error
+    return sweep(
+        options.file,
+        options.overrides,
+        count=options.slots,
+        devices=devices,
+        cap=options.count,
+        seed=options.seed,
+        retry=options.retry,
+    )
 
 
 def _cache(rest: list[str]) -> int:
@@ -148,6 +186,7 @@ def _doctor(rest: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
+    "sweep": _sweep,
     "cache": _cache,
     "evaluate": _evaluate,
     "compare": _compare,

@@ -9,12 +9,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 
 import psutil
 from omegaconf import DictConfig
@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from qtarget import checks
 from qtarget.app.job import config_hash
 from qtarget.app.launch import Outcome
+from qtarget.app.lifeline import GRACE, LIFELINE
 from qtarget.errors import QTargetError
 from qtarget.stopping import Stop
 from qtarget.track.record import make_folder, stored_result
@@ -29,8 +30,8 @@ from qtarget.track.record import make_folder, stored_result
 LOG = "log.txt"
 BAD_INPUT = 2
 """Exit code of a command whose user has something to mend."""
-GRACE = 20.0
-"""Seconds between asking a job to stop and making it."""
+PAUSE = 0.1
+"""Seconds between looks at the jobs that run."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Job:
-    """One configuration of a multirun: its folder, its identity and the overrides that make it."""
+    """One configuration of a multirun: its folder, its identity, the overrides that make it, and what to call it."""
 
     folder: Path
     identity: str
     overrides: tuple[str, ...]
+    name: str = ""
 
     @classmethod
     def of(cls, config: DictConfig, overrides: Sequence[str]) -> Job:
@@ -57,7 +59,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        return " ".join(self.overrides) or "defaults"
+        return self.name or " ".join(self.overrides) or "defaults"
 
     @property
     def command(self) -> list[str]:
@@ -87,9 +89,9 @@ def _visible() -> list[str]:
     """The CUDA devices that this process may use, by the names CUDA_VISIBLE_DEVICES takes."""
     import torch  # seconds
 
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
-    return told.split(",")[:count] if told else [str(index) for index in range(count)]
+    return shown.split(",")[:count] if shown else [str(index) for index in range(count)]
 
 
 def _on_device(device: str, index: int) -> Slot:
@@ -107,102 +109,143 @@ def _listed(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
 
 
+def start(command: Sequence[str], place: Slot, log: Path, *, held: bool = False) -> subprocess.Popen[bytes]:
+    """A process in a slot, in a session of its own, its output behind what `log` already holds.
+
+    held: a qtarget command, which ends itself when this process is gone and the pipe to it closes.
+    """
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | place.environment | ({LIFELINE: "1"} if held else {}),
+            stdin=subprocess.PIPE if held else subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+        )
+    if place.cores and hasattr(psutil.Process, "cpu_affinity"):  # macOS has none: there the threads are counted alone
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(process.pid).cpu_affinity(list(place.cores))
+    return process
+
+
 def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], retry: int = 0) -> list[Outcome]:
     """Run all, each in the next slot that is free; what became of them, in the order of the jobs.
 
     Finished ones are not run again. Ctrl-C or SIGTERM stops those that run and starts no other.
     """
     checks.whole("hydra.launcher.retry", retry, 0)
-    with Stop(), _Crew(len(jobs), places, retry) as crew, ThreadPoolExecutor(len(places)) as pool:
-        futures = [pool.submit(crew.run, number, job) for number, job in enumerate(jobs)]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            crew.stop()
-            pool.shutdown(cancel_futures=True)
-            raise
+    outcomes: dict[int, Outcome] = {}
+    waiting = deque(enumerate(jobs))
+    with Stop(), Crew(places, len(jobs), retry) as crew:
+        while waiting or crew.running:
+            while waiting and crew.free:
+                number, job = waiting.popleft()
+                if job.finished:
+                    crew.say(number, job, "finished already")
+                    outcomes[number] = Outcome(job.folder, job.label)
+                else:
+                    crew.start(number, job)
+            outcomes |= {work.number: outcome(work.job, code) for work, code in crew.ended()}
+            time.sleep(PAUSE)
+    return [outcomes[number] for number in range(len(jobs))]
+
+
+@dataclass(eq=False)
+class Work:
+    """A job that runs, and where. tries: how often it may start again. patience: until when it may take to stop."""
+
+    number: int
+    job: Job
+    place: Slot
+    process: subprocess.Popen[bytes]
+    tries: int
+    patience: float | None = None
+
+    def ask_to_stop(self) -> None:
+        """The job, and processes of its own."""
+        if self.patience is None:
+            self.patience = time.monotonic() + GRACE
+            _signal(self.process, signal.SIGTERM)
+
+    def make_stop(self) -> None:
+        """Where it was asked, and has had its time."""
+        if self.patience is not None and time.monotonic() > self.patience:
+            _signal(self.process, signal.SIGKILL)
 
 
 @dataclass
-class _Crew:
-    """The slots, and the processes that run in them."""
+class Crew:
+    """The slots, and the jobs that run in them; leaving it ends those that still do.
 
-    jobs: int
+    total: how many jobs there are, for what is said of them.
+    """
+
     places: Sequence[Slot]
-    retry: int
-    free: SimpleQueue[Slot] = field(default_factory=SimpleQueue)
-    running: set[subprocess.Popen[bytes]] = field(default_factory=set)
-    stopped: bool = False
+    total: int | None = None
+    retry: int = 0
+    running: list[Work] = field(default_factory=list)
 
-    def __enter__(self) -> _Crew:
-        for place in self.places:
-            self.free.put(place)
+    def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, number: int, job: Job) -> Outcome:
-        """Start a job, again where it crashed, until it has finished or `retry` is used up."""
-        if job.finished:
-            self._say(number, job, "finished already")
-            return Outcome(job.folder, job.label)
+    @property
+    def free(self) -> bool:
+        return len(self.running) < len(self.places)
+
+    def start(self, number: int, job: Job) -> None:
+        """In the first slot that is free."""
         make_folder(job.folder)
-        for _ in range(self.retry + 1):
-            code = self._attempt(number, job)
-            if code in (0, BAD_INPUT) or self.stopped:
-                break
-        return _outcome(job, code)
+        taken = {id(work.place) for work in self.running}
+        place = next(place for place in self.places if id(place) not in taken)
+        self._launch(number, job, place, self.retry)
 
-    def _attempt(self, number: int, job: Job) -> int:
-        with self._slot() as place:
-            self._say(number, job, f"starts in {place.name}")
-            code = self._process(job, place)
-        self._say(number, job, "finished" if code == 0 else f"FAILED ({_told(code)})")
-        return code
+    def _launch(self, number: int, job: Job, place: Slot, tries: int) -> None:
+        self.say(number, job, f"starts in {place.name}")
+        process = start(job.command, place, job.folder / LOG, held=True)
+        self.running.append(Work(number, job, place, process, tries))
 
-    @contextmanager
-    def _slot(self) -> Iterator[Slot]:
-        place = self.free.get()
-        try:
-            yield place
-        finally:
-            self.free.put(place)
+    def ended(self) -> list[tuple[Work, int]]:
+        """What has ended since the last call, with exit codes; a job that crashed and has tries left starts again."""
+        codes = [(work, work.process.poll()) for work in self.running]
+        ended: list[tuple[Work, int]] = []
+        for work, code in codes:
+            if code is None:
+                work.make_stop()
+                continue
+            self._forget(work)
+            self._say_ended(work, code)
+            if work.tries and code not in (0, BAD_INPUT) and work.patience is None:
+                self._launch(work.number, work.job, work.place, work.tries - 1)
+            else:
+                ended.append((work, code))
+        return ended
 
-    def _process(self, job: Job, place: Slot) -> int:
-        if self.stopped:
-            return -signal.SIGTERM
-        with (job.folder / LOG).open("ab") as log:
-            process = subprocess.Popen(
-                job.command,
-                env=os.environ | place.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
-            )
-            self.running.add(process)
-            try:
-                if place.cores:
-                    psutil.Process(process.pid).cpu_affinity(list(place.cores))
-                return process.wait()
-            finally:
-                self.running.discard(process)
+    def _say_ended(self, work: Work, code: int) -> None:
+        if work.patience is None:
+            self.say(work.number, work.job, "finished" if code == 0 else f"FAILED ({told(code)})")
 
-    def _say(self, number: int, job: Job, what: str) -> None:
-        print(f"[{number + 1}/{self.jobs}] {what}: {job.label}  →  {job.folder}", file=sys.stderr, flush=True)
+    def say(self, number: int, job: Job, what: str) -> None:
+        of = f"/{self.total}" if self.total else ""
+        print(f"[{number + 1}{of}] {what}: {job.label}  →  {job.folder}", file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Ask every job to stop, its own processes too; make those that don't."""
-        self.stopped = True
-        held = list(self.running)
-        for process in held:
-            _signal(process, signal.SIGTERM)
-        for process in held:
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                _signal(process, signal.SIGKILL)
+        for work in self.running:
+            work.ask_to_stop()
+        for work in list(self.running):
+            while work.process.poll() is None:
+                work.make_stop()
+                time.sleep(PAUSE)
+            self._forget(work)
+
+    def _forget(self, work: Work) -> None:
+        assert work.process.stdin is not None
+        work.process.stdin.close()
+        self.running.remove(work)
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -212,15 +255,15 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
         return
 
 
-def _outcome(job: Job, code: int) -> Outcome:
+def outcome(job: Job, code: int) -> Outcome:
     if code == 0 and job.finished:
         return Outcome(job.folder, job.label)
     stored = stored_result(job.folder) or {}
-    said = stored.get("error") or f"{_told(code)}; its last words are in {job.folder / LOG}"
+    said = stored.get("error") or f"{told(code)}; its last words are in {job.folder / LOG}"
     return Outcome(job.folder, job.label, str(said), is_input=code == BAD_INPUT)
 
 
-def _told(code: int) -> str:
+def told(code: int) -> str:
     """An exit code in words; launchers and shells report a signal as 128 + its number."""
     number = -code if code < 0 else code - 128
     known = {one.value: one.name for one in signal.Signals}

@@ -193,14 +193,20 @@ def _numbers(mapping: object) -> dict[str, float]:
 def _history(path: Path) -> tuple[Mapping[str, float], ...]:
     """Lines of metrics.jsonl merged by step; a resumed run repeats steps, and the later line is the one that counts."""
     merged: dict[float, dict[str, float]] = {}
-    for line in _lines(path):
-        try:
-            numbers = _numbers(json.loads(line))
-        except ValueError:  # the last line of a killed run is often half a line
-            continue
+    for line in logged(path):
+        numbers = _numbers(line)
         if "step" in numbers:
             merged.setdefault(numbers["step"], {}).update(numbers)
     return tuple(merged[step] for step in sorted(merged))
+
+
+def logged(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics.jsonl as they were written, null for what was no number; a line cut short is left out."""
+    for line in _lines(path):
+        try:
+            yield json.loads(line)
+        except ValueError:  # the last line of a killed run is often half a line
+            continue
 
 
 def _lines(path: Path) -> list[str]:

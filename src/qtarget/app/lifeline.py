@@ -1,0 +1,30 @@
+"""A job ends when the process that started it is gone, even where that was killed and could say nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+LIFELINE = "QTARGET_LIFELINE"
+"""Set in the environment, standard input is a pipe that closes when the process that started this one is gone."""
+GRACE = 20.0
+"""Seconds between asking a job to stop and making it."""
+
+
+def hold_on() -> None:
+    """End this process and those it started, by SIGTERM and then by force, once the other end of the pipe is closed."""
+    if not os.environ.pop(LIFELINE, None):
+        return
+    line, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    threading.Thread(target=_follow, args=(line,), daemon=True).start()
+
+
+def _follow(line: int) -> None:
+    os.read(line, 1)
+    os.killpg(os.getpgrp(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -1,0 +1,172 @@
+"""The points of a sweep: which values they have, and the overrides that make a job of each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig
+
+from qtarget.app.configs import compose_config
+from qtarget.app.job import config_hash
+from qtarget.app.slots import Job
+from qtarget.app.sweep_file import SweepFile
+from qtarget.app.sweep_space import Choice, Distribution
+from qtarget.errors import QTargetError
+
+PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+OTHER_THAN_TEXT = ("null", "true", "false", "nan", "inf")
+"""Words that Hydra reads as something else, in any case."""
+PLACES = ("experiment_name", "output_dir", "tracker", "hydra")
+REPEATS = 1000
+"""Draws in a row that bring nothing new before a random search takes its space for used up."""
+RARE = 1e-3
+"""The share of draws beyond what is looked at of a distribution without bounds, on either side."""
+
+Values = Mapping[str, Any]
+
+
+def quoted(value: Any) -> str:
+    """A value as Hydra's overrides take it, and read it back as the same: null, true, 1e-05, [a,'b c'], 'x=1'."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(quoted, value))}]"
+    raise QTargetError(
+        f"a {type(value).__name__} can't be a value of a sweep: {value!r}. Take text, numbers, booleans, null or lists "
+        "of them; for the fields of a mapping name each by its dotted key"
+    )
+
+
+def _text(value: str) -> str:
+    if "${" in value or "\0" in value:
+        raise QTargetError(f"{value!r} can't be a value of a sweep: it would be read as a reference to another key")
+    if PLAIN.fullmatch(value) and value.lower() not in OTHER_THAN_TEXT:
+        return value
+    return QuotedString(value, Quote.single).with_quotes()
+
+
+def grid_points(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
+    """Every combination, the last key fastest."""
+    for chosen in itertools.product(*(one.listed or () for one in space.values())):
+        yield dict(zip(space, chosen, strict=True))
+
+
+def random_point(space: Mapping[str, Distribution], seed: int, number: int) -> dict[str, Any]:
+    """The point of this number: a function of nothing but seed, number and key."""
+    return {key: one.at(random.Random(f"{seed}/{number}/{key}").random()) for key, one in space.items()}
+
+
+def random_points(space: Mapping[str, Distribution], seed: int) -> Iterator[dict[str, Any]]:
+    """Points in order of their number, each once; ends where a thousand in a row bring nothing new."""
+    seen: set[str] = set()
+    fresh = 0
+    for number in itertools.count():
+        values = random_point(space, seed, number)
+        if (told := repr(values)) not in seen:
+            seen.add(told)
+            fresh = number
+            yield values
+        elif number - fresh >= REPEATS:
+            return
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Makes a job of a point. overrides: the command line's, behind those of the file."""
+
+    file: SweepFile
+    overrides: tuple[str, ...]
+
+    def arguments(self, values: Values) -> list[str]:
+        """The overrides of `qtarget train` for a point; of two with one key the later counts."""
+        name = f"experiment_name={quoted(self.file.name)}"
+        told = [name, *self._of_file({**self.file.constants, **values}), *self.overrides]
+        return list({_key(argument): argument for argument in told}.values())
+
+    def _of_file(self, values: Values) -> list[str]:
+        """What the file's command would have, but for the tracker: this is a sweep without W&B."""
+        swept = [self._override(key, value) for key, value in values.items()]
+        return [one for one in (*self.file.before, *swept, *self.file.after) if not _tracks(one)]
+
+    def _override(self, key: str, value: Any) -> str:
+        try:
+            return f"{self.file.prefix}{key}={quoted(value)}"
+        except QTargetError as error:
+            raise QTargetError(f"{self.file.path}: {key}: {error}") from error
+
+    @property
+    def left_out(self) -> list[str]:
+        """The file's own words on the tracker."""
+        constants = [self._override(key, value) for key, value in self.file.constants.items()]
+        return [one for one in (*self.file.before, *constants, *self.file.after) if _tracks(one)]
+
+    def label(self, values: Values) -> str:
+        return " ".join(f"{key}={quoted(value)}" for key, value in values.items())
+
+    def checked(self, values: Values) -> Job:
+        """The job of a point; raises QTargetError, before anything runs, where its configuration is wrong."""
+        from qtarget.app.checks import check  # seconds
+        from qtarget.app.configs import instantiate_design
+
+        arguments = self.arguments(values)
+        try:
+            cfg = compose_config("train", arguments)
+            check(cfg)
+            if cfg.trainer.dry:
+                raise QTargetError("trainer=dry leaves no results to search by")
+            instantiate_design(cfg.target)
+        except QTargetError as error:
+            raise QTargetError(f"{self.file.path}: {self.label(values)}: {error}") from error
+        return self._job(cfg, arguments, values)
+
+    def _job(self, cfg: DictConfig, arguments: Sequence[str], values: Values) -> Job:
+        identity = config_hash(cfg)
+        return Job(Path(cfg.output_dir, cfg.experiment_name, identity), identity, tuple(arguments), self.label(values))
+
+    def check_fixed(self) -> None:
+        """No override may stand beside the values of a swept key, and no key may be swept that places results."""
+        for key in self.file.parameters:
+            if key.partition(".")[0] in PLACES:
+                raise QTargetError(f"{self.file.path} sweeps {key}, which says where results go and changes none")
+        fixed = [*self.file.before, *self.file.after, *self.overrides]
+        for key in map(_key, fixed):
+            if key in self.file.parameters:
+                raise QTargetError(f"{self.file.path} sweeps {key}: change it there, it can't be fixed beside it")
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def _tracks(argument: str) -> bool:
+    return _key(argument).partition(".")[0] == "tracker"
+
+
+def corners(space: Mapping[str, Distribution]) -> Iterable[dict[str, Any]]:
+    """A middle point, and each value of each key beside it; of a range its ends. What a search may meet."""
+    middle = {key: one.at(0.5) for key, one in space.items()}
+    yield middle
+    for key, one in space.items():
+        for value in _ends(one):
+            yield {**middle, key: value}
+
+
+def _ends(one: Any) -> tuple[Any, ...]:
+    if isinstance(one, Choice):
+        return one.options
+    edge = 0.0 if math.isfinite(one.low) else RARE
+    return one.at(edge), one.at(1 - edge)

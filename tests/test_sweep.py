@@ -1,0 +1,302 @@
+"""`qtarget sweep`: with stand-ins for jobs, which write a record in no time, and with the tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from qtarget.app import slots
+from qtarget.app.cli import run as qtarget_cli
+
+COMMAND = ["${env}", "qtarget", "train", "model=tiny", "${args_no_hyphens}"]
+STAND_IN = """
+import json, sys, time
+from pathlib import Path
+
+folder, identity, *overrides = sys.argv[1:]
+told = dict(override.partition("=")[::2] for override in overrides)
+rate, steps = float(told.get("optim.lr", 1)), int(told.get("trainer.max_steps", 3))
+folder = Path(folder)
+with open("starts.txt", "a") as starts:
+    starts.write(folder.name + "\\n")
+
+def write(status, **facts):
+    (folder / "result.json").write_text(json.dumps({"status": status, "config_hash": identity, "metrics": {}, **facts}))
+
+write("running")
+if rate == 13:
+    sys.exit("an unlucky number")
+with open(folder / "metrics.jsonl", "w") as lines:
+    for step in range(steps):
+        lines.write(json.dumps({"step": step, "val/nll": rate / (step + 1), "val/kl_prior": None}) + "\\n")
+        lines.flush()
+        time.sleep(float(told.get("trainer.clip", 0)))
+write("finished", metrics={"test/nll": rate / steps, "train/nll": rate})
+"""
+
+
+@pytest.fixture
+def stand_ins(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder in which jobs are stand-ins: val/nll falls from optim.lr over trainer.max_steps steps."""
+    script = workdir / "stand_in.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(slots, "_visible", list)
+    monkeypatch.setattr(
+        slots.Job,
+        "command",
+        property(lambda job: [sys.executable, str(script), str(job.folder), job.identity, *job.overrides]),
+    )
+    return workdir
+
+
+def sweep_file(folder: Path, **changes: Any) -> str:
+    content = {
+        "method": "grid",
+        "metric": {"name": "val/nll"},
+        "parameters": {"optim.lr": {"values": [3.0, 1.0, 2.0]}, "seed": {"values": [0, 1]}},
+        "command": COMMAND,
+    }
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**content, **changes}, sort_keys=False))
+    return str(path)
+
+
+def started(folder: Path) -> list[str]:
+    path = folder / "starts.txt"
+    return path.read_text().split() if path.exists() else []
+
+
+def points(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "outputs/mine/sweep.json").read_text())["points"]
+    return found
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in folder.glob("outputs/mine/*/result.json")}
+
+
+def test_a_grid_runs_once_and_says_what_is_best(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", sweep_file(stand_ins), "--slots", "2"]
+    assert qtarget_cli(command) == 0
+    told = capsys.readouterr()
+    assert "6 of 6 points done; best val/nll 0.33333 at optim.lr=1.0 seed=0" in told.err
+    assert "6 points: 6 finished; results in outputs/mine" in told.out
+    assert "next: qtarget compare outputs/mine" in told.out
+    assert [tuple(point["values"].values()) for point in points(stand_ins)][:3] == [(3.0, 0), (3.0, 1), (1.0, 0)]
+    assert {point["state"] for point in points(stand_ins)} == {"finished"}
+    assert [point["value"] for point in points(stand_ins)] == pytest.approx([1.0, 1.0, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
+    assert len(set(started(stand_ins))) == 6
+    assert qtarget_cli(command) == 0
+    assert len(started(stand_ins)) == 6
+    assert "6 points: 6 finished" in capsys.readouterr().out
+
+
+def test_random_search_goes_on_where_it_was(stand_ins: Path) -> None:
+    parameters = {"optim.lr": {"min": 0.5, "max": 1.5}}
+    file = sweep_file(stand_ins, method="random", parameters=parameters, run_cap=3)
+    assert qtarget_cli(["sweep", file]) == 0
+    three = points(stand_ins)
+    assert qtarget_cli(["sweep", file, "--count", "5"]) == 0
+    assert points(stand_ins)[:3] == three
+    assert len(started(stand_ins)) == len(set(started(stand_ins))) == 5
+
+
+def test_a_failed_point_is_named_and_run_again(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", sweep_file(stand_ins, parameters={"optim.lr": {"values": [1.0, 13.0]}})]
+    assert qtarget_cli(command) == 1
+    told = capsys.readouterr()
+    assert "FAILED    optim.lr=13.0" in told.err
+    assert "2 points: 1 finished, 1 failed" in told.out
+    assert qtarget_cli([*command, "--retry", "1"]) == 1
+    assert len(started(stand_ins)) == 4
+
+
+@pytest.mark.parametrize(
+    ("metric", "early", "nearest"), [("val/nlll", True, "val/nll"), ("test/acuracy", True, None), ("nll", False, None)]
+)
+def test_a_metric_that_nobody_logs_stops_the_sweep_at_once(
+    metric: str, early: bool, nearest: str | None, stand_ins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the first validation where its name is one of held-out rows, else with the first finished run."""
+    slow = ["trainer.clip=30"] if early else []
+    began = time.monotonic()
+    assert qtarget_cli(["sweep", sweep_file(stand_ins, metric={"name": metric}), *slow]) == 2
+    assert time.monotonic() - began < 60
+    told = capsys.readouterr().err
+    assert f"no run logs the metric '{metric}'" in told
+    assert f"did you mean '{nearest}'" in told or nearest is None
+    assert "val/kl_prior, val/nll" in told
+    assert len(started(stand_ins)) == 1
+    assert "running" not in {point["state"] for point in points(stand_ins)}
+
+
+def test_a_mended_metric_keeps_what_has_finished(stand_ins: Path) -> None:
+    assert qtarget_cli(["sweep", sweep_file(stand_ins, metric={"name": "nll"})]) == 2
+    assert qtarget_cli(["sweep", sweep_file(stand_ins, metric={"name": "test/nll"})]) == 0
+    assert len(started(stand_ins)) == len(set(started(stand_ins))) == 6
+
+
+def test_hyperband_stops_a_bad_run_which_is_not_run_again(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = sweep_file(
+        stand_ins,
+        parameters={"optim.lr": {"values": [1.0, 9.0, 0.5]}},
+        early_terminate={"type": "hyperband", "min_iter": 2},
+    )
+    command = ["sweep", file, "trainer.max_steps=8", "trainer.clip=0.4"]
+    assert qtarget_cli(command) == 0
+    told = capsys.readouterr()
+    assert "3 points: 2 finished, 1 stopped" in told.out
+    bad = next(point for point in points(stand_ins) if point["values"] == {"optim.lr": 9.0})
+    stored = json.loads(Path(bad["folder"], "result.json").read_text())
+    assert stored["status"] == "stopped"
+    assert 1 <= stored["stopped_at_step"] < 7
+    assert "not among the best 1/3" in stored["error"]
+    assert qtarget_cli(command) == 0
+    assert len(started(stand_ins)) == 3
+    assert qtarget_cli(["compare", "outputs/mine"]) == 0
+    assert f"stopped after step {stored['stopped_at_step']}" in capsys.readouterr().out
+
+
+def test_another_sweep_in_the_same_folder_is_refused(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["sweep", sweep_file(stand_ins)]) == 0
+    other = sweep_file(stand_ins, parameters={"seed": {"values": [0, 1, 2]}})
+    assert qtarget_cli(["sweep", other]) == 2
+    told = capsys.readouterr().err
+    assert "outputs/mine holds another sweep" in told
+    assert "other parameters" in told
+    assert "experiment_name=NAME" in told
+    assert qtarget_cli(["sweep", other, "experiment_name=other"]) == 0
+    assert len(list(stand_ins.glob("outputs/other/*/result.json"))) == 3
+    assert len(results(stand_ins)) == 6
+
+
+def test_two_drivers_of_one_sweep_are_refused(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (stand_ins / "outputs/mine").mkdir(parents=True)
+    with FileLock(stand_ins / "outputs/mine/.sweep.lock"):
+        assert qtarget_cli(["sweep", sweep_file(stand_ins)]) == 2
+    assert "another qtarget sweep is at work in outputs/mine" in capsys.readouterr().err
+    assert not started(stand_ins)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--slots", "0"], "--slots must be a whole number"),
+        (["--devices", "a"], "--devices are numbers"),
+        (["--count", "0"], "--count must be a whole number"),
+        (["--seed", "-1"], "--seed must be a whole number"),
+        (["--retry", "-1"], "--retry must be a whole number"),
+    ],
+)
+def test_wrong_options_are_said(
+    options: list[str], message: str, stand_ins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert qtarget_cli(["sweep", sweep_file(stand_ins), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (stand_ins / "outputs").exists()
+
+
+def test_a_search_without_an_end_is_refused(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["sweep", sweep_file(stand_ins, method="random")]) == 2
+    assert "set run_cap in the file, or give --count N" in capsys.readouterr().err
+
+
+def test_bayes_learns_and_goes_on(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    parameters = {"optim.lr": {"min": 0.0001, "max": 10.0}, "seed": {"values": [0, 1, 2]}}
+    file = sweep_file(stand_ins, method="bayes", parameters=parameters, run_cap=20)
+    assert qtarget_cli(["sweep", file, "--count", "6", "--slots", "3"]) == 0
+    six = [point["values"] for point in points(stand_ins)]
+    assert qtarget_cli(["sweep", file]) == 0
+    found = [point["values"]["optim.lr"] for point in points(stand_ins)]
+    assert [point["values"] for point in points(stand_ins)][:6] == six
+    assert len(set(found)) == len(found) == 20
+    assert sum(found[10:]) < sum(found[:10])  # lower is better, and it has noticed
+    assert len(started(stand_ins)) == 20
+
+
+def test_bayes_says_what_to_install(
+    stand_ins: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert qtarget_cli(["sweep", sweep_file(stand_ins, method="bayes", run_cap=2)]) == 2
+    assert "pip install 'qtarget[search]'" in capsys.readouterr().err
+
+
+# With the tiny model
+
+TINY = ["data.rows=16", "data.heldout_rows=2", "eval.new_tokens=2", "checkpoint.save=false", "eval.kl_prior=false"]
+TINY += ["trainer.precision=32-true", "trainer.accelerator=cpu", "trainer.eval_every=0"]
+
+
+def until(done: Callable[[], bool]) -> None:
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < 300
+        time.sleep(0.1)
+
+
+def finished(folder: Path) -> dict[str, str]:
+    return {name: one["started"] for name, one in results(folder).items() if one["status"] == "finished"}
+
+
+@pytest.mark.slow
+def test_a_driver_killed_twice_ends_with_every_result_once(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    grid = {
+        "target": {"values": ["sft", "dft", "focal"]},
+        "seed": {"values": [0, 1]},
+        "optim.lr": {"values": [1e-3, 1e-4]},
+    }
+    file = sweep_file(workdir, parameters=grid, metric={"name": "train/nll"})
+    command = [sys.executable, "-m", "qtarget", "sweep", file, "--slots", "2", *TINY, "trainer.max_steps=2"]
+    kept: dict[str, str] = {}
+    for enough in (2, 6):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(lambda: len(finished(workdir)) >= enough)  # noqa: B023  # called at once
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        kept = finished(workdir)
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert len(finished(workdir)) == len(results(workdir)) == 12
+    assert len({json.dumps(one["overrides"]) for one in results(workdir).values()}) == 12
+    assert {name: finished(workdir)[name] for name in kept} == kept
+
+
+@pytest.mark.slow
+def test_a_job_ends_with_its_driver(workdir: Path) -> None:
+    long = ["data.rows=4000", "trainer.max_steps=100000"]
+    command = [sys.executable, "-m", "qtarget", "sweep", sweep_file(workdir), "--slots", "1", *TINY, *long]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: any(path.stat().st_size for path in workdir.glob("outputs/mine/*/metrics.jsonl")))
+    (folder,) = (path.parent for path in workdir.glob("outputs/mine/*/metrics.jsonl"))
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    with FileLock(folder / ".lock", timeout=60):
+        assert results(workdir)[folder.name]["status"] != "finished"
+
+
+@pytest.mark.slow
+def test_hyperband_stops_a_run_that_does_not_learn(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    file = sweep_file(
+        workdir,
+        parameters={"optim.lr": {"values": [3e-3, 1e-9]}},
+        metric={"name": "train/nll"},
+        early_terminate={"type": "hyperband", "min_iter": 20},
+    )
+    steps = ["trainer.max_steps=600", "trainer.log_every=5", "data.rows=64", "trainer.batch_size=4"]
+    assert qtarget_cli(["sweep", file, "--slots", "1", *TINY, *steps]) == 0
+    by_rate = {point["values"]["optim.lr"]: point for point in points(workdir)}
+    assert (by_rate[3e-3]["state"], by_rate[1e-9]["state"]) == ("finished", "stopped")
