@@ -8,16 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from filelock import FileLock
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
-from qtarget.app import slots
+from qtarget.app import slots, sweep_points, sweep_run
 from qtarget.app.cli import run as qtarget_cli
+from qtarget.app.configs import compose_config
 
 COMMAND = ["${env}", "qtarget", "train", "model=tiny", "${args_no_hyphens}"]
 STAND_IN = """
@@ -46,11 +51,25 @@ write("finished", metrics={"test/nll": rate / steps, "train/nll": rate})
 """
 
 
+@cache
+def defaults() -> DictConfig:
+    return compose_config("train", ["model=tiny"])
+
+
+def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """What composing gives where only values are overridden, for a fraction of its time."""
+    cfg = deepcopy(defaults())
+    for override in OverridesParser.create().parse_overrides([one for one in overrides if one != "model=tiny"]):
+        OmegaConf.update(cfg, override.key_or_group, override.value())
+    return cfg
+
+
 @pytest.fixture
 def stand_ins(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder in which jobs are stand-ins: val/nll falls from optim.lr over trainer.max_steps steps."""
     script = workdir / "stand_in.py"
     script.write_text(STAND_IN)
+    monkeypatch.setattr(sweep_points, "compose_config", composed)
     monkeypatch.setattr(slots, "_visible", list)
     monkeypatch.setattr(
         slots.Job,
@@ -276,8 +295,8 @@ def test_a_driver_killed_twice_ends_with_every_result_once(workdir: Path, monkey
 
 @pytest.mark.slow
 def test_a_job_ends_with_its_driver(workdir: Path) -> None:
-    long = ["data.rows=4000", "trainer.max_steps=100000"]
-    command = [sys.executable, "-m", "qtarget", "sweep", sweep_file(workdir), "--slots", "1", *TINY, *long]
+    file = sweep_file(workdir, parameters={"seed": {"values": [0, 1]}}, metric={"name": "train/nll"})
+    command = [sys.executable, "-m", "qtarget", "sweep", file, "--slots", "1", *TINY, "trainer.max_steps=100000"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: any(path.stat().st_size for path in workdir.glob("outputs/mine/*/metrics.jsonl")))
     (folder,) = (path.parent for path in workdir.glob("outputs/mine/*/metrics.jsonl"))
@@ -290,13 +309,14 @@ def test_a_job_ends_with_its_driver(workdir: Path) -> None:
 @pytest.mark.slow
 def test_hyperband_stops_a_run_that_does_not_learn(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sweep_run, "LOOK", 0.1)
     file = sweep_file(
         workdir,
         parameters={"optim.lr": {"values": [3e-3, 1e-9]}},
         metric={"name": "train/nll"},
-        early_terminate={"type": "hyperband", "min_iter": 20},
+        early_terminate={"type": "hyperband", "min_iter": 4},
     )
-    steps = ["trainer.max_steps=600", "trainer.log_every=5", "data.rows=64", "trainer.batch_size=4"]
+    steps = ["trainer.max_steps=80", "trainer.log_every=1", "trainer.batch_size=4"]
     assert qtarget_cli(["sweep", file, "--slots", "1", *TINY, *steps]) == 0
     by_rate = {point["values"]["optim.lr"]: point for point in points(workdir)}
     assert (by_rate[3e-3]["state"], by_rate[1e-9]["state"]) == ("finished", "stopped")

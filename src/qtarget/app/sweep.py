@@ -63,6 +63,7 @@ def sweep(
             f"left out, as this is without W&B: {' '.join(jobs.left_out)}; behind the file it counts", file=sys.stderr
         )
     places = slots(count, devices)
+    print(f"{file.name}: checking every configuration before the first one runs", file=sys.stderr)
     checked = [(values, jobs.checked(values)) for values in _checked(file, cap, seed)]
     folder = checked[0][1].folder.parent
     make_folder(folder)
