@@ -48,7 +48,7 @@ class Run:
     label: str  # the name, made unique among the runs compared
     role: str = "design"  # base, teacher, design or control
     task: str = "train"  # the command that made it: train or evaluate
-    status: str = "finished"  # finished, running, interrupted or failed
+    status: str = "finished"  # finished, running, interrupted, failed, or stopped by a sweep
     experiment: str = ""
     seed: int | None = None
     error: str = ""
