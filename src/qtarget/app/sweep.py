@@ -73,9 +73,7 @@ def sweep(
         try:
             going.run(places, retry)
         finally:
-            for point in going.points:
-                point.state = "waiting" if point.state == "running" else point.state
-            going.save()
+            going.leave()
     return _summary(going, folder)
 
 

@@ -198,6 +198,12 @@ class Sweep:
             self._point(work).error = f"stopped by the sweep: {reason}"
             work.ask_to_stop()
 
+    def leave(self) -> None:
+        """Write down that nothing runs any more."""
+        for point in self.points:
+            point.state = "waiting" if point.state == "running" else point.state
+        self.save()
+
     # What is said of it
 
     def ranked(self) -> list[Point]:
