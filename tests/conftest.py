@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from wandb_server import Backend
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,3 +22,18 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def wandb_server(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
+    """A W&B server for the real client, which this process and its children talk to."""
+    import wandb
+    import wandb_server
+
+    with wandb_server.serving() as backend:
+        for name, value in wandb_server.environment(backend, workdir).items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()  # what earlier tests have set up, with another server's address
+        yield backend
+        wandb.teardown()
+    assert not backend.unknown

@@ -14,6 +14,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
   qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
   qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
+  qtarget agents SWEEP --gpus 0-7    a W&B agent per GPU, for a sweep that `wandb sweep sweeps/NAME.yaml` made
   qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
   qtarget lens target=NAME,…         what a design teaches, as curves; with checkpoint=RUN token by token
   qtarget doctor                     versions, device, where the model comes from, what is missing
@@ -178,6 +179,12 @@ def _lens(rest: list[str]) -> int:
     return lens(rest)
 
 
+def _agents(rest: list[str]) -> int:
+    from qtarget.app.agents import agents
+
+    return agents(rest)
+
+
 def _doctor(rest: list[str]) -> int:
     from qtarget.app.doctor import doctor
 
@@ -190,6 +197,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "cache": _cache,
     "evaluate": _evaluate,
     "compare": _compare,
+    "agents": _agents,
     "show": _show,
     "lens": _lens,
     "doctor": _doctor,

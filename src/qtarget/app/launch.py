@@ -14,6 +14,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -65,6 +66,8 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
         from qtarget.app.train import run_job  # torch and transformers come in here
 
         settings = HydraConfig.get()
+        if settings.mode == RunMode.MULTIRUN:
+            check_no_agent()
         folder = Path(settings.runtime.output_dir)
         folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
         overrides = list(settings.overrides.task)
@@ -88,6 +91,17 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
 
     job.outcomes = outcomes  # type: ignore[attr-defined]  # where a launcher of processes notes what became of them
     return job
+
+
+def check_no_agent() -> None:
+    """Raise QTargetError for a multirun that a W&B agent started: all of its jobs would be the agent's one run."""
+    from qtarget.track.sweep import under_agent
+
+    if under_agent():
+        raise QTargetError(
+            "a W&B agent started this multirun (WANDB_SWEEP_ID and WANDB_RUN_ID are set), and its jobs would overwrite "
+            "each other in one run: let the sweep say what varies, and leave -m and experiments that are multiruns away"
+        )
 
 
 @contextmanager

@@ -36,8 +36,9 @@ from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, whole_weights
 from qtarget.states import STATE, discard
 from qtarget.stopping import Stop
-from qtarget.track.record import Record, Unrecorded, make_folder, stored_result
+from qtarget.track.record import Record, Unrecorded, make_folder, stored_result, tell_again
 from qtarget.track.sinks import Nothing
+from qtarget.track.sweep import under_agent
 from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, StepLogger
 from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.module import QTargetModule
@@ -60,6 +61,8 @@ def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides
         return _as_rank(cfg, folder, info)
     with held(folder), Stop() as stop:
         if stored := finished_before(cfg, folder):
+            if under_agent():
+                tell_again(folder, instantiate(cfg.tracker))  # the sweep waits for this run's values
             return stored
         return _on_ranks(cfg, folder, info) if several else _recorded(cfg, folder, info, stop)
 

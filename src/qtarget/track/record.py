@@ -38,7 +38,8 @@ BEAT = 60.0
 class Sink(Protocol):
     """Somewhere else that wants to see the same values.
 
-    start: returns its own name of the run, or None; a run that goes on is given it again, as info["tracked_as"].
+    start: returns its own name of the run, or None; a run that goes on is given it again, as info["tracked_as"]. What
+    the folder's metrics.jsonl holds by then was measured before.
     """
 
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str | None: ...
@@ -191,6 +192,14 @@ class Unrecorded:
 
     def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         return {"metrics": dict(metrics)}
+
+
+def tell_again(folder: Path, sink: Sink) -> None:
+    """Show a sink the record of a finished run, as if it ran now."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    result = stored_result(folder) or {}
+    sink.start(folder, result, config)
+    sink.finish({name: value for name, value in result["metrics"].items() if value is not None}, failed=False)
 
 
 def stored_result(folder: Path) -> dict[str, Any] | None:

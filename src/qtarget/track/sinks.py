@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qtarget.errors import QTargetError
+from qtarget.track.runs import logged
+from qtarget.track.sweep import Sweep, best_of, find_sweep, under_agent, unlogged
 
 MODES = ("offline", "online", "shared", "disabled")
 
@@ -30,7 +33,8 @@ class Wandb:
     """A W&B run with the same values. offline writes beside the record (`wandb sync` uploads it later).
 
     The config is sent flattened to dotted keys, each group's choice under the group's name: a sweep that sets a group
-    would otherwise destroy everything nested under it. A run that goes on after an end keeps its id.
+    would otherwise destroy everything nested under it. A run that goes on after an end keeps its id; under an agent it
+    has the one that the agent gave it, and is grouped by its sweep, else by its experiment.
     """
 
     project: str = "qtarget"
@@ -38,6 +42,8 @@ class Wandb:
     mode: str = "offline"
     tags: Sequence[str] = ()
     _run: Any = field(default=None, init=False, repr=False)
+    _sweep: Sweep | None = field(default=None, init=False, repr=False)
+    _logged: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -46,15 +52,16 @@ class Wandb:
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         import wandb  # slow to import, and optional
 
+        swept, before = under_agent(), info.get("tracked_as")
         try:
             self._run = wandb.init(
-                project=self.project,
-                entity=self.entity,
+                project=None if swept else self.project,
+                entity=None if swept else self.entity,
+                group=os.environ["WANDB_SWEEP_ID"] if swept else info["experiment"],
                 mode=self.mode,  # type: ignore[arg-type]
                 name=info["name"],
-                id=info.get("tracked_as"),
-                resume="allow" if info.get("tracked_as") and self.mode != "offline" else None,
-                group=info["experiment"],
+                id=None if swept else before,
+                resume="allow" if before and not swept and self.mode != "offline" else None,
                 job_type=info["role"],
                 tags=list(self.tags),
                 config=flatten(config) | dict(info["choices"]),
@@ -68,18 +75,52 @@ class Wandb:
                 "tracker.mode=offline needs none, and `wandb sync` uploads later"
             ) from error
         self._run.define_metric("*", step_metric="step")
-        if info.get("tracked_as") and self.mode == "offline":
+        if swept and self.mode == "online":
+            self._sweep = self._asked_for()
+        if self.mode == "offline" or self._run.id != before:
             self._repeat(folder / "metrics.jsonl")
         return str(self._run.id)
 
     def _repeat(self, path: Path) -> None:
-        """Log what earlier attempts have measured, so that this one's folder holds the whole run."""
-        for line in path.read_text(encoding="utf-8").splitlines():
-            measured = {name: math.nan if value is None else value for name, value in json.loads(line).items()}
-            self._run.log({name: value for name, value in measured.items() if name != "time"})
+        """Log what was measured before, so that this run of W&B's holds the whole run."""
+        for line in logged(path):
+            measured = {name: math.nan if value is None else value for name, value in line.items()}
+            measured.pop("time", None)
+            self.log(int(measured.pop("step")), measured)
+
+    def _asked_for(self) -> Sweep | None:
+        """The run's sweep; that it can't be had is no reason not to train."""
+        try:
+            return find_sweep(f"{self._run.entity}/{self._run.project}/{self._run.sweep_id}")
+        except QTargetError as error:
+            warnings.warn(f"whether the sweep's metric is logged can't be told: {error}", stacklevel=2)
+            return None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name in metrics.keys() - self._logged:
+            self._define(name)
+        self._logged |= metrics.keys()
         self._run.log({"step": step, **metrics})
+        if any(name.startswith("val/") for name in metrics) and (step or self._measured_in_validation()):
+            self._check_sweep()
+
+    def _define(self, name: str) -> None:
+        """Have W&B keep the best value of a metric that has one; the sweep says it of its own."""
+        own = self._sweep is not None and name == self._sweep.metric
+        best = self._sweep.best if self._sweep is not None and own else best_of(name)
+        if best:
+            self._run.define_metric(name, step_metric="step", summary=best)
+
+    def _measured_in_validation(self) -> bool:
+        """The sweep's metric would have come before the first step."""
+        return bool(self._sweep and self._sweep.metric and self._sweep.metric.startswith(("val/", "test/")))
+
+    def _check_sweep(self) -> None:
+        """Say once, and as early as can be known, that the sweep waits for a metric that never comes."""
+        sweep, self._sweep = self._sweep, None
+        said = unlogged(sweep.metric, self._logged) if sweep and sweep.metric else None
+        if said:
+            warnings.warn(said, stacklevel=2)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         import wandb
@@ -92,6 +133,9 @@ class Wandb:
             return
         if self.mode == "offline":
             print(f"W&B: recorded offline, upload with: wandb sync {Path(self._run.dir).parent}")
+        self._logged |= metrics.keys()
+        if not failed:
+            self._check_sweep()
         self._run.summary.update(dict(metrics))
         self._run.finish(exit_code=1 if failed else 0)
 

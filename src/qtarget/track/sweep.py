@@ -1,0 +1,80 @@
+"""A W&B sweep as an agent and its runs see it: where it is, what it maximizes, and what its runs have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qtarget.errors import QTargetError
+
+BEST = {"maximize": "max", "minimize": "min"}
+"""The goal of a sweep → the summary that W&B keeps of its metric."""
+BEST_OF = {"nll": "min", "perplexity": "min", "ece": "min"} | dict.fromkeys(
+    ("accuracy", "score", "avg", "pass", "maj"), "max"
+)
+"""The best of a validation metric, by what stands between the slash and the @."""
+HOW_TO_CONNECT = (
+    "Agents need a W&B account or server: set WANDB_API_KEY (or run `wandb login`), and WANDB_BASE_URL for a server of "
+    "your own. Without one, `qtarget sweep FILE` runs the same file"
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """ENTITY/PROJECT/ID and the configuration it was made from."""
+
+    path: str
+    state: str
+    config: Mapping[str, Any]
+
+    @property
+    def metric(self) -> str | None:
+        return (self.config.get("metric") or {}).get("name")
+
+    @property
+    def best(self) -> str:
+        """Which of a metric's values is the best, as W&B's summaries call it; a sweep minimizes unless it says so."""
+        return BEST[self.config["metric"].get("goal", "minimize")]
+
+
+def under_agent() -> bool:
+    """A W&B agent started this process: the run's id, its sweep and its values are given."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
+
+
+def find_sweep(path: str) -> Sweep:
+    """Ask the server for a sweep, ENTITY/PROJECT/ID or with fewer parts where W&B knows the rest.
+
+    Raises QTargetError without a key, a server that answers, or such a sweep.
+    """
+    import wandb  # slow to import
+
+    try:
+        found = wandb.Api().sweep(path)
+    except wandb.Error as error:
+        if isinstance(getattr(error, "exc", None), ValueError):
+            raise QTargetError(
+                f"no sweep {path}: {error}. `wandb sweep FILE` makes one, and prints its ENTITY/PROJECT/ID"
+            ) from error
+        raise QTargetError(f"W&B can't be asked for the sweep {path}: {error}. {HOW_TO_CONNECT}") from error
+    return Sweep("/".join((found.entity, found.project, found.id)), str(found.state), found.config)
+
+
+def best_of(metric: str) -> str | None:
+    """The better end, "max" or "min", of a validation metric that has one: val/accuracy, val/avg@8, val/nll."""
+    place, _, what = metric.partition("/")
+    return BEST_OF.get(what.partition("@")[0]) if place == "val" else None
+
+
+def unlogged(metric: str, logged: Iterable[str]) -> str | None:
+    """What to say of a sweep's metric that is not among the names logged by the first validation; None where it is.
+
+    A closing metric (test/…) comes at the end, and is known by its twin during training (val/…).
+    """
+    names = sorted(logged)
+    if metric in names or metric.replace("test/", "val/", 1) in names:
+        return None
+    never = f"the sweep's metric {metric!r} is not logged: W&B can neither compare runs nor stop them"
+    return f"{never}. Logged: {', '.join(names)}"
