@@ -248,6 +248,7 @@ class Backend:
             "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
             "OrganizationCoreWeaveOrganizationID": lambda _: {"entity": {"organization": None}},
             "XXHashDigestsEnabled": lambda _: {"entity": {"xxhashDigestsEnabled": False}},
+            "ArtifactType": lambda _: {"project": None},
             "FetchArtifactDigestAlgorithm": lambda _: {"project": None},
             "GetProjects": self.projects,
             "CreateProject": self.create_project,
