@@ -9,8 +9,8 @@ import time
 
 LIFELINE = "QTARGET_LIFELINE"
 """Set in the environment, standard input is a pipe that closes when the process that started this one is gone."""
-GRACE = 20.0
-"""Seconds between asking a job to stop and making it."""
+GRACE = 60.0
+"""Seconds between asking a job to stop, which ends its step and saves its state, and making it."""
 
 
 def hold_on() -> None:

@@ -22,6 +22,8 @@ from qtarget.app.slots import PAUSE, Crew, Job, Slot, Work, outcome
 from qtarget.app.sweep_file import Metric, SweepFile
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
+from qtarget.states import STATE, discard
+from qtarget.stopping import Stop
 from qtarget.track.record import make_folder, stored_result
 from qtarget.track.runs import logged
 
@@ -103,7 +105,7 @@ class Sweep:
     def run(self, places: Sequence[Slot], retry: int = 0) -> None:
         """Until every point is settled, or failed. Raises QTargetError where no job logs the metric."""
         looked = 0.0
-        with Crew(places, self.total, retry) as crew:
+        with Stop(), Crew(places, self.total, retry) as crew:
             while self._fill(crew) or crew.running:
                 for work, code in crew.ended():
                     self._seconds.append(time.monotonic() - self._began[work.number])
@@ -232,6 +234,7 @@ def _record_stop(job: Job, reason: str) -> None:
     step = max((line["step"] for line in logged(job.folder / "metrics.jsonl")), default=0)
     stopped = {"status": "stopped", "config_hash": job.identity, "stopped_at_step": step, "error": reason}
     write_atomically(job.folder / "result.json", json.dumps(result | stopped, indent=1, ensure_ascii=False))
+    discard(job.folder / STATE)
 
 
 def _wait_for_orphan(folder: Path) -> None:
