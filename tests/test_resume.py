@@ -71,10 +71,10 @@ def in_look(step: int, happening: Callable[[], None]) -> Patch:
 def in_closing_evaluation(happening: Callable[[], None]) -> Patch:
     original = Evaluator.__call__
 
-    def interrupted(self: Evaluator, policy: Any, limit: int | None = None) -> Any:
-        if limit is None:
+    def interrupted(self: Evaluator, policy: Any, limit: int | None = None, *, closing: bool = True) -> Any:
+        if closing:
             happening()
-        return original(self, policy, limit)
+        return original(self, policy, limit, closing=closing)
 
     return lambda patch: patch.setattr(Evaluator, "__call__", interrupted)
 
