@@ -1,5 +1,6 @@
 # make demo [QUICK=1]   fine-tune a pretrained model under several target designs and compare them
 # make noisy_instruct   an experiment over three seeds; also data_efficiency, prior_strength, prior_flaw: an hour each
+# make fair             each design at its best learning rate, and all at steps of equal length: some hours
 # make test             the test suite
 # make test-all         the same with the slow tests
 # make soak             random SIGKILLs over training and caching: KILLS=30
@@ -20,7 +21,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw starts test test-all soak check bench format clean
+.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak check bench format clean
 
 setup: $(STAMP)
 
@@ -60,6 +61,13 @@ prior_strength: starts
 prior_flaw: starts
 	@$(QTARGET) train experiment=prior_flaw
 	@$(QTARGET) compare outputs/prior_flaw --group-by target,references.prior.flaw --against references.prior.flaw=none
+
+fair: setup
+	@$(QTARGET) train experiment=demo_teacher
+	@$(QTARGET) train experiment=fair/learning_rate
+	@$(QTARGET) train experiment=fair/update_norm
+	@$(QTARGET) compare outputs/fair/learning_rate --group-by target --best-of optim.lr --against target=sft
+	@$(QTARGET) compare outputs/fair/update_norm --group-by target --against target=sft
 
 starts: setup
 	@$(QTARGET) train experiment=prior_strength_warm

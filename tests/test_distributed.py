@@ -49,6 +49,7 @@ class Case:
     clip: float = 0.0
     masked: bool = False  # rank 1's last micro-batch of the first step has nothing supervised
     cuts: tuple[tuple[str, int], ...] = (("ddp", 2), ("fsdp2", 2))  # strategy, micro-batches a step
+    optim: dict[str, Any] = field(default_factory=lambda: {"lr": 1e-2})
 
 
 CUTS = (("ddp", 1), ("ddp", 2), ("fsdp2", 1), ("fsdp2", 2))
@@ -59,6 +60,7 @@ CASES = {
     "sequences": Case("talr", {"normalize": "sequences"}),
     "the policy as it was": Case("psft"),
     "clipped": Case("sft", clip=0.05),
+    "steps of a given length": Case("dft", optim={"lr": None, "update_norm": 1e-2}),
     "masked": Case("dft", masked=True),
     "masked, step statistics": Case("rho1", {"reliance.source": "prior"}, masked=True),
 }
@@ -117,7 +119,7 @@ def trained(case: Case, strategy: str, devices: int, accumulate: int) -> dict[st
         policy().train(),
         qtarget.load_design(case.design, **case.changes),
         references,
-        AdamW(lr=1e-2, warmup=0.0, weight_decay=0.0, eps=1.0),
+        AdamW(**case.optim, warmup=0.0, weight_decay=0.0, eps=1.0),
         total_steps=STEPS,
     )
     seen, size = Seen(), ROWS // devices // accumulate

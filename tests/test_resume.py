@@ -109,6 +109,7 @@ CASES = {
     "psft": ["target=psft", "references.old.every=4", "trainer.log_every=3"],
     "rho1": ["target=rho1", *TEACHER],
     "target_sft": ["target=target_sft", *TEACHER],
+    "steps of a given length": ["optim=equal_norm"],
     "adapter with dropout": ["model/adapter=lora", "model.adapter.dropout=0.3"],
 }
 QUICK = ("sft", "psft")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,42 @@ def test_an_experiment_runs_to_its_table(name: str, workdir: Path, capsys: pytes
     assert all("| 2 |" in line for line in table[2:])  # seeds
 
 
-@pytest.mark.parametrize("path", sorted((conf_dir() / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_experiment_composes(path: Path) -> None:
-    cfg = compose_config("train", [f"experiment={path.stem}"])
-    assert cfg.experiment_name == path.stem
+FAIR = {
+    "fair/learning_rate": (["optim.lr=1e-4,3e-3"], ["--best-of", "optim.lr", "--by", "val/nll"]),
+    "fair/update_norm": ([], []),
+}
+"""Experiment → a part of its grid, and what its comparison says beside the groups."""
+
+
+@pytest.mark.slow
+def test_fair_comparisons_run_to_their_tables(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["train", "experiment=demo_teacher", *SMALL, *RESERVE]) == 0
+    small = [*ROWS, *SMALL, "data.heldout_rows=12", "eval.problems_in_training=4", "target=dft,target_sft", "seed=0,1"]
+    for name, (part, comparing) in FAIR.items():
+        assert qtarget_cli(["train", f"experiment={name}", *small, *part]) == 0
+        capsys.readouterr()
+        grouped = ["--group-by", "target", "--against", "target=dft", "--format", "md"]
+        assert qtarget_cli(["compare", f"outputs/{name}", *grouped, *comparing]) == 0
+        table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        assert len(table) == 2 + 2
+        assert all("| 2 |" in line for line in table[2:])  # seeds
+        assert ("optim.lr" in table[0]) == bool(comparing)
+        results = [json.loads(path.read_text()) for path in Path(f"outputs/{name}").glob("*/result.json")]
+        assert {result["rows"]["validation"] for result in results} == {4}
+        assert all(0 < result["rows"]["test"] <= 8 for result in results)
+
+
+FOLDER = conf_dir() / "experiment"
+NAMES = sorted(
+    str(path.relative_to(FOLDER).with_suffix("")) for path in [*FOLDER.glob("*.yaml"), *FOLDER.glob("fair/*.yaml")]
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_composes(name: str) -> None:
+    cfg = compose_config("train", [f"experiment={name}"])
+    assert cfg.experiment_name == name
+
+
+def test_every_fair_comparison_is_run() -> None:
+    assert set(FAIR) == {name for name in NAMES if name.startswith("fair/")}

@@ -28,6 +28,7 @@ FLAWED = ("frozen", "cached")
 PRECISIONS = ("32-true", "bf16-mixed")
 STRATEGIES = ("auto", "ddp", "fsdp2")
 RESUME = ("auto", "never")
+TEST_ON = ("all", "rest")
 WHOLE_NUMBERS = {
     "seed": 0,
     "trainer.max_steps": 0,
@@ -137,8 +138,10 @@ def _check_values(cfg: DictConfig) -> None:
     if isinstance(trainer.clip, str) or trainer.clip < 0:
         raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")
     sampling(cfg.eval)
+    _check_split(cfg.eval)
     check_outside(cfg.eval)
     _check_extent(trainer)
+    _check_step_size(cfg)
     _check_pace(trainer)
     _check_devices(trainer)
     _check_resume(cfg)
@@ -154,6 +157,23 @@ def _check_extent(trainer: DictConfig) -> None:
         )
     if trainer.epochs is not None:
         checks.number("trainer.epochs", trainer.epochs, 0)
+
+
+def _check_split(node: DictConfig) -> None:
+    checks.choice("eval.test_on", node.test_on, TEST_ON)
+    if node.test_on == "rest" and node.problems_in_training is None:
+        raise QTargetError(
+            "eval.test_on=rest tests on the held-out rows that validation hasn't seen, and with "
+            "eval.problems_in_training=null it sees them all: say how many are for validation, such as 100"
+        )
+
+
+def _check_step_size(cfg: DictConfig) -> None:
+    if cfg.optim.get("update_norm") is not None and cfg.model.dtype != "float32":  # older configurations have none
+        raise QTargetError(
+            f"optim.update_norm keeps the length of a step, and weights in {cfg.model.dtype} round most of it away: "
+            "set model.dtype=float32 (trainer.precision=bf16-mixed may stay), or take optim=adamw"
+        )
 
 
 def _check_pace(trainer: DictConfig) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 USAGE = """qtarget: fine-tune language models towards designed targets, and compare the designs
 
@@ -126,6 +130,33 @@ def _evaluate(rest: list[str]) -> int:
 
 
 def _compare(rest: list[str]) -> int:
+    parser = _compare_parser()
+    options = parser.parse_args(rest)
+    keys, best_of = ([key for key in text.split(",") if key] for text in (options.group_by, options.best_of))
+    if options.by and not best_of:
+        parser.error("--by says what --best-of KEY chooses by: give that too")
+    if options.paired and (keys or best_of or options.against or options.out or options.format != "rich"):
+        parser.error("--paired prints one difference: it goes with no other option")
+    if options.paired:
+        from qtarget.app.pairing import compare_paired
+
+        return compare_paired(options.paths, options.paired)
+
+    from qtarget.app.compare import compare
+
+    return compare(
+        options.paths,
+        options.out,
+        options.format,
+        group_by=keys,
+        metric=options.metric,
+        against=options.against,
+        best_of=best_of,
+        by=options.by or "val/accuracy",
+    )
+
+
+def _compare_parser() -> argparse.ArgumentParser:
     import argparse
 
     parser = argparse.ArgumentParser(prog="qtarget compare", description="Compare the runs below folders.")
@@ -143,28 +174,16 @@ def _compare(rest: list[str]) -> int:
         "--against", metavar="KEY=VALUE", action="append", default=[], help="the group that others are set against"
     )
     parser.add_argument(
+        "--best-of",
+        metavar="KEY,…",
+        default="",
+        help="show each group at its best value of these keys (optim.lr), all seeds of it, chosen by --by",
+    )
+    parser.add_argument("--by", help="the validation metric that --best-of chooses by (default: val/accuracy)")
+    parser.add_argument(
         "--paired", metavar="METRIC", help="of two runs: their difference in accuracy, pass@8, … prompt by prompt"
     )
-    options = parser.parse_args(rest)
-    keys = [key for key in options.group_by.split(",") if key]
-
-    if options.paired and (keys or options.against or options.out or options.format != "rich"):
-        parser.error("--paired prints one difference: it goes with no other option")
-    if options.paired:
-        from qtarget.app.pairing import compare_paired
-
-        return compare_paired(options.paths, options.paired)
-
-    from qtarget.app.compare import compare
-
-    return compare(
-        options.paths,
-        options.out,
-        options.format,
-        group_by=keys,
-        metric=options.metric,
-        against=options.against,
-    )
+    return parser
 
 
 def _show(rest: list[str]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtarget.app.grouped import as_csv, cells, grouped_rows, note
+from qtarget.app.grouped import Grouping, as_csv, cells, grouped_rows, note
 from qtarget.errors import QTargetError
 from qtarget.track.groups import Row
 from qtarget.track.runs import Run, differing_keys, finished, read_runs, unfinished
@@ -33,18 +33,24 @@ def compare(
     group_by: Sequence[str] = (),
     metric: str = "test/accuracy",
     against: Sequence[str] = (),
+    best_of: Sequence[str] = (),
+    by: str = "val/accuracy",
 ) -> int:
     """Print the table of the runs under `paths`, write report.html and comparison.png into `out` (default: first path).
 
     group_by: keys; runs that agree in them are taken together over their seeds, and the table shows `metric` with
-    intervals and, where `against` (KEY=VALUE texts) names a baseline, paired differences to it. With format md or csv
-    only the table goes to stdout, the rest to stderr. Returns 0, or 1 where no run has finished.
+    intervals and, where `against` (KEY=VALUE texts) names a baseline, paired differences to it. best_of: keys, such as
+    optim.lr, of which each group is shown at its best by the validation metric `by`. With format md or csv only the
+    table goes to stdout, the rest to stderr. Returns 0, or 1 where no run has finished.
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
     runs = read_runs(paths)
+    asked = Grouping(group_by, metric, against, best_of, by)
+    if best_of and not group_by:
+        raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
     if group_by and finished(runs):
-        print_groups(grouped_rows(runs, group_by, metric, against), metric, against, format)
+        print_groups(*grouped_rows(runs, asked), asked, format)
     else:
         {"rich": print_tables, "md": print_markdown, "csv": print_csv}[format](runs)
     page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])))
@@ -79,16 +85,16 @@ def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=False)
 
 
-def print_groups(found: Sequence[Row], metric: str, against: Sequence[str], format: str) -> None:
-    """One line per group of runs, and what its intervals cover."""
+def print_groups(found: Sequence[Row], remarks: Sequence[str], asked: Grouping, format: str) -> None:
+    """One line per group of runs, what its intervals cover, and how it was chosen."""
     if format == "csv":
-        sys.stdout.write(as_csv(found, metric))
+        sys.stdout.write(as_csv(found, asked.metric))
         return
-    titles, *lines = cells(found, metric)
+    titles, *lines = cells(found, asked.metric)
     numeric = [title not in found[0].group.key for title in titles]
     if format == "md":
         print(markdown_table(titles, lines, numeric))
-        print(f"\n{note(found, against)}")
+        print(f"\n{note(found, asked, remarks)}")
         return
     from rich import box
     from rich.table import Table
@@ -100,7 +106,7 @@ def print_groups(found: Sequence[Row], metric: str, against: Sequence[str], form
         table.add_row(*line)
     console = _console()
     console.print(table)
-    console.print(note(found, against), markup=False, highlight=False)
+    console.print(note(found, asked, remarks), markup=False, highlight=False)
 
 
 def rich_table(runs: Sequence[Run], group: str) -> Table:

@@ -30,6 +30,7 @@ from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, attention, choose, on_gpu
 from qtarget.app.outside import Outside, outside
 from qtarget.data.module import Prepared, SFTData, prepare, steps_an_epoch
+from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.math.reference import DETAILS
@@ -66,6 +67,8 @@ class Plan:
     attention: str = "sdpa"
     caches: Mapping[str, CachePlan] = field(default_factory=dict)
     outside: Outside = field(default_factory=Outside)
+    test: Sequence[int] | None = None
+    """The places of the held-out rows that closing numbers are of; None: all."""
 
     @property
     def epochs(self) -> float:
@@ -82,8 +85,31 @@ class Plan:
         of = f"{held} rows{read_as}" if packed == held else f"{held} demonstrations{read_as} packed into {packed} rows"
         return (
             f"{trainer.max_steps} steps × {rows} rows = {self.epochs:.2g} epochs of {of} "
-            f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self.prepared.losses}"
+            f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}{self.prepared.losses}"
         )
+
+    @property
+    def _split(self) -> str:
+        if self.test is None:
+            return ""
+        counts = self.counts
+        alike = f", {counts['like_validation']} asking the same as these left out" if counts["like_validation"] else ""
+        return f", {counts['validation']} of them for validation and {counts['test']} for the test{alike}"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of rows by name: those of `Prepared`, and where validation and test are apart heldout = validation + test +
+        like_validation, which ask what a validation row asks.
+        """
+        if self.test is None:
+            return self.prepared.counts
+        held, validation = len(self.prepared.heldout), int(self.cfg.eval.problems_in_training)
+        split = {
+            "validation": validation,
+            "test": len(self.test),
+            "like_validation": held - validation - len(self.test),
+        }
+        return self.prepared.counts | split
 
     @property
     def described(self) -> dict[str, str]:
@@ -117,6 +143,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     context = provide.context_length(provide.load_config(model))
     prepared, beside = prepare(data_config, tokenizer, context), outside(cfg.eval, tokenizer, context)
     _check_rows(cfg, prepared)
+    test = _test_rows(cfg.eval, prepared)
     cfg = _with_steps(cfg, prepared)
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
@@ -126,7 +153,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     caches = cache_plans(cfg, references, details, prepared.train, watched, tokenizer=tokenizer)
     check_built(caches)
     optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
-    return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside)
+    return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside, test)
 
 
 def _check_rows(cfg: DictConfig, prepared: Prepared) -> None:
@@ -137,6 +164,20 @@ def _check_rows(cfg: DictConfig, prepared: Prepared) -> None:
         f"no training row is left of {prepared.described or 'the data'}{lost}: ask for more rows, or give a file that "
         "has some; trainer.max_steps=0 only evaluates"
     )
+
+
+def _test_rows(node: DictConfig, prepared: Prepared) -> Sequence[int] | None:
+    """The places of the held-out rows to test on, None: all; validation reads the first ones."""
+    if node.test_on == "all" or not prepared.heldout_rows:
+        return None
+    found = unseen(prepared.heldout_rows, node.problems_in_training)
+    if not found:
+        raise QTargetError(
+            f"eval.test_on=rest leaves nothing to test on: of {len(prepared.heldout_rows)} held-out rows validation "
+            f"takes the first {node.problems_in_training}, and none of the others asks anything new. Raise "
+            "data.heldout_rows, or lower eval.problems_in_training"
+        )
+    return found
 
 
 def _with_steps(cfg: DictConfig, prepared: Prepared) -> DictConfig:
@@ -300,6 +341,7 @@ def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) ->
         benchmarks=plan.outside.benchmarks,
         retention=plan.outside.retention,
         retention_prior=priors.get(RETENTION),
+        test=plan.test,
     )
 
 

@@ -105,7 +105,8 @@ def _memory(plan: compose.Plan, policy: Policy) -> int:
     for role, size in _live(plan).items():
         node = plan.cfg.references[role_of(role)]
         copies += 0 if node.kind == "adapter_off" else DTYPES[node.dtype].itemsize * size
-    held = width * _size(policy) + OPTIMIZER_BYTES * _trained(policy)
+    optimizer = OPTIMIZER_BYTES + (width if plan.optim.update_norm else 0)  # it copies the weights of a step
+    held = width * _size(policy) + optimizer * _trained(policy)
     return held // shares + copies + 4 * CHUNK_BYTES
 
 

@@ -23,6 +23,8 @@ from qtarget.track.record import Record, stored_result
 from qtarget.track.sinks import Nothing
 
 FOLDER = "evaluations"
+JUDGED = ("heldout", "validation", "test", "like_validation")
+"""Counts of rows that an evaluation has to do with."""
 USAGE = """evaluate takes checkpoint=WHERE (a run, a model's folder or its id) and overrides of `qtarget train`:
   qtarget evaluate checkpoint=outputs/runs/HASH eval.samples=8 eval.temperature=1
   qtarget evaluate checkpoint=MODEL data=gsm_symbolic eval=small name=ROW_LABEL"""
@@ -110,7 +112,8 @@ def _fresh(cfg: DictConfig, folder: Path, info: Mapping[str, Any]) -> dict[str, 
 def _judged(cfg: DictConfig, record: Record) -> dict[str, float]:
     prepare_process(cfg.seed)
     plan = compose.plan(cfg)
-    record.note(rows={"heldout": plan.prepared.counts["heldout"]}, attention=plan.attention)
+    judged = {name: rows for name, rows in plan.counts.items() if name in JUDGED}
+    record.note(rows=judged, attention=plan.attention)
     policy, frozen = compose.load_models(plan)
     device = torch.device("cuda" if on_gpu(cfg.trainer.accelerator) else "cpu")
     evaluation = compose.evaluator(plan, frozen, device)(policy.to(device))

@@ -167,7 +167,7 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, keeper: StateKeeper | N
     how = plan.engine.said
     record.note(
         design=plan.described,
-        rows=plan.prepared.counts,
+        rows=plan.counts,
         data=plan.prepared.described,
         model=plan.model.location,
         steps=plan.cfg.trainer.max_steps,

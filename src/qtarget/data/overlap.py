@@ -41,6 +41,12 @@ def apart(rows: Sequence[Demonstration], heldout: Iterable[Demonstration], how: 
     return [row for row in rows if asked.isdisjoint(_answered(row))]
 
 
+def unseen(rows: Sequence[Demonstration], first: int) -> tuple[int, ...]:
+    """The places, among rows, of those behind the first so many that ask nothing which one of these asks too."""
+    seen = {prompt_text(row.prompt) for row in rows[:first]}
+    return tuple(place for place, row in enumerate(rows) if place >= first and prompt_text(row.prompt) not in seen)
+
+
 def _answered(row: Demonstration) -> list[str]:
     """The prompt of every assistant turn: a conversation that goes on after it has answered it all the same."""
     turns = [turn for turn, message in enumerate(row.messages) if message["role"] == "assistant"]

@@ -51,10 +51,11 @@ class Evaluation:
 class Evaluator:
     """Held-out demonstrations, benchmarks beside them, and text outside the task.
 
-    rows and examples are the same held-out demonstrations, as text and as tokens; benchmarks: name → other problems;
-    retention: text outside the task, with the prior over it. autocast: the precision of training, so that the policy
-    is judged as it was trained. new_tokens: longest answer, in tokens; None: a few more than the longest demonstration
-    of the held-out rows or the benchmark has.
+    rows and examples are the same held-out demonstrations, as text and as tokens; test: the places of those that
+    closing numbers are of, None: all; benchmarks: name → other problems; retention: text outside the task, with the
+    prior over it. autocast: the precision of training, so that the policy is judged as it was trained. new_tokens:
+    longest answer, in tokens; None: a few more than the longest demonstration of the held-out rows or the benchmark
+    has.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -68,9 +69,12 @@ class Evaluator:
     benchmarks: Mapping[str, Sequence[Demonstration]] = field(default_factory=dict)
     retention: Sequence[Example] = ()
     retention_prior: Frozen | None = None
+    test: Sequence[int] | None = None
 
     def __call__(self, policy: Policy, limit: int | None = None, *, closing: bool = True) -> Evaluation:
-        """limit: only the first so many held-out rows. closing=False: without benchmarks, a look during training."""
+        """limit: only the first so many held-out rows, in place of those of `test`. closing=False: without benchmarks,
+        a look during training.
+        """
         was_training = policy.training
         policy.eval()
         try:
@@ -81,12 +85,13 @@ class Evaluator:
 
     def _evaluated(self, policy: Policy, limit: int | None, watch: Callable[..., Any], closing: bool) -> Evaluation:
         reliability = Reliability()
-        heldout = watch(self._batches(self.examples[:limit]), title="held-out nll")
+        places = range(len(self.rows))[:limit] if self.test is None or limit is not None else self.test
+        heldout = watch(self._batches([self.examples[place] for place in places]), title="held-out nll")
         metrics = token_metrics(policy, self.prior, heldout, reliability)
         outside = watch(self._batches(self.retention), title="retention")
         kept = retention_metrics(policy, self.retention_prior, outside)
         metrics |= {f"retention/{name}": value for name, value in kept.items()}
-        samples = list(self._answers(policy, HELDOUT, self.rows[:limit], watch))
+        samples = list(self._answers(policy, HELDOUT, [self.rows[place] for place in places], watch))
         metrics |= answer_metrics(samples)
         for name, problems in self.benchmarks.items() if closing else ():
             found = list(self._answers(policy, name, problems, watch))

@@ -41,6 +41,16 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def is_share(tensor: Tensor) -> bool:
+    """Whether other ranks hold other parts of it."""
+    return isinstance(tensor, DTensor)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a weight."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole_weights(policy: Policy) -> dict[str, Tensor] | None:
     """The language model's state dict in one piece, on the CPU of rank 0 ({} elsewhere); None: it is whole already.
 

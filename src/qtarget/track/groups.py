@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,13 @@ Answered = Mapping[Path, Mapping[Problem, float]]
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs that agree in the keys grouped by; at most one a seed."""
+    """Finished runs that agree in the keys grouped by; at most one a seed. chosen: what else they agree in, because
+    it was the best of what was tried.
+    """
 
     key: Mapping[str, str]
     runs: tuple[Run, ...]
+    chosen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

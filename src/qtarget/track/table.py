@@ -103,7 +103,7 @@ COLUMNS: tuple[Column, ...] = (
 def reading_note(runs: Iterable[Run]) -> str:
     """The line under the table: what the intervals cover and what they don't."""
     done = finished(runs)
-    counts = sorted({run.rows["heldout"] for run in done if run.rows.get("heldout")})
+    counts = sorted({count for run in done if (count := run.rows.get("test") or run.rows.get("heldout"))})
     problems = " or ".join(f"{count:,}" for count in counts)
     scored = f" on {problems} held-out problems" if problems else ""
     seeds = sorted({run.seed for run in done if run.seed is not None})

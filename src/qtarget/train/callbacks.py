@@ -94,12 +94,12 @@ class StepLogger(L.Callback):
             return
         assert isinstance(pl_module, QTargetModule)
         self._logged = step
-        optim = pl_module.optim  # asked, because the optimizer already holds the next step's rate
-        rate = optim.lr * optim.factor(step - 1, pl_module.total_steps)
+        # asked, because the optimizer already holds the next step's rate
+        size = pl_module.optim.told(step - 1, pl_module.total_steps, trainer.optimizers[0])
         followed = scheduled(pl_module.design, pl_module.progress_at(step - 1))
         now = {f"target/{field}": value for field, value in followed}
         means, detected = pl_module.recent.pop(), pl_module.recent_detection.pop()
-        self.record(step, means | detected | {"train/lr": rate} | now)
+        self.record(step, means | detected | size | now)
 
 
 class PeriodicEvaluation(L.Callback):

@@ -1,4 +1,4 @@
-"""AdamW, and a learning rate that warms up linearly and falls along a cosine."""
+"""AdamW, and a learning rate or a length of the steps that warms up linearly and falls along a cosine."""
 
 from __future__ import annotations
 
@@ -11,27 +11,43 @@ import torch
 from torch import nn
 
 from qtarget import checks
+from qtarget.errors import QTargetError
+from qtarget.train.norm import NormedAdamW
+
+SHORTEST = 1e-6
+"""Of update_norm: below it a step of fp32 weights is mostly rounding."""
 
 
 @dataclass(frozen=True)
 class AdamW:
     """lr: peak learning rate; warmup: share of the steps; floor: final lr as a share of the peak.
 
-    Weight decay acts on matrices only; norms and biases are left alone.
+    update_norm, in place of lr, which is then None: the peak of ‖θ_{t+1} − θ_t‖ / ‖θ_0‖, the length of a step over all
+    trained weights relative to those that training starts from (see `NormedAdamW`). Weight decay acts on matrices only;
+    norms and biases are left alone.
     """
 
-    lr: float = 1e-4
+    lr: float | None = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.01
     warmup: float = 0.1
     floor: float = 0.0
+    update_norm: float | None = None
 
     def __post_init__(self) -> None:
+        if (self.lr is None) == (self.update_norm is None):
+            raise QTargetError(
+                "exactly one of optim.lr and optim.update_norm says how large a step is, got "
+                f"{self.lr} and {self.update_norm}: set the other to null, or take optim=adamw or optim=equal_norm"
+            )
         beta1, beta2 = self.betas
-        ranges = {"lr": self.lr, "warmup": self.warmup, "floor": self.floor, "weight_decay": self.weight_decay}
+        sizes = {"lr": self.lr} if self.update_norm is None else {}
+        ranges = sizes | {"warmup": self.warmup, "floor": self.floor, "weight_decay": self.weight_decay}
         for name, value in (*ranges.items(), ("betas", beta1), ("betas", beta2), ("eps", self.eps)):
             checks.number(f"optim.{name}", value, 0, 1)
+        if self.update_norm is not None:
+            checks.number("optim.update_norm", self.update_norm, SHORTEST, 1)
 
     def configure(self, parameters: Iterable[nn.Parameter], steps: int) -> dict[str, Any]:
         """What LightningModule.configure_optimizers returns."""
@@ -40,11 +56,26 @@ class AdamW:
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(
-            groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True
+        settings: dict[str, Any] = {"betas": (self.betas[0], self.betas[1]), "eps": self.eps, "fused": True}
+        optimizer = (
+            torch.optim.AdamW(groups, lr=self.lr or 0.0, **settings)
+            if self.update_norm is None
+            else NormedAdamW(groups, self.update_norm, **settings)
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def told(self, step: int, steps: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """How large optimizer step `step` (from 0) was, by metric: `optimizer` took it last and no other since.
+
+        At a given length train/lr is the learning rate at which plain AdamW would have taken this step.
+        """
+        share = self.factor(step, steps)
+        if self.update_norm is None:
+            assert self.lr is not None
+            return {"train/lr": self.lr * share}
+        assert isinstance(optimizer, NormedAdamW)
+        return {"train/lr": optimizer.rate, "train/update_norm": self.update_norm * share}
 
     def factor(self, step: int, steps: int) -> float:
         """The learning rate of optimizer step `step` (from 0) as a share of the peak."""

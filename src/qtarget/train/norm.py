@@ -1,0 +1,82 @@
+"""AdamW whose steps have the length that is asked for: designs that shrink gradients don't move the weights less."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qtarget.data.ranks import summed
+from qtarget.model.sharding import is_share, own_part
+
+
+class NormedAdamW(torch.optim.AdamW):
+    """AdamW's direction, at a length of our own: with θ all trained weights as one vector,
+
+        θ_{t+1} = θ_t + ν_t · ‖θ_0‖₂ · u_t / ‖u_t‖₂        ν_t = update_norm · (the schedule's share at t)
+
+    where u_t = −(m̂_t / (√v̂_t + ε) + λ·θ_t) is AdamW's step at a learning rate of 1, its weight decay λ included. So
+    ‖θ_{t+1} − θ_t‖ = ν_t·‖θ_0‖ whatever the gradients are.
+
+    It is the trust ratio of LARS (arXiv 1708.03888) and LAMB (arXiv 1904.00962), φ(‖θ‖)·u/‖u‖, with two differences.
+    It is taken over all weights at once, not layer by layer: the direction stays AdamW's. And the length is measured by
+    the weights training started from, not by the present ones, so that all designs go the same way in absolute terms,
+    step by step and in sum.
+
+    The learning rate of the groups is the schedule's share, 1 at its peak; ‖θ_0‖ is taken before the first step and is
+    part of the state. A step needs a copy of the trained weights for as long as it takes. Where AdamW would not move
+    at all, because no gradient has ever been other than 0, there is no direction: the weights stay, with a warning.
+    Weights are fp32, and so the length is the one asked for to a few parts in a million of ‖θ_t‖.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], update_norm: float, **settings: Any) -> None:
+        super().__init__([{**group, "start_norm": None} for group in groups], lr=1.0, **settings)
+        self.update_norm = update_norm
+        self.rate = 0.0
+        """The learning rate at which plain AdamW would have taken the last step."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        asked = self.share * self.update_norm * self._start_norm(weights)
+        before = [weight.clone() for weight in weights]
+        super().step()
+        for weight, old in zip(weights, before, strict=True):
+            weight.sub_(old)
+        ratio = _ratio(asked, norm(weights))
+        for weight, old in zip(weights, before, strict=True):
+            weight.mul_(ratio).add_(old)
+        self.rate = ratio * self.share
+        return loss
+
+    @property
+    def share(self) -> float:
+        """The schedule's share of the peak."""
+        return float(self.param_groups[0]["lr"])
+
+    def _start_norm(self, weights: Iterable[Tensor]) -> float:
+        if self.param_groups[0]["start_norm"] is None:
+            start = norm(weights)
+            for group in self.param_groups:
+                group["start_norm"] = start
+        return float(self.param_groups[0]["start_norm"])
+
+
+def _ratio(asked: float, taken: float) -> float:
+    if taken == 0:
+        warnings.warn("no gradient has moved AdamW yet: without a direction the weights stay as they are", stacklevel=3)
+        return 1.0
+    return asked / taken
+
+
+def norm(tensors: Iterable[Tensor]) -> float:
+    """‖·‖₂ of all of them as one vector, summed up in fp64; of shares, that of the whole. Every rank has to ask."""
+    held = list(tensors)
+    squares = [torch.linalg.vector_norm(own_part(tensor), dtype=torch.float64).square() for tensor in held]
+    total = torch.stack(squares).sum()
+    return math.sqrt(float(summed(total) if any(map(is_share, held)) else total))
