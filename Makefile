@@ -5,6 +5,7 @@
 # make test-all         the same with the slow tests
 # make soak             random SIGKILLs over training and caching: KILLS=30
 # make check            formatting, lint, types: what CI runs before the tests
+# make notebooks        runs notebooks/*.ipynb and writes docs/notebooks
 # make bench            the benchmarks, into benchmarks/RESULTS.md: about forty minutes on two idle cores
 # make setup            only the environment (.venv); all of the above call it
 
@@ -21,7 +22,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak check bench format clean
+.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak check bench notebooks format clean
 
 setup: $(STAMP)
 
@@ -78,6 +79,7 @@ test: setup
 
 test-all: setup check
 	$(BIN)/pytest -n 2
+	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks
 
 soak: setup
 	OMP_NUM_THREADS=1 QTARGET_KILLS=$(or $(KILLS),30) $(BIN)/pytest -s tests/test_soak.py
@@ -89,6 +91,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
+
+notebooks: setup
+	$(BIN)/python notebooks/render.py
 
 format: setup
 	$(BIN)/ruff format .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from qtarget.model import provide
 from qtarget.model.adapter import Lora
 from qtarget.model.policy import Policy
 from qtarget.train.module import QTargetModule
-from qtarget.train.norm import NormedAdamW
+from qtarget.train.norm import NormedAdamW, norm
 from qtarget.train.optim import AdamW
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
@@ -164,8 +165,6 @@ def test_without_any_gradient_the_weights_stay_and_that_is_said() -> None:
 
 
 def test_the_length_of_many_weights_is_summed_exactly() -> None:
-    from qtarget.train.norm import norm
-
     assert norm([torch.full((4_000_000,), 0.1), torch.full((5,), 0.1)]) == pytest.approx(
         (4_000_005 * float(torch.tensor(0.1)) ** 2) ** 0.5, rel=1e-9
     )
@@ -197,10 +196,13 @@ def test_a_dry_run_counts_the_copy_of_the_weights() -> None:
 
 
 def test_a_run_records_both(workdir: Path) -> None:
-    import json
-
     small = ["model=tiny", "data.rows=8", "data.heldout_rows=2", "trainer.max_steps=4", "trainer.log_every=1"]
-    assert qtarget_cli(["train", *small, "eval.new_tokens=2", "optim=equal_norm", "optim.warmup=0.5"]) == 0
+    assert (
+        qtarget_cli(
+            ["train", *small, "eval.new_tokens=2", "optim=equal_norm", "optim.update_norm=0.001", "optim.warmup=0.5"]
+        )
+        == 0
+    )
     (record,) = workdir.glob("outputs/runs/*/metrics.jsonl")
     lines = [line for line in map(json.loads, record.read_text().splitlines()) if "train/nll" in line]
     assert [line["train/update_norm"] for line in lines] == pytest.approx([1e-3 * share for share in SHARES])

@@ -28,7 +28,7 @@ BY = "val/accuracy"
 
 
 def write_run(root: Path, named: Named, curve: Curve, right: list[int], **more: Any) -> None:
-    """named: target, learning rate, seed; curve: val/accuracy over training; right: the test problems solved, of four."""
+    """named: target, rate, seed; curve: val/accuracy over training; right: the test problems solved, of four."""
     target, rate, seed = named
     folder = root / f"{target}-{rate}-{seed}"
     folder.mkdir(parents=True)

@@ -28,6 +28,9 @@ _HOMES = {
     "hf_loss": "qtarget.train.hf",
     "load_design": "qtarget.app.configs",
     "list_designs": "qtarget.app.configs",
+    "command": "qtarget.app.cli",
+    "read_runs": "qtarget.track.runs",
+    "draw_sweep": "qtarget.track.scatter",
     "QTargetError": "qtarget.errors",
 }
 

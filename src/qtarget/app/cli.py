@@ -56,6 +56,19 @@ def run(given: Sequence[str]) -> int:
     return guarded(lambda: COMMANDS[name](rest))
 
 
+def command(*arguments: str) -> None:
+    """`qtarget ARGUMENTS` in this process, for notebooks: command("train", "-m", "target=sft,dft", "model=tiny").
+
+    Raises QTargetError where the command would end with an exit code other than 0; what was wrong is printed before.
+    """
+    import shlex
+
+    from qtarget.errors import QTargetError
+
+    if code := run(arguments):
+        raise QTargetError(f"{shlex.join(['qtarget', *arguments])} ended with exit code {code}; it says above why")
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Errors that are the user's to mend in one message, without a traceback."""
     from qtarget.errors import FULL_ERROR, QTargetError
