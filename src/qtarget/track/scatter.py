@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BOOK = "sweep.json"
 PANEL = (4.2, 3.4)
-DECADES = 1.0
+DECADES = 0.7
 """A key whose values span more than this is drawn on a logarithmic axis."""
 
 
@@ -58,6 +58,7 @@ def _scatter(axes: Axes, key: str, points: Sequence[dict[str, Any]], best: dict[
     axes.scatter([_place(best["values"][key])], [best["value"]], s=130, marker="*", color=COLOURS[1], zorder=3)
     axes.set_xlabel(plain(key))
     axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
+    axes.tick_params(axis="x", which="both", rotation=30)
     if _wide(values):
         axes.set_xscale("log")
 
