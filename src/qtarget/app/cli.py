@@ -83,30 +83,25 @@ def _sweep(rest: list[str]) -> int:
     import argparse
     from pathlib import Path
 
+    from qtarget.app.slots import gpus
+
     parser = argparse.ArgumentParser(prog="qtarget sweep", description="Run a W&B sweep file on this machine alone.")
     parser.add_argument("file", type=Path, help="the sweep, such as sweeps/smoothing.yaml")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value for every job")
     parser.add_argument("--slots", type=int, metavar="N", help="jobs at once (default: one a GPU, or one)")
-    parser.add_argument("--devices", metavar="0,1", help="CUDA devices (default: all that are visible)")
+    parser.add_argument("--gpus", type=gpus, metavar="0-7", help="CUDA devices: 0-7 or 0,1 (default: all visible)")
     parser.add_argument("--count", type=int, metavar="N", help="points in all (default: the file's run_cap)")
     parser.add_argument("--seed", type=int, default=0, help="of random and Bayesian search (default: 0)")
     parser.add_argument("--retry", type=int, default=0, help="how often a job that crashed is started again")
     options = parser.parse_intermixed_args(rest)
 
     from qtarget.app.sweep import sweep
-    from qtarget.errors import QTargetError
 
-    try:
-        devices = None if options.devices is None else [int(device) for device in options.devices.split(",")]
-    except ValueError as error:
-        raise QTargetError(
-            f"--devices are numbers with commas between them, such as 0,1: {options.devices!r}"
-        ) from error
     return sweep(
         options.file,
         options.overrides,
         count=options.slots,
-        devices=devices,
+        devices=options.gpus,
         cap=options.count,
         seed=options.seed,
         retry=options.retry,
