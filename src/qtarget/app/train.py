@@ -257,6 +257,7 @@ def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # SFTData.go_on is how
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # no reason to start with it
         sigint = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, datamodule=data)
