@@ -126,14 +126,18 @@ def _compare(rest: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="qtarget compare", description="Compare the runs below folders.")
     parser.add_argument("paths", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
     parser.add_argument("--out", help="where report.html and comparison.png go (default: the first DIR)")
-    parser.add_argument("--format", choices=("rich", "md", "csv"), default="rich", help="of the printed table")
+    parser.add_argument("--format", choices=("rich", "md", "csv", "tex"), default="rich", help="of the printed table")
     parser.add_argument(
         "--group-by",
         metavar="KEY,…",
         default="",
         help="take runs together that agree in these keys (target,data.noise.rate) and differ in their seed",
     )
-    parser.add_argument("--metric", default="test/accuracy", help="shown by --group-by (default: %(default)s)")
+    parser.add_argument(
+        "--metric",
+        help="of --group-by, and of the page's plots over what differs (default: a sweep's own; test/accuracy, or "
+        "test/nll where nothing was answered)",
+    )
     parser.add_argument(
         "--against", metavar="KEY=VALUE", action="append", default=[], help="the group that others are set against"
     )

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from qtarget.errors import QTargetError
-from qtarget.evaluate.scores import Score
-from qtarget.track.groups import Row, group_runs, rows
+from qtarget.track.grouped import Grouped, in_order
+from qtarget.track.groups import group_runs, rows
 from qtarget.track.runs import Run
 
-MISSING = "–"
 
-
-def grouped_rows(runs: Sequence[Run], keys: Sequence[str], metric: str, against: Sequence[str]) -> list[Row]:
+def grouped_rows(runs: Sequence[Run], keys: Sequence[str], metric: str, against: Sequence[str]) -> Grouped:
     """Rows of the runs grouped by `keys`; against: KEY=VALUE texts that name the baseline."""
     baseline = _baseline(keys, against)
     groups = group_runs(runs, keys)
@@ -22,7 +20,7 @@ def grouped_rows(runs: Sequence[Run], keys: Sequence[str], metric: str, against:
         values = sorted({group.key[key] for group in groups})
         if value not in values:
             raise QTargetError(f"--against {key}={value}: no group has that; {key} is {', '.join(values)}")
-    return rows(groups, metric, baseline)
+    return in_order(Grouped(tuple(rows(groups, metric, baseline)), metric, tuple(against)))
 
 
 def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
@@ -33,53 +31,16 @@ def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
     return told
 
 
-def cells(found: Sequence[Row], metric: str) -> list[list[str]]:
-    """The table as text, its titles first; shares are in percent, and so are their differences."""
-    keys = list(found[0].group.key)
-    share = any(row.interval for row in found)
-    scale, digits = (100, 1) if share else (1, 3)
-    title = f"{metric} %" if share else metric
-    compared = any(row.difference for row in found)
-    titles = [*keys, "seeds", f"{title} [95 %]", "by seed", *["difference [95 %]"] * compared]
-    return [titles, *(_cells(row, metric, scale, digits, compared) for row in found)]
-
-
-def _cells(row: Row, metric: str, scale: float, digits: int, compared: bool) -> list[str]:
-    def number(value: float, sign: str = "") -> str:
-        return f"{scale * value:{sign}.{digits}f}"
-
-    mean = _bracketed(row.interval, number) if row.interval else number(row.mean)
-    span = f"{number(row.low_seed)} … {number(row.high_seed)}" if len(row.group.runs) > 1 else MISSING
-    apart = _bracketed(row.difference, lambda value: number(value, "+")) if row.difference else MISSING
-    return [*row.group.key.values(), row.group.seeds(metric), mean, span, *[apart] * compared]
-
-
-def _bracketed(found: Score, number: Callable[[float], str]) -> str:
-    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
-
-
-def note(found: Sequence[Row], against: Sequence[str]) -> str:
-    """What the intervals cover, and why some are missing."""
-    told = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
-    if not any(row.interval for row in found):
-        told = "No intervals: this metric has no value for each problem, or the answers were not kept."
-    if any(row.difference for row in found):
-        told += f" Differences to {' and '.join(against)} are paired by seed and problem."
-    elif against:
-        told += " No differences: they are taken problem by problem, and the groups share none."
-    return told
-
-
-def as_csv(found: Sequence[Row], metric: str) -> str:
+def as_csv(found: Grouped) -> str:
     """Unrounded numbers, one row a group."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ends = ("low", "high")
     difference = ("difference", "difference_low", "difference_high")
-    writer.writerow([*found[0].group.key, "seeds", metric, *ends, "min_seed", "max_seed", *difference])
-    for row in found:
+    writer.writerow([*found.keys, "seeds", found.metric, *ends, "min_seed", "max_seed", *difference])
+    for row in found.rows:
         inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
         apart = [row.difference.mean, row.difference.low, row.difference.high] if row.difference else [""] * 3
         numbers = [row.mean, *inside, row.low_seed, row.high_seed, *apart]
-        writer.writerow([*row.group.key.values(), len(row.group.values(metric)), *numbers])
+        writer.writerow([*row.group.key.values(), len(row.group.values(found.metric)), *numbers])
     return text.getvalue()
