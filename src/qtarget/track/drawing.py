@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PNG_INCHES, PNG_DPI = (14.0, 10.4), 100
+NAME_WIDTH = 24  # characters of a line beside a plot
 MOST_MARKERS = 12  # on one line of many points
 
 
@@ -82,9 +84,15 @@ def _x_axis(panel: Panel) -> dict[str, Any]:
 
 
 def _named_rows(dots: Sequence[Dot]) -> dict[str, Any]:
-    names = [html.escape(dot.mark.label) + "  " for dot in dots]
+    names = [_wrapped(dot.mark.label) for dot in dots]
     ticks = {"tickvals": list(range(len(names))), "ticktext": names}
     return ticks | {"range": [len(names) - 0.4, -0.6], "showgrid": False}
+
+
+def _wrapped(label: str) -> str:
+    """At most two short lines, or a phone has no room for the plot; hovering tells the whole label."""
+    lines = textwrap.wrap(label, NAME_WIDTH, max_lines=2, placeholder="…")
+    return "<br>".join(html.escape(line) + "  " for line in lines)
 
 
 def _plotly_dot(dot: Dot, place: int, panel: Panel) -> dict[str, Any]:

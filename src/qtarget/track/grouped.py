@@ -56,7 +56,8 @@ class Grouped:
 
     @property
     def titles(self) -> list[str]:
-        return [*self.keys, "seeds", f"{self.title} [95 %]", "by seed", *["difference [95 %]"] * self.compared]
+        mean = f"{self.title} [95 %]" if self.share else self.title
+        return [*self.keys, "seeds", mean, "by seed", *["difference [95 %]"] * self.compared]
 
     @property
     def numeric(self) -> list[bool]:
