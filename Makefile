@@ -4,6 +4,7 @@
 # make test             the test suite
 # make test-all         the same with the slow tests
 # make soak             random SIGKILLs over training and caching: KILLS=30
+# make screenshots      docs/compare.png anew, from 36 runs of the tiny model: a few minutes
 # make check            formatting, lint, types: what CI runs before the tests
 # make notebooks        runs notebooks/*.ipynb and writes docs/notebooks
 # make bench            the benchmarks, into benchmarks/RESULTS.md: about forty minutes on two idle cores
@@ -22,7 +23,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak check bench notebooks format clean
+.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak screenshots check bench notebooks format clean
 
 setup: $(STAMP)
 
@@ -75,14 +76,24 @@ starts: setup
 	@$(QTARGET) train experiment=prior_strength_strong
 
 test: setup
-	$(BIN)/pytest -n 2 -m "not slow and not pretrained"
+	$(BIN)/pytest -n 2 -m "not slow and not pretrained and not browser"
 
+# Pages are opened in chromium: installed where that can be done, or those tests are skipped and say so.
 test-all: setup check
+	@tests/browser/install.sh || true
 	$(BIN)/pytest -n 2
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks
 
 soak: setup
 	OMP_NUM_THREADS=1 QTARGET_KILLS=$(or $(KILLS),30) $(BIN)/pytest -s tests/test_soak.py
+
+screenshots: setup
+	@tests/browser/install.sh
+	@$(QTARGET) train -m model=tiny target=sft,label_smoothing,dft data.noise.rate=0.0,0.2,0.4,0.6 seed=0,1,2 \
+		trainer.max_steps=60 optim.lr=0.01 data.rows=320 data.heldout_rows=32 eval.new_tokens=4 trainer.precision=32-true \
+		checkpoint.save=false experiment_name=screenshots
+	@$(QTARGET) compare outputs/screenshots --group-by target,data.noise.rate --metric test/nll
+	@$(BIN)/python tests/browsing.py outputs/screenshots/report.html docs/compare.png
 
 check: setup
 	$(BIN)/ruff format --check .

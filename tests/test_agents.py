@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -124,19 +123,6 @@ def test_the_command_is_wandbs_own(monkeypatch: pytest.MonkeyPatch) -> None:
     place = agents._with_this_python(Slot("a", {"CUDA_VISIBLE_DEVICES": "1"}))
     assert place.environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert place.environment["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/elsewhere"]
-
-
-@pytest.mark.parametrize(
-    ("text", "found"), [("0-3", [0, 1, 2, 3]), ("0,1", [0, 1]), ("0-1,6", [0, 1, 6]), ("5", [5]), ("2, 4", [2, 4])]
-)
-def test_devices_are_read(text: str, found: list[int]) -> None:
-    assert agents.devices(text) == found
-
-
-@pytest.mark.parametrize("text", ["", "a", "3-1", "0,,1", "0-", "0,0", "0-2,1", "-1"])
-def test_what_names_no_devices_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="write 0-7 or 0,1"):
-        agents.devices(text)
 
 
 def test_a_sweep_that_is_over_is_refused(

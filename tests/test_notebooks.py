@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import matplotlib.image
 import nbformat
 import pytest
 
@@ -86,32 +83,3 @@ def test_a_command_that_fails_raises(workdir: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(QTargetError, match="qtarget train target=dtf ended with exit code 2"):
         qtarget.command("train", "target=dtf")
     assert "did you mean" in capsys.readouterr().err
-
-
-def write_sweep(folder: Path, values: list[float | None], **metric: Any) -> None:
-    points = [
-        {"number": at, "values": {"optim.lr": 10.0 ** (at - 3), "target": "sft", "seed": at}, "value": value}
-        for at, value in enumerate(values)
-    ]
-    told = {"metric": {"name": "val/nll", "maximize": False} | metric, "points": points}
-    (folder / "sweep.json").write_text(json.dumps(told))
-
-
-@pytest.mark.parametrize(("maximize", "best"), [(False, 2), (True, 1)])
-def test_a_sweep_is_drawn_over_what_varied(tmp_path: Path, maximize: bool, best: int) -> None:
-    write_sweep(tmp_path, [2.0, 3.0, 1.0, None], maximize=maximize)
-    found = qtarget.draw_sweep(tmp_path, tmp_path / "scatter.png")
-    assert found["number"] == best
-    height, width = matplotlib.image.imread(tmp_path / "scatter.png").shape[:2]
-    assert 2.2 < width / height < 2.8  # two panels, of optim.lr and of the seed; target was the same throughout
-
-
-def test_what_is_no_sweep_is_not_drawn(tmp_path: Path) -> None:
-    with pytest.raises(QTargetError, match=r"holds no sweep \(sweep\.json\)"):
-        qtarget.draw_sweep(tmp_path, tmp_path / "scatter.png")
-    write_sweep(tmp_path, [None])
-    with pytest.raises(QTargetError, match=r"no point of the sweep in .* has a val/nll yet"):
-        qtarget.draw_sweep(tmp_path, tmp_path / "scatter.png")
-    (tmp_path / "sweep.json").write_text(json.dumps({"metric": None, "points": []}))
-    with pytest.raises(QTargetError, match="has no metric to draw"):
-        qtarget.draw_sweep(tmp_path, tmp_path / "scatter.png")

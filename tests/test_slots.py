@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,16 @@ def test_slots_that_cannot_be_are_refused(count: int | None, devices: list[int] 
 )
 def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
     assert words in slots.told(code)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("0-3", [0, 1, 2, 3]), ("0,1", [0, 1]), ("0-1,6", [0, 1, 6]), ("5", [5]), ("2, 4", [2, 4])]
+)
+def test_devices_are_read(text: str, found: list[int]) -> None:
+    assert slots.gpus(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-1", "0,,1", "0-", "0,0", "0-2,1", "-1"])
+def test_what_names_no_devices_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="write 0-7 or 0,1"):
+        slots.gpus(text)

@@ -212,7 +212,6 @@ def test_two_drivers_of_one_sweep_are_refused(stand_ins: Path, capsys: pytest.Ca
     ("options", "message"),
     [
         (["--slots", "0"], "--slots must be a whole number"),
-        (["--devices", "a"], "--devices are numbers"),
         (["--count", "0"], "--count must be a whole number"),
         (["--seed", "-1"], "--seed must be a whole number"),
         (["--retry", "-1"], "--retry must be a whole number"),

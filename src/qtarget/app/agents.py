@@ -20,7 +20,7 @@ import psutil
 
 from qtarget import checks
 from qtarget.app.lifeline import GRACE
-from qtarget.app.slots import Slot, slots, start, told
+from qtarget.app.slots import Slot, gpus, slots, start, told
 from qtarget.errors import QTargetError
 from qtarget.stopping import Stop
 from qtarget.track.record import make_folder
@@ -50,21 +50,12 @@ def agents(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qtarget agents", description="W&B agents on this machine, one per GPU.")
     parser.add_argument("sweep", metavar="ENTITY/PROJECT/ID", help="what `wandb sweep FILE` has printed")
-    parser.add_argument("--gpus", type=devices, metavar="0-7", help="CUDA devices: 0-7 or 0,1 (default: all visible)")
+    parser.add_argument("--gpus", type=gpus, metavar="0-7", help="CUDA devices: 0-7 or 0,1 (default: all visible)")
     parser.add_argument("--agents", type=int, metavar="N", help="so many in all (default: one per GPU, or one)")
     parser.add_argument("--count", type=int, metavar="N", help="runs of each agent (default: until the sweep is over)")
     parser.add_argument("--restarts", type=int, default=3, metavar="N", help="of an agent that crashes (%(default)s)")
     parser.add_argument("--pause", type=float, default=10.0, metavar="S", help="seconds before that (%(default)s)")
     return parser
-
-
-def devices(text: str) -> list[int]:
-    """CUDA devices by their numbers: "0-3,6" → [0, 1, 2, 3, 6]."""
-    spans = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
-    found = [index for span in spans if span for index in range(int(span[1]), int(span[2] or span[1]) + 1)]
-    if None in spans or not found or len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(f"{text!r} names no CUDA devices: write 0-7 or 0,1, each once")
-    return found
 
 
 def command(sweep: Sweep, count: int | None) -> list[str]:

@@ -100,30 +100,25 @@ def _sweep(rest: list[str]) -> int:
     import argparse
     from pathlib import Path
 
+    from qtarget.app.slots import gpus
+
     parser = argparse.ArgumentParser(prog="qtarget sweep", description="Run a W&B sweep file on this machine alone.")
     parser.add_argument("file", type=Path, help="the sweep, such as sweeps/smoothing.yaml")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value for every job")
     parser.add_argument("--slots", type=int, metavar="N", help="jobs at once (default: one a GPU, or one)")
-    parser.add_argument("--devices", metavar="0,1", help="CUDA devices (default: all that are visible)")
+    parser.add_argument("--gpus", type=gpus, metavar="0-7", help="CUDA devices: 0-7 or 0,1 (default: all visible)")
     parser.add_argument("--count", type=int, metavar="N", help="points in all (default: the file's run_cap)")
     parser.add_argument("--seed", type=int, default=0, help="of random and Bayesian search (default: 0)")
     parser.add_argument("--retry", type=int, default=0, help="how often a job that crashed is started again")
     options = parser.parse_intermixed_args(rest)
 
     from qtarget.app.sweep import sweep
-    from qtarget.errors import QTargetError
 
-    try:
-        devices = None if options.devices is None else [int(device) for device in options.devices.split(",")]
-    except ValueError as error:
-        raise QTargetError(
-            f"--devices are numbers with commas between them, such as 0,1: {options.devices!r}"
-        ) from error
     return sweep(
         options.file,
         options.overrides,
         count=options.slots,
-        devices=devices,
+        devices=options.gpus,
         cap=options.count,
         seed=options.seed,
         retry=options.retry,
@@ -175,14 +170,18 @@ def _compare_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qtarget compare", description="Compare the runs below folders.")
     parser.add_argument("paths", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
     parser.add_argument("--out", help="where report.html and comparison.png go (default: the first DIR)")
-    parser.add_argument("--format", choices=("rich", "md", "csv"), default="rich", help="of the printed table")
+    parser.add_argument("--format", choices=("rich", "md", "csv", "tex"), default="rich", help="of the printed table")
     parser.add_argument(
         "--group-by",
         metavar="KEY,…",
         default="",
         help="take runs together that agree in these keys (target,data.noise.rate) and differ in their seed",
     )
-    parser.add_argument("--metric", default="test/accuracy", help="shown by --group-by (default: %(default)s)")
+    parser.add_argument(
+        "--metric",
+        help="of --group-by, and of the page's plots over what differs (default: a sweep's own; test/accuracy, or "
+        "test/nll where nothing was answered)",
+    )
     parser.add_argument(
         "--against", metavar="KEY=VALUE", action="append", default=[], help="the group that others are set against"
     )

@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtarget.app.grouped import Grouping, as_csv, cells, grouped_rows, note
+from qtarget.app.grouped import Grouping, as_csv, grouped_rows
 from qtarget.errors import QTargetError
-from qtarget.track.groups import Row
+from qtarget.track.grouped import Grouped
+from qtarget.track.latex import latex_table
 from qtarget.track.runs import Run, differing_keys, finished, read_runs, unfinished
-from qtarget.track.table import COLUMNS, Column, next_command, reading_note, subject
+from qtarget.track.swept import usual_metric
+from qtarget.track.table import COLUMNS, MISSING, Column, next_command, reading_note, subject
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-FORMATS = ("rich", "md", "csv")
+FORMATS = ("rich", "md", "csv", "tex")
 PIPE_WIDTH = 100  # columns, where the output is no terminal that could say how wide it is
 TABLE_TITLES = {"result": "Result", "loss": "What the loss trusted, and what it cost"}
 
@@ -31,29 +33,31 @@ def compare(
     format: str = "rich",
     *,
     group_by: Sequence[str] = (),
-    metric: str = "test/accuracy",
+    metric: str | None = None,
     against: Sequence[str] = (),
     best_of: Sequence[str] = (),
     by: str = "val/accuracy",
 ) -> int:
     """Print the table of the runs under `paths`, write report.html and comparison.png into `out` (default: first path).
 
+    metric: by default accuracy, or nll where nothing was answered; in the plots over what a sweep has changed, its own.
     group_by: keys; runs that agree in them are taken together over their seeds, and the table shows `metric` with
     intervals and, where `against` (KEY=VALUE texts) names a baseline, paired differences to it. best_of: keys, such as
-    optim.lr, of which each group is shown at its best by the validation metric `by`. With format md or csv only the
-    table goes to stdout, the rest to stderr. Returns 0, or 1 where no run has finished.
+    optim.lr, of which each group is shown at its best by the validation metric `by`. With format md, csv or tex only
+    the table goes to stdout, the rest to stderr. Returns 0, or 1 where no run has finished.
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
     runs = read_runs(paths)
-    asked = Grouping(group_by, metric, against, best_of, by)
     if best_of and not group_by:
         raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
-    if group_by and finished(runs):
-        print_groups(*grouped_rows(runs, asked), asked, format)
+    asked = Grouping(group_by, metric or usual_metric(runs), against, best_of, by)
+    grouped = grouped_rows(runs, asked) if group_by and finished(runs) else None
+    if grouped:
+        print_groups(grouped, format)
     else:
-        {"rich": print_tables, "md": print_markdown, "csv": print_csv}[format](runs)
-    page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])))
+        {"rich": print_tables, "md": print_markdown, "csv": print_csv, "tex": print_latex}[format](runs)
+    page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])), grouped, metric)
     aside = _console(stderr=format != "rich")
     aside.print(f"\nreport   {near(page)}\npicture  {near(picture)}", markup=False, highlight=False, soft_wrap=True)
     aside.print(f"next     {next_command(runs)}", markup=False, highlight=False, soft_wrap=True)
@@ -61,7 +65,9 @@ def compare(
     return 0 if finished(runs) else 1
 
 
-def write_files(runs: Sequence[Run], folder: Path) -> tuple[Path, Path]:
+def write_files(
+    runs: Sequence[Run], folder: Path, grouped: Grouped | None = None, metric: str | None = None
+) -> tuple[Path, Path]:
     """report.html and comparison.png in `folder`."""
     from qtarget.track.drawing import draw_png  # plots and templates only where they are made
     from qtarget.track.figures import panels
@@ -69,7 +75,7 @@ def write_files(runs: Sequence[Run], folder: Path) -> tuple[Path, Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     page, picture = folder / "report.html", folder / "comparison.png"
-    write_report(runs, page)
+    write_report(runs, page, grouped, metric)
     draw_png(panels(runs), picture)
     return page, picture
 
@@ -85,28 +91,31 @@ def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=False)
 
 
-def print_groups(found: Sequence[Row], remarks: Sequence[str], asked: Grouping, format: str) -> None:
-    """One line per group of runs, what its intervals cover, and how it was chosen."""
+def print_groups(found: Grouped, format: str) -> None:
+    """One line per group of runs, and what its intervals cover."""
     if format == "csv":
-        sys.stdout.write(as_csv(found, asked.metric))
-        return
-    titles, *lines = cells(found, asked.metric)
-    numeric = [title not in found[0].group.key for title in titles]
-    if format == "md":
-        print(markdown_table(titles, lines, numeric))
-        print(f"\n{note(found, asked, remarks)}")
-        return
+        sys.stdout.write(as_csv(found))
+    elif format == "tex":
+        print(latex_table(found.titles, found.lines, found.numeric, found.note))
+    elif format == "md":
+        print(markdown_table(found.titles, found.lines, found.numeric))
+        print(f"\n{found.note}")
+    else:
+        console = _console()
+        console.print(_grouped_table(found))
+        console.print(found.note, markup=False, highlight=False)
+
+
+def _grouped_table(found: Grouped) -> Table:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title, is_number in zip(titles, numeric, strict=True):
+    for title, is_number in zip(found.titles, found.numeric, strict=True):
         table.add_column(title, justify="right" if is_number else "left", no_wrap=is_number)
-    for line in lines:
+    for line in found.lines:
         table.add_row(*line)
-    console = _console()
-    console.print(table)
-    console.print(note(found, asked, remarks), markup=False, highlight=False)
+    return table
 
 
 def rich_table(runs: Sequence[Run], group: str) -> Table:
@@ -145,6 +154,16 @@ def print_markdown(runs: Sequence[Run]) -> None:
     print(f"\n{reading_note(runs)}" if finished(runs) else "\nNo run has finished yet.")
     for line in unfinished_lines(runs):
         print(f"\n- {_markdown(line)}")
+
+
+def print_latex(runs: Sequence[Run]) -> None:
+    """One booktabs table of the columns that say something."""
+    done = finished(runs)
+    columns = [column for column in COLUMNS if not done or any(column.text(run) != MISSING for run in done)]
+    lines = [[column.text(run) for column in columns] for run in done]
+    note = reading_note(runs) if done else "No run has finished yet."
+    note = "\n".join([note, *unfinished_lines(runs)])
+    print(latex_table([column.title for column in columns], lines, [column.numeric for column in columns], note))
 
 
 def print_csv(runs: Sequence[Run]) -> None:

@@ -6,10 +6,12 @@ A job that crashes, or is killed for memory, costs itself and no other.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -83,6 +85,15 @@ def slots(count: int | None, devices: Sequence[int] | None) -> list[Slot]:
     if found:
         return [_on_device(found[index % len(found)], index) for index in range(total)]
     return [_on_cores(index, total) for index in range(total)]
+
+
+def gpus(text: str) -> list[int]:
+    """CUDA devices as a command line has them: "0-3,6" → [0, 1, 2, 3, 6]."""
+    spans = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    found = [index for span in spans if span for index in range(int(span[1]), int(span[2] or span[1]) + 1)]
+    if None in spans or not found or len(set(found)) < len(found):
+        raise ArgumentTypeError(f"{text!r} names no CUDA devices: write 0-7 or 0,1, each once")
+    return found
 
 
 def _visible() -> list[str]:

@@ -26,11 +26,11 @@ from qtarget.app.sweep_run import Point, Sweep
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
 from qtarget.track.record import make_folder
+from qtarget.track.swept import BOOK
 
 if TYPE_CHECKING:
     from qtarget.app.bayes import Bayes
 
-BOOK = "sweep.json"
 STUDY = "study.db"
 SHOWN = 10
 """Points of the closing table."""

@@ -16,6 +16,7 @@ import lightning as L
 import torch
 import transformers
 from filelock import FileLock, Timeout
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from omegaconf import DictConfig
 
@@ -226,7 +227,8 @@ def _trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
         strategy=_strategy(cfg.trainer),
-        plugins=ranks.environment() if processes(cfg.trainer) > 1 else None,
+        # one process is one process, on a machine with srun or within an allocation too
+        plugins=ranks.environment() if processes(cfg.trainer) > 1 else LightningEnvironment(),
         precision=cfg.trainer.precision,
         max_steps=cfg.trainer.max_steps,
         max_epochs=-1,
@@ -255,6 +257,7 @@ def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # SFTData.go_on is how
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # no reason to start with it
         sigint = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, datamodule=data)

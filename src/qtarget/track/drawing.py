@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtarget.track.figures import FAINT, GREY, SYMBOLS, Dot, Line, Mark, Panel
+from qtarget.track.figures import FAINT, GREY, SYMBOLS, Dot, Heat, Line, Mark, Panel
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PNG_INCHES, PNG_DPI = (14.0, 10.4), 100
+NAME_WIDTH = 24  # characters of a line beside a plot
 MOST_MARKERS = 12  # on one line of many points
 
 
@@ -28,9 +30,9 @@ def plotly_figure(panel: Panel) -> go.Figure:
     """One plot for a page or a notebook; a run's traces share a legend group named by its index."""
     import plotly.graph_objects as go  # half a second that only a report should pay
 
-    traces = [_plotly_dot(dot, place) for place, dot in enumerate(panel.dots)] + [
-        _plotly_line(line) for line in panel.lines
-    ]
+    traces = [_plotly_dot(dot, place, panel) for place, dot in enumerate(panel.dots)]
+    traces += [_plotly_line(line) for line in panel.lines]
+    traces += [_plotly_heat(panel.heat, panel)] if panel.heat else []
     figure = go.Figure(data=traces, layout=_plotly_layout(panel))
     if panel.reference is not None and traces:
         draw = figure.add_vline if panel.dots else figure.add_hline
@@ -50,16 +52,7 @@ def page_figures(plots: Sequence[Panel]) -> dict[str, Any]:
 
 def _plotly_layout(panel: Panel) -> dict[str, Any]:
     axis = {"zeroline": False, "automargin": True, "ticks": ""}
-    names = [html.escape(dot.mark.label) + "  " for dot in panel.dots]
     span = {"range": list(panel.span)} if panel.span else {}
-    steps: dict[str, Any] = {"rangemode": "tozero"} if panel.lines else {}
-    steps = {"range": list(panel.x_span)} if panel.x_span else steps
-    rows = {
-        "tickvals": list(range(len(names))),
-        "ticktext": names,
-        "range": [len(names) - 0.4, -0.6],
-        "showgrid": False,
-    }
     return {
         "showlegend": False,
         "hovermode": "closest",
@@ -68,34 +61,90 @@ def _plotly_layout(panel: Panel) -> dict[str, Any]:
         "font": {"size": 12},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "xaxis": axis | {"title": {"text": panel.x_title, "standoff": 10}} | steps,
-        "yaxis": axis | {"title": {"text": panel.y_title, "standoff": 10}} | (rows if names else span),
+        "xaxis": axis | _title(panel.x_title) | _x_axis(panel),
+        "yaxis": axis | _title(panel.y_title) | (_named_rows(panel.dots) if panel.dots else _categories(panel) | span),
     }
 
 
-def _plotly_dot(dot: Dot, place: int) -> dict[str, Any]:
+def _title(text: str) -> dict[str, Any]:
+    return {"title": {"text": html.escape(text), "standoff": 10}}
+
+
+def _categories(panel: Panel) -> dict[str, Any]:
+    """The values of a key stand side by side, also where they look like numbers."""
+    return {"type": "category", "showgrid": False} if panel.heat else {}
+
+
+def _x_axis(panel: Panel) -> dict[str, Any]:
+    if panel.x_span:
+        return {"range": list(panel.x_span)}
+    if panel.x_log:
+        return {"type": "log", "dtick": 1, "tickformat": "~g", "minor": {"ticks": "outside", "ticklen": 3}}
+    return {"rangemode": "tozero"} if panel.lines and not panel.x_near else _categories(panel)
+
+
+def _named_rows(dots: Sequence[Dot]) -> dict[str, Any]:
+    names = [_wrapped(dot.mark.label) for dot in dots]
+    ticks = {"tickvals": list(range(len(names))), "ticktext": names}
+    return ticks | {"range": [len(names) - 0.4, -0.6], "showgrid": False}
+
+
+def _wrapped(label: str) -> str:
+    """At most two short lines, or a phone has no room for the plot; hovering tells the whole label."""
+    lines = textwrap.wrap(label, NAME_WIDTH, max_lines=2, placeholder="…")
+    return "<br>".join(html.escape(line) + "  " for line in lines)
+
+
+def _plotly_dot(dot: Dot, place: int, panel: Panel) -> dict[str, Any]:
     label = html.escape(dot.mark.label)  # plotly reads a little HTML in its texts
-    reach = {"type": "data", "symmetric": False, "array": [dot.high - dot.value], "arrayminus": [dot.value - dot.low]}
+    low, high = (f"{end:{panel.number}}" for end in (dot.low, dot.high))
     return _plotly_mark(dot.mark, size=10) | {
         "mode": "markers",
         "x": [dot.value],
         "y": [place],
-        "error_x": reach | {"color": dot.mark.colour, "thickness": 2, "width": 5},
-        "hovertemplate": f"{label}: {dot.value:.1f} % [{dot.low:.1f}, {dot.high:.1f}]<extra></extra>",
+        "error_x": _reach([dot.value], [dot.low], [dot.high]) | {"color": dot.mark.colour, "thickness": 2, "width": 5},
+        "hovertemplate": f"{label}: {dot.value:{panel.number}}{panel.unit} [{low}, {high}]<extra></extra>",
     }
+
+
+def _reach(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> dict[str, Any]:
+    above = [high - value for value, high in zip(values, highs, strict=True)]
+    below = [value - low for value, low in zip(values, lows, strict=True)]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
 
 
 def _plotly_line(line: Line) -> dict[str, Any]:
     label = html.escape(line.mark.label)
-    look = _plotly_mark(line.mark, size=6)
+    look = _plotly_mark(line.mark, size=6 if line.joined else 9)
     look["marker"]["maxdisplayed"] = math.ceil(len(line.steps) / _every(line))
+    if line.lows:
+        look["error_y"] = _reach(line.values, line.lows, line.highs) | {"thickness": 1.3, "width": 3}
+    if line.texts:
+        look["text"] = [html.escape(text) for text in line.texts]
     return look | {
-        "mode": "lines+markers" if line.marked else "lines",
+        "mode": "+".join(["lines"] * line.joined + ["markers"] * line.marked),
         "x": list(line.steps),
         "y": list(line.values),
         "opacity": FAINT if line.faint else 1,
         "line": {"color": line.mark.colour, "width": 1.8, "dash": _style(line, "solid", "dash", "dot")},
-        "hovertemplate": f"{label}<br>{line.metric} %{{y:.3g}} at {line.at}<extra></extra>",
+        "hovertemplate": f"{label}<br>{html.escape(line.metric)} %{{y:.3g}} at {line.at}<extra></extra>",
+    }
+
+
+def _plotly_heat(heat: Heat, panel: Panel) -> dict[str, Any]:
+    """Dark is worse, whichever way the metric goes."""
+    return {
+        "type": "heatmap",
+        "x": [html.escape(name) for name in heat.columns],
+        "y": [html.escape(name) for name in heat.rows],
+        "z": [list(row) for row in heat.values],
+        "colorscale": "Viridis",
+        "reversescale": heat.lower_is_better,
+        "xgap": 2,
+        "ygap": 2,
+        "texttemplate": f"%{{z:{panel.number}}}",
+        "hovertemplate": f"%{{x}}<br>%{{y}}<br>%{{z:{panel.number}}}{panel.unit}<extra></extra>",
+        "colorbar": {"thickness": 10, "outlinewidth": 0},
     }
 
 
@@ -154,8 +203,8 @@ def _marks_in(plots: Sequence[Panel]) -> list[Mark]:
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title, loc="left", fontweight="bold", fontsize=12)
-    axes.set_xlabel(panel.x_title)
-    axes.set_ylabel(panel.y_title)
+    axes.set_xlabel(plain(panel.x_title))
+    axes.set_ylabel(plain(panel.y_title))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x" if panel.dots else "y", color="#e3e3e3", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -165,7 +214,9 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
     if panel.reference is not None:
         (axes.axvline if panel.dots else axes.axhline)(panel.reference, color=GREY, linestyle=":", linewidth=1.2)
     _draw_dots(axes, panel.dots)
-    if panel.lines:
+    if panel.x_log:
+        axes.set_xscale("log")
+    elif panel.lines and not panel.x_near:
         axes.set_xlim(left=0, right=1.02 * max(max(line.steps) for line in panel.lines) or 1)
     if panel.x_span:
         axes.set_xlim(*panel.x_span)
@@ -192,12 +243,12 @@ def _draw_line(axes: Axes, line: Line) -> None:
         line.steps,
         line.values,
         color=line.mark.colour,
-        linestyle=_style(line, "-", "--", ":"),
+        linestyle=_style(line, "-", "--", ":") if line.joined else "",
         linewidth=1.7,
         alpha=FAINT if line.faint else 1,
         marker=SYMBOLS[line.mark.symbol][1] if line.marked else None,
-        markersize=4.5,
-        markevery=_every(line),
+        markersize=4.5 if line.joined else 7,
+        markevery=_every(line) if line.joined else None,
     )
 
 

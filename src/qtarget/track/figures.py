@@ -33,7 +33,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Dot:
-    """One value with its interval, in percent; the ends equal the value where no interval is known."""
+    """One value with its interval; the ends equal the value where no interval is known."""
 
     mark: Mark
     value: float
@@ -43,7 +43,11 @@ class Dot:
 
 @dataclass(frozen=True)
 class Line:
-    """One metric of one run over optimizer steps, or of one design over what `at` names."""
+    """One metric of one run over optimizer steps, or of one design over what `at` names.
+
+    lows, highs: the interval of every value, where it is known. texts: what hovering says of every point. joined: drawn
+    as a line, not as points alone.
+    """
 
     mark: Mark
     metric: str
@@ -54,16 +58,33 @@ class Line:
     pointed: bool = False
     faint: bool = False
     at: str = "step %{x:.0f}"  # how plotly's hover names the place of a point
+    lows: tuple[float, ...] = ()
+    highs: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()
+    joined: bool = True
 
     @property
     def marked(self) -> bool:
         """Whether its points carry markers; a line of one point would be invisible without."""
-        return self.pointed or len(self.steps) == 1
+        return self.pointed or not self.joined or len(self.steps) == 1
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One value per row and column, None where nothing ran; rows stand from the bottom up."""
+
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    lower_is_better: bool
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. `reference`: where the dotted line stands. `span`, `x_span`: what is in view; by default all."""
+    """One plot. `reference`: where the dotted line stands. `span`, `x_span`: what is in view; by default all.
+
+    number: how hovering writes a value of a dot, in d3's format; unit: what stands behind it.
+    """
 
     key: str
     title: str
@@ -75,6 +96,11 @@ class Panel:
     reference: float | None = None
     span: tuple[float, float] | None = None
     x_span: tuple[float, float] | None = None
+    heat: Heat | None = None
+    x_log: bool = False
+    x_near: bool = False  # the x axis begins where the points do, not at 0
+    number: str = ".1f"
+    unit: str = " %"
 
 
 # The data

@@ -12,7 +12,7 @@ from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import HELDOUT, Problem, by_problem
 from qtarget.evaluate.scores import Score, Values, over_seeds
 from qtarget.track.answers import kept_samples
-from qtarget.track.runs import Run, differing_keys, finished
+from qtarget.track.runs import Run, check_held, differing_keys, finished
 
 HELDOUT_METRICS = "test"
 """What metrics of a run's own held-out rows begin with; those of a benchmark begin with its name."""
@@ -34,6 +34,11 @@ class Group:
     @property
     def label(self) -> str:
         return ", ".join(self.key.values())
+
+    @property
+    def told(self) -> dict[str, str]:
+        """All that the group agrees in."""
+        return {**self.key, **self.chosen}
 
     def seeds(self, metric: str) -> str:
         """How many runs; and where some of them lack the metric, as one that diverged does, how many have it."""
@@ -75,9 +80,7 @@ def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None
 
     A group is set against the one that has those values and agrees in all other keys.
     """
-    known = sorted({name for group in groups for run in group.runs for name in run.metrics})
-    if metric not in known:
-        raise QTargetError(f"no finished run holds the metric {metric!r}; they hold {', '.join(known)}")
+    check_held([run for group in groups for run in group.runs], metric)
     shown = [group for group in groups if group.values(metric)]
     answered = {run.folder: _by_problem(run, metric) for group in groups for run in group.runs}
     return [_row(group, metric, answered, _baseline(group, groups, against)) for group in shown]

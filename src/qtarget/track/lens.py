@@ -324,7 +324,7 @@ def _span(quantity: Quantity, curves: Sequence[Curve]) -> tuple[float, float] | 
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
-def _line(mark: Mark, metric: str, curve: Curve, read: Callable[[Point], float], **style: bool) -> Line:
+def _line(mark: Mark, metric: str, curve: Curve, read: Callable[[Point], float], **style: Any) -> Line:
     steps, values = zip(*((round(point.p, 4), round(read(point), 5)) for point in curve.points), strict=True)
     return Line(mark, metric, steps, values, at=PLACE, **style)
 

@@ -18,6 +18,12 @@ const paint = () => plots.forEach((place) => Plotly.relayout(place, pageColours(
 paint();
 dark.addEventListener("change", paint);
 
+// A list of plots that stand in one place, one at a time.
+document.querySelectorAll("select[data-plot]").forEach((choice) => choice.addEventListener("change", () => {
+  const { data, layout } = figures[choice.value];
+  Plotly.react(choice.dataset.plot, data, layout).then(paint);
+}));
+
 // A click on a name hides what carries it: its traces in every plot, and its own parts of the page.
 const keys = [...document.querySelectorAll("[data-run]")];
 function show(runs, shown) {

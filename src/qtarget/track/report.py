@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,11 @@ from typing import Any
 from qtarget.track import drawing, figures
 from qtarget.track import page as pages
 from qtarget.track.answers import problems
+from qtarget.track.curves import design_marks, grouped_panels
+from qtarget.track.grouped import Grouped
 from qtarget.track.runs import Run, differing_keys, finished, of_design, unfinished
+from qtarget.track.scatter import heat_panels, point_marks, scatter_panels
+from qtarget.track.swept import Swept, read_swept
 from qtarget.track.table import COLUMNS, MISSING, reading_note, subject
 
 TEMPLATE = "report.html.j2"
@@ -25,20 +29,31 @@ class Difference:
     of_design: bool
 
 
-def write_report(runs: Sequence[Run], path: Path) -> None:
-    """The page for `runs` (in table order) at `path`."""
-    path.write_text(render(runs), encoding="utf-8", newline="\n")
+@dataclass(frozen=True)
+class Part:
+    """Plots under one row of names, with the marks that the names stand for."""
+
+    title: str
+    marks: tuple[figures.Mark, ...] = ()
+    plots: tuple[figures.Panel, ...] = ()
 
 
-def render(runs: Sequence[Run]) -> str:
+def write_report(runs: Sequence[Run], path: Path, grouped: Grouped | None = None, metric: str | None = None) -> None:
+    """The page for `runs` (in table order) at `path`; metric: of the sweep's plots."""
+    path.write_text(render(runs, grouped, metric), encoding="utf-8", newline="\n")
+
+
+def render(runs: Sequence[Run], grouped: Grouped | None = None, metric: str | None = None) -> str:
     """The page as text. Everything that comes from a run is escaped."""
-    return pages.render(TEMPLATE, page(runs))
+    return pages.render(TEMPLATE, page(runs, grouped, metric))
 
 
-def page(runs: Sequence[Run]) -> dict[str, Any]:
+def page(runs: Sequence[Run], grouped: Grouped | None = None, metric: str | None = None) -> dict[str, Any]:
     """What the template shows."""
     plots = figures.panels(runs)
     styled = figures.marks(runs)
+    means = _grouped_part(grouped, len(styled))
+    swept, heats = _swept_parts(None if grouped else read_swept(runs, metric), len(styled))
     return {
         "title": "Comparison of " + ", ".join(sorted({run.experiment for run in runs})),
         "subject": subject(runs),
@@ -48,13 +63,34 @@ def page(runs: Sequence[Run]) -> dict[str, Any]:
         "unfinished": unfinished(runs),
         "marks": [mark for _, mark in styled],
         "plots": plots,
-        "figures": drawing.page_figures(plots),
+        "grouped": grouped,
+        "means": means,
+        "swept": swept,
+        "heats": heats,
+        "figures": drawing.page_figures((*means.plots, *swept.plots, *heats, *plots)),
         "compared": finished(runs) or runs,
         "differences": differences(finished(runs) or runs),
         "problems": problems(finished(runs)),
         "runs": runs,
         "versions": versions(runs),
     }
+
+
+def _grouped_part(found: Grouped | None, first: int) -> Part:
+    if found is None:
+        return Part("Over seeds")
+    return Part("Over seeds", _distinct_marks(design_marks(found, first)), grouped_panels(found, first))
+
+
+def _swept_parts(found: Swept | None, first: int) -> tuple[Part, tuple[figures.Panel, ...]]:
+    """The metric over every number swept, and over every two keys."""
+    if found is None:
+        return Part("Swept"), ()
+    return Part("Swept", _distinct_marks(point_marks(found, first)), scatter_panels(found, first)), heat_panels(found)
+
+
+def _distinct_marks(styled: Iterable[tuple[Any, figures.Mark]]) -> tuple[figures.Mark, ...]:
+    return tuple(sorted({mark for _, mark in styled}, key=lambda mark: mark.index))
 
 
 def differences(runs: Sequence[Run]) -> list[Difference]:

@@ -244,8 +244,8 @@ def _told_apart(run: Run, namesakes: Sequence[Run]) -> Run:
     keys = differing_keys(namesakes)
     if not 1 <= len(keys) <= 2:
         return replace(run, label=f"{run.name} ({run.folder.name[:6]})")
-    values = ", ".join(f"{key.rsplit('.', 1)[-1]}={run.config.get(key, '–')}" for key in keys)
-    return replace(run, label=f"{run.name} ({values})")
+    values = dict.fromkeys(f"{key.rsplit('.', 1)[-1]}={run.config.get(key, '–')}" for key in keys)
+    return replace(run, label=f"{run.name} ({', '.join(values)})")
 
 
 def differing_keys(runs: Iterable[Run]) -> list[str]:
@@ -274,6 +274,13 @@ def _table_order(run: Run) -> tuple[int, float, float, str, str]:
 def finished(runs: Iterable[Run]) -> list[Run]:
     """The rows of the table."""
     return [run for run in runs if run.status == "finished"]
+
+
+def check_held(runs: Iterable[Run], metric: str) -> None:
+    """Raises QTargetError where no finished run has the metric, with those they have."""
+    known = sorted({name for run in finished(runs) for name in run.metrics})
+    if metric not in known:
+        raise QTargetError(f"no finished run holds the metric {metric!r}; they hold {', '.join(known) or 'none'}")
 
 
 def unfinished(runs: Iterable[Run]) -> list[Run]:

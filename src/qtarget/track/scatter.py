@@ -1,75 +1,156 @@
-"""The points of a sweep as a picture: the metric over each number that varied, the best point marked."""
+"""A sweep as plots: the metric against each number that was swept, and the best value over two keys at a time."""
 
 from __future__ import annotations
 
-import json
+import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from qtarget.errors import QTargetError
-from qtarget.track.drawing import picture, plain
-from qtarget.track.figures import COLOURS, GREY
+from qtarget.track.drawing import draw_panel, picture
+from qtarget.track.figures import COLOURS, Heat, Line, Mark, Panel, look
+from qtarget.track.numbers import number, spread
+from qtarget.track.runs import read_runs
+from qtarget.track.swept import Point, Swept, read_swept
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+MOST_VALUES = 7
+"""Numbers that stand on their own along a heatmap; more are cut into BINS."""
+BINS = 5
+MOST_PAIRS = 10
+PLOT_INCHES = (4.6, 3.6)
+BEST_COLOUR = COLOURS[1]
 
-BOOK = "sweep.json"
-PANEL = (4.2, 3.4)
-DECADES = 0.7
-"""A key whose values span more than this is drawn on a logarithmic axis."""
+
+@dataclass(frozen=True)
+class Cut:
+    """The values of one key along a side of a heatmap. place: which of `names` a text belongs to."""
+
+    names: tuple[str, ...]
+    place: Callable[[str], int]
 
 
-def draw_sweep(folder: str | Path, path: str | Path) -> dict[str, Any]:
-    """Draw the points of the sweep in `folder` (outputs/NAME) into a PNG at `path`; returns the best point as listed in
-    sweep.json. Raises QTargetError where there is no sweep, or no point of it has a value yet.
+def point_marks(found: Swept, first: int) -> list[tuple[Point, Mark]]:
+    """Points that agree in all that is no number look alike. first: index of the first mark."""
+    names = [", ".join(point.values[key] for key in found.words if key in point.values) for point in found.points]
+    looks = {
+        name: Mark(first + place, name or "all runs", *look(place)) for place, name in enumerate(sorted(set(names)))
+    }
+    return [(point, looks[name]) for point, name in zip(found.points, names, strict=True)]
+
+
+def scatter_panels(found: Swept, first: int) -> tuple[Panel, ...]:
+    """One plot per swept number."""
+    styled = point_marks(found, first)
+    return tuple(_scatter(found, styled, key, place) for place, key in enumerate(found.numbers))
+
+
+def _scatter(found: Swept, styled: Sequence[tuple[Point, Mark]], key: str, place: int) -> Panel:
+    known = [(point, mark) for point, mark in styled if key in point.values]
+    lines = tuple(_line(found, known, mark, key, faint) for mark in _marks(known) for faint in (False, True))
+    drawn = tuple(line for line in lines if line.steps)
+    caption = f"One dot a run: {_told(found)}." + (" Pale: not finished." if any(line.faint for line in drawn) else "")
+    log = spread([step for line in drawn for step in line.steps])
+    title = f"{found.metric} over {key}"
+    return Panel(f"scatter-{place}", title, key, found.metric, caption, lines=drawn, x_log=log, x_near=True)
+
+
+def _marks(styled: Sequence[tuple[Point, Mark]]) -> list[Mark]:
+    return sorted({mark for _, mark in styled}, key=lambda mark: mark.index)
+
+
+def _line(found: Swept, styled: Sequence[tuple[Point, Mark]], mark: Mark, key: str, faint: bool) -> Line:
+    """The points of one mark: those that finished, or (faint) those that did not."""
+    points = [point for point, own in styled if own == mark and (point.run.status != "finished") == faint]
+    points.sort(key=lambda point: (float(point.values[key]), point.run.place))
+    return Line(
+        mark,
+        found.metric,
+        tuple(float(point.values[key]) for point in points),
+        tuple(point.value for point in points),
+        faint=faint,
+        at=f"{html.escape(key)} %{{x:.3g}}<br>%{{text}}",
+        texts=tuple(f"{point.run.shown} ({point.run.place})" for point in points),
+        joined=False,
+    )
+
+
+def _told(found: Swept) -> str:
+    return f"{found.metric}, of which {'lower' if found.lower_is_better else 'higher'} is better"
+
+
+# Two keys at a time
+
+
+def heat_panels(found: Swept) -> tuple[Panel, ...]:
+    """The best value by two keys, a plot for every pair of keys, the most varied first; none where there is one key."""
+    keys = sorted((*found.numbers, *found.words), key=lambda key: -len(set(found.column(key))))
+    pairs = list(combinations(keys, 2))[:MOST_PAIRS]
+    return tuple(_heat(found, *pair, place) for place, pair in enumerate(pairs))
+
+
+def _heat(found: Swept, across: str, up: str, place: int) -> Panel:
+    columns, rows = cut(found.column(across)), cut(found.column(up))
+    cells: dict[tuple[int, int], list[float]] = {}
+    for point in found.points:
+        if across in point.values and up in point.values:
+            cell = rows.place(point.values[up]), columns.place(point.values[across])
+            cells.setdefault(cell, []).append(point.value)
+    best = {cell: (min if found.lower_is_better else max)(values) for cell, values in cells.items()}
+    width, height = len(columns.names), len(rows.names)
+    table = tuple(tuple(best.get((row, column)) for column in range(width)) for row in range(height))
+    heat = Heat(columns.names, rows.names, table, found.lower_is_better)
+    end = "lowest" if found.lower_is_better else "highest"
+    caption = (
+        f"Each cell is the best of its runs, the {end} {found.metric}; yellow is better. A cell with more runs has had "
+        "more luck; an empty one was not tried."
+    )
+    return Panel(f"heat-{place}", f"{across} × {up}", across, up, caption, heat=heat, number=".3g", unit="")
+
+
+def cut(values: Sequence[str]) -> Cut:
+    """Values along a side: numbers in their order, many of them in spans of equal width; words by the alphabet."""
+    if any(number(value) is None for value in values):
+        names = tuple(sorted(set(values)))
+        return Cut(names, names.index)
+    known = sorted({float(value) for value in values})
+    if len(known) <= MOST_VALUES:
+        return Cut(_names(known), lambda value: known.index(float(value)))
+    return _spans(known)
+
+
+def _spans(known: Sequence[float]) -> Cut:
+    """BINS spans of equal width, of equal ratio where a logarithmic axis shows the values better."""
+    into, back = (math.log, math.exp) if spread(known) else (float, float)
+    low, high = into(known[0]), into(known[-1])
+    edges = _names([back(low + (high - low) * place / BINS) for place in range(BINS + 1)])
+    names = tuple(f"{left} … {right}" for left, right in pairwise(edges))
+    return Cut(names, lambda value: min(BINS - 1, int(BINS * (into(float(value)) - low) / (high - low))))
+
+
+def _names(numbers: Sequence[float]) -> tuple[str, ...]:
+    """As few digits as tell them apart, two at least."""
+    tried = (tuple(f"{one:.{digits}g}" for one in numbers) for digits in range(2, 18))
+    return next(names for names in tried if len(set(names)) == len(numbers))
+
+
+# In a picture
+
+
+def draw_sweep(folder: str | Path, path: str | Path) -> Point:
+    """Draw the sweep in `folder` (outputs/NAME), a plot a number that varied, into a PNG at `path`; a star marks the
+    best point, which is returned. Raises QTargetError where no run is found, or none has a value yet.
     """
-    told = _told(Path(folder))
-    points = [point for point in told["points"] if point["value"] is not None]
-    metric = told["metric"]
-    if not points:
-        raise QTargetError(f"no point of the sweep in {folder} has a {metric['name']} yet")
-    best: dict[str, Any] = (max if metric["maximize"] else min)(points, key=lambda point: point["value"])
-    keys = [key for key in best["values"] if len({str(point["values"][key]) for point in points}) > 1]
-    keys = keys or list(best["values"])[:1]
-    with picture(Path(path), (PANEL[0] * len(keys), PANEL[1])) as figure:
-        for axes, key in zip(figure.subplots(1, len(keys), squeeze=False).flat, keys, strict=True):
-            _scatter(axes, key, points, best)
-            axes.set_ylabel(plain(metric["name"]))
+    found = read_swept(read_runs([folder]))
+    if found is None:
+        raise QTargetError(f"{folder} holds no runs that differ in a number and have a value: see `qtarget sweep`")
+    best = (min if found.lower_is_better else max)(found.points, key=lambda point: point.value)
+    panels = scatter_panels(found, 0)
+    with picture(Path(path), (PLOT_INCHES[0] * len(panels), PLOT_INCHES[1])) as figure:
+        plots = figure.subplots(1, len(panels), squeeze=False).flat
+        for axes, panel, key in zip(plots, panels, found.numbers, strict=True):
+            draw_panel(axes, panel)
+            axes.plot(float(best.values[key]), best.value, "*", markersize=14, color=BEST_COLOUR)
     return best
-
-
-def _told(folder: Path) -> dict[str, Any]:
-    try:
-        told: dict[str, Any] = json.loads((folder / BOOK).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise QTargetError(f"{folder} holds no sweep ({BOOK}): name a folder that `qtarget sweep` wrote") from error
-    if not told.get("metric"):
-        raise QTargetError(f"the sweep in {folder} has no metric to draw: name one in its file and run it again")
-    return told
-
-
-def _scatter(axes: Axes, key: str, points: Sequence[dict[str, Any]], best: dict[str, Any]) -> None:
-    """Numbers at their place, anything else side by side."""
-    values = [point["values"][key] for point in points]
-    heights = [point["value"] for point in points]
-    axes.scatter([_place(value) for value in values], heights, s=36, color=COLOURS[0])
-    axes.scatter([_place(best["values"][key])], [best["value"]], s=130, marker="*", color=COLOURS[1], zorder=3)
-    axes.set_xlabel(plain(key))
-    axes.grid(color=GREY, alpha=0.25, linewidth=0.6)
-    axes.tick_params(axis="x", which="both", rotation=30)
-    if _wide(values):
-        axes.set_xscale("log")
-
-
-def _place(value: Any) -> Any:
-    return value if _is_number(value) else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _wide(values: Sequence[Any]) -> bool:
-    return all(_is_number(value) and value > 0 for value in values) and math.log10(max(values) / min(values)) > DECADES

@@ -17,10 +17,10 @@ VALIDATION = "val"
 
 @dataclass(frozen=True)
 class Choice:
-    """Of each group the runs of one candidate, and remarks: what was passed over, and what is worth trying."""
+    """Of each group the runs of one candidate; remarks: how it was chosen, what was passed over, what to try."""
 
     groups: tuple[Group, ...]
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...]
 
 
 def choose(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: str, metric: str) -> Choice:
@@ -37,7 +37,8 @@ def choose(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: s
     for candidate in group_runs(runs, [*keys, *swept]):
         by_key.setdefault(tuple(candidate.key[key] for key in keys), []).append(candidate)
     chosen = [_best(candidates, keys, swept, by) for candidates in by_key.values()]
-    return Choice(tuple(group for group, _ in chosen), tuple(remark for _, remarks in chosen for remark in remarks))
+    how = f"{', '.join(swept)}: for each group the best by the mean of {by} at the end of training."
+    return Choice(tuple(group for group, _ in chosen), (how, *(remark for _, remarks in chosen for remark in remarks)))
 
 
 def _check(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: str, metric: str) -> None:

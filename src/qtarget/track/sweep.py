@@ -64,8 +64,12 @@ def find_sweep(path: str) -> Sweep:
 
 def best_of(metric: str) -> str | None:
     """The better end, "max" or "min", of a validation metric that has one: val/accuracy, val/avg@8, val/nll."""
-    place, _, what = metric.partition("/")
-    return BEST_OF.get(what.partition("@")[0]) if place == "val" else None
+    return better_end(metric) if metric.startswith("val/") else None
+
+
+def better_end(metric: str) -> str | None:
+    """The better end, "max" or "min", of any metric that has one: test/accuracy, math500/avg@16."""
+    return BEST_OF.get(metric.rpartition("/")[2].partition("@")[0])
 
 
 def unlogged(metric: str, logged: Iterable[str]) -> str | None:

@@ -1,0 +1,155 @@
+"""The comparison page as a browser shows it: drawn, quiet, inside the window, and answering to clicks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import test_groups
+import test_runs
+from browsing import CHROMIUM, WIDTHS, browser, reading
+from test_report import HISTORY
+from test_swept import GRID, write_sweep
+
+from qtarget.app.compare import compare
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: run tests/browser/install.sh (Debian, as root)"),
+]
+
+KINDS = ("runs", "groups", "sweep")
+LONG = "a_design_with_a_name_that_is_much_too_long_for_a_phone"
+OUTSIDE = """() => [...document.querySelectorAll("main :not(svg *), main svg text")].filter((part) => {
+  const { left, right } = part.getBoundingClientRect();  // of an svg the texts count: its lines are cut at its axes
+  return !part.closest(".scroll") && (right > innerWidth + 1 || left < -1);
+}).map((part) => part.outerHTML.slice(0, 80))"""
+EMPTY = """() => [...document.querySelectorAll(".plot")].filter((plot) => {
+  const points = plot.querySelectorAll(".scatterlayer .point, .scatterlayer .js-line, .heatmaplayer image");
+  return ![...points].some((point) => point.getBoundingClientRect().width + point.getBoundingClientRect().height > 1);
+}).map((plot) => plot.id)"""
+SMALLEST = """() => Math.min(...[...document.querySelectorAll("main *")]
+  .filter((part) => [...part.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()))
+  .map((part) => parseFloat(getComputedStyle(part).fontSize)))"""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("reports")
+    write_runs(root / "runs")
+    write_groups(root / "groups")
+    write_sweep(root / "sweep", GRID)
+    for file in root.glob("*/*/metrics.jsonl"):
+        file.write_text(HISTORY)
+    compare([root / "runs"], format="csv")
+    compare([root / "groups"], format="csv", group_by=["target", "data.noise.rate"], against=["target=sft"])
+    compare([root / "sweep"], format="csv")
+    return {kind: root / kind / "report.html" for kind in KINDS}
+
+
+def write_runs(folder: Path) -> None:
+    for place, name in enumerate(("base", "sft", LONG)):
+        role = "base" if name == "base" else "design"
+        test_runs.write_run(folder, name, f"{place:012x}", 0.1 + place / 4, role=role)
+        test_groups.save_samples(folder / f"{place:012x}", [test_groups.sample(row, row > 1) for row in range(4)])
+    test_runs.write_run(folder, "gem", "f" * 12, status="failed", error="x" * 400, overrides=["target=" + "y" * 400])
+
+
+def write_groups(folder: Path) -> None:
+    """Runs with judged answers, which test_groups writes, and a history."""
+    for rate, right in ((0.0, 4), (0.2, 3), (0.4, 1)):
+        for seed in (0, 1):
+            test_groups.write_run(folder, "sft", seed, [row < right for row in range(4)], rate)
+            test_groups.write_run(folder, LONG, seed, [row < 2 + seed for row in range(4)], rate)
+    for result in folder.glob("*/result.json"):
+        told = json.loads(result.read_text())
+        result.write_text(json.dumps(told | {"rows": {"train": 10, "noisy": 4, "heldout": 4}}))
+        (result.parent / "metrics.jsonl").touch()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_is_drawn_and_fits_the_window(
+    chromium: Browser, reports: dict[str, Path], kind: str, width: str, tmp_path: Path
+) -> None:
+    with reading(chromium, reports[kind], width) as page:
+        assert page.evaluate(EMPTY) == []
+        page.evaluate("() => document.querySelectorAll('details').forEach((part) => { part.open = true; })")
+        assert page.evaluate(OUTSIDE) == []
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate(SMALLEST) >= 11
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plots_follow_the_window(chromium: Browser, reports: dict[str, Path], kind: str) -> None:
+    with reading(chromium, reports[kind], "desktop") as page:
+        before = plot_widths(page)
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.wait_for_function("before => document.querySelector('.main-svg').clientWidth < before", arg=before[0])
+        page.wait_for_function(f"() => !({OUTSIDE})().length")
+        assert max(plot_widths(page)) <= 390
+        assert page.evaluate(EMPTY) == []
+
+
+def plot_widths(page: Page) -> list[int]:
+    widths: list[int] = page.evaluate(
+        "() => [...document.querySelectorAll('.plot > * > * > .main-svg:first-child')].map((svg) => svg.clientWidth)"
+    )
+    return widths
+
+
+def test_a_name_hides_its_run_in_every_plot(chromium: Browser, reports: dict[str, Path]) -> None:
+    traces = "() => [...document.querySelectorAll('.plot')].map((plot) => plot.querySelectorAll('.trace').length)"
+    with reading(chromium, reports["runs"], "phone") as page:
+        before = page.evaluate(traces)
+        name = page.locator(".keys button", has_text="sft")
+        name.click()
+        assert name.get_attribute("aria-pressed") == "false"
+        hidden = page.evaluate(traces)
+        assert all(less < all_of_them for less, all_of_them in zip(hidden, before, strict=True))
+        name.click()
+        assert page.evaluate(traces) == before
+
+
+def test_names_of_groups_are_not_those_of_runs(chromium: Browser, reports: dict[str, Path]) -> None:
+    shown = "key => document.querySelectorAll(`#plot-${key} .trace`).length"
+    with reading(chromium, reports["groups"], "desktop") as page:
+        before = {key: page.evaluate(shown, key) for key in ("curve-0", "means", "accuracy")}
+        page.locator(".keys button").first.click()
+        after = {key: page.evaluate(shown, key) for key in before}
+    assert (before["curve-0"], before["means"]) == (2, 6)
+    assert after == {"curve-0": 1, "means": 3, "accuracy": before["accuracy"]}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_list_over_the_heatmap_shows_other_keys(chromium: Browser, reports: dict[str, Path], width: str) -> None:
+    with reading(chromium, reports["sweep"], width) as page:
+        choice = page.locator("select")
+        titles = "() => [...document.querySelectorAll('#plot-heat-0 :is(.xtitle, .ytitle)')].map((t) => t.textContent)"
+        assert page.evaluate(titles) == ["optim.lr", "target.alpha"]
+        choice.select_option(index=1)
+        page.wait_for_function(f"() => ({titles})()[1] === 'target/residual'")
+        assert page.evaluate(EMPTY) == []
+        assert page.evaluate(OUTSIDE) == []
+
+
+def test_a_click_on_a_header_sorts(chromium: Browser, reports: dict[str, Path]) -> None:
+    names = "() => [...document.querySelectorAll('#results tbody tr')].map((row) => row.cells[0].innerText.trim())"
+    with reading(chromium, reports["runs"], "desktop") as page:
+        head = page.locator("#results button", has_text="accuracy")
+        head.click()
+        assert page.evaluate(names) == [LONG, "sft", "base"]
+        head.click()
+        assert page.evaluate(names) == ["base", "sft", LONG]

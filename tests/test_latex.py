@@ -1,0 +1,81 @@
+"""A table for a paper: what TeX would misread is shown as it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from test_groups import write_run
+
+from qtarget.app.compare import compare
+from qtarget.track.latex import escaped, latex_table
+
+COMMANDS = {
+    **{r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<"},
+    **{r"\textgreater{}": ">", r"\textbar{}": "|", r"\textasciigrave{}": "`", r"\ldots{}": "…", "''": '"', "$-$": "−"},
+    **{
+        r"$\pi$": "π",
+        r"$\gamma$": "γ",
+        r"$\cdot$": "·",
+        r"$\leq$": "≤",
+        r"$\tilde{\pi}$": "π\u0303",
+        "$_{0}$": "₀",
+        "$^{2}$": "²",
+    },
+    **{rf"\{sign}": sign for sign in "{}$&%#_"},
+    **{"-{}": "-", "---": "—", "--": "–", "~": "\u00a0"},
+}
+TOKEN = re.compile("|".join(map(re.escape, sorted(COMMANDS, key=len, reverse=True))) + r"|([^\\{}$&%#_^~])")
+
+
+def as_set(source: str) -> str:
+    """What TeX sets, by the meaning of each command; an error where it would read something else."""
+    shown, place = "", 0
+    while place < len(source):
+        found = TOKEN.match(source, place)
+        assert found, f"TeX would misread {source[place:]!r}"
+        shown, place = shown + COMMANDS.get(found[0], found[0]), found.end()
+    return shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"100% of $x_1$ & \emph{all} #3 ~ ^ <|im_end|>",
+        'say "yes" `no`',
+        "--group-by a---b",
+        "1−γ·π̃ ≤ π₀²",
+        "accuracy % [95\u00a0%] … – —",
+        "\\\\{}",
+    ],
+)
+def test_every_character_is_shown(text: str) -> None:
+    assert as_set(escaped(text)) == text
+
+
+def test_a_row_that_starts_with_a_bracket_or_a_star_is_no_argument_of_the_line_end() -> None:
+    table = latex_table(["a", "b"], [["[0, 1]", "-1.5 [-2.0, -1.0]"], ["*", "3"]], [False, True], "one\ntwo")
+    lines = table.splitlines()
+    assert lines[1:4] == ["% one", "% two", r"\begin{tabular}{lr}"]
+    assert lines[-4:-2] == [r"{}[0, 1] & $-$1.5 [$-$2.0, $-$1.0] \\", r"{}* & 3 \\"]
+
+
+def test_the_grouped_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for target, right in (("sft", 1), ("a_b%", 3)):
+        for seed in (0, 1):
+            write_run(tmp_path, target, seed, [row < right for row in range(4)])
+    compare([tmp_path], format="tex", group_by=["target"], against=["target=sft"])
+    printed = capsys.readouterr().out
+    assert r"target & seeds & test/accuracy \% [95 \%] & by seed & difference [95 \%] \\" in printed
+    assert re.search(r"^a\\_b\\% & 2 & 75\.0 \[.*\] & 75\.0 \\ldots\{\} 75\.0 & \+50\.0 \[.*\] \\\\$", printed, re.M)
+    assert printed.startswith("% needs \\usepackage{booktabs}\n% Intervals resample")
+
+
+def test_the_plain_table_leaves_out_columns_that_say_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path, "sft", 0, [True, False])
+    compare([tmp_path], format="tex")
+    head = capsys.readouterr().out.split("\\toprule\n")[1].splitlines()[0]
+    assert head == r"design & accuracy \% [95~\%] & nll \\"
