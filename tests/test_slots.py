@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from qtarget.app import slots
 from qtarget.errors import QTargetError
+from qtarget.stopping import Stop, Terminated, ask
 
 BROKEN = """
 import os
+import sys
 
 class Raising:
     def __call__(self, view):
@@ -98,3 +101,33 @@ def test_slots_that_cannot_be_are_refused(count: int | None, devices: list[int] 
 )
 def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
     assert words in slots.told(code)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "package", "extra"), [("submitit_slurm", "submitit", "slurm"), ("ray", "ray", "ray")]
+)
+def test_a_launcher_whose_package_is_missing_says_what_to_install(
+    launcher: str,
+    package: str,
+    extra: str,
+    workdir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from qtarget.app.cli import run
+
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run(["train", "-m", f"hydra/launcher={launcher}", "target=sft,dft", *SMALL]) == 2
+    assert f"pip install 'qtarget[{extra}]'" in capsys.readouterr().err
+    assert not records(workdir)
+
+
+def test_another_signal_asks_once_for_what_sigterm_asks() -> None:
+    with Stop() as stop:
+        stop.deferred = True
+        ask()
+        assert stop.asked
+        ask()  # a second SIGTERM would end this process on the spot
+        with pytest.raises(Terminated):
+            stop.release()
+        stop.asked = False

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qtarget.app.launch import Outcome
+from qtarget.app.lifeline import GRACE
 from qtarget.app.slots import LOG, Job, Slot, lost, outcome, say, start
 from qtarget.errors import QTargetError
 from qtarget.stopping import Stop
@@ -19,19 +20,26 @@ def on_worker(job: Job, folder: str) -> int:
     os.chdir(folder)
     make_folder(job.folder)
     process = start(job.command, Slot("ray", {}), job.folder / LOG, held=True)
-    return process.wait()
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # from ray.cancel
+        process.terminate()
+        return process.wait(GRACE)
 
 
 def run_on_ray(jobs: Sequence[Job], init: Mapping[str, Any], remote: Mapping[str, Any]) -> list[Outcome]:
     """Hand those that aren't finished to Ray, and wait for all. Ctrl-C and SIGTERM end those that run."""
-    with Stop(), _connected(init, remote) as ray:
+    with _connected(init, remote) as ray, Stop():  # behind Ray, which takes SIGTERM
         task = ray.remote(**remote)(on_worker)
         tasks: dict[Any, int] = {}
         for number, job in enumerate(jobs):
             say(number, len(jobs), job, "finished already" if job.finished else "waits for Ray")
             if not job.finished:
                 tasks[task.remote(job, os.getcwd())] = number
-        outcomes = dict(_ended(ray, tasks, jobs))
+        try:
+            outcomes = dict(_ended(ray, tasks, jobs))
+        finally:
+            _stop(ray, list(tasks))
     return [outcomes.get(number) or Outcome(job.folder, job.label) for number, job in enumerate(jobs)]
 
 
@@ -61,6 +69,14 @@ def _check_gpus(there: float, wanted: float) -> None:
             f"a job takes {wanted:g} GPUs and this machine has {there:g}: set hydra.launcher.ray.remote.num_gpus=0 to "
             "go without, or hydra.launcher.ray.init.address to the address of a cluster"
         )
+
+
+def _stop(ray: Any, tasks: Sequence[Any]) -> None:
+    """Let those that are left save their states: Ray would kill them."""
+    for task in tasks:
+        ray.cancel(task)
+    if tasks:
+        ray.wait(list(tasks), num_returns=len(tasks), timeout=GRACE)
 
 
 def _ended(ray: Any, tasks: dict[Any, int], jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:

@@ -50,7 +50,7 @@ class OnNode:
     log: Path
 
     def __call__(self) -> int:
-        """The exit code of a job that has ended. One that was stopped ends this process, with no result for submitit."""
+        """The exit code of a job that has ended. One that was stopped ends this process without a result."""
         from qtarget.app.cli import run
 
         asked = _stopped_by(_submitits_signal())

@@ -214,6 +214,7 @@ def _run(plan: compose.Plan, record: Record | Unrecorded, keeper: StateKeeper | 
 def prepare_process(seed: int) -> None:
     """Seeds, and libraries that keep quiet."""
     keep_freed_blocks()
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # one device needs no srun
     L.seed_everything(seed, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, by us
