@@ -126,8 +126,11 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 def starts_at_once(job: str) -> bool:
     """Slurm lets a job that was put into the queue again wait for two minutes; False as long as it isn't there."""
-    update = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
-    return subprocess.run(update, capture_output=True, check=False).returncode == 0
+    asked = subprocess.run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, check=True)
+    if asked.stdout.strip() != b"PENDING":
+        return False
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    return True
 
 
 @pytest.mark.slow

@@ -41,6 +41,9 @@ parameters:
   seed: {values: [0, 1]}
 command: ["${env}", qtarget, train, "${args_no_hyphens}"]
 """
+TWELVE_POINTS = POINTS.replace("[sft, dft]", "[sft, dft, focal]")
+TWELVE_POINTS = TWELVE_POINTS.replace("  seed:", "  optim.lr: {values: [0.001, 0.0001]}\n  seed:")
+TWELVE = ["sweep", "twelve.yaml", "--slots", "2", *SMALL, "trainer.max_steps=1", "trainer.eval_every=0"]
 READY = "ready"
 
 
@@ -57,6 +60,7 @@ def command(arguments: Sequence[str], folder: Path) -> None:
     cache.SHARD_TOKENS = 2000  # many shards of a small data set
     slots.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})  # of that module alone
     Path("points.yaml").write_text(POINTS)
+    Path("twelve.yaml").write_text(TWELVE_POINTS)
     Path(READY).touch()
     sys.exit(run(arguments))
 
@@ -193,6 +197,30 @@ def test_random_kills_lose_nothing(tmp_path: Path) -> None:
     assert killer.kills >= KILLS
     assert attempts > 0 or KILLS < 20  # some went on from a state
     print(f"{killer.kills} kills, {number + 1} jobs, {attempts} times a run went on from a state")
+
+
+def finished(folder: Path) -> dict[str, dict[str, Any]]:
+    runs = (path.parent for path in folder.glob("outputs/runs/*/result.json"))
+    return {run.name: result(run) for run in runs if result(run)["status"] == "finished"}
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twice_ends_with_every_result_once(tmp_path: Path) -> None:
+    for enough in (2, 6):
+        driver = started(TWELVE, tmp_path)
+        while driver.is_alive() and len(finished(tmp_path)) < enough:
+            time.sleep(0.02)
+        driver.kill()
+        driver.join()
+        assert driver.exitcode == -signal.SIGKILL
+        kept = finished(tmp_path)
+    driver = started(TWELVE, tmp_path)
+    driver.join()
+    assert driver.exitcode == 0
+    found = finished(tmp_path)
+    assert len(found) == len(list(tmp_path.glob("outputs/runs/*/result.json"))) == 12
+    assert len({json.dumps(one["overrides"]) for one in found.values()}) == 12
+    assert {name: found[name] for name in kept} == kept
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from qtarget.app.launch import Outcome
-from qtarget.app.lifeline import GRACE
 from qtarget.app.slots import LOG, Job, Slot, lost, outcome, say, start
 from qtarget.errors import QTargetError
 from qtarget.stopping import Stop
@@ -20,11 +19,7 @@ def on_worker(job: Job, folder: str) -> int:
     os.chdir(folder)
     make_folder(job.folder)
     process = start(job.command, Slot("ray", {}), job.folder / LOG, held=True)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:  # from ray.cancel
-        process.terminate()
-        return process.wait(GRACE)
+    return process.wait()
 
 
 def run_on_ray(jobs: Sequence[Job], init: Mapping[str, Any], remote: Mapping[str, Any]) -> list[Outcome]:
@@ -36,16 +31,14 @@ def run_on_ray(jobs: Sequence[Job], init: Mapping[str, Any], remote: Mapping[str
             say(number, len(jobs), job, "finished already" if job.finished else "waits for Ray")
             if not job.finished:
                 tasks[task.remote(job, os.getcwd())] = number
-        try:
-            outcomes = dict(_ended(ray, tasks, jobs))
-        finally:
-            _stop(ray, list(tasks))
+        outcomes = dict(_ended(ray, tasks, jobs))
     return [outcomes.get(number) or Outcome(job.folder, job.label) for number, job in enumerate(jobs)]
 
 
 @contextmanager
 def _connected(init: Mapping[str, Any], remote: Mapping[str, Any]) -> Iterator[Any]:
     """Ray. Raises QTargetError where it isn't installed, or can't be reached, or has no GPU that is asked for."""
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "0")  # left alone, a job ends by itself, in order
     try:
         import ray
     except ImportError as error:
@@ -69,14 +62,6 @@ def _check_gpus(there: float, wanted: float) -> None:
             f"a job takes {wanted:g} GPUs and this machine has {there:g}: set hydra.launcher.ray.remote.num_gpus=0 to "
             "go without, or hydra.launcher.ray.init.address to the address of a cluster"
         )
-
-
-def _stop(ray: Any, tasks: Sequence[Any]) -> None:
-    """Let those that are left save their states: Ray would kill them."""
-    for task in tasks:
-        ray.cancel(task)
-    if tasks:
-        ray.wait(list(tasks), num_returns=len(tasks), timeout=GRACE)
 
 
 def _ended(ray: Any, tasks: dict[Any, int], jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
