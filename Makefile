@@ -2,7 +2,7 @@
 # make noisy_instruct   an experiment over three seeds; also data_efficiency, prior_strength, prior_flaw: an hour each
 # make test             the test suite
 # make test-all         the same with the slow tests
-# make soak             random SIGKILLs over training and caching: KILLS=30
+# make soak             random SIGKILLs over training, caching and sweeps: KILLS=30
 # make check            formatting, lint, types: what CI runs before the tests
 # make bench            the benchmarks, into benchmarks/RESULTS.md: about forty minutes on two idle cores
 # make setup            only the environment (.venv); all of the above call it
