@@ -154,7 +154,9 @@ def _from_before(jobs: Sequence[Job], folder: Path) -> dict[int, Any]:
 
     noted = {number: job.folder / PLACE for number, job in enumerate(jobs)}
     ids = {number: path.read_text(encoding="utf-8") for number, path in noted.items() if path.is_file()}
-    states = _states(ids.values()) or {}
+    states = _states(ids.values())
+    if states is None:
+        raise QTargetError("Slurm doesn't say what is in its queue (squeue fails): try again when it answers")
     there = {number: name for number, name in ids.items() if states.get(name, "COMPLETED") not in ENDED}
     return {number: submitit.SlurmJob(folder=folder, job_id=name) for number, name in there.items()}
 
