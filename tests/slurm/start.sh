@@ -39,7 +39,7 @@ PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 END
 head -c 1024 /dev/urandom > munge.key
 chmod 600 munge.key
-trap 'kill $munged $slurmctld $slurmd 2>/dev/null; wait' EXIT
+trap 'SLURM_CONF=$folder/slurm.conf timeout 5 scancel --user=root 2>/dev/null; kill $munged $slurmctld $slurmd 2>/dev/null; wait' EXIT
 trap 'exit 0' TERM INT
 munged --foreground --force --socket="$folder/munge.socket" --key-file="$folder/munge.key" --pid-file="$folder/munged.pid" \
     --seed-file="$folder/munged.seed" --log-file="$folder/munged.log" --num-threads=2 > munged.out 2>&1 &
