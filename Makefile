@@ -3,7 +3,7 @@
 # make fair             each design at its best learning rate, and all at steps of equal length: some hours
 # make test             the test suite
 # make test-all         the same with the slow tests
-# make soak             random SIGKILLs over training and caching: KILLS=30
+# make soak             random SIGKILLs over training, caching and sweeps: KILLS=30
 # make screenshots      docs/compare.png anew, from 36 runs of the tiny model: a few minutes
 # make check            formatting, lint, types: what CI runs before the tests
 # make notebooks        runs notebooks/*.ipynb and writes docs/notebooks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 
 from qtarget.app import slots
 from qtarget.errors import QTargetError
+from qtarget.stopping import Stop, Terminated, ask
 
 BROKEN = """
 import os
+import sys
 
 class Raising:
     def __call__(self, view):
@@ -112,3 +115,26 @@ def test_devices_are_read(text: str, found: list[int]) -> None:
 def test_what_names_no_devices_is_refused(text: str) -> None:
     with pytest.raises(ArgumentTypeError, match="write 0-7 or 0,1"):
         slots.gpus(text)
+
+
+@pytest.mark.parametrize(("launcher", "package"), [("submitit_slurm", "submitit"), ("ray", "ray")])
+def test_a_launcher_whose_package_is_missing_says_what_to_install(
+    launcher: str, package: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qtarget.app.cli import run
+
+    monkeypatch.setitem(sys.modules, package, None)
+    assert run(["train", "-m", f"hydra/launcher={launcher}", "target=sft,dft", *SMALL]) == 2
+    assert f"pip install 'qtarget[{launcher.removeprefix('submitit_')}]'" in capsys.readouterr().err
+    assert not records(workdir)
+
+
+def test_another_signal_asks_once_for_what_sigterm_asks() -> None:
+    with Stop() as stop:
+        stop.deferred = True
+        ask()
+        assert stop.asked
+        ask()  # a second SIGTERM would end this process on the spot
+        with pytest.raises(Terminated):
+            stop.release()
+        stop.asked = False

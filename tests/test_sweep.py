@@ -265,33 +265,6 @@ def until(done: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def finished(folder: Path) -> dict[str, str]:
-    return {name: one["started"] for name, one in results(folder).items() if one["status"] == "finished"}
-
-
-@pytest.mark.slow
-def test_a_driver_killed_twice_ends_with_every_result_once(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    grid = {
-        "target": {"values": ["sft", "dft", "focal"]},
-        "seed": {"values": [0, 1]},
-        "optim.lr": {"values": [1e-3, 1e-4]},
-    }
-    file = sweep_file(workdir, parameters=grid, metric={"name": "train/nll"})
-    command = [sys.executable, "-m", "qtarget", "sweep", file, "--slots", "2", *TINY, "trainer.max_steps=2"]
-    kept: dict[str, str] = {}
-    for enough in (2, 6):
-        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(lambda: len(finished(workdir)) >= enough)  # noqa: B023  # called at once
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        kept = finished(workdir)
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-    assert len(finished(workdir)) == len(results(workdir)) == 12
-    assert len({json.dumps(one["overrides"]) for one in results(workdir).values()}) == 12
-    assert {name: finished(workdir)[name] for name in kept} == kept
-
-
 @pytest.mark.slow
 def test_a_job_ends_with_its_driver(workdir: Path) -> None:
     file = sweep_file(workdir, parameters={"seed": {"values": [0, 1]}}, metric={"name": "train/nll"})

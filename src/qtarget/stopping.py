@@ -53,6 +53,13 @@ class Stop:
             self.release()
 
 
+def ask() -> None:
+    """What SIGTERM does, for a signal that asks for the same; nothing where that came before it."""
+    listener = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if not (isinstance(listener, Stop) and listener.asked):
+        signal.raise_signal(signal.SIGTERM)
+
+
 def _handle(handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)

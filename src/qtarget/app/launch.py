@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ def _hydra_raises(arguments: list[str]) -> Iterator[None]:
     argv, full = sys.argv, os.environ.get(FULL_ERROR)
     sys.argv = ["qtarget train", *arguments, *search_path_override()]
     os.environ[FULL_ERROR] = "1"
+    # Hydra's own plugins for Slurm and Ray, where installed, have configurations of the same names; ours count
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
     try:
         yield
     finally:

@@ -162,6 +162,11 @@ def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], retry: int = 0) -> lis
     return [outcomes[number] for number in range(len(jobs))]
 
 
+def say(number: int, total: int | None, job: Job, what: str) -> None:
+    of = f"/{total}" if total else ""
+    print(f"[{number + 1}{of}] {what}: {job.label}  →  {job.folder}", file=sys.stderr, flush=True)
+
+
 @dataclass(eq=False)
 class Work:
     """A job that runs, and where. tries: how often it may start again. patience: until when it may take to stop."""
@@ -240,8 +245,7 @@ class Crew:
             self.say(work.number, work.job, "finished" if code == 0 else f"FAILED ({told(code)})")
 
     def say(self, number: int, job: Job, what: str) -> None:
-        of = f"/{self.total}" if self.total else ""
-        print(f"[{number + 1}{of}] {what}: {job.label}  →  {job.folder}", file=sys.stderr, flush=True)
+        say(number, self.total, job, what)
 
     def stop(self) -> None:
         """Ask every job to stop, its own processes too; make those that don't."""
@@ -269,9 +273,17 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 def outcome(job: Job, code: int) -> Outcome:
     if code == 0 and job.finished:
         return Outcome(job.folder, job.label)
+    return Outcome(job.folder, job.label, _last_words(job, told(code)), is_input=code == BAD_INPUT)
+
+
+def lost(job: Job, how: str) -> Outcome:
+    """Of a job that has left no exit code."""
+    return Outcome(job.folder, job.label, "" if job.finished else _last_words(job, how))
+
+
+def _last_words(job: Job, how: str) -> str:
     stored = stored_result(job.folder) or {}
-    said = stored.get("error") or f"{told(code)}; its last words are in {job.folder / LOG}"
-    return Outcome(job.folder, job.label, str(said), is_input=code == BAD_INPUT)
+    return str(stored.get("error") or f"{how}; its last words are in {job.folder / LOG}")
 
 
 def told(code: int) -> str:

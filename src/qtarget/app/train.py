@@ -215,6 +215,7 @@ def _run(plan: compose.Plan, record: Record | Unrecorded, keeper: StateKeeper | 
 def prepare_process(seed: int) -> None:
     """Seeds, and libraries that keep quiet."""
     keep_freed_blocks()
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # one device needs no srun
     L.seed_everything(seed, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, by us
@@ -257,7 +258,6 @@ def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # SFTData.go_on is how
-        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # no reason to start with it
         sigint = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, datamodule=data)
