@@ -239,6 +239,7 @@ class Backend:
         self.sweeps: dict[str, Sweep] = {}
         self.agents: dict[str, Sweep] = {}
         self.views: dict[str, dict[str, Any]] = {}
+        self.created: set[str] = set()  # projects that were made before any run
         self.asked: list[str] = []
         self.unknown: list[str] = []
         self.operations: dict[str, Callable[[Variables], dict[str, Any]]] = {
@@ -252,7 +253,7 @@ class Backend:
             "FetchArtifactDigestAlgorithm": lambda _: {"project": None},
             "GetProjects": self.projects,
             "CreateProject": self.create_project,
-            "ProjectInternalId": lambda v: {"project": project_node(v["entityName"], v["projectName"])},
+            "ProjectInternalId": lambda v: {"project": self.known_project(v["entityName"], v["projectName"])},
             "UpsertBucket": self.upsert_run,
             "RunResumeStatus": self.resume_status,
             "CreateRunFiles": self.create_files,
@@ -277,6 +278,7 @@ class Backend:
             "Heartbeat": self.heartbeat,
             "UpsertView": self.upsert_view,
             "UpsertView2": self.upsert_view,
+            "upsertView": self.upsert_view,
         }
 
     def execute(self, query: str, variables: Variables) -> dict[str, Any]:
@@ -327,7 +329,8 @@ class Backend:
         nodes = ordered(nodes, v.get("order") or "")
         edges = [{"node": node, "cursor": node["id"]} for node in nodes]
         listed = {"runCount": len(nodes), "runs": {"edges": edges, "pageInfo": LAST_PAGE}}
-        return {"project": project_node(v["entity"], v["project"]) | listed}
+        held = self.known_project(v["entity"], v["project"])
+        return {"project": held | listed if held else None}
 
     def matches(self, run: Run, wanted: Mapping[str, Any]) -> bool:
         known = {"sweep": run.sweep.name if run.sweep else None, "group": run.told.get("groupName"), "state": run.state}
@@ -391,15 +394,20 @@ class Backend:
     # Projects and views
 
     def projects(self, v: Variables) -> dict[str, Any]:
-        names = sorted({one.project for one in (*self.runs.values(), *self.sweeps.values())})
-        edges = [{"node": project_node(v["entity"], name)} for name in names]
+        edges = [{"node": project_node(v["entity"], name)} for name in sorted(self.project_names())]
         return {"models": {"pageInfo": {"__typename": "PageInfo", **LAST_PAGE}, "edges": edges}}
+
+    def project_names(self) -> set[str]:
+        return self.created | {one.project for one in (*self.runs.values(), *self.sweeps.values())}
+
+    def known_project(self, entity: str, name: str) -> dict[str, Any] | None:
+        return project_node(entity, name) if name in self.project_names() else None
 
     def create_project(self, v: Variables) -> dict[str, Any]:
         asked = v.get("input") or v
-        made = project_node(
-            asked.get("entityName") or asked.get("entity") or ENTITY, asked.get("name") or asked["project"]
-        )
+        name = asked.get("name") or asked["project"]
+        self.created.add(name)
+        made = project_node(asked.get("entityName") or asked.get("entity") or ENTITY, name)
         return {
             "result": {"project": made, "model": made, "inserted": True},
             "upsertModel": {"project": made, "model": made},
@@ -408,7 +416,9 @@ class Backend:
     def upsert_view(self, v: Variables) -> dict[str, Any]:
         name = v.get("id") or encoded("View", len(self.views))
         view = self.views[name] = self.views.get(name, {}) | dict(v) | {"id": name}
-        return {"upsertView": {"view": view | {"updatedAt": NOW, "createdAt": NOW}, "inserted": True}}
+        project = project_node(v["entityName"], v["projectName"])
+        node = view | {"project": project, "updatedAt": NOW, "createdAt": NOW}
+        return {"upsertView": {"view": node, "inserted": v.get("id") is None}}
 
     # Sweeps
 
