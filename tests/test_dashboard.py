@@ -166,7 +166,17 @@ def test_what_the_dashboard_names_is_what_a_run_records(saved: tuple[dict[str, A
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for key in config_keys(spec):
         assert key in result["choices"] or reached(config, key) is not None
+    kept = {path.stem for path in folder.glob("samples.jsonl")} | set(result)
+    panels = [panel for panel in sections(spec)["Answers and tokens"] if panel["viewType"] == "Weave"]
+    tables = [name for panel in panels for name in table_names(panel)]
+    assert len(tables) == len(panels) == 3
+    assert set(tables) <= kept
     assert set(found(spec, "xAxis")) >= {"step"}
+
+
+def table_names(panel: Any) -> list[str]:
+    """The run's table that a panel picks out of the summaries."""
+    return [key["val"] for key in found(panel, "key") if isinstance(key, dict) and isinstance(key.get("val"), str)]
 
 
 def reached(config: Any, key: str) -> Any:

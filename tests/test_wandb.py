@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 import yaml
@@ -19,7 +20,7 @@ from wandb_server import ENTITY, Backend, Run, Sweep
 
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.errors import QTargetError
-from qtarget.track.sinks import Wandb
+from qtarget.track.sinks import Wandb, flatten
 from qtarget.track.sweep import best_of, find_sweep, unlogged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
@@ -68,16 +69,44 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in Path().glob("outputs/runs/*/result.json")]
 
 
-def history(folder: Path) -> list[dict[str, Any]]:
+def history(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """What our record holds, line by line, without the clock."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (folder / name).read_text().splitlines())
     return [{name: value for name, value in line.items() if name != "time"} for line in lines]
 
 
 def logged(rows: Any) -> list[dict[str, Any]]:
-    """The rows of a W&B history that hold our metrics, without W&B's own columns and the rows of its tables."""
+    """The rows of a W&B history that hold our metrics, without W&B's own columns and the rows of other things."""
     ours = ({name: value for name, value in row.items() if not name.startswith("_")} for row in rows)
-    return [row for row in ours if not any(name.startswith(("samples", "calibration")) for name in row)]
+    others = ("samples", "calibration", "trust", "histogram/")
+    return [row for row in ours if not any(name.startswith(others) for name in row)]
+
+
+def histograms(rows: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Steps, and the histograms that W&B has of them: name → counts and edges, its keys nested or dotted."""
+    found = []
+    for row in rows:
+        held: dict[str, Any] = {}
+        for name, value in row.items():
+            whole, _, part = name.partition(".")
+            if whole.startswith("histogram/"):
+                held.setdefault(whole, {}).update({part: value} if part else value)
+        if held:
+            found.append((row["step"], {name: (one["values"], one["bins"]) for name, one in held.items()}))
+    return found
+
+
+def same_histograms(rows: Any, folder: Path) -> None:
+    """What W&B has are the record's counts, between the edges that the record's ends imply."""
+    lines = history(folder, "histograms.jsonl")
+    shown = histograms(rows)
+    assert [step for step, _ in shown] == [line.pop("step") for line in lines]
+    for (_, got), line in zip(shown, lines, strict=True):
+        assert got.keys() == line.keys() == {"histogram/reliance", "histogram/weight", "histogram/p"}
+        for name, one in line.items():
+            counts, edges = got[name]
+            assert counts == one["counts"]
+            assert edges == pytest.approx(np.linspace(one["low"], one["high"], len(counts) + 1))
 
 
 def agrees(run: Any, folder: Path) -> None:
@@ -85,6 +114,7 @@ def agrees(run: Any, folder: Path) -> None:
     record = json.loads((folder / "result.json").read_text())
     assert {name: run.summary_metrics[name] for name in record["metrics"]} == record["metrics"]
     assert logged(run.scan_history()) == history(folder)
+    same_histograms(run.scan_history(), folder)
     assert run.config["target"] == record["choices"]["target"]
     assert (
         run.config["data.noise.rate"] == yaml.safe_load((folder / "config.yaml").read_text())["data"]["noise"]["rate"]
@@ -209,11 +239,18 @@ def test_wandbs_reader_and_our_record_agree_value_by_value(workdir: Path) -> Non
     lines = subprocess.run([*inspect, str(run)], capture_output=True, text=True, check=True).stdout
     rows = [record["history"]["item"] for record in map(json.loads, lines.splitlines()) if "history" in record]
     assert logged(rows) == history(folder)
+    same_histograms(rows, folder)
     told = json.loads(
         subprocess.run([*inspect, "--summary", str(run)], capture_output=True, text=True, check=True).stdout
     )
-    metrics = json.loads((folder / "result.json").read_text())["metrics"]
-    assert {name: told["summary"][name] for name in metrics} == metrics
+    result = json.loads((folder / "result.json").read_text())
+    assert {name: told["summary"][name] for name in result["metrics"]} == result["metrics"]
+    sent = flatten(yaml.safe_load((folder / "config.yaml").read_text())) | result["choices"]
+    assert {name: told["config"][name] for name in sent} == sent
+    (table,) = folder.glob("wandb/offline-run-*/files/media/table/trust_*.json")
+    shown = json.loads(table.read_text())
+    assert [dict(zip(shown["columns"], row, strict=True)) for row in shown["data"]] == result["trust"]
+    assert len(result["trust"]) == 20
 
 
 def test_a_run_goes_on_under_its_own_id(wandb_server: Backend, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
