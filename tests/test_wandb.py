@@ -229,6 +229,15 @@ def test_an_offline_run_is_synced_with_nothing_lost(
     assert run.state == "finished"
 
 
+def table_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a table as an offline run keeps it."""
+    (path,) = (
+        path for path in folder.glob("wandb/offline-run-*/files/media/table/*") if re.match(rf"{name}_\d", path.name)
+    )
+    shown = json.loads(path.read_text())
+    return [dict(zip(shown["columns"], row, strict=True)) for row in shown["data"]]
+
+
 @pytest.mark.slow
 def test_wandbs_reader_and_our_record_agree_value_by_value(workdir: Path) -> None:
     """`wandb leet inspect` of an offline run, against metrics.jsonl and result.json."""
@@ -247,10 +256,10 @@ def test_wandbs_reader_and_our_record_agree_value_by_value(workdir: Path) -> Non
     assert {name: told["summary"][name] for name in result["metrics"]} == result["metrics"]
     sent = flatten(yaml.safe_load((folder / "config.yaml").read_text())) | result["choices"]
     assert {name: told["config"][name] for name in sent} == sent
-    (table,) = folder.glob("wandb/offline-run-*/files/media/table/trust_*.json")
-    shown = json.loads(table.read_text())
-    assert [dict(zip(shown["columns"], row, strict=True)) for row in shown["data"]] == result["trust"]
+    assert table_of(folder, "trust") == result["trust"]
     assert len(result["trust"]) == 20
+    assert table_of(folder, "calibration") == result["calibration"]
+    assert table_of(folder, "calibration_curve_table") == [one for one in result["calibration"] if one["tokens"]]
 
 
 def test_a_run_goes_on_under_its_own_id(wandb_server: Backend, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +276,33 @@ def test_a_run_goes_on_under_its_own_id(wandb_server: Backend, workdir: Path, mo
     assert [(line["step"], line["val/nll"]) for line in run.history] == [(1, 2.0), (2, 1.0)]
     assert run.state == "finished"
     assert (run.summary["test/nll"], run.summary["val/nll"]) == (1.0, {"min": 1.0})
+
+
+@pytest.mark.slow
+def test_the_checkpoint_is_an_artifact_on_request(wandb_server: Backend, workdir: Path) -> None:
+    """What arrives is the folder, file by file and byte by byte."""
+    small = [f"{name}={value}" for name, value in SMALL.items() if name != "checkpoint.save"]
+    assert qtarget_cli(["train", *small, "tracker=wandb", "tracker.mode=online", "tracker.artifact=true"]) == 0
+    (folder,) = workdir.glob("outputs/runs/*/checkpoint")
+    (run,) = wandb_server.runs.values()
+    kept = {artifact.collection: artifact for artifact in wandb_server.artifacts.values()}
+    (model,) = (artifact for artifact in kept.values() if artifact.kind == "model")
+    assert model.committed
+    assert model.collection == f"checkpoint-{run.name}"
+    assert set(json.loads(model.manifest)["contents"]) == {path.name for path in folder.iterdir()}
+    assert model.files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    tables = {name for name, artifact in kept.items() if artifact.kind == "run_table"}
+    assert tables == {
+        f"run-{run.name}-{name}" for name in ("samples", "calibration", "calibration_curve_table", "trust")
+    }
+
+
+def test_an_artifact_of_no_checkpoint_is_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["tracker=wandb", "tracker.artifact=true", "checkpoint.save=false"]
+    assert qtarget_cli(["train", "model=tiny", *asked]) == 2
+    assert "tracker.artifact=true sends the checkpoint to W&B, and checkpoint.save=false" in capsys.readouterr().err
+    (measured,) = workdir.glob("outputs/runs/*/metrics.jsonl")
+    assert measured.read_text() == ""
 
 
 def planned(backend: Backend, monkeypatch: pytest.MonkeyPatch, metric: str, goal: str) -> Run:

@@ -17,6 +17,8 @@ from qtarget.track.runs import logged
 from qtarget.track.sweep import Sweep, best_of, find_sweep, under_agent, unlogged
 
 MODES = ("offline", "online", "shared", "disabled")
+DRAWN = {"calibration": ("confidence", "accuracy", "Reliability: how often tokens are right, by confidence")}
+"""Tables that are curves too: name → the columns across and up, and a title."""
 
 
 class Nothing:
@@ -144,8 +146,11 @@ class Wandb:
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         import wandb
 
-        columns: list[str | int] = list(rows[0])
-        self._run.log({name: wandb.Table(columns=columns, data=[list(row.values()) for row in rows])})
+        self._run.log({name: _table(rows)})
+        if name in DRAWN:
+            x, y, title = DRAWN[name]
+            held = [row for row in rows if row[x] is not None]
+            self._run.log({f"{name}_curve": wandb.plot.line(_table(held), x, y, title=title)})
 
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None:
         if self._run is None:
@@ -157,6 +162,13 @@ class Wandb:
             self._check_sweep()
         self._run.summary.update(dict(metrics))
         self._run.finish(exit_code=1 if failed else 0)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    columns: list[str | int] = list(rows[0])
+    return wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
 
 
 def _histogram(recorded: Mapping[str, Any]) -> Any:
