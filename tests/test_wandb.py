@@ -279,10 +279,13 @@ def test_a_run_goes_on_under_its_own_id(wandb_server: Backend, workdir: Path, mo
 
 
 @pytest.mark.slow
-def test_the_checkpoint_is_an_artifact_on_request(wandb_server: Backend, workdir: Path) -> None:
-    """What arrives is the folder, file by file and byte by byte."""
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_the_checkpoint_is_an_artifact_on_request(mode: str, wandb_server: Backend, workdir: Path) -> None:
+    """What arrives is the folder, file by file and byte by byte; that of an offline run with `wandb sync`."""
     small = [f"{name}={value}" for name, value in SMALL.items() if name != "checkpoint.save"]
-    assert qtarget_cli(["train", *small, "tracker=wandb", "tracker.mode=online", "tracker.artifact=true"]) == 0
+    assert qtarget_cli(["train", *small, "tracker=wandb", f"tracker.mode={mode}", "tracker.artifact=true"]) == 0
+    if mode == "offline":
+        wandb_command("sync", *map(str, workdir.glob("outputs/runs/*/wandb/offline-run-*")))
     (folder,) = workdir.glob("outputs/runs/*/checkpoint")
     (run,) = wandb_server.runs.values()
     kept = {artifact.collection: artifact for artifact in wandb_server.artifacts.values()}
