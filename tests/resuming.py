@@ -27,15 +27,16 @@ def result(run: Path) -> dict[str, Any]:
     return found
 
 
-def lines(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the clock."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def lines(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """What a run has measured, without the clock."""
+    found = [json.loads(line) for line in (run / name).read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "time"} for line in found]
 
 
 def assert_same_run(got: Path, expected: Path) -> None:
     """To the last bit: every logged number, the closing metrics, answers, weights and optimizer."""
     assert lines(got) == lines(expected)
+    assert lines(got, "histograms.jsonl") == lines(expected, "histograms.jsonl")
     ours, theirs = result(got)["metrics"], result(expected)["metrics"]
     assert {name: ours[name] for name in ours.keys() - MEASURED} == {
         name: theirs[name] for name in theirs.keys() - MEASURED

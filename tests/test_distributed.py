@@ -17,6 +17,7 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
+from resuming import lines
 
 import qtarget
 from qtarget.app import ranks
@@ -314,6 +315,8 @@ def test_two_devices_end_where_one_does(
     for run in runs.values():
         assert {path.name for path in run["folder"].rglob("*")} == files
         assert_same_numbers([*run["lines"], run["metrics"]], [*one["lines"], one["metrics"]])
+        assert lines(run["folder"], "histograms.jsonl") == lines(one["folder"], "histograms.jsonl")
+        assert len(run["trust"]) == 20
         model = AutoModelForCausalLM.from_pretrained(run["folder"] / "checkpoint")
         for name, tensor in model.state_dict().items():
             torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=1e-5)

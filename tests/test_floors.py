@@ -15,6 +15,7 @@ ALLOWED = {
     "lightning": {"data/module.py", "train", "app"},
     "transformers": {"model", "evaluate", "data/chat.py", "data/module.py", "app/compose.py", "app/train.py"},
     "wandb": {"track"},
+    "wandb_workspaces": {"track"},
     "hydra": {"app"},
     "omegaconf": {"app"},
 }

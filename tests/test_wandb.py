@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 import yaml
@@ -19,7 +20,7 @@ from wandb_server import ENTITY, Backend, Run, Sweep
 
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.errors import QTargetError
-from qtarget.track.sinks import Wandb
+from qtarget.track.sinks import Wandb, flatten
 from qtarget.track.sweep import best_of, find_sweep, unlogged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
@@ -68,16 +69,44 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in Path().glob("outputs/runs/*/result.json")]
 
 
-def history(folder: Path) -> list[dict[str, Any]]:
+def history(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """What our record holds, line by line, without the clock."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (folder / name).read_text().splitlines())
     return [{name: value for name, value in line.items() if name != "time"} for line in lines]
 
 
 def logged(rows: Any) -> list[dict[str, Any]]:
-    """The rows of a W&B history that hold our metrics, without W&B's own columns and the rows of its tables."""
+    """The rows of a W&B history that hold our metrics, without W&B's own columns and the rows of other things."""
     ours = ({name: value for name, value in row.items() if not name.startswith("_")} for row in rows)
-    return [row for row in ours if not any(name.startswith(("samples", "calibration")) for name in row)]
+    others = ("samples", "calibration", "trust", "histogram/")
+    return [row for row in ours if not any(name.startswith(others) for name in row)]
+
+
+def histograms(rows: Any) -> list[tuple[int, dict[str, Any]]]:
+    """Steps, and the histograms that W&B has of them: name → counts and edges, its keys nested or dotted."""
+    found = []
+    for row in rows:
+        held: dict[str, Any] = {}
+        for name, value in row.items():
+            whole, _, part = name.partition(".")
+            if whole.startswith("histogram/"):
+                held.setdefault(whole, {}).update({part: value} if part else value)
+        if held:
+            found.append((row["step"], {name: (one["values"], one["bins"]) for name, one in held.items()}))
+    return found
+
+
+def same_histograms(rows: Any, folder: Path) -> None:
+    """What W&B has are the record's counts, between the edges that the record's ends imply."""
+    lines = history(folder, "histograms.jsonl")
+    shown = histograms(rows)
+    assert [step for step, _ in shown] == [line.pop("step") for line in lines]
+    for (_, got), line in zip(shown, lines, strict=True):
+        assert got.keys() == line.keys() == {"histogram/reliance", "histogram/weight", "histogram/p"}
+        for name, one in line.items():
+            counts, edges = got[name]
+            assert counts == one["counts"]
+            assert edges == pytest.approx(np.linspace(one["low"], one["high"], len(counts) + 1))
 
 
 def agrees(run: Any, folder: Path) -> None:
@@ -85,6 +114,7 @@ def agrees(run: Any, folder: Path) -> None:
     record = json.loads((folder / "result.json").read_text())
     assert {name: run.summary_metrics[name] for name in record["metrics"]} == record["metrics"]
     assert logged(run.scan_history()) == history(folder)
+    same_histograms(run.scan_history(), folder)
     assert run.config["target"] == record["choices"]["target"]
     assert (
         run.config["data.noise.rate"] == yaml.safe_load((folder / "config.yaml").read_text())["data"]["noise"]["rate"]
@@ -199,6 +229,15 @@ def test_an_offline_run_is_synced_with_nothing_lost(
     assert run.state == "finished"
 
 
+def table_of(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a table as an offline run keeps it."""
+    (path,) = (
+        path for path in folder.glob("wandb/offline-run-*/files/media/table/*") if re.match(rf"{name}_\d", path.name)
+    )
+    shown = json.loads(path.read_text())
+    return [dict(zip(shown["columns"], row, strict=True)) for row in shown["data"]]
+
+
 @pytest.mark.slow
 def test_wandbs_reader_and_our_record_agree_value_by_value(workdir: Path) -> None:
     """`wandb leet inspect` of an offline run, against metrics.jsonl and result.json."""
@@ -209,11 +248,18 @@ def test_wandbs_reader_and_our_record_agree_value_by_value(workdir: Path) -> Non
     lines = subprocess.run([*inspect, str(run)], capture_output=True, text=True, check=True).stdout
     rows = [record["history"]["item"] for record in map(json.loads, lines.splitlines()) if "history" in record]
     assert logged(rows) == history(folder)
+    same_histograms(rows, folder)
     told = json.loads(
         subprocess.run([*inspect, "--summary", str(run)], capture_output=True, text=True, check=True).stdout
     )
-    metrics = json.loads((folder / "result.json").read_text())["metrics"]
-    assert {name: told["summary"][name] for name in metrics} == metrics
+    result = json.loads((folder / "result.json").read_text())
+    assert {name: told["summary"][name] for name in result["metrics"]} == result["metrics"]
+    sent = flatten(yaml.safe_load((folder / "config.yaml").read_text())) | result["choices"]
+    assert {name: told["config"][name] for name in sent} == sent
+    assert table_of(folder, "trust") == result["trust"]
+    assert len(result["trust"]) == 20
+    assert table_of(folder, "calibration") == result["calibration"]
+    assert table_of(folder, "calibration_curve_table") == [one for one in result["calibration"] if one["tokens"]]
 
 
 def test_a_run_goes_on_under_its_own_id(wandb_server: Backend, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +276,36 @@ def test_a_run_goes_on_under_its_own_id(wandb_server: Backend, workdir: Path, mo
     assert [(line["step"], line["val/nll"]) for line in run.history] == [(1, 2.0), (2, 1.0)]
     assert run.state == "finished"
     assert (run.summary["test/nll"], run.summary["val/nll"]) == (1.0, {"min": 1.0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_the_checkpoint_is_an_artifact_on_request(mode: str, wandb_server: Backend, workdir: Path) -> None:
+    """What arrives is the folder, file by file and byte by byte; that of an offline run with `wandb sync`."""
+    small = [f"{name}={value}" for name, value in SMALL.items() if name != "checkpoint.save"]
+    assert qtarget_cli(["train", *small, "tracker=wandb", f"tracker.mode={mode}", "tracker.artifact=true"]) == 0
+    if mode == "offline":
+        wandb_command("sync", *map(str, workdir.glob("outputs/runs/*/wandb/offline-run-*")))
+    (folder,) = workdir.glob("outputs/runs/*/checkpoint")
+    (run,) = wandb_server.runs.values()
+    kept = {artifact.collection: artifact for artifact in wandb_server.artifacts.values()}
+    (model,) = (artifact for artifact in kept.values() if artifact.kind == "model")
+    assert model.committed
+    assert model.collection == f"checkpoint-{run.name}"
+    assert set(json.loads(model.manifest)["contents"]) == {path.name for path in folder.iterdir()}
+    assert model.files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    tables = {name for name, artifact in kept.items() if artifact.kind == "run_table"}
+    assert tables == {
+        f"run-{run.name}-{name}" for name in ("samples", "calibration", "calibration_curve_table", "trust")
+    }
+
+
+def test_an_artifact_of_no_checkpoint_is_refused(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["tracker=wandb", "tracker.artifact=true", "checkpoint.save=false"]
+    assert qtarget_cli(["train", "model=tiny", *asked]) == 2
+    assert "tracker.artifact=true sends the checkpoint to W&B, and checkpoint.save=false" in capsys.readouterr().err
+    (measured,) = workdir.glob("outputs/runs/*/metrics.jsonl")
+    assert measured.read_text() == ""
 
 
 def planned(backend: Backend, monkeypatch: pytest.MonkeyPatch, metric: str, goal: str) -> Run:

@@ -1,8 +1,7 @@
 """A W&B server in memory for the real client, CLI and agents: GraphQL by the operation's name, file streams, files.
 
 It answers what they ask, and says nothing of what the real server would refuse. An operation that it doesn't know is
-an error to the client and stays in `unknown`, which the fixture asserts to be empty. Artifacts are the exception that
-is not kept: the client is told that the server has their contents already.
+an error to the client and stays in `unknown`, which the fixture asserts to be empty.
 """
 
 from __future__ import annotations
@@ -122,6 +121,24 @@ class Run:
 
 
 @dataclass
+class Artifact:
+    """What the client has uploaded of one: its manifest, and its files by their path."""
+
+    id: str
+    kind: str
+    collection: str
+    digest: str
+    committed: bool = False
+    manifest: bytes = b""
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def node(self) -> dict[str, Any]:
+        sequence = {"id": encoded("ArtifactSequence", self.collection), "latestArtifact": None}
+        state = "COMMITTED" if self.committed else "PENDING"
+        return {"id": self.id, "digest": self.digest, "state": state, "artifactSequence": sequence}
+
+
+@dataclass
 class Sweep:
     """A sweep, the values it has yet to hand out, and its runs in the order they were handed out."""
 
@@ -238,7 +255,9 @@ class Backend:
         self.runs: dict[str, Run] = {}
         self.sweeps: dict[str, Sweep] = {}
         self.agents: dict[str, Sweep] = {}
+        self.artifacts: dict[str, Artifact] = {}
         self.views: dict[str, dict[str, Any]] = {}
+        self.created: set[str] = set()  # projects that were made before any run
         self.asked: list[str] = []
         self.unknown: list[str] = []
         self.operations: dict[str, Callable[[Variables], dict[str, Any]]] = {
@@ -252,11 +271,15 @@ class Backend:
             "FetchArtifactDigestAlgorithm": lambda _: {"project": None},
             "GetProjects": self.projects,
             "CreateProject": self.create_project,
-            "ProjectInternalId": lambda v: {"project": project_node(v["entityName"], v["projectName"])},
+            "ProjectInternalId": lambda v: {"project": self.known_project(v["entityName"], v["projectName"])},
             "UpsertBucket": self.upsert_run,
             "RunResumeStatus": self.resume_status,
             "CreateRunFiles": self.create_files,
             "CreateArtifact": self.create_artifact,
+            "CreateArtifactManifest": self.create_manifest,
+            "UpdateArtifactManifest": self.update_manifest,
+            "CreateArtifactFiles": self.create_artifact_files,
+            "CommitArtifact": self.commit_artifact,
             "Runs": self.list_runs,
             "Run": self.of_run(lambda run, _: run.node()),
             "RunState": self.of_run(lambda run, _: run.node()),
@@ -277,6 +300,7 @@ class Backend:
             "Heartbeat": self.heartbeat,
             "UpsertView": self.upsert_view,
             "UpsertView2": self.upsert_view,
+            "upsertView": self.upsert_view,
         }
 
     def execute(self, query: str, variables: Variables) -> dict[str, Any]:
@@ -327,7 +351,8 @@ class Backend:
         nodes = ordered(nodes, v.get("order") or "")
         edges = [{"node": node, "cursor": node["id"]} for node in nodes]
         listed = {"runCount": len(nodes), "runs": {"edges": edges, "pageInfo": LAST_PAGE}}
-        return {"project": project_node(v["entity"], v["project"]) | listed}
+        held = self.known_project(v["entity"], v["project"])
+        return {"project": held | listed if held else None}
 
     def matches(self, run: Run, wanted: Mapping[str, Any]) -> bool:
         known = {"sweep": run.sweep.name if run.sweep else None, "group": run.told.get("groupName"), "state": run.state}
@@ -384,22 +409,61 @@ class Backend:
         return {"fileCount": len(edges), "files": {"edges": edges, "pageInfo": LAST_PAGE}}
 
     def create_artifact(self, v: Variables) -> dict[str, Any]:
-        sequence = {"id": encoded("ArtifactSequence", 1), "latestArtifact": None}
-        made = {"id": encoded("Artifact", 1), "state": "COMMITTED", "artifactSequence": sequence}
-        return {"createArtifact": {"artifact": made}}
+        asked = v["input"]
+        name = encoded("Artifact", len(self.artifacts))
+        made = Artifact(name, asked["artifactTypeName"], asked["artifactCollectionName"], asked["digest"])
+        self.artifacts[name] = made
+        return {"createArtifact": {"artifact": made.node()}}
+
+    def create_manifest(self, v: Variables) -> dict[str, Any]:
+        return {"createArtifactManifest": {"artifactManifest": self.manifest(v["artifactID"], v["includeUpload"])}}
+
+    def update_manifest(self, v: Variables) -> dict[str, Any]:
+        return {
+            "updateArtifactManifest": {"artifactManifest": self.manifest(v["artifactManifestID"], v["includeUpload"])}
+        }
+
+    def manifest(self, artifact: str, upload: bool) -> dict[str, Any]:
+        """A manifest goes by the id of its artifact."""
+        url = {"uploadUrl": f"{self.url}/manifest/{quote(artifact)}", "uploadHeaders": []} if upload else {}
+        return {"id": artifact, "file": {"id": artifact, **url}}
+
+    def create_artifact_files(self, v: Variables) -> dict[str, Any]:
+        edges = [{"node": self.artifact_file(one)} for one in v["input"]["artifactFiles"]]
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def artifact_file(self, asked: Variables) -> dict[str, Any]:
+        artifact, name = asked["artifactID"], asked["name"]
+        return {
+            "storagePath": name,
+            "uploadUrl": f"{self.url}/artifact/{quote(artifact)}/{quote(name)}",
+            "uploadHeaders": [],
+            "uploadMultipartUrls": None,
+            "artifact": {"id": artifact},
+        }
+
+    def commit_artifact(self, v: Variables) -> dict[str, Any]:
+        artifact = self.artifacts[v["artifactID"]]
+        artifact.committed = True
+        return {"commitArtifact": {"artifact": artifact.node()}}
 
     # Projects and views
 
     def projects(self, v: Variables) -> dict[str, Any]:
-        names = sorted({one.project for one in (*self.runs.values(), *self.sweeps.values())})
-        edges = [{"node": project_node(v["entity"], name)} for name in names]
+        edges = [{"node": project_node(v["entity"], name)} for name in sorted(self.project_names())]
         return {"models": {"pageInfo": {"__typename": "PageInfo", **LAST_PAGE}, "edges": edges}}
+
+    def project_names(self) -> set[str]:
+        return self.created | {one.project for one in (*self.runs.values(), *self.sweeps.values())}
+
+    def known_project(self, entity: str, name: str) -> dict[str, Any] | None:
+        return project_node(entity, name) if name in self.project_names() else None
 
     def create_project(self, v: Variables) -> dict[str, Any]:
         asked = v.get("input") or v
-        made = project_node(
-            asked.get("entityName") or asked.get("entity") or ENTITY, asked.get("name") or asked["project"]
-        )
+        name = asked.get("name") or asked["project"]
+        self.created.add(name)
+        made = project_node(asked.get("entityName") or asked.get("entity") or ENTITY, name)
         return {
             "result": {"project": made, "model": made, "inserted": True},
             "upsertModel": {"project": made, "model": made},
@@ -408,7 +472,9 @@ class Backend:
     def upsert_view(self, v: Variables) -> dict[str, Any]:
         name = v.get("id") or encoded("View", len(self.views))
         view = self.views[name] = self.views.get(name, {}) | dict(v) | {"id": name}
-        return {"upsertView": {"view": view | {"updatedAt": NOW, "createdAt": NOW}, "inserted": True}}
+        project = project_node(v["entityName"], v["projectName"])
+        node = view | {"project": project, "updatedAt": NOW, "createdAt": NOW}
+        return {"upsertView": {"view": node, "inserted": v.get("id") is None}}
 
     # Sweeps
 
@@ -508,10 +574,15 @@ class Handler(BaseHTTPRequestHandler):
             self.refuse()
 
     def do_PUT(self) -> None:
-        parts = self.parts()
-        if parts[0] != "storage":
+        kind, *parts = self.parts()
+        if kind == "storage":
+            self.backend.run(parts[2]).files["/".join(parts[3:])] = self.body()
+        elif kind == "artifact":
+            self.backend.artifacts[parts[0]].files["/".join(parts[1:])] = self.body()
+        elif kind == "manifest":
+            self.backend.artifacts[parts[0]].manifest = self.body()
+        else:
             return self.refuse()
-        self.backend.run(parts[3]).files["/".join(parts[4:])] = self.body()
         self.answer({})
 
     def do_GET(self) -> None:

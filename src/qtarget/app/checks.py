@@ -145,6 +145,7 @@ def _check_values(cfg: DictConfig) -> None:
     _check_pace(trainer)
     _check_devices(trainer)
     _check_resume(cfg)
+    _check_artifact(cfg)
     _check_kinds(cfg)
 
 
@@ -205,6 +206,16 @@ def _check_resume(cfg: DictConfig) -> None:
         raise QTargetError(
             f"checkpoint.every={cfg.checkpoint.every} saves the state of a run on one device, and this one trains in "
             f"{processes(cfg.trainer)} processes, which start afresh after an end: set checkpoint.every=null"
+        )
+
+
+def _check_artifact(cfg: DictConfig) -> None:
+    wanted = cfg.tracker.get("artifact", False)  # an older run's configuration has none
+    checks.choice("tracker.artifact", wanted, (True, False))
+    if wanted and not cfg.checkpoint.save:
+        raise QTargetError(
+            "tracker.artifact=true sends the checkpoint to W&B, and checkpoint.save=false makes none: set one of them "
+            "to the other value"
         )
 
 

@@ -19,6 +19,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
   qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
   qtarget agents SWEEP --gpus 0-7    a W&B agent per GPU, for a sweep that `wandb sweep sweeps/NAME.yaml` made
+  qtarget dashboard --project NAME   a workspace and a report at W&B that set the project's designs side by side
   qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
   qtarget lens target=NAME,…         what a design teaches, as curves; with checkpoint=RUN token by token
   qtarget doctor                     versions, device, where the model comes from, what is missing
@@ -216,6 +217,12 @@ def _agents(rest: list[str]) -> int:
     return agents(rest)
 
 
+def _dashboard(rest: list[str]) -> int:
+    from qtarget.app.dashboard import dashboard
+
+    return dashboard(rest)
+
+
 def _doctor(rest: list[str]) -> int:
     from qtarget.app.doctor import doctor
 
@@ -229,6 +236,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "agents": _agents,
+    "dashboard": _dashboard,
     "show": _show,
     "lens": _lens,
     "doctor": _doctor,

@@ -25,6 +25,7 @@ from qtarget.app.checks import processes
 from qtarget.app.configs import instantiate
 from qtarget.app.job import config_container, config_hash
 from qtarget.app.shortage import explained
+from qtarget.data.collate import Collate
 from qtarget.data.module import SFTData
 from qtarget.data.ranks import leads
 from qtarget.errors import QTargetError
@@ -45,6 +46,10 @@ from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.module import QTargetModule
 from qtarget.train.saving import StateKeeper
 from qtarget.train.state import last_state
+from qtarget.train.trust import trust_table
+
+TRUST_ROWS = 64
+"""Training rows that are read for the table of trust."""
 
 
 def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -191,7 +196,7 @@ def _run(plan: compose.Plan, record: Record | Unrecorded, keeper: StateKeeper | 
     beside = [*[ShowProgress(title)] * leads(), *filter(None, [keeper])]
     trainer = _trainer(cfg, [meter, StepLogger(record.log, cfg.trainer.log_every), *beside])
     evaluator = compose.evaluator(plan, frozen, trainer.strategy.root_device)
-    trainer.callbacks.append(_in_training(cfg, evaluator, policy, record))  # type: ignore[attr-defined]
+    trainer.callbacks.append(_in_training(cfg, evaluator, module, record))  # type: ignore[attr-defined]
     with keeper.leaving() if keeper else nullcontext():
         if cfg.trainer.max_steps:
             before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
@@ -206,8 +211,13 @@ def _run(plan: compose.Plan, record: Record | Unrecorded, keeper: StateKeeper | 
         save_samples(record.folder, evaluation.samples)
     record.table("samples", [asdict(sample) for sample in evaluation.samples])
     record.table("calibration", evaluation.calibration)
+    if cfg.trainer.max_steps:
+        trusted = _trusted(plan, module, evaluator)
+        record.note(trust=trusted)
+        record.table("trust", trusted)
     if cfg.checkpoint.save:
         _save_checkpoint(cfg, record.folder, plan, policy, trainer)
+        record.checkpoint(record.folder / "checkpoint")
     trained = module.whole_run.compute() | module.whole_detection.compute()
     return {**evaluation.named("test"), **trained, **meter.metrics()}
 
@@ -267,12 +277,26 @@ def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
 
 
 def _in_training(
-    cfg: DictConfig, evaluator: Evaluator, policy: Policy, record: Record | Unrecorded
+    cfg: DictConfig, evaluator: Evaluator, module: QTargetModule, record: Record | Unrecorded
 ) -> PeriodicEvaluation:
     def evaluate() -> dict[str, float]:
-        return evaluator(policy, limit=cfg.eval.problems_in_training, closing=False).named("val")
+        return evaluator(module.policy, limit=cfg.eval.problems_in_training, closing=False).named("val")
 
-    return PeriodicEvaluation(evaluate, record.log, cfg.trainer.eval_every)
+    def log(step: int, metrics: dict[str, float]) -> None:
+        record.log(step, metrics)
+        record.histograms(step, module.histograms.tell())
+
+    return PeriodicEvaluation(evaluate, log, cfg.trainer.eval_every)
+
+
+def _trusted(plan: compose.Plan, module: QTargetModule, evaluator: Evaluator) -> list[dict[str, Any]]:
+    """Which tokens of training rows, from all over the data, the design trusts least and most."""
+    rows, size = plan.prepared.rows, plan.cfg.trainer.batch_size
+    some = rows[:: max(1, len(rows) // TRUST_ROWS)][:TRUST_ROWS]
+    collate = Collate(int(plan.tokenizer.pad_token_id))
+    batches = [collate(some[start : start + size]) for start in range(0, len(some), size)]
+    with evaluator.autocast():
+        return trust_table(module, batches, plan.tokenizer.decode)
 
 
 def _save_checkpoint(cfg: DictConfig, folder: Path, plan: compose.Plan, policy: Policy, trainer: L.Trainer) -> None:

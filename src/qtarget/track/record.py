@@ -1,6 +1,7 @@
-"""The record of a run: one folder, three files, the source of truth for every table and figure.
+"""The record of a run: one folder, four files, the source of truth for every table and figure.
 
 metrics.jsonl    one line a measurement, appended
+histograms.jsonl one line an evaluation during training: how γ, w and p(y) are spread, appended
 config.yaml      the resolved configuration
 result.json      status, design as run, metrics, versions; replaced atomically
 """
@@ -18,7 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,9 +29,12 @@ import yaml
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
 from qtarget.states import settle
+from qtarget.train.histograms import Histogram
 
 PACKAGES = ("qtarget", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb", "reasoning-gym")
-METRICS = "metrics.jsonl"
+METRICS, HISTOGRAMS = "metrics.jsonl", "histograms.jsonl"
+APPENDED = {"metrics_bytes": METRICS, "histograms_bytes": HISTOGRAMS}
+"""What `position` says of a file that grows: its length, and its name."""
 BEAT = 60.0
 """Seconds between two heartbeats, whatever the run is doing."""
 
@@ -44,7 +48,9 @@ class Sink(Protocol):
 
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str | None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def histograms(self, step: int, counted: Mapping[str, Mapping[str, Any]]) -> None: ...
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def checkpoint(self, folder: Path) -> None: ...
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None: ...
 
 
@@ -81,31 +87,33 @@ class Record:
         }
         self._began = time.monotonic() - (position["seconds"] if position else 0.0)
         self._write()
-        self._cut(position["metrics_bytes"] if position else 0)
+        for length, name in APPENDED.items():
+            self._cut(self.folder / name, position[length] if position else 0)
         self.note(tracked_as=self.sink.start(self.folder, {**info, "tracked_as": before.get("tracked_as")}, config))
 
-    def _cut(self, length: int) -> None:
-        """Leave the first `length` bytes of metrics.jsonl."""
-        with (self.folder / METRICS).open("ab") as file:
+    @staticmethod
+    def _cut(path: Path, length: int) -> None:
+        """Leave the first `length` bytes of a file."""
+        with path.open("ab") as file:
             if file.tell() < length:
                 raise QTargetError(
-                    f"{self.folder / METRICS} is shorter than when the state was saved that this run would go on from: "
+                    f"{path} is shorter than when the state was saved that this run would go on from: "
                     "set resume=never to start afresh"
                 )
             file.truncate(length)
 
     def position(self) -> dict[str, Any]:
         """Where the record stands, for `start` to go on from; see `settle`."""
-        path = self.folder / METRICS
         return {
             "config_hash": self._result["config_hash"],
-            "metrics_bytes": path.stat().st_size,
+            **{length: (self.folder / name).stat().st_size for length, name in APPENDED.items()},
             "seconds": time.monotonic() - self._began,
         }
 
     def settle(self) -> None:
         """Wait until the measurements so far are on disk."""
-        settle(self.folder / METRICS)
+        for name in APPENDED.values():
+            settle(self.folder / name)
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -129,16 +137,30 @@ class Record:
         self._write(**facts)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        line = {"step": step, "time": round(time.monotonic() - self._began, 3), **_finite(metrics)}
-        with (self.folder / METRICS).open("a") as file:
+        self._append(METRICS, step, _finite(metrics))
+        self._tell_sink(self.sink.log, step, metrics)
+
+    def histograms(self, step: int, counted: Mapping[str, Histogram]) -> None:
+        """Of the tokens trained on since the last ones."""
+        if counted:
+            plain = {name: asdict(histogram) for name, histogram in counted.items()}
+            self._append(HISTOGRAMS, step, plain)
+            self._tell_sink(self.sink.histograms, step, plain)
+
+    def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
+        line = {"step": step, "time": round(time.monotonic() - self._began, 3), **values}
+        with (self.folder / name).open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._write()
-        self._tell_sink(self.sink.log, step, metrics)
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows of equal keys for the sink; here their files and result.json have them."""
         if rows:
             self._tell_sink(self.sink.table, name, rows)
+
+    def checkpoint(self, folder: Path) -> None:
+        """Show the sink the trained model."""
+        self._tell_sink(self.sink.checkpoint, folder)
 
     def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         self._close("finished", metrics=_finite(metrics))
@@ -187,7 +209,9 @@ class Unrecorded:
 
     def note(self, **facts: Any) -> None: ...
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def checkpoint(self, folder: Path) -> None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def histograms(self, step: int, counted: Mapping[str, Histogram]) -> None: ...
     def fail(self, error: BaseException) -> None: ...
 
     def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:

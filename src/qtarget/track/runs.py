@@ -250,10 +250,13 @@ def _told_apart(run: Run, namesakes: Sequence[Run]) -> Run:
 
 def differing_keys(runs: Iterable[Run]) -> list[str]:
     """Config keys whose values differ between `runs`: those outside the target design first, they matter most."""
-    configs = [run.config for run in runs if run.config]
+    return sorted(differing([run.config for run in runs if run.config]), key=lambda key: (of_design(key), key))
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of flat configs whose values differ, but for those that only name, place or describe a run."""
     keys = {key for config in configs for key in config if not _describes_only(key)}
-    differing = [key for key in keys if len({config.get(key) for config in configs}) > 1]
-    return sorted(differing, key=lambda key: (of_design(key), key))
+    return [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
 
 
 def of_design(key: str) -> bool:

@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qtarget.errors import QTargetError
 from qtarget.track.runs import logged
 from qtarget.track.sweep import Sweep, best_of, find_sweep, under_agent, unlogged
 
 MODES = ("offline", "online", "shared", "disabled")
+DRAWN = {"calibration": ("confidence", "accuracy", "Reliability: how often tokens are right, by confidence")}
+"""Tables that are curves too: name → the columns across and up, and a title."""
 
 
 class Nothing:
@@ -24,7 +28,9 @@ class Nothing:
         return None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def histograms(self, step: int, counted: Mapping[str, Mapping[str, Any]]) -> None: ...
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
+    def checkpoint(self, folder: Path) -> None: ...
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None: ...
 
 
@@ -34,13 +40,15 @@ class Wandb:
 
     The config is sent flattened to dotted keys, each group's choice under the group's name: a sweep that sets a group
     would otherwise destroy everything nested under it. A run that goes on after an end keeps its id; under an agent it
-    has the one that the agent gave it, and is grouped by its sweep, else by its experiment.
+    has the one that the agent gave it, and is grouped by its sweep, else by its experiment. artifact: the checkpoint
+    is sent too.
     """
 
     project: str = "qtarget"
     entity: str | None = None
     mode: str = "offline"
     tags: Sequence[str] = ()
+    artifact: bool = False
     _run: Any = field(default=None, init=False, repr=False)
     _sweep: Sweep | None = field(default=None, init=False, repr=False)
     _logged: set[str] = field(default_factory=set, init=False, repr=False)
@@ -78,15 +86,17 @@ class Wandb:
         if swept and self.mode == "online":
             self._sweep = self._asked_for()
         if self.mode == "offline" or self._run.id != before:
-            self._repeat(folder / "metrics.jsonl")
+            self._repeat(folder)
         return str(self._run.id)
 
-    def _repeat(self, path: Path) -> None:
+    def _repeat(self, folder: Path) -> None:
         """Log what was measured before, so that this run of W&B's holds the whole run."""
-        for line in logged(path):
+        for line in logged(folder / "metrics.jsonl"):
             measured = {name: math.nan if value is None else value for name, value in line.items()}
             measured.pop("time", None)
             self.log(int(measured.pop("step")), measured)
+        for line in logged(folder / "histograms.jsonl"):
+            self.histograms(int(line["step"]), {name: line[name] for name in line.keys() - {"step", "time"}})
 
     def _asked_for(self) -> Sweep | None:
         """The run's sweep; that it can't be had is no reason not to train."""
@@ -122,11 +132,25 @@ class Wandb:
         if said:
             warnings.warn(said, stacklevel=2)
 
+    def histograms(self, step: int, counted: Mapping[str, Mapping[str, Any]]) -> None:
+        self._run.log({"step": step} | {name: _histogram(one) for name, one in counted.items()})
+
+    def checkpoint(self, folder: Path) -> None:
+        import wandb
+
+        if self.artifact:
+            kept = wandb.Artifact(f"checkpoint-{self._run.id}", type="model")
+            kept.add_dir(str(folder), policy="immutable")  # else W&B copies all of it to a place of its own
+            self._run.log_artifact(kept)
+
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         import wandb
 
-        columns: list[str | int] = list(rows[0])
-        self._run.log({name: wandb.Table(columns=columns, data=[list(row.values()) for row in rows])})
+        self._run.log({name: _table(rows)})
+        if name in DRAWN:
+            x, y, title = DRAWN[name]
+            held = [row for row in rows if row[x] is not None]
+            self._run.log({f"{name}_curve": wandb.plot.line(_table(held), x, y, title=title)})
 
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None:
         if self._run is None:
@@ -138,6 +162,21 @@ class Wandb:
             self._check_sweep()
         self._run.summary.update(dict(metrics))
         self._run.finish(exit_code=1 if failed else 0)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    columns: list[str | int] = list(rows[0])
+    return wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
+
+
+def _histogram(recorded: Mapping[str, Any]) -> Any:
+    """W&B's histogram of the same counts, between the same edges."""
+    import wandb
+
+    counts = np.array(recorded["counts"])
+    return wandb.Histogram(np_histogram=(counts, np.linspace(recorded["low"], recorded["high"], len(counts) + 1)))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,10 +15,8 @@ BEST_OF = {"nll": "min", "perplexity": "min", "ece": "min"} | dict.fromkeys(
     ("accuracy", "score", "avg", "pass", "maj"), "max"
 )
 """The best of a validation metric, by what stands between the slash and the @."""
-HOW_TO_CONNECT = (
-    "Agents need a W&B account or server: set WANDB_API_KEY (or run `wandb login`), and WANDB_BASE_URL for a server of "
-    "your own. Without one, `qtarget sweep FILE` runs the same file"
-)
+CONNECT = "set WANDB_API_KEY (or run `wandb login`), and WANDB_BASE_URL for a server of your own"
+HOW_TO_CONNECT = f"Agents need a W&B account or server: {CONNECT}. Without one, `qtarget sweep FILE` runs the same file"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from qtarget.model.frozen import Frozen, Snapshot, check_not_shared
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import shard
 from qtarget.train.detection import NoiseDetection
+from qtarget.train.histograms import TokenHistograms
 from qtarget.train.memory import chunk_that_fits
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.optim import AdamW
@@ -57,6 +58,7 @@ class QTargetModule(L.LightningModule):
         self.whole_run = TokenMeans()
         self.recent_detection = NoiseDetection()
         self.whole_detection = NoiseDetection()
+        self.histograms = TokenHistograms()
 
     def configure_model(self) -> None:
         """Lightning calls this once it has a device mesh: only the strategy fsdp2 makes one."""
@@ -73,18 +75,26 @@ class QTargetModule(L.LightningModule):
             measured.to(self.device)
 
     @property
-    def measured(self) -> tuple[TokenMeans | NoiseDetection, ...]:
-        """What looks at every token trained on: since the last line of the log, and in the whole run."""
-        return self.recent, self.whole_run, self.recent_detection, self.whole_detection
+    def measured(self) -> tuple[TokenMeans | NoiseDetection | TokenHistograms, ...]:
+        """What looks at every token trained on: since the last line of the log or evaluation, and in the whole run."""
+        return self.recent, self.whole_run, self.recent_detection, self.whole_detection, self.histograms
 
     def progress_at(self, step: int) -> float:
         """Training progress in [0, 1] of optimizer step `step`: 0 at the first, 1 at the last."""
         return min(1.0, step / max(1, self.total_steps - 1))
 
     def token_loss(
-        self, batch: Batch, statistics: Mapping[object, Tensor] | None = None, token_scale: Tensor | float = 1.0
+        self,
+        batch: Batch,
+        statistics: Mapping[object, Tensor] | None = None,
+        token_scale: Tensor | float = 1.0,
+        *,
+        compiled: bool | None = None,
     ) -> LossOutput:
-        """The design's loss on the supervised tokens of a batch; references run on the same input ids."""
+        """The design's loss on the supervised tokens of a batch; references run on the same input ids.
+
+        compiled: as the module says where it is None.
+        """
         given: Given = {**self._beside(batch), "statistics": statistics, "token_scale": token_scale}
         hidden = self.policy(batch.input_ids, batch.position_ids)
         return linear_loss(
@@ -93,7 +103,7 @@ class QTargetModule(L.LightningModule):
             batch.labels,
             self.design,
             chunk_size=self.chunk_size,
-            compiled=self.compiled,
+            compiled=self.compiled if compiled is None else compiled,
             **given,
         )
 

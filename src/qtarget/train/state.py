@@ -31,7 +31,7 @@ from qtarget.model.policy import Policy
 from qtarget.states import MANIFEST, newest, publish
 from qtarget.train.module import QTargetModule
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS, REST = "weights.safetensors", "rest.pt"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UnpicklingError)
 

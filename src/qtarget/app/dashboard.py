@@ -1,0 +1,47 @@
+"""`qtarget dashboard`: a workspace and a report at W&B that compare the target designs of a project."""
+
+from __future__ import annotations
+
+import argparse
+import unicodedata
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from qtarget.errors import QTargetError
+
+NAME = "Target designs"
+LONGEST = 128
+NEXT = "next: open them; runs that come later appear by themselves. The same command again saves new ones beside these"
+
+
+def dashboard(arguments: Sequence[str]) -> int:
+    """Save both and print where they are."""
+    options = _parser().parse_args(arguments)
+    if find_spec("wandb_workspaces") is None:
+        raise QTargetError("`qtarget dashboard` needs wandb-workspaces: pip install 'qtarget[dashboard]'")
+    _check_name(options.name)
+    from qtarget.track import dashboard as shown  # needs wandb-workspaces
+
+    project = shown.find_project(options.project)
+    saved = {kind: make(project, options.name).save() for kind, make in shown.KINDS.items()}
+    print(f"{options.name}, of the runs in {project.path}; axes of the sweeps: {', '.join(project.keys)}")
+    for kind, view in saved.items():
+        print(f"  {kind:<10} {view.url}")
+    print(NEXT)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qtarget dashboard", description="Target designs compared at W&B.")
+    parser.add_argument(
+        "--project", required=True, metavar="ENTITY/PROJECT", help="or PROJECT alone, of your default entity"
+    )
+    parser.add_argument("--name", default=NAME, help="of the workspace and the report (default: %(default)s)")
+    return parser
+
+
+def _check_name(name: str) -> None:
+    """What wandb-workspaces would refuse once it has begun."""
+    symbols = [letter for letter in name if unicodedata.category(letter)[0] == "S"]
+    if not name.strip() or len(name) > LONGEST or symbols:
+        raise QTargetError(f"--name is a text of 1 to {LONGEST} characters without symbols or emoji, got {name!r}")

@@ -1,0 +1,64 @@
+"""How γ, w and p(y) are spread over the tokens trained on, counted as they pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qtarget.data.ranks import summed
+from qtarget.math.loss import LossOutput
+
+BINS = 40
+RANGES = {"histogram/reliance": (0.0, 1.0), "histogram/weight": (0.0, 4.0), "histogram/p": (0.0, 1.0)}
+"""Name → what its bins span. What lies outside is counted in the first or the last of them."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Tokens in equally wide bins [·, ·) from low to high, the last one closed."""
+
+    low: float
+    high: float
+    counts: list[int]
+
+
+class TokenHistograms:
+    """Histograms over the tokens of all ranks since they were last told.
+
+    What was told is let go with the next tokens, not at once: a state that is saved in between belongs to the run
+    before its evaluation, which will ask again.
+    """
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(len(RANGES), BINS, dtype=torch.int64)
+        self._told = False
+
+    def to(self, device: torch.device) -> TokenHistograms:
+        self._counts = self._counts.to(device)
+        return self
+
+    def update(self, out: LossOutput, wrong: Tensor) -> None:
+        """out: statistics of N tokens. wrong is not looked at."""
+        if self._told:
+            self._counts.zero_()
+            self._told = False
+        values = (out.reliance, out.weight, (-out.nll).exp())
+        for counts, held, (low, high) in zip(self._counts, values, RANGES.values(), strict=True):
+            known = held[~held.isnan()]
+            place = ((known - low) * (BINS / (high - low))).clamp(0, BINS - 1).long()
+            counts.add_(torch.bincount(place, minlength=BINS))
+
+    def tell(self) -> dict[str, Histogram]:
+        """Those that hold a token, by name; the next tokens start anew. Every rank has to ask."""
+        self._told = True
+        counted = zip(RANGES.items(), summed(self._counts).tolist(), strict=True)
+        return {name: Histogram(low, high, counts) for (name, (low, high)), counts in counted if any(counts)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"counts": self._counts.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._counts.copy_(state["counts"])

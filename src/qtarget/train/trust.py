@@ -1,0 +1,64 @@
+"""The tokens that a design trusts least and most once the policy is trained, in their context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from qtarget.data.batch import Batch
+from qtarget.math.loss import IGNORE, LossOutput
+from qtarget.model.policy import evaluating
+from qtarget.train.module import QTargetModule
+
+Decode = Callable[[list[int]], Any]
+"""Token ids → their text."""
+EACH = 10
+BEFORE, AFTER = 16, 8  # tokens of context
+
+
+@torch.no_grad()
+def trust_table(module: QTargetModule, batches: Iterable[Batch], decode: Decode) -> list[dict[str, Any]]:
+    """The EACH least trusted tokens of some training rows, and the EACH most trusted ones, the extremes first.
+
+    Statistics of a step are those of a batch here. A token whose trust is no number (p_y = 1) is left out.
+    """
+    with evaluating(module.policy):
+        found = [row for batch in batches for row in _rows(module, batch.to(module.policy.lm.device), decode)]
+    found.sort(key=lambda row: float(row["trust"]))
+    each = min(EACH, len(found) // 2)
+    least, most = found[:each], found[::-1][:each]
+    return [{"trusted": "least", **row} for row in least] + [{"trusted": "most", **row} for row in most]
+
+
+def _rows(module: QTargetModule, batch: Batch, decode: Decode) -> Iterator[dict[str, Any]]:
+    """The extremes of one batch: no more of them can be among those of all."""
+    out = module.token_loss(batch, compiled=False)  # compiled it would be compiled once more, for these few tokens
+    kept = batch.labels != IGNORE
+    spots, wrong = kept.nonzero().tolist(), batch.columns["wrong"][kept].tolist()
+    order = [place for place in out.trust.argsort(stable=True).tolist() if torch.isfinite(out.trust[place])]
+    for place in sorted({*order[:EACH], *order[-EACH:]}):
+        yield {**_in_context(batch, spots[place], decode), "wrong": wrong[place], **_said(out, place)}
+
+
+def _in_context(batch: Batch, spot: tuple[int, int], decode: Decode) -> dict[str, str]:
+    """The label at a position, and the text on either side, up to the last label of its row."""
+    row, column = spot
+    ids, end = batch.input_ids[row], int((batch.labels[row] != IGNORE).nonzero()[-1]) + 2
+    return {
+        "before": decode(ids[max(0, column + 1 - BEFORE) : column + 1].tolist()),
+        "token": decode([int(batch.labels[row, column])]),
+        "after": decode(ids[column + 2 : min(end, column + 2 + AFTER)].tolist()),
+    }
+
+
+def _said(out: LossOutput, place: int) -> dict[str, float]:
+    """What the design makes of a token; p is the policy's probability of it."""
+    p = float((-out.nll[place]).exp())
+    return {
+        "trust": float(out.trust[place]),
+        "reliance": float(out.reliance[place]),
+        "weight": float(out.weight[place]),
+        "p": p,
+    }
