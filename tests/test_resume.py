@@ -523,7 +523,6 @@ def test_the_tracker_is_asked_to_go_on(
 
     asked: list[dict[str, Any]] = []
     told: list[dict[str, float]] = []
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "time": 1.5, "train/nll": 2.0}\n')
 
     class Run:
         id = "abc"
@@ -539,6 +538,34 @@ def test_the_tracker_is_asked_to_go_on(
     monkeypatch.setattr(wandb, "init", init)
     info = {"name": "sft", "experiment": "runs", "role": "design", "choices": {}}
     assert Wandb(mode=mode).start(tmp_path, info, {}) == "abc"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "time": 1.5, "train/nll": 2.0}\n')
     assert Wandb(mode=mode).start(tmp_path, {**info, "tracked_as": "abc"}, {}) == "abc"
     assert [(options["id"], options["resume"]) for options in asked] == [(None, None), ("abc", resume)]
     assert told == ([{"step": 5, "train/nll": 2.0}] if mode == "offline" else [])
+
+
+def test_under_an_agent_a_run_that_goes_on_is_told_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the id of the agent then, under which W&B holds nothing yet."""
+    import wandb
+
+    from qtarget.track import sinks
+
+    told: list[dict[str, float]] = []
+
+    class Run:
+        id, entity, project, sweep_id = "given", "e", "p", "s"
+
+        def define_metric(self, *given: Any, **options: Any) -> None: ...
+        def log(self, values: dict[str, float]) -> None:
+            told.append(values)
+
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    monkeypatch.setattr(wandb, "init", lambda **options: Run())
+    monkeypatch.setattr(sinks, "find_sweep", lambda path: sinks.Sweep(path, "RUNNING", {}))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "time": 1.5, "train/nll": 2.0}\n')
+    info = {"name": "sft", "experiment": "runs", "role": "design", "choices": {}, "tracked_as": "of before"}
+    assert sinks.Wandb(mode="online").start(tmp_path, info, {}) == "given"
+    assert told == [{"step": 5, "train/nll": 2.0}]
