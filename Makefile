@@ -1,5 +1,5 @@
 # make demo [QUICK=1]   fine-tune a pretrained model under several target designs and compare them
-# make noisy_instruct   an experiment over three seeds; also data_efficiency, prior_strength, prior_flaw: an hour each
+# make noisy_instruct   an experiment over three seeds; also data_efficiency, prior_strength, prior_flaw: an hour or less each
 # make fair             each design at its best learning rate, and all at steps of equal length: some hours
 # make test             the test suite
 # make test-all         the same with the slow tests
