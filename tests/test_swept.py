@@ -65,6 +65,42 @@ def test_a_sweep_is_read_from_its_book(tmp_path: Path) -> None:
     assert len(found.points) == 5  # one has no value
 
 
+def test_keys_of_a_random_search_all_count(tmp_path: Path) -> None:
+    """No two points agree in anything there; only what is the same number throughout is the same key."""
+    drawn = [({"b": 0.1 * n, "a": 10.0**-n, "also_a": 10.0**-n, "once": 1.0, "seed": n}, float(n)) for n in range(1, 6)]
+    write_sweep(tmp_path, drawn)
+    assert swept(tmp_path).numbers == ("a", "b")
+
+
+def test_a_key_with_one_value_hides_none(tmp_path: Path) -> None:
+    write_sweep(tmp_path, [({"lr": 1e-4}, 1.0), ({"lr": 1e-3, "adapter.r": 16}, 2.0)])
+    assert swept(tmp_path).numbers == ("lr",)
+
+
+def test_many_dots_are_all_drawn(tmp_path: Path) -> None:
+    write_sweep(tmp_path, [({"lr": 1e-4 * n}, float(n)) for n in range(1, 61)])
+    drawn = page_figures(scatter_panels(swept(tmp_path), 0))["scatter-0"]["data"]
+    assert [(len(line["x"]), line["marker"]["maxdisplayed"]) for line in drawn] == [(30, 30), (30, 30)]
+
+
+def test_a_metric_without_a_better_end_has_no_best_cell(tmp_path: Path) -> None:
+    for number, (lr, alpha) in enumerate([(1e-4, 0.0), (1e-3, 0.5)]):
+        config = {"optim.lr": lr, "target.alpha": alpha}
+        test_runs.write_run(tmp_path, "sft", f"{number:012x}", config=config, metrics={"test/kl_prior": 1.0 + number})
+    found = swept(tmp_path, "test/kl_prior")
+    assert found.lower_is_better is None
+    assert heat_panels(found) == ()
+    assert "is better" not in scatter_panels(found, 0)[0].caption
+
+
+@pytest.mark.parametrize("book", ["null", "[1]", '{"metric": "loss", "points": []}', '{"points": 3}', "{}", "{"])
+def test_a_book_of_another_kind_is_named(book: str, tmp_path: Path) -> None:
+    write_sweep(tmp_path, GRID)
+    (tmp_path / "sweep.json").write_text(book)
+    with pytest.raises(QTargetError, match="is not what qtarget sweep writes"):
+        swept(tmp_path)
+
+
 def test_a_scatter_has_a_dot_per_run_on_an_axis_that_fits(tmp_path: Path) -> None:
     write_sweep(tmp_path, GRID)
     rate, alpha = scatter_panels(swept(tmp_path), 0)

@@ -144,7 +144,10 @@ def _compare(rest: list[str]) -> int:
     keys, best_of = ([key for key in text.split(",") if key] for text in (options.group_by, options.best_of))
     if options.by and not best_of:
         parser.error("--by says what --best-of KEY chooses by: give that too")
-    if options.paired and (keys or best_of or options.against or options.out or options.format != "rich"):
+    others = (keys, best_of, options.against, options.out, options.metric)
+    if options.against and not keys:
+        parser.error("--against names a group: give --group-by KEY too")
+    if options.paired and (any(others) or options.format != "rich"):
         parser.error("--paired prints one difference: it goes with no other option")
     if options.paired:
         from qtarget.app.pairing import compare_paired
@@ -180,8 +183,8 @@ def _compare_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--metric",
-        help="of --group-by, and of the page's plots over what differs (default: a sweep's own; test/accuracy, or "
-        "test/nll where nothing was answered)",
+        help="of --group-by, and of the page's plots over what differs (default: test/accuracy, or test/nll where "
+        "nothing was answered; without --group-by a sweep's own)",
     )
     parser.add_argument(
         "--against", metavar="KEY=VALUE", action="append", default=[], help="the group that others are set against"

@@ -15,7 +15,7 @@ from qtarget.errors import QTargetError
 from qtarget.track.grouped import Grouped
 from qtarget.track.latex import latex_table
 from qtarget.track.runs import Run, differing_keys, finished, read_runs, unfinished
-from qtarget.track.swept import usual_metric
+from qtarget.track.swept import Swept, read_swept, usual_metric
 from qtarget.track.table import COLUMNS, MISSING, Column, next_command, reading_note, subject
 
 if TYPE_CHECKING:
@@ -53,11 +53,12 @@ def compare(
         raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
     asked = Grouping(group_by, metric or usual_metric(runs), against, best_of, by)
     grouped = grouped_rows(runs, asked) if group_by and finished(runs) else None
+    swept = None if grouped else read_swept(runs, metric)
     if grouped:
         print_groups(grouped, format)
     else:
         {"rich": print_tables, "md": print_markdown, "csv": print_csv, "tex": print_latex}[format](runs)
-    page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])), grouped, metric)
+    page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])), grouped, swept)
     aside = _console(stderr=format != "rich")
     aside.print(f"\nreport   {near(page)}\npicture  {near(picture)}", markup=False, highlight=False, soft_wrap=True)
     aside.print(f"next     {next_command(runs)}", markup=False, highlight=False, soft_wrap=True)
@@ -66,7 +67,7 @@ def compare(
 
 
 def write_files(
-    runs: Sequence[Run], folder: Path, grouped: Grouped | None = None, metric: str | None = None
+    runs: Sequence[Run], folder: Path, grouped: Grouped | None = None, swept: Swept | None = None
 ) -> tuple[Path, Path]:
     """report.html and comparison.png in `folder`."""
     from qtarget.track.drawing import draw_png  # plots and templates only where they are made
@@ -75,7 +76,7 @@ def write_files(
 
     folder.mkdir(parents=True, exist_ok=True)
     page, picture = folder / "report.html", folder / "comparison.png"
-    write_report(runs, page, grouped, metric)
+    write_report(runs, page, grouped, swept)
     draw_png(panels(runs), picture)
     return page, picture
 
@@ -109,12 +110,13 @@ def print_groups(found: Grouped, format: str) -> None:
 def _grouped_table(found: Grouped) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for title, is_number in zip(found.titles, found.numeric, strict=True):
-        table.add_column(title, justify="right" if is_number else "left", no_wrap=is_number)
+        table.add_column(Text(title), justify="right" if is_number else "left", no_wrap=is_number)
     for line in found.lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
     return table
 
 

@@ -39,7 +39,7 @@ def _curve(found: Grouped, styled: Sequence[tuple[Row, Mark]], key: str, place: 
 
 def _line(found: Grouped, name: str, members: Sequence[tuple[Row, Mark]], key: str) -> Line:
     rows = sorted((row for row, _ in members), key=lambda row: float(row.group.key[key]))
-    ends = [_ends(row) for row in rows]
+    ends = [_ends(found, row) for row in rows]
     return Line(
         replace(members[0][1], label=name),
         found.metric,
@@ -57,8 +57,11 @@ def _middle(row: Row) -> float:
     return row.interval.mean if row.interval else row.mean
 
 
-def _ends(row: Row) -> tuple[float, float]:
-    return (row.interval.low, row.interval.high) if row.interval else (row.low_seed, row.high_seed)
+def _ends(found: Grouped, row: Row) -> tuple[float, float]:
+    """Of a bar; none for a group without an interval beside others that have one."""
+    if row.interval:
+        return row.interval.low, row.interval.high
+    return (row.mean, row.mean) if found.share else (row.low_seed, row.high_seed)
 
 
 def _bars(found: Grouped) -> str:
@@ -68,7 +71,7 @@ def _bars(found: Grouped) -> str:
 
 
 def _means(found: Grouped, styled: Sequence[tuple[Row, Mark]]) -> Panel:
-    dots = tuple(_dot(found, row, mark, _middle(row), _ends(row)) for row, mark in styled)
+    dots = tuple(_dot(found, row, mark, _middle(row), _ends(found, row)) for row, mark in styled)
     title, caption = "Means over seeds", f"One dot a group, the mean over its seeds. {_bars(found)}"
     return _told(found, Panel("means", title, found.title, "", caption, dots=dots))
 

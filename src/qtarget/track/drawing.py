@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtarget.track.figures import FAINT, GREY, SYMBOLS, Dot, Heat, Line, Mark, Panel
+from qtarget.track.figures import FAINT, GREY, SYMBOLS, Dot, Heat, Line, Mark, Panel, distinct
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -153,7 +153,9 @@ def _style(line: Line, solid: str, dashed: str, dotted: str) -> str:
 
 
 def _every(line: Line) -> int:
-    """Measurements all have their marker; of a curve that is drawn from many points, one in this many has."""
+    """Points that are no curve, or have intervals, all have their marker; of a long curve, one in this many has."""
+    if not line.joined or line.lows:
+        return 1
     return max(1, len(line.steps) // MOST_MARKERS)
 
 
@@ -195,10 +197,9 @@ def picture(path: Path, inches: tuple[float, float], *, arranged: bool = True) -
         figure.savefig(path, format="png")
 
 
-def _marks_in(plots: Sequence[Panel]) -> list[Mark]:
-    dotted = {dot.mark for panel in plots for dot in panel.dots}
-    lined = {line.mark for panel in plots for line in panel.lines}
-    return sorted(dotted | lined, key=lambda mark: mark.index)
+def _marks_in(plots: Sequence[Panel]) -> tuple[Mark, ...]:
+    dotted = [dot.mark for panel in plots for dot in panel.dots]
+    return distinct([*dotted, *(line.mark for panel in plots for line in panel.lines)])
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
@@ -248,7 +249,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
         alpha=FAINT if line.faint else 1,
         marker=SYMBOLS[line.mark.symbol][1] if line.marked else None,
         markersize=4.5 if line.joined else 7,
-        markevery=_every(line) if line.joined else None,
+        markevery=_every(line),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,11 @@ class Panel:
     x_near: bool = False  # the x axis begins where the points do, not at 0
     number: str = ".1f"
     unit: str = " %"
+
+
+def distinct(marks: Iterable[Mark]) -> tuple[Mark, ...]:
+    """Each once, in their order."""
+    return tuple(sorted(set(marks), key=lambda mark: mark.index))
 
 
 # The data

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from qtarget.evaluate.scores import Score
 from qtarget.track.groups import Group, Row
 from qtarget.track.numbers import numeric
-
-MISSING = "–"
+from qtarget.track.table import MISSING
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,8 @@ class Grouped:
         told = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
         if not self.share:
             told = "No intervals: this metric has no value for each problem, or the answers were not kept."
+        elif not all(row.interval for row in self.rows):
+            told += " A group without one lacks the answers of some seeds."
         if self.compared:
             told += f" Differences to {' and '.join(self.against)} are paired by seed and problem."
         elif self.against:

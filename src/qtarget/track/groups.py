@@ -120,8 +120,11 @@ def _scores(runs: Sequence[Run], answered: Answered) -> Values | None:
 def _by_problem(run: Run, metric: str) -> dict[Problem, float]:
     source, _, name = metric.rpartition("/")
     wanted = HELDOUT if source == HELDOUT_METRICS else source
+    asked = [sample for sample in kept_samples(run) if sample.source == wanted]
+    if not asked:
+        return {}
     try:
-        return by_problem([sample for sample in kept_samples(run) if sample.source == wanted], name)
+        return by_problem(asked, name)
     except QTargetError:
         return {}
 

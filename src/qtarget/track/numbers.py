@@ -24,7 +24,8 @@ def number(text: str) -> float | None:
 
 def numeric(values: Sequence[str]) -> bool:
     """Several numbers, and nothing else."""
-    return len(set(values)) > 1 and all(number(value) is not None for value in values)
+    found = {number(value) for value in values}
+    return len(found) > 1 and None not in found
 
 
 def spread(values: Sequence[float]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from qtarget.track.curves import design_marks, grouped_panels
 from qtarget.track.grouped import Grouped
 from qtarget.track.runs import Run, differing_keys, finished, of_design, unfinished
 from qtarget.track.scatter import heat_panels, point_marks, scatter_panels
-from qtarget.track.swept import Swept, read_swept
+from qtarget.track.swept import Swept
 from qtarget.track.table import COLUMNS, MISSING, reading_note, subject
 
 TEMPLATE = "report.html.j2"
@@ -33,27 +33,26 @@ class Difference:
 class Part:
     """Plots under one row of names, with the marks that the names stand for."""
 
-    title: str
     marks: tuple[figures.Mark, ...] = ()
     plots: tuple[figures.Panel, ...] = ()
 
 
-def write_report(runs: Sequence[Run], path: Path, grouped: Grouped | None = None, metric: str | None = None) -> None:
-    """The page for `runs` (in table order) at `path`; metric: of the sweep's plots."""
-    path.write_text(render(runs, grouped, metric), encoding="utf-8", newline="\n")
+def write_report(runs: Sequence[Run], path: Path, grouped: Grouped | None = None, swept: Swept | None = None) -> None:
+    """The page for `runs` (in table order) at `path`."""
+    path.write_text(render(runs, grouped, swept), encoding="utf-8", newline="\n")
 
 
-def render(runs: Sequence[Run], grouped: Grouped | None = None, metric: str | None = None) -> str:
+def render(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> str:
     """The page as text. Everything that comes from a run is escaped."""
-    return pages.render(TEMPLATE, page(runs, grouped, metric))
+    return pages.render(TEMPLATE, page(runs, grouped, swept))
 
 
-def page(runs: Sequence[Run], grouped: Grouped | None = None, metric: str | None = None) -> dict[str, Any]:
+def page(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> dict[str, Any]:
     """What the template shows."""
     plots = figures.panels(runs)
     styled = figures.marks(runs)
     means = _grouped_part(grouped, len(styled))
-    swept, heats = _swept_parts(None if grouped else read_swept(runs, metric), len(styled))
+    over, heats = _swept_parts(swept, len(styled))
     return {
         "title": "Comparison of " + ", ".join(sorted({run.experiment for run in runs})),
         "subject": subject(runs),
@@ -65,9 +64,9 @@ def page(runs: Sequence[Run], grouped: Grouped | None = None, metric: str | None
         "plots": plots,
         "grouped": grouped,
         "means": means,
-        "swept": swept,
+        "swept": over,
         "heats": heats,
-        "figures": drawing.page_figures((*means.plots, *swept.plots, *heats, *plots)),
+        "figures": drawing.page_figures((*means.plots, *over.plots, *heats, *plots)),
         "compared": finished(runs) or runs,
         "differences": differences(finished(runs) or runs),
         "problems": problems(finished(runs)),
@@ -78,19 +77,16 @@ def page(runs: Sequence[Run], grouped: Grouped | None = None, metric: str | None
 
 def _grouped_part(found: Grouped | None, first: int) -> Part:
     if found is None:
-        return Part("Over seeds")
-    return Part("Over seeds", _distinct_marks(design_marks(found, first)), grouped_panels(found, first))
+        return Part()
+    return Part(figures.distinct(mark for _, mark in design_marks(found, first)), grouped_panels(found, first))
 
 
 def _swept_parts(found: Swept | None, first: int) -> tuple[Part, tuple[figures.Panel, ...]]:
     """The metric over every number swept, and over every two keys."""
     if found is None:
-        return Part("Swept"), ()
-    return Part("Swept", _distinct_marks(point_marks(found, first)), scatter_panels(found, first)), heat_panels(found)
-
-
-def _distinct_marks(styled: Iterable[tuple[Any, figures.Mark]]) -> tuple[figures.Mark, ...]:
-    return tuple(sorted({mark for _, mark in styled}, key=lambda mark: mark.index))
+        return Part(), ()
+    marks = figures.distinct(mark for _, mark in point_marks(found, first))
+    return Part(marks, scatter_panels(found, first)), heat_panels(found)
 
 
 def differences(runs: Sequence[Run]) -> list[Difference]:

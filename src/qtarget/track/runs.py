@@ -255,7 +255,7 @@ def differing_keys(runs: Iterable[Run]) -> list[str]:
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys of flat configs whose values differ, but for those that only name, place or describe a run."""
-    keys = {key for config in configs for key in config if not _describes_only(key)}
+    keys = {key for config in configs for key in config if not describes_only(key)}
     return [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
 
 
@@ -264,8 +264,9 @@ def of_design(key: str) -> bool:
     return key == "target" or key.startswith("target.")
 
 
-def _describes_only(key: str) -> bool:
-    return key in ("name", "role") or any(part in CONFIG_NOISE for part in key.split("."))
+def describes_only(key: str) -> bool:
+    """Whether a config key, or a group, names, places or describes a run without changing its numbers."""
+    return key in ("name", "role") or any(part in CONFIG_NOISE for part in re.split(r"[./@]", key))
 
 
 def _table_order(run: Run) -> tuple[int, float, float, str, str]:

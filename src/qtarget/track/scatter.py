@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qtarget.errors import QTargetError
 from qtarget.track.drawing import draw_panel, picture
-from qtarget.track.figures import COLOURS, Heat, Line, Mark, Panel, look
+from qtarget.track.figures import COLOURS, Heat, Line, Mark, Panel, distinct, look
 from qtarget.track.numbers import number, spread
 from qtarget.track.runs import read_runs
 from qtarget.track.swept import Point, Swept, read_swept
@@ -20,6 +20,8 @@ MOST_VALUES = 7
 """Numbers that stand on their own along a heatmap; more are cut into BINS."""
 BINS = 5
 MOST_PAIRS = 10
+SETTLED = ("finished", "stopped")
+"""Runs that have had their say; a crashed one's best so far may be luck."""
 PLOT_INCHES = (4.6, 3.6)
 BEST_COLOUR = COLOURS[1]
 
@@ -49,16 +51,16 @@ def scatter_panels(found: Swept, first: int) -> tuple[Panel, ...]:
 
 def _scatter(found: Swept, styled: Sequence[tuple[Point, Mark]], key: str, place: int) -> Panel:
     known = [(point, mark) for point, mark in styled if key in point.values]
-    lines = tuple(_line(found, known, mark, key, faint) for mark in _marks(known) for faint in (False, True))
+    lines = tuple(
+        _line(found, known, mark, key, faint) for mark in distinct(mark for _, mark in known) for faint in (False, True)
+    )
     drawn = tuple(line for line in lines if line.steps)
     caption = f"One dot a run: {_told(found)}." + (" Pale: not finished." if any(line.faint for line in drawn) else "")
+    if without := len(found.points) - len(known):
+        caption += f" {without} more have no number here."
     log = spread([step for line in drawn for step in line.steps])
     title = f"{found.metric} over {key}"
     return Panel(f"scatter-{place}", title, key, found.metric, caption, lines=drawn, x_log=log, x_near=True)
-
-
-def _marks(styled: Sequence[tuple[Point, Mark]]) -> list[Mark]:
-    return sorted({mark for _, mark in styled}, key=lambda mark: mark.index)
 
 
 def _line(found: Swept, styled: Sequence[tuple[Point, Mark]], mark: Mark, key: str, faint: bool) -> Line:
@@ -78,6 +80,8 @@ def _line(found: Swept, styled: Sequence[tuple[Point, Mark]], mark: Mark, key: s
 
 
 def _told(found: Swept) -> str:
+    if found.lower_is_better is None:
+        return found.metric
     return f"{found.metric}, of which {'lower' if found.lower_is_better else 'higher'} is better"
 
 
@@ -85,7 +89,11 @@ def _told(found: Swept) -> str:
 
 
 def heat_panels(found: Swept) -> tuple[Panel, ...]:
-    """The best value by two keys, a plot for every pair of keys, the most varied first; none where there is one key."""
+    """The best value by two keys, a plot for every pair of keys, the most varied first; none where there is one key, or
+    where neither end of the metric is the better one.
+    """
+    if found.lower_is_better is None:
+        return ()
     keys = sorted((*found.numbers, *found.words), key=lambda key: -len(set(found.column(key))))
     pairs = list(combinations(keys, 2))[:MOST_PAIRS]
     return tuple(_heat(found, *pair, place) for place, pair in enumerate(pairs))
@@ -95,13 +103,13 @@ def _heat(found: Swept, across: str, up: str, place: int) -> Panel:
     columns, rows = cut(found.column(across)), cut(found.column(up))
     cells: dict[tuple[int, int], list[float]] = {}
     for point in found.points:
-        if across in point.values and up in point.values:
+        if point.run.status in SETTLED and across in point.values and up in point.values:
             cell = rows.place(point.values[up]), columns.place(point.values[across])
             cells.setdefault(cell, []).append(point.value)
     best = {cell: (min if found.lower_is_better else max)(values) for cell, values in cells.items()}
     width, height = len(columns.names), len(rows.names)
     table = tuple(tuple(best.get((row, column)) for column in range(width)) for row in range(height))
-    heat = Heat(columns.names, rows.names, table, found.lower_is_better)
+    heat = Heat(columns.names, rows.names, table, bool(found.lower_is_better))
     end = "lowest" if found.lower_is_better else "highest"
     caption = (
         f"Each cell is the best of its runs, the {end} {found.metric}; yellow is better. A cell with more runs has had "
@@ -117,7 +125,7 @@ def cut(values: Sequence[str]) -> Cut:
         return Cut(names, names.index)
     known = sorted({float(value) for value in values})
     if len(known) <= MOST_VALUES:
-        return Cut(_names(known), lambda value: known.index(float(value)))
+        return Cut(_names(known, least=6), lambda value: known.index(float(value)))
     return _spans(known)
 
 
@@ -130,9 +138,9 @@ def _spans(known: Sequence[float]) -> Cut:
     return Cut(names, lambda value: min(BINS - 1, int(BINS * (into(float(value)) - low) / (high - low))))
 
 
-def _names(numbers: Sequence[float]) -> tuple[str, ...]:
-    """As few digits as tell them apart, two at least."""
-    tried = (tuple(f"{one:.{digits}g}" for one in numbers) for digits in range(2, 18))
+def _names(numbers: Sequence[float], least: int = 2) -> tuple[str, ...]:
+    """As few digits as tell them apart, `least` at least."""
+    tried = (tuple(f"{one:.{digits}g}" for one in numbers) for digits in range(least, 18))
     return next(names for names in tried if len(set(names)) == len(numbers))
 
 
@@ -146,7 +154,8 @@ def draw_sweep(folder: str | Path, path: str | Path) -> Point:
     found = read_swept(read_runs([folder]))
     if found is None:
         raise QTargetError(f"{folder} holds no runs that differ in a number and have a value: see `qtarget sweep`")
-    best = (min if found.lower_is_better else max)(found.points, key=lambda point: point.value)
+    settled = [point for point in found.points if point.run.status in SETTLED] or list(found.points)
+    best = (min if found.lower_is_better else max)(settled, key=lambda point: point.value)
     panels = scatter_panels(found, 0)
     with picture(Path(path), (PLOT_INCHES[0] * len(panels), PLOT_INCHES[1])) as figure:
         plots = figure.subplots(1, len(panels), squeeze=False).flat

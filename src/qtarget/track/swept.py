@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qtarget.errors import QTargetError
 from qtarget.track.numbers import number, numeric
-from qtarget.track.runs import Run, check_held, differing_keys, finished, without_places
+from qtarget.track.runs import Run, check_held, describes_only, differing_keys, finished, without_places
 from qtarget.track.sweep import better_end
 
 BOOK = "sweep.json"
 """What `qtarget sweep` writes beside its runs."""
 MOST_KEYS = 6
 """Plots of one key each; those with the most values come first."""
+LOWER = {"min": True, "max": False, None: None}
 METRICS = ("test/accuracy", "test/nll")
 """What runs without a sweep are compared by: the first that they hold."""
 
@@ -37,10 +38,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Swept:
-    """numbers, words: keys that differ between points, numeric ones and others, those with the most values first."""
+    """numbers, words: keys that differ between points, numeric ones and others, those with the most values first.
+
+    lower_is_better: None for a metric of which neither end is.
+    """
 
     metric: str
-    lower_is_better: bool
+    lower_is_better: bool | None
     points: tuple[Point, ...]
     numbers: tuple[str, ...]
     words: tuple[str, ...]
@@ -59,11 +63,12 @@ def read_swept(runs: Sequence[Run], metric: str | None = None) -> Swept | None:
     if book and book.get("metric") and metric in (None, book["metric"]["name"]):
         told = book["metric"]
         return _swept(told["name"], not told["maximize"], _told_points(runs, book))
-    name = metric or usual_metric(runs)
-    if metric:
-        check_held(runs, metric)
-    points = [Point(run, _differing(run, runs, book), run.metrics[name]) for run in _designs(runs) if _has(run, name)]
-    return _swept(name, better_end(name) == "min", points)
+    drawn = _designs(runs)
+    name, given = metric or usual_metric(drawn), _given(drawn, book)
+    if metric and finished(runs):
+        check_held(drawn, metric)
+    points = [Point(run, given[run.folder], run.metrics[name]) for run in drawn if _has(run, name)]
+    return _swept(name, LOWER[better_end(name)], points)
 
 
 def usual_metric(runs: Sequence[Run]) -> str:
@@ -79,9 +84,16 @@ def _book(runs: Sequence[Run]) -> dict[str, Any]:
     if folders or not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return _checked(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise QTargetError(f"{path} is not what qtarget sweep writes ({error}): move it elsewhere") from error
+
+
+def _checked(book: Any) -> dict[str, Any]:
+    points, metric = (book.get(key) for key in ("points", "metric")) if isinstance(book, dict) else (None, None)
+    if not isinstance(points, list) or not isinstance(metric, dict | None):
+        raise ValueError("no mapping with points and a metric")
+    return dict(book)
 
 
 def _told_points(runs: Sequence[Run], book: Mapping[str, Any]) -> list[Point]:
@@ -100,42 +112,45 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _designs(runs: Sequence[Run]) -> list[Run]:
-    """Finished runs of a design: starts, teachers and controls differ from them on purpose."""
-    return [run for run in finished(runs) if run.role == "design"]
+    """Finished runs of a design: starts, teachers and controls differ from them on purpose, evaluations repeat them."""
+    designs = [run for run in finished(runs) if run.role == "design"]
+    return [run for run in designs if run.task == "train"] or designs
 
 
 def _has(run: Run, metric: str) -> bool:
     return math.isfinite(run.metrics.get(metric, math.nan))
 
 
-def _differing(run: Run, runs: Sequence[Run], book: Mapping[str, Any]) -> dict[str, str]:
-    """What the sweep gave the run; without one, its options, and the numbers of its configuration that differ."""
+def _given(runs: Sequence[Run], book: Mapping[str, Any]) -> dict[Path, dict[str, str]]:
+    """What the sweep gave each run; without one, its options, and the numbers of its configuration that differ."""
     told = {Path(point["folder"]).name: point["values"] for point in book.get("points", ())}
     if told:
-        return _texts(told.get(run.folder.name, {}))
-    config = {key: run.config[key] for key in differing_keys(_designs(runs)) if key in run.config}
-    return {key: value for key, value in config.items() if number(value) is not None} | dict(run.choices)
+        return {run.folder: _texts(told.get(run.folder.name, {})) for run in runs}
+    keys = differing_keys(runs)
+    return {run.folder: _numbers(run, keys) | _options(run) for run in runs}
 
 
-def _swept(metric: str, lower_is_better: bool, points: Sequence[Point]) -> Swept | None:
+def _numbers(run: Run, keys: Sequence[str]) -> dict[str, str]:
+    return {key: run.config[key] for key in keys if number(run.config.get(key, "")) is not None}
+
+
+def _options(run: Run) -> dict[str, str]:
+    return {group: option for group, option in run.choices.items() if not describes_only(group)}
+
+
+def _swept(metric: str, lower_is_better: bool | None, points: Sequence[Point]) -> Swept | None:
     found = Swept(metric, lower_is_better, tuple(points), (), ())
     keys = _varied(found)
     numbers = tuple(key for key in keys if numeric(found.column(key)))
     words = tuple(key for key in keys if key not in numbers)
-    return Swept(metric, lower_is_better, found.points, numbers[:MOST_KEYS], words) if numbers else None
+    return replace(found, numbers=numbers[:MOST_KEYS], words=words) if numbers else None
 
 
 def _varied(found: Swept) -> list[str]:
-    """Keys with several values, but for seeds; of keys that change together, the first."""
+    """Keys with several values, but for seeds; of keys that have the same values throughout, the first."""
     keys = sorted({key for point in found.points for key in point.values if key.rpartition(".")[2] != "seed"})
-    alike: dict[tuple[int, ...], str] = {}
+    alike: dict[tuple[str | None, ...], str] = {}
     for key in keys:
-        alike.setdefault(_partition([point.values.get(key, "") for point in found.points]), key)
-    several = [key for key in alike.values() if len(set(found.column(key))) > 1]
-    return sorted(several, key=lambda key: (-len(set(found.column(key))), key))
-
-
-def _partition(values: Sequence[str]) -> tuple[int, ...]:
-    """The same for columns that tell the same points apart."""
-    place = {value: index for index, value in enumerate(dict.fromkeys(values))}
-    return tuple(place[value] for value in values)
+        if len(set(found.column(key))) > 1:
+            alike.setdefault(tuple(point.values.get(key) for point in found.points), key)
+    return sorted(alike.values(), key=lambda key: (-len(set(found.column(key))), key))
