@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qtarget.app import agents
+from qtarget.app import agents, slots
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.slots import Slot
 from qtarget.track.sweep import Sweep
@@ -36,6 +36,11 @@ time.sleep({seconds})
 sys.exit({code})
 """
 GIVES_UP = "print('Detected 3 failed runs in the first 60 seconds, shutting down.')"
+
+
+@pytest.fixture(autouse=True)
+def _eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "_visible", lambda: list("01234567"))
 
 
 @pytest.fixture
@@ -96,7 +101,8 @@ def test_a_signal_ends_agents_and_their_runs(number: signal.Signals, workdir: Pa
     script = WITH_A_RUN.format(seconds=600, code=0)
     play = (
         "import sys\n"
-        "from qtarget.app import agents, cli\n"
+        "from qtarget.app import agents, cli, slots\n"
+        "slots._visible = lambda: ['0']\n"
         "from qtarget.track.sweep import Sweep\n"
         f"agents.find_sweep = lambda path: Sweep('tester/qtarget/abc', 'RUNNING', {{}})\n"
         f"agents.command = lambda sweep, count: [sys.executable, '-c', {script!r}]\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from qtarget.app import slots
 from qtarget.errors import QTargetError
-from qtarget.stopping import Stop, Terminated, ask
+from qtarget.stopping import Stop, Terminated
 
 BROKEN = """
 import os
@@ -28,6 +29,11 @@ class Killed:
 """
 SMALL = ["model=tiny", "trainer.max_steps=1", "data.rows=16", "data.heldout_rows=2", "eval.new_tokens=2"]
 SMALL += ["checkpoint.save=false", "trainer.precision=32-true", "eval.kl_prior=false", "trainer.eval_every=0"]
+
+
+@pytest.fixture(autouse=True)
+def _eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "_visible", lambda: list("01234567"))
 
 
 @pytest.fixture
@@ -68,6 +74,17 @@ def test_a_crash_costs_its_job_alone_and_a_second_start_runs_only_that(
     assert capsys.readouterr().err.count("finished already") == 6
     again = {name for name, record in records(broken_designs).items() if record["started"] != started[name]}
     assert again == {"raising", "killed"}
+
+
+def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would see none, and train on the CPU."""
+    monkeypatch.setattr(slots, "_visible", lambda: ["4", "5"])
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots.slots(None, [1, 0])] == ["5", "4"]
+    with pytest.raises(QTargetError, match=r"no CUDA device 2,3 here: this process may use the numbers 0 to 1"):
+        slots.slots(None, [0, 2, 3])
+    monkeypatch.setattr(slots, "_visible", list)
+    with pytest.raises(QTargetError, match="this process may use no CUDA devices"):
+        slots.slots(None, [0])
 
 
 def test_a_slot_is_a_device_and_devices_may_be_shared() -> None:
@@ -129,12 +146,12 @@ def test_a_launcher_whose_package_is_missing_says_what_to_install(
     assert not records(workdir)
 
 
-def test_another_signal_asks_once_for_what_sigterm_asks() -> None:
+def test_a_second_sigterm_says_what_the_first_has_said() -> None:
     with Stop() as stop:
         stop.deferred = True
-        ask()
+        signal.raise_signal(signal.SIGTERM)
         assert stop.asked
-        ask()  # a second SIGTERM would end this process on the spot
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Terminated):
             stop.release()
         stop.asked = False

@@ -20,9 +20,10 @@ from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from qtarget.app import slots, sweep_points, sweep_run
+from qtarget.app import slots, sweep, sweep_points, sweep_run
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.configs import compose_config
+from qtarget.errors import QTargetError
 
 COMMAND = ["${env}", "qtarget", "train", "model=tiny", "${args_no_hyphens}"]
 STAND_IN = """
@@ -56,8 +57,10 @@ def defaults() -> DictConfig:
     return compose_config("train", ["model=tiny"])
 
 
-def composed(config_name: str, overrides: Sequence[str]) -> DictConfig:
+def composed(config_name: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     """What composing gives where only values are overridden, for a fraction of its time."""
+    if with_hydra:
+        return compose_config(config_name, overrides, with_hydra=True)
     cfg = deepcopy(defaults())
     for override in OverridesParser.create().parse_overrides([one for one in overrides if one != "model=tiny"]):
         OmegaConf.update(cfg, override.key_or_group, override.value())
@@ -225,6 +228,25 @@ def test_wrong_options_are_said(
     assert not (stand_ins / "outputs").exists()
 
 
+def test_what_changes_no_point_may_change_between_attempts(stand_ins: Path) -> None:
+    file = sweep_file(stand_ins)
+    assert qtarget_cli(["sweep", file]) == 0
+    assert qtarget_cli(["sweep", file, "resume=never", "checkpoint.every=5"]) == 0
+    assert qtarget_cli(["sweep", file, "trainer.max_steps=7"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("hydra/launcher=slots", "starts the jobs itself"), ("experiment=prior_flaw", "is a multirun, of which")],
+)
+def test_a_sweep_starts_its_jobs_itself(
+    override: str, message: str, stand_ins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert qtarget_cli(["sweep", sweep_file(stand_ins), override]) == 2
+    assert message in capsys.readouterr().err
+    assert not started(stand_ins)
+
+
 def test_a_search_without_an_end_is_refused(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert qtarget_cli(["sweep", sweep_file(stand_ins, method="random")]) == 2
     assert "set run_cap in the file, or give --count N" in capsys.readouterr().err
@@ -242,6 +264,27 @@ def test_bayes_learns_and_goes_on(stand_ins: Path, capsys: pytest.CaptureFixture
     assert len(set(found)) == len(found) == 20
     assert sum(found[10:]) < sum(found[:10])  # lower is better, and it has noticed
     assert len(started(stand_ins)) == 20
+
+
+def test_bayes_leaves_out_what_is_not_legal_together(
+    stand_ins: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each value is checked before the first run; a pair comes up later, and again whenever the sweep goes on."""
+    pytest.importorskip("optuna")
+    checked = sweep_points.Jobs.checked
+
+    def refusing(jobs: sweep_points.Jobs, values: dict[str, Any]) -> slots.Job:
+        if values["optim.lr"] == 2.0 and values["seed"] == 1:
+            raise QTargetError("not together")
+        return checked(jobs, values)
+
+    monkeypatch.setattr(sweep_points.Jobs, "checked", refusing)
+    file = sweep_file(stand_ins, method="bayes", run_cap=12)
+    monkeypatch.setattr(sweep, "corners", lambda space: [{"optim.lr": 1.0, "seed": 0}])
+    for _ in range(2):
+        assert qtarget_cli(["sweep", file]) == 0
+        assert "left out: not together" in capsys.readouterr().err
+    assert {point["state"] for point in points(stand_ins)} == {"finished"}
 
 
 def test_bayes_says_what_to_install(

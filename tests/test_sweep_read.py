@@ -252,3 +252,15 @@ def test_the_points_of_the_shipped_sweeps_are_right(path: Path) -> None:
     drawn = itertools.chain(corners(file.parameters), itertools.islice(random_points(file.parameters, 0), 50))
     for values in grid_points(file.parameters) if file.method == "grid" else drawn:
         assert jobs.checked(values).folder.parent.name == path.stem
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_range_stays_one_whatever_a_grid_would_make_of_it(method: str, tmp_path: Path) -> None:
+    """The grid of q_uniform leaves its upper end out, and that of a wide range fits no memory."""
+    ranges = {
+        "a": {"distribution": "q_uniform", "min": 0, "max": 1},
+        "b": {"min": 0, "max": 2**62},
+        "c": {"values": [3]},
+    }
+    found = sweep_of(tmp_path, method=method, parameters=ranges, metric={"name": "val/nll"})
+    assert (set(found.parameters), found.constants) == ({"a", "b"}, {"c": 3})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 STATE, MANIFEST = "state", "state.json"
@@ -39,7 +40,11 @@ def publish(holder: Path, step: int, write: Callable[[Path], None]) -> None:
     for leftover in (scratch, final):
         _remove(leftover)
     scratch.mkdir()
-    write(scratch)
+    try:
+        write(scratch)
+    except BaseException:
+        _remove(scratch)  # on a full disk it would be in the way
+        raise
     for path in (*scratch.iterdir(), scratch):
         settle(path)
     os.replace(scratch, final)
@@ -53,15 +58,17 @@ def discard(holder: Path) -> None:
     """Take all states away."""
     for path in holder.glob("*"):
         _remove(path)
-    if holder.is_dir():
+    with suppress(OSError):  # there is none, or a network file system still holds a name in it
         holder.rmdir()
 
 
 def _remove(state: Path) -> None:
     """The manifest goes first: what is left of a state is none."""
+    if not state.is_dir():
+        state.unlink(missing_ok=True)
+        return
     (state / MANIFEST).unlink(missing_ok=True)
-    if state.is_dir():
-        shutil.rmtree(state)
+    shutil.rmtree(state)
 
 
 def settle(path: Path) -> None:

@@ -1,14 +1,14 @@
-"""SIGTERM, as schedulers, sweeps and `kill` send it: an end that leaves things in order."""
+"""SIGTERM, as schedulers, sweeps and `kill` send it, and the end of a terminal: an end that leaves things in order."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
 EXIT_CODE = 128 + signal.SIGTERM
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Terminated(BaseException):
@@ -18,26 +18,31 @@ class Terminated(BaseException):
 class Stop:
     """Meanwhile SIGTERM raises `Terminated`: at once, or, where the work in hand is `deferred` to, at `release`.
 
-    A second signal ends the process on the spot. Only the main thread hears signals; in another nothing changes.
+    A second signal says what the first has said: a scheduler tells every process, and those that started others pass it
+    on. Only the main thread hears signals; in another nothing changes. SIGHUP does the same, where nohup hasn't put it
+    aside.
     """
 
     def __init__(self) -> None:
         self.asked = self.deferred = False
-        self._before: Any = signal.SIG_DFL
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        self._before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+        self._before = {number: signal.getsignal(number) or signal.SIG_DFL for number in SIGNALS}
         self.listen()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        _handle(self._before)
+        for number, before in self._before.items():
+            _handle(number, before)
         if kind is not Terminated:
             self.release()
 
     def listen(self) -> None:
-        """Take the signal, also from whoever has taken it in between."""
-        _handle(self._heard)
+        """Take the signals, also from whoever has taken them in between."""
+        for number, before in self._before.items():
+            if before != signal.SIG_IGN:
+                _handle(number, self._heard)
 
     def release(self) -> None:
         """Nothing is in hand any more: raise Terminated if that was asked for."""
@@ -47,19 +52,12 @@ class Stop:
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            os._exit(EXIT_CODE)
+            return
         self.asked = True
         if not self.deferred:
             self.release()
 
 
-def ask() -> None:
-    """What SIGTERM does, for a signal that asks for the same; nothing where that came before it."""
-    listener = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    if not (isinstance(listener, Stop) and listener.asked):
-        signal.raise_signal(signal.SIGTERM)
-
-
-def _handle(handler: Any) -> None:
+def _handle(number: int, handler: Any) -> None:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+        signal.signal(number, handler)

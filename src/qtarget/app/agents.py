@@ -37,6 +37,10 @@ def agents(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.agents is not None:
         checks.whole("--agents", options.agents, 1)
+    if options.count is not None:
+        checks.whole("--count", options.count, 1)
+    checks.whole("--restarts", options.restarts, 0)
+    checks.number("--pause", options.pause, 0.0)
     sweep = find_sweep(options.sweep)
     if sweep.state.upper() in OVER:
         raise QTargetError(f"the sweep {sweep.path} is {sweep.state.lower()}: `wandb sweep --resume {sweep.path}`")
@@ -68,14 +72,15 @@ def command(sweep: Sweep, count: int | None) -> list[str]:
 def _with_this_python(place: Slot) -> Slot:
     """The sweep's command is `qtarget`: the one beside this Python, also where its environment isn't activated."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return replace(place, environment=place.environment | {"PATH": path})
+    patience = {"WANDB_AGENT_KILL_DELAY": str(int(GRACE))}  # of a run that early stopping has asked to end
+    return replace(place, environment=place.environment | patience | {"PATH": path})
 
 
 def _kept(keeper: Keeper, places: Sequence[Slot], folder: Path) -> int:
     with ThreadPoolExecutor(len(places)) as pool:
         logs = [folder / f"agent-{index}.log" for index in range(len(places))]
-        futures = [pool.submit(keeper.keep, place, log) for place, log in zip(places, logs, strict=True)]
         try:
+            futures = [pool.submit(keeper.keep, place, log) for place, log in zip(places, logs, strict=True)]
             ended = [future.result() for future in futures]
         except BaseException:
             keeper.stop()
@@ -110,6 +115,8 @@ class Keeper:
         before = log.stat().st_size if log.exists() else 0
         process = start(self.command, place, log)
         self.running.add(process)
+        if self.stopped.is_set():  # it was, while this one started
+            process.terminate()
         _say(place, f"agent {process.pid} starts; log: {log}")
         try:
             code = process.wait()
@@ -117,7 +124,7 @@ class Keeper:
             self.running.discard(process)
         if code:
             end_session(process.pid)  # the run of an agent that crashed would hold the device
-        return code, log.read_bytes()[before:].decode(errors="replace")
+        return code, _written_since(before, log)
 
     def stop(self) -> None:
         """Ask all to stop, which pass it on to their runs; make those that don't."""
@@ -155,6 +162,12 @@ def _session(process: int) -> int | None:
         return os.getsid(process)
     except OSError:
         return None
+
+
+def _written_since(length: int, log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(length)
+        return file.read().decode(errors="replace")
 
 
 def _ended(place: Slot, log: Path, wrote: str) -> bool:

@@ -47,8 +47,9 @@ class Bayes:
         return self.optuna.distributions.FloatDistribution(0.0, 1.0)
 
     def earlier(self) -> list[tuple[int, dict[str, Any]]]:
-        """(number, values) of all that was asked before, in order."""
-        return [(trial.number, self._values(trial.params)) for trial in self.study.get_trials(deepcopy=False)]
+        """(number, values) of all that was asked before, in order; not of one whose asking was cut short."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.params.keys() == self.space.keys()]
+        return [(trial.number, self._values(trial.params)) for trial in trials]
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         number = len(self.study.get_trials(deepcopy=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -36,7 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hold_on()
     sys.path.insert(0, os.getcwd())  # parts of your own are found in the folder you work in
     given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(run(given))
+    code = run(given)
+    if code == 128 + signal.SIGTERM:
+        _end_as_asked()
+    sys.exit(code)
+
+
+def _end_as_asked() -> None:
+    """Under a W&B agent end by the signal: the agent takes an exit code for a failure, and gives up after some."""
+    if os.environ.get("WANDB_SWEEP_ID"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run(given: Sequence[str]) -> int:

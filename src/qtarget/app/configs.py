@@ -50,11 +50,15 @@ def composing() -> Iterator[None]:
         GlobalHydra.instance().hydra = outer  # leaving `initialize` has put another instance in its place
 
 
-def compose_config(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Compose `config_name`; raises QTargetError with the legal names where an override names something unknown."""
+def compose_config(config_name: str, overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
+    """Compose `config_name`; raises QTargetError with the legal names where an override names something unknown.
+
+    with_hydra: with Hydra's own settings under `hydra`.
+    """
     with composing():
         try:
-            return compose(config_name, overrides=[*search_path_override(), *overrides])
+            told = [*search_path_override(), *overrides]
+            return compose(config_name, overrides=told, return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException) as error:
             raise config_error(error, config_name, overrides) from error
 

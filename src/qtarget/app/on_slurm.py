@@ -19,7 +19,7 @@ from typing import Any
 from qtarget.app.launch import Outcome
 from qtarget.app.slots import LOG, Job, lost, outcome, say
 from qtarget.errors import QTargetError
-from qtarget.stopping import EXIT_CODE, Stop, Terminated, ask
+from qtarget.stopping import EXIT_CODE, Stop, Terminated
 from qtarget.track.record import make_folder
 
 PLACE = "slurm_job"
@@ -82,7 +82,7 @@ def _stopped_by(number: signal.Signals) -> Callable[[], None]:
 
     def hear(*_: Any) -> None:
         heard.append(number)
-        ask()
+        signal.raise_signal(signal.SIGTERM)
 
     signal.signal(number, hear)
     return lambda: requeue(number, None) if heard and callable(requeue) else None

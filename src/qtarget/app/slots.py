@@ -78,13 +78,22 @@ def slots(count: int | None, devices: Sequence[int] | None) -> list[Slot]:
     """`count` slots, or one a device; a CUDA device may be shared by several, cores are dealt out evenly."""
     if count is not None:
         checks.whole("hydra.launcher.slots", count, 1)
-    found = _visible() if devices is None else [str(device) for device in devices]
-    if devices is not None and not found:
-        raise QTargetError("hydra.launcher.devices is empty: name CUDA devices, such as [0, 1], or leave it null")
+    found = _visible() if devices is None else _named(devices, _visible())
     total = count or len(found) or 1
     if found:
         return [_on_device(found[index % len(found)], index) for index in range(total)]
     return [_on_cores(index, total) for index in range(total)]
+
+
+def _named(devices: Sequence[int], visible: Sequence[str]) -> list[str]:
+    """Of the CUDA devices that this process may use, those of these numbers."""
+    if not devices:
+        raise QTargetError("hydra.launcher.devices is empty: name CUDA devices, such as [0, 1], or leave it null")
+    lost = [device for device in devices if not 0 <= device < len(visible)]
+    if lost:
+        there = f"the numbers 0 to {len(visible) - 1}" if visible else "no CUDA devices"
+        raise QTargetError(f"there is no CUDA device {_listed(lost)} here: this process may use {there}")
+    return [visible[device] for device in devices]
 
 
 def gpus(text: str) -> list[int]:
@@ -162,9 +171,8 @@ def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], retry: int = 0) -> lis
     return [outcomes[number] for number in range(len(jobs))]
 
 
-def say(number: int, total: int | None, job: Job, what: str) -> None:
-    of = f"/{total}" if total else ""
-    print(f"[{number + 1}{of}] {what}: {job.label}  →  {job.folder}", file=sys.stderr, flush=True)
+def say(number: int, total: int, job: Job, what: str) -> None:
+    print(f"[{number + 1}/{total}] {what}: {job.label}  →  {job.folder}", file=sys.stderr, flush=True)
 
 
 @dataclass(eq=False)
@@ -198,7 +206,7 @@ class Crew:
     """
 
     places: Sequence[Slot]
-    total: int | None = None
+    total: int
     retry: int = 0
     running: list[Work] = field(default_factory=list)
 
@@ -235,6 +243,7 @@ class Crew:
             self._forget(work)
             self._say_ended(work, code)
             if work.tries and code not in (0, BAD_INPUT) and work.patience is None:
+                _signal(work.process, signal.SIGKILL)  # what it has left would hold the device
                 self._launch(work.number, work.job, work.place, work.tries - 1)
             else:
                 ended.append((work, code))

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from qtarget import checks
 from qtarget.app.slots import Job, slots
 from qtarget.app.sweep_file import SweepFile, read_sweep
-from qtarget.app.sweep_points import Jobs, Values, corners, grid_points, random_points
+from qtarget.app.sweep_points import Jobs, Values, changes_points, corners, grid_points, random_points
 from qtarget.app.sweep_run import Point, Sweep
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
@@ -123,7 +123,13 @@ def _planned(jobs: Jobs, folder: Path, checked: Sequence[tuple[Values, Job]], ca
 def _proposed(search: Bayes, jobs: Jobs, points: list[Point], total: int) -> Iterator[Point]:
     """First what was proposed before, whatever came of it, then new points; noted in `points`."""
     for number, values in islice(chain(search.earlier(), iter(search.ask, None)), total):
-        points.append(Point(number, values, jobs.checked(values)))
+        try:
+            job = jobs.checked(values)
+        except QTargetError as error:  # values that each are legal, but not together
+            print(f"left out: {error}", file=sys.stderr, flush=True)
+            search.tell(number, None)
+            continue
+        points.append(Point(number, values, job))
         yield points[-1]
 
 
@@ -142,8 +148,8 @@ def _claim(folder: Path, file: SweepFile, overrides: Sequence[str], seed: int) -
     mine = {
         "method": file.method,
         "parameters": file.told,
-        "arguments": [*file.before, file.prefix, *file.after],
-        "overrides": list(overrides),
+        "arguments": [one for one in (*file.before, file.prefix, *file.after) if changes_points(one)],
+        "overrides": [one for one in overrides if changes_points(one)],
         "seed": seed,
     }
     book = _book(folder)

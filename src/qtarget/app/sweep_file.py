@@ -18,7 +18,7 @@ import yaml
 from qtarget import checks
 from qtarget.app.configs import nearest
 from qtarget.app.hyperband import Hyperband, hyperband
-from qtarget.app.sweep_space import Distribution, distribution
+from qtarget.app.sweep_space import Choice, Distribution, distribution
 from qtarget.errors import QTargetError
 
 METHODS = ("grid", "random", "bayes")
@@ -40,7 +40,7 @@ ARGUMENTS = {"${args_no_hyphens}": "", "${args_append_hydra}": "+", "${args_over
 TYPED = ["${env}", "qtarget", "train", "${args_no_hyphens}"]
 ENVIRONMENT = re.compile(r"\$\{envvar:(\w+)\}")
 KEY = re.compile(r"[A-Za-z_][\w.@/-]*")
-FOLDER = re.compile(r"[^/\\.][^/\\]*")
+FOLDER = re.compile(r"[^/\\.'][^/\\']*")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _read(path: Path, content: Mapping[str, Any]) -> SweepFile:
     checks.choice("method", method, METHODS)
     told = dict(_flat(content.get("parameters")))
     found = {key: distribution(key, fields) for key, fields in told.items()}
-    constants = {key: one.at(0) for key, one in found.items() if one.listed and len(one.listed) == 1}
+    constants = {key: one.options[0] for key, one in found.items() if isinstance(one, Choice) and len(one.options) == 1}
     parameters = {key: one for key, one in found.items() if key not in constants}
     metric = _metric(content.get("metric"))
     stopping = hyperband(content["early_terminate"]) if "early_terminate" in content else None
@@ -175,7 +175,7 @@ def _check_method(
 
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not FOLDER.fullmatch(name):
-        raise QTargetError(f"name is a folder's name, without slashes or a dot in front, got {name!r}")
+        raise QTargetError(f"name is a folder's name, without slashes, quotes or a dot in front, got {name!r}")
     return name
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qtarget.app.configs import compose_config
-from qtarget.app.job import config_hash
+from qtarget.app.job import NOT_IDENTITY, config_hash
 from qtarget.app.slots import Job
 from qtarget.app.sweep_file import SweepFile
 from qtarget.app.sweep_space import Choice, Distribution
@@ -144,12 +145,25 @@ class Jobs:
                 raise QTargetError(f"{self.file.path} sweeps {key}, which says where results go and changes none")
         fixed = [*self.file.before, *self.file.after, *self.overrides]
         for key in map(_key, fixed):
+            if key.partition("/")[0].partition(".")[0] == "hydra":
+                raise QTargetError(f"{key} can't be set in a sweep, which starts the jobs itself: leave it out")
             if key in self.file.parameters:
                 raise QTargetError(f"{self.file.path} sweeps {key}: change it there, it can't be fixed beside it")
+        if compose_config("train", self.arguments({}), with_hydra=True).hydra.mode == RunMode.MULTIRUN:
+            raise QTargetError(
+                f"{self.file.path} names an experiment that is a multirun, of which a sweep would run one job: take an "
+                "experiment of one run, and let the sweep say what varies"
+            )
 
 
 def _key(argument: str) -> str:
     return argument.partition("=")[0].lstrip("+~")
+
+
+def changes_points(argument: str) -> bool:
+    """Whether an override is part of what runs are, not of where they go or in how many attempts they come about."""
+    key = _key(argument)
+    return not any(key == one or key.startswith(f"{one}.") for one in NOT_IDENTITY)
 
 
 def _tracks(argument: str) -> bool:

@@ -14,17 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from qtarget.app.configs import nearest
-from qtarget.app.lifeline import GRACE
 from qtarget.app.slots import PAUSE, Crew, Job, Slot, Work, outcome
 from qtarget.app.sweep_file import Metric, SweepFile
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
 from qtarget.states import STATE, discard
 from qtarget.stopping import Stop
-from qtarget.track.record import make_folder, stored_result
+from qtarget.track.record import stored_result
 from qtarget.track.runs import logged
 
 SETTLED = ("finished", "stopped")
@@ -105,6 +102,9 @@ class Sweep:
     def run(self, places: Sequence[Slot], retry: int = 0) -> None:
         """Until every point is settled, or failed. Raises QTargetError where no job logs the metric."""
         looked = 0.0
+        for point in self.points:  # early stopping judges by all runs that have come so far
+            if point.settled:
+                self._measured(point)
         with Stop(), Crew(places, self.total, retry) as crew:
             while self._fill(crew) or crew.running:
                 for work, code in crew.ended():
@@ -122,7 +122,6 @@ class Sweep:
             point = self._next(crew)
             if point is None:
                 return self._held is not None
-            _wait_for_orphan(point.job.folder)
             self._began[point.number] = time.monotonic()
             point.state = "running"
             crew.start(point.number, point.job)
@@ -235,16 +234,6 @@ def _record_stop(job: Job, reason: str) -> None:
     stopped = {"status": "stopped", "config_hash": job.identity, "stopped_at_step": step, "error": reason}
     write_atomically(job.folder / "result.json", json.dumps(result | stopped, indent=1, ensure_ascii=False))
     discard(job.folder / STATE)
-
-
-def _wait_for_orphan(folder: Path) -> None:
-    """A job that an earlier, killed driver had started ends by itself; wait until it has let go of its folder."""
-    make_folder(folder)
-    try:
-        with FileLock(folder / ".lock", timeout=2 * GRACE):
-            pass
-    except Timeout as error:
-        raise QTargetError(f"another process is running a job of this sweep in {folder}: stop it first") from error
 
 
 def _duration(seconds: float) -> str:

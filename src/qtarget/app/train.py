@@ -24,6 +24,7 @@ from qtarget.app import compose, ranks
 from qtarget.app.checks import processes
 from qtarget.app.configs import instantiate
 from qtarget.app.job import config_container, config_hash
+from qtarget.app.lifeline import patience
 from qtarget.app.shortage import explained
 from qtarget.data.collate import Collate
 from qtarget.data.module import SFTData
@@ -67,6 +68,7 @@ def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides
         return _as_rank(cfg, folder, info)
     with held(folder), Stop() as stop:
         if stored := finished_before(cfg, folder):
+            discard(folder / STATE)  # left where a kill came between the two
             if under_agent():
                 tell_again(folder, instantiate(cfg.tracker))  # the sweep waits for this run's values
             return stored
@@ -102,8 +104,9 @@ def _on_ranks(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, 
 def held(folder: Path) -> Iterator[None]:
     """The job's folder, to this process alone."""
     make_folder(folder)
+    wait = -1 if under_agent() else patience()  # a sweep may hand out values twice: the second run tells the first's
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=wait):
             yield
     except Timeout as error:
         raise QTargetError(f"another process is running this job in {folder}: wait for it, or stop it") from error
@@ -163,7 +166,8 @@ def _keeper(cfg: DictConfig, record: Record, stop: Stop) -> StateKeeper:
     state = last_state(holder)
     if state and state.facts.get("config_hash") != config_hash(cfg):
         raise QTargetError(f"{state.folder} is the state of another configuration: remove {holder}")
-    return StateKeeper(holder, cfg.checkpoint.every, record, stop, state)
+    at_end = bool(cfg.checkpoint.every) or not under_agent()  # W&B gives a run that it has stopped to nobody again
+    return StateKeeper(holder, cfg.checkpoint.every, record, stop, state, at_end=at_end)
 
 
 def _train(cfg: DictConfig, record: Record | Unrecorded, keeper: StateKeeper | None, title: str) -> dict[str, float]:

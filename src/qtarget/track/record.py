@@ -229,7 +229,11 @@ def tell_again(folder: Path, sink: Sink) -> None:
 def stored_result(folder: Path) -> dict[str, Any] | None:
     """What an earlier attempt left, or None."""
     path = folder / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise QTargetError(f"{path} can't be read ({error}): remove {folder} to run this job again") from error
+    return found
 
 
 def make_folder(folder: Path) -> None:

@@ -27,14 +27,16 @@ class Journal(Protocol):
 class StateKeeper(L.Callback):
     """Saves the state every `every` optimizer steps and after the last (None: only where the run is stopped).
 
-    holder: the folder of states. state: the one that this run goes on from. It stands after whoever logs a step, and
-    before whoever looks at the policy between two: a look that was cut short is taken again.
+    at_end: whether being stopped saves it too. holder: the folder of states. state: the one that this run goes on from.
+    It stands after whoever logs a step, and before whoever looks at the policy between two: a look that was cut short
+    is taken again.
     """
 
     def __init__(
-        self, holder: Path, every: int | None, journal: Journal, stop: Stop, state: State | None = None
+        self, holder: Path, every: int | None, journal: Journal, stop: Stop, state: State | None = None, *, at_end: bool
     ) -> None:
         self.holder, self.every, self.journal, self.stop, self.state = holder, every, journal, stop, state
+        self.at_end = at_end
         self._step = 0
         self._unsaved: Callable[[], None] | None = None
 
@@ -83,7 +85,8 @@ class StateKeeper(L.Callback):
         try:
             yield
         except (Terminated, KeyboardInterrupt):
-            self._save()
+            if self.at_end:
+                self._save()
             raise
 
 

@@ -83,11 +83,15 @@ def save(
 def _write(
     trainer: L.Trainer, module: QTargetModule, drawn: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
 ) -> None:
-    save_file(_trained(module.policy, module.policy), folder / WEIGHTS)
+    _save(_trained(module.policy, module.policy), folder / WEIGHTS)
     for role, old in _snapshots(module).items():
-        save_file(_trained(old.policy, module.policy), folder / f"{role}.safetensors")
+        _save(_trained(old.policy, module.policy), folder / f"{role}.safetensors")
     torch.save({**_rest(trainer, module), "drawn": dict(drawn)}, folder / REST)
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **facts}, indent=1), encoding="utf-8")
+
+
+def _save(weights: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
 
 
 def _rest(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
@@ -106,8 +110,7 @@ def _rest(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
 def _trained(policy: Policy, like: Policy) -> dict[str, Tensor]:
     """The weights of a policy that `like` is trained in, by name; what the two share is not kept."""
     names = {name for name, tensor in like.named_parameters() if tensor.requires_grad}
-    found = {name: tensor.detach() for name, tensor in policy.named_parameters() if name in names}
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+    return {name: tensor.detach() for name, tensor in policy.named_parameters() if name in names}
 
 
 def _snapshots(module: QTargetModule) -> dict[str, Snapshot]:
