@@ -318,17 +318,29 @@ def test_a_signal_is_not_lost_in_what_comes_after(error: type[Exception] | None)
         job()
 
 
-def test_a_second_signal_ends_the_process_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> None:
-    def left(code: int) -> None:
-        raise Killed(code)
-
-    monkeypatch.setattr(os, "_exit", left)
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_says_what_the_first_has_said(second: signal.Signals) -> None:
+    """A scheduler tells every process, and the one that started it passes it on: no reason to drop the state."""
     with stopping.Stop() as stop:
         stop.deferred = True
         terminate()
-        with pytest.raises(Killed, match="143"):
-            terminate()
+        signal.raise_signal(second)
+        assert stop.asked
+        with pytest.raises(stopping.Terminated):
+            stop.release()
         stop.asked = False
+
+
+def test_a_hangup_that_was_put_aside_stays_aside() -> None:
+    """nohup means that the end of the terminal is nothing to this process."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.Stop() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # Ends while a state is saved

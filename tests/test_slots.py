@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 
 from qtarget.app import slots
 from qtarget.errors import QTargetError
-from qtarget.stopping import Stop, Terminated
 
 BROKEN = """
 import os
@@ -144,14 +142,3 @@ def test_a_launcher_whose_package_is_missing_says_what_to_install(
     assert run(["train", "-m", f"hydra/launcher={launcher}", "target=sft,dft", *SMALL]) == 2
     assert f"pip install 'qtarget[{launcher.removeprefix('submitit_')}]'" in capsys.readouterr().err
     assert not records(workdir)
-
-
-def test_a_second_sigterm_says_what_the_first_has_said() -> None:
-    with Stop() as stop:
-        stop.deferred = True
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.asked
-        signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(Terminated):
-            stop.release()
-        stop.asked = False
