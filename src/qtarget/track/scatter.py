@@ -161,5 +161,7 @@ def draw_sweep(folder: str | Path, path: str | Path) -> Point:
         plots = figure.subplots(1, len(panels), squeeze=False).flat
         for axes, panel, key in zip(plots, panels, found.numbers, strict=True):
             draw_panel(axes, panel)
+            if not panel.x_log:
+                axes.locator_params(axis="x", nbins=5)
             axes.plot(float(best.values[key]), best.value, "*", markersize=14, color=BEST_COLOUR)
     return best
