@@ -155,13 +155,15 @@ def test_the_logged_learning_rate_takes_the_same_step() -> None:
     torch.testing.assert_close(ours, one_step(other, plain), rtol=1e-5, atol=1e-7)
 
 
-def test_without_any_gradient_the_weights_stay_and_that_is_said() -> None:
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_without_any_gradient_the_weights_stay_and_that_is_said(decay: float) -> None:
     weight = torch.nn.Parameter(torch.ones(3, 3))
-    optimizer = NormedAdamW([{"params": [weight]}], ASKED, weight_decay=0.0)
+    optimizer = NormedAdamW([{"params": [weight]}], ASKED, weight_decay=decay)
     weight.grad = torch.zeros(3, 3)
     with pytest.warns(UserWarning, match="without a direction the weights stay"):
         optimizer.step()
     assert torch.equal(weight.detach(), torch.ones(3, 3))
+    assert optimizer.rate == 0
 
 
 def test_the_length_of_many_weights_is_summed_exactly() -> None:

@@ -110,9 +110,10 @@ def test_without_a_last_validation_nothing_can_be_chosen(tmp_path: Path) -> None
 
 def test_rows_that_chose_do_not_judge(tmp_path: Path) -> None:
     write_run(tmp_path, ("sft", "1e-3", 0), [0.5], [0], test_on="all")
-    with pytest.raises(QTargetError, match=r"tests on its validation rows too.* train with eval\.test_on=rest"):
+    with pytest.raises(QTargetError, match=r"may test on its validation rows too.* train with eval\.test_on=rest"):
         chosen(tmp_path)
-    assert chosen(tmp_path, metric="bench/accuracy") == {"sft": "0.001"}
+    with pytest.raises(QTargetError, match=r"bench/accuracy is no fair judge"):
+        chosen(tmp_path, metric="bench/accuracy")
 
 
 @pytest.mark.parametrize(
@@ -138,8 +139,7 @@ def test_the_table_names_what_was_chosen(swept: Path, capsys: pytest.CaptureFixt
     assert "optim.lr: for each group the best by the mean of val/accuracy at the end of training." in told
     assert qtarget_cli([*command, "--format", "csv"]) == 0
     assert "target,optim.lr,seeds,test/accuracy" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        qtarget_cli(["compare", str(swept), "--by", BY])
+    assert qtarget_cli(["compare", str(swept), "--by", BY]) == 2
     assert "give that too" in capsys.readouterr().err
 
 
@@ -197,6 +197,7 @@ def test_the_test_is_on_rows_that_validation_never_saw(workdir: Path, capsys: py
         (["eval.test_on=some"], r"eval\.test_on must be one of all, rest"),
         (["eval.test_on=rest", "eval.problems_in_training=null"], "it sees them all: say how many"),
         (["eval.test_on=rest", "eval.problems_in_training=9"], r"leaves nothing to test on: of 9 held-out rows"),
+        (["eval.test_on=rest", "eval=small"], r"eval\.benchmarks\.arithmetic asks some of them"),
     ],
 )
 def test_a_split_that_can_not_be_is_refused(workdir: Path, given: list[str], message: str) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from argparse import ArgumentTypeError
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,9 +106,15 @@ def test_without_devices_the_cores_are_dealt_out(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("count", "devices", "message"),
-    [(0, None, "slots must be"), (None, [], "devices is empty"), (1.5, [0], "slots must be")],
+    [
+        (0, None, "slots must be"),
+        (None, [], "devices is empty"),
+        (1.5, [0], "slots must be"),
+        (None, 1, "is a list"),
+        (None, "0-3", "is a list"),
+    ],
 )
-def test_slots_that_cannot_be_are_refused(count: int | None, devices: list[int] | None, message: str) -> None:
+def test_slots_that_cannot_be_are_refused(count: int | None, devices: Any, message: str) -> None:
     with pytest.raises(QTargetError, match=message):
         slots.slots(count, devices)
 

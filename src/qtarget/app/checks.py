@@ -171,7 +171,8 @@ def _check_split(node: DictConfig) -> None:
 
 def _check_step_size(cfg: DictConfig) -> None:
     asked = cfg.optim.get("update_norm")  # older configurations have none
-    if asked is not None and cfg.trainer.max_steps != 0 and cfg.model.dtype != "float32":
+    rounded = cfg.model.dtype != "float32" and not cfg.model.get("adapter")  # an adapter is fp32 on any weights
+    if asked is not None and cfg.trainer.max_steps != 0 and rounded:
         raise QTargetError(
             f"optim.update_norm keeps the length of a step, and weights in {cfg.model.dtype} round most of it away: "
             "set model.dtype=float32 (trainer.precision=bf16-mixed may stay), or take optim=adamw"

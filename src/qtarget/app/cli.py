@@ -90,6 +90,8 @@ def guarded(command: Callable[[], int]) -> int:
 
     try:
         return command()
+    except SystemExit as ended:  # argparse's way
+        return ended.code if isinstance(ended.code, int) else 2
     except QTargetError as error:
         if os.environ.get(FULL_ERROR):
             raise

@@ -124,6 +124,7 @@ class Plan:
 def checked(cfg: DictConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.Source]]:
     """What can be told without reading data: design and references. Raises QTargetError where they don't fit."""
     check(cfg)
+    instantiate(cfg.optim)
     design = instantiate_design(cfg.target)
     return design, _reference_sources(cfg, design, cached)
 
@@ -144,6 +145,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     prepared, beside = prepare(data_config, tokenizer, context), outside(cfg.eval, tokenizer, context)
     _check_rows(cfg, prepared)
     test = _test_rows(cfg.eval, prepared)
+    _check_benchmarks(cfg.eval, prepared, beside)
     cfg = _with_steps(cfg, prepared)
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
@@ -178,6 +180,19 @@ def _test_rows(node: DictConfig, prepared: Prepared) -> Sequence[int] | None:
             "data.heldout_rows, or lower eval.problems_in_training"
         )
     return found
+
+
+def _check_benchmarks(node: DictConfig, prepared: Prepared, beside: Outside) -> None:
+    """With eval.test_on=rest what validation asks is asked nowhere else."""
+    if node.test_on == "all":
+        return
+    asked = prepared.heldout_rows[: node.problems_in_training]
+    for name, rows in beside.benchmarks.items():
+        if len(unseen([*asked, *rows], len(asked))) < len(rows):
+            raise QTargetError(
+                f"eval.test_on=rest keeps validation rows out of the test, and eval.benchmarks.{name} asks some of "
+                "them: leave the benchmark out, or take other held-out rows (data.heldout_source)"
+            )
 
 
 def _with_steps(cfg: DictConfig, prepared: Prepared) -> DictConfig:

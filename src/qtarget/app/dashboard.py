@@ -23,10 +23,9 @@ def dashboard(arguments: Sequence[str]) -> int:
     from qtarget.track import dashboard as shown  # needs wandb-workspaces
 
     project = shown.find_project(options.project)
-    saved = {kind: make(project, options.name).save() for kind, make in shown.KINDS.items()}
     print(f"{options.name}, of the runs in {project.path}; axes of the sweeps: {', '.join(project.keys)}")
-    for kind, view in saved.items():
-        print(f"  {kind:<10} {view.url}")
+    for kind, make in shown.KINDS.items():
+        print(f"  {kind:<10} {shown.save(make(project, options.name), project)}")
     print(NEXT)
     return 0
 

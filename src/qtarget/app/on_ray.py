@@ -25,7 +25,10 @@ def on_worker(job: Job, folder: str) -> int:
 def run_on_ray(jobs: Sequence[Job], init: Mapping[str, Any], remote: Mapping[str, Any]) -> list[Outcome]:
     """Hand those that aren't finished to Ray, and wait for all. Ctrl-C and SIGTERM end those that run."""
     with _connected(init, remote) as ray, Stop():  # behind Ray, which takes SIGTERM
-        task = ray.remote(**remote)(on_worker)
+        try:
+            task = ray.remote(**remote)(on_worker)
+        except (ValueError, TypeError) as error:
+            raise QTargetError(f"hydra.launcher.ray.remote can't be used: {error}") from error
         tasks: dict[Any, int] = {}
         for number, job in enumerate(jobs):
             say(number, len(jobs), job, "finished already" if job.finished else "waits for Ray")

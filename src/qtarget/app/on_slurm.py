@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qtarget import checks
 from qtarget.app.launch import Outcome
 from qtarget.app.slots import LOG, Job, lost, outcome, say
 from qtarget.errors import QTargetError
@@ -114,6 +115,9 @@ def run_on_slurm(jobs: Sequence[Job], settings: Mapping[str, Any]) -> list[Outco
 
 
 def _outcome(job: Job, end: int | str) -> Outcome:
+    deadline = time.monotonic() + LAG
+    while end == 0 and not job.finished and time.monotonic() < deadline:
+        time.sleep(LOOK)
     return outcome(job, end) if isinstance(end, int) else lost(job, end)
 
 
@@ -123,6 +127,7 @@ def _executor(settings: Mapping[str, Any]) -> Any:
         import submitit
     except ImportError as error:
         raise QTargetError("hydra/launcher=submitit_slurm needs submitit: pip install 'qtarget[slurm]'") from error
+    checks.whole("hydra.launcher.max_num_timeout", settings["max_num_timeout"], 0)
     given = {key: value for key, value in settings.items() if value is not None}
     folder, retries = given.pop("submitit_folder"), given.pop("max_num_timeout")
     try:

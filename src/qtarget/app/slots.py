@@ -87,6 +87,8 @@ def slots(count: int | None, devices: Sequence[int] | None) -> list[Slot]:
 
 def _named(devices: Sequence[int], visible: Sequence[str]) -> list[str]:
     """Of the CUDA devices that this process may use, those of these numbers."""
+    if isinstance(devices, int | str) or not all(type(device) is int for device in devices):
+        raise QTargetError(f"hydra.launcher.devices is a list of CUDA devices, such as [0, 1], got {devices!r}")
     if not devices:
         raise QTargetError("hydra.launcher.devices is empty: name CUDA devices, such as [0, 1], or leave it null")
     lost = [device for device in devices if not 0 <= device < len(visible)]

@@ -296,7 +296,8 @@ def _in_training(
 def _trusted(plan: compose.Plan, module: QTargetModule, evaluator: Evaluator) -> list[dict[str, Any]]:
     """Which tokens of training rows, from all over the data, the design trusts least and most."""
     rows, size = plan.prepared.rows, plan.cfg.trainer.batch_size
-    some = rows[:: max(1, len(rows) // TRUST_ROWS)][:TRUST_ROWS]
+    count = min(TRUST_ROWS, len(rows))
+    some: Any = [rows[place * len(rows) // count] for place in range(count)]
     collate = Collate(int(plan.tokenizer.pad_token_id))
     batches = [collate(some[start : start + size]) for start in range(0, len(some), size)]
     with evaluator.autocast():

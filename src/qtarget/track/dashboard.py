@@ -122,11 +122,23 @@ def _not_found(path: str, error: Exception) -> QTargetError:
     )
 
 
+def save(view: Any, project: Project) -> str:
+    """The address at which W&B shows it. Raises QTargetError where W&B doesn't take it."""
+    import wandb
+
+    try:
+        return str(view.save().url)
+    except (wandb.Error, ValueError) as error:
+        raise QTargetError(
+            f"W&B doesn't save it in {project.path}: {error}. It takes an account that may write there"
+        ) from error
+
+
 def axes(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The keys in which runs differ and that most of them have: groups' choices first, then values."""
     held = [key for key in differing(configs) if 2 * sum(key in config for config in configs) > len(configs)]
     told = [key for key in held if key not in CHOSEN_ONLY]
-    first = sorted(told, key=lambda key: (key != DESIGN, "." in key, key))
+    first = sorted(told, key=lambda key: (key != DESIGN, key not in (*USUAL, RATE), "." in key, key))
     return tuple(first[:MOST_AXES]) or USUAL
 
 

@@ -43,7 +43,7 @@ class Sink(Protocol):
     """Somewhere else that wants to see the same values.
 
     start: returns its own name of the run, or None; a run that goes on is given it again, as info["tracked_as"]. What
-    the folder's metrics.jsonl holds by then was measured before.
+    the folder's metrics.jsonl and histograms.jsonl hold by then was measured before.
     """
 
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str | None: ...

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qtarget.errors import QTargetError
-from qtarget.track.groups import HELDOUT_METRICS, Group, group_runs
+from qtarget.track.groups import Group, group_runs
+from qtarget.track.numbers import number, numeric
 from qtarget.track.runs import Run, finished
 from qtarget.track.sweep import best_of
 
@@ -50,10 +51,10 @@ def _check(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: s
             "val/score, val/avg@8 or val/nll; what is compared must not choose"
         )
     shared = [run for run in finished(runs) if run.config.get("eval.test_on", "all") == "all"]
-    if metric.partition("/")[0] == HELDOUT_METRICS and shared:
+    if shared:
         raise QTargetError(
-            f"{shared[0].label} ({shared[0].place}) tests on its validation rows too, so {metric} is no fair judge of "
-            f"what {by} chose: train with eval.test_on=rest, or compare by a benchmark's metric"
+            f"{shared[0].label} ({shared[0].place}) may test on its validation rows too, so {metric} is no fair judge "
+            f"of what {by} chose: train with eval.test_on=rest, which keeps test rows and benchmarks apart from them"
         )
 
 
@@ -69,7 +70,7 @@ def _best(candidates: Sequence[Group], keys: Sequence[str], swept: Sequence[str]
     sign = 1 if best_of(by) == "max" else -1
     best = max(whole, key=lambda group: sign * validated(group, by))
     told = [f"{_named(group, keys)}: {_named(group, swept)} passed over" for group in ranked if group not in whole]
-    if len(ranked) > 1 and best in (ranked[0], ranked[-1]) and len(swept) == 1:
+    if best in (ranked[0], ranked[-1]) and len(swept) == 1 and numeric([group.key[swept[0]] for group in ranked]):
         told.append(f"{_named(best, keys)}: {_named(best, swept)} is the end of what was tried, try beyond")
     return Group({key: best.key[key] for key in keys}, best.runs, {key: best.key[key] for key in swept}), told
 
@@ -94,11 +95,4 @@ def _named(group: Group, keys: Sequence[str]) -> str:
 
 
 def _rising(group: Group, swept: Sequence[str]) -> list[tuple[float, str]]:
-    return [(_number(group.key[key]), group.key[key]) for key in swept]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+    return [(number(group.key[key]) or 0.0, group.key[key]) for key in swept]

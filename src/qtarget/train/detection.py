@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qtarget.data.ranks import gathered, summed
 from qtarget.math.loss import LossOutput
+from qtarget.train.exact import exact
 
 LIMIT = 1 << 20
 """Tokens that are kept at most: 16 MB. Of more, every second is let go, then every fourth, evenly over time."""
@@ -38,8 +39,7 @@ class NoiseDetection:
         self._seen = self._held = 0
 
     def to(self, device: torch.device) -> NoiseDetection:
-        exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no more
-        self._norms = self._norms.to(device, exact)
+        self._norms = self._norms.to(device, exact(device))
         return self
 
     def update(self, out: LossOutput, wrong: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qtarget.data.ranks import summed
 from qtarget.math.loss import LossOutput
+from qtarget.train.exact import exact
 
 PER_TOKEN = {
     "train/loss": "loss",
@@ -32,8 +33,7 @@ class TokenMeans:
         self._sums = torch.zeros(len(NAMES), 2, dtype=torch.float64)  # of the values, and how many they were
 
     def to(self, device: torch.device) -> TokenMeans:
-        exact = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no more
-        self._sums = self._sums.to(device, exact)
+        self._sums = self._sums.to(device, exact(device))
         return self
 
     def update(self, out: LossOutput, wrong: Tensor) -> None:

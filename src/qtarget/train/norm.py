@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qtarget.data.ranks import summed
 from qtarget.model.sharding import is_share, own_part
+from qtarget.train.exact import exact
 
 
 class NormedAdamW(torch.optim.AdamW):
@@ -29,7 +30,8 @@ class NormedAdamW(torch.optim.AdamW):
 
     The learning rate of the groups is the schedule's share, 1 at its peak; ‖θ_0‖ is taken before the first step and is
     part of the state. A step needs a copy of the trained weights for as long as it takes. Where AdamW would not move
-    at all, because no gradient has ever been other than 0, there is no direction: the weights stay, with a warning.
+    at all but by weight decay, because no gradient has ever been other than 0, there is no direction: the weights stay,
+    with a warning.
     Weights are fp32, and so the length is the one asked for to a few parts in a million of ‖θ_t‖.
     """
 
@@ -48,11 +50,15 @@ class NormedAdamW(torch.optim.AdamW):
         super().step()
         for weight, old in zip(weights, before, strict=True):
             weight.sub_(old)
-        ratio = _ratio(asked, norm(weights))
+        ratio = _ratio(asked, norm(weights) if self._has_direction() else 0.0)
         for weight, old in zip(weights, before, strict=True):
             weight.mul_(ratio).add_(old)
         self.rate = ratio * self.share
         return loss
+
+    def _has_direction(self) -> bool:
+        """Whether any gradient has been other than 0; weight decay alone is none."""
+        return norm(state["exp_avg"] for state in self.state.values() if "exp_avg" in state) > 0
 
     @property
     def share(self) -> float:
@@ -70,13 +76,13 @@ class NormedAdamW(torch.optim.AdamW):
 def _ratio(asked: float, taken: float) -> float:
     if taken == 0:
         warnings.warn("no gradient has moved AdamW yet: without a direction the weights stay as they are", stacklevel=3)
-        return 1.0
+        return 0.0
     return asked / taken
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """‖·‖₂ of all of them as one vector, summed up in fp64; of shares, that of the whole. Every rank has to ask."""
+    """‖·‖₂ of all of them as one vector, summed up exactly; of shares, that of the whole. Every rank has to ask."""
     held = list(tensors)
-    squares = [torch.linalg.vector_norm(own_part(tensor), dtype=torch.float64).square() for tensor in held]
+    squares = [torch.linalg.vector_norm(own_part(tensor), dtype=exact(tensor.device)).square() for tensor in held]
     total = torch.stack(squares).sum()
     return math.sqrt(float(summed(total) if any(map(is_share, held)) else total))

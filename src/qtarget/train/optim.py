@@ -14,6 +14,9 @@ from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.train.norm import NormedAdamW
 
+NEARLY_1 = 1 - 1e-9
+SMALLEST_EPS = 1e-30
+"""0 would divide 0 by 0 where a gradient is 0."""
 SHORTEST = 1e-6
 """Of update_norm: below it a step of fp32 weights is mostly rounding."""
 
@@ -41,11 +44,13 @@ class AdamW:
                 "exactly one of optim.lr and optim.update_norm says how large a step is, got "
                 f"{self.lr} and {self.update_norm}: set the other to null, or take optim=adamw or optim=equal_norm"
             )
-        beta1, beta2 = self.betas
         sizes = {"lr": self.lr} if self.update_norm is None else {}
         ranges = sizes | {"warmup": self.warmup, "floor": self.floor, "weight_decay": self.weight_decay}
-        for name, value in (*ranges.items(), ("betas", beta1), ("betas", beta2), ("eps", self.eps)):
+        for name, value in ranges.items():
             checks.number(f"optim.{name}", value, 0, 1)
+        for beta in self.betas:
+            checks.number("optim.betas", beta, 0, NEARLY_1)
+        checks.number("optim.eps", self.eps, SMALLEST_EPS, 1)
         if self.update_norm is not None:
             checks.number("optim.update_norm", self.update_norm, SHORTEST, 1)
 
@@ -75,7 +80,7 @@ class AdamW:
             assert self.lr is not None
             return {"train/lr": self.lr * share}
         assert isinstance(optimizer, NormedAdamW)
-        return {"train/lr": optimizer.rate, "train/update_norm": self.update_norm * share}
+        return {"train/lr": optimizer.rate, "train/update_norm": self.update_norm * share if optimizer.rate else 0.0}
 
     def factor(self, step: int, steps: int) -> float:
         """The learning rate of optimizer step `step` (from 0) as a share of the peak."""

@@ -22,7 +22,7 @@ BEFORE, AFTER = 16, 8  # tokens of context
 def trust_table(module: QTargetModule, batches: Iterable[Batch], decode: Decode) -> list[dict[str, Any]]:
     """The EACH least trusted tokens of some training rows, and the EACH most trusted ones, the extremes first.
 
-    Statistics of a step are those of a batch here. A token whose trust is no number (p_y = 1) is left out.
+    Statistics of a step are those of a batch here.
     """
     with evaluating(module.policy):
         found = [row for batch in batches for row in _rows(module, batch.to(module.policy.lm.device), decode)]
@@ -37,7 +37,7 @@ def _rows(module: QTargetModule, batch: Batch, decode: Decode) -> Iterator[dict[
     out = module.token_loss(batch, compiled=False)  # compiled it would be compiled once more, for these few tokens
     kept = batch.labels != IGNORE
     spots, wrong = kept.nonzero().tolist(), batch.columns["wrong"][kept].tolist()
-    order = [place for place in out.trust.argsort(stable=True).tolist() if torch.isfinite(out.trust[place])]
+    order = out.trust.argsort(stable=True).tolist()
     for place in sorted({*order[:EACH], *order[-EACH:]}):
         yield {**_in_context(batch, spots[place], decode), "wrong": wrong[place], **_said(out, place)}
 
