@@ -37,3 +37,26 @@ def wandb_server(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bac
         yield backend
         wandb.teardown()
     assert not backend.unknown
+
+
+@pytest.fixture(params=["key", pytest.param("server", marks=pytest.mark.slow)])
+def no_wandb(
+    request: pytest.FixtureRequest, wandb_server: Backend, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B that can't be asked: without a key, or without a server that answers."""
+    import wandb
+
+    monkeypatch.setenv("NETRC", str(workdir / "none"))
+    if request.param == "key":
+        monkeypatch.delenv("WANDB_API_KEY")
+    else:
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb.teardown()
+
+
+@pytest.fixture
+def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose CUDA devices are 0 to 7."""
+    from qtarget.app import slots
+
+    monkeypatch.setattr(slots, "_visible", lambda: list("01234567"))

@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qtarget.app import agents, slots
+from qtarget.app import agents
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.slots import Slot
 from qtarget.track.sweep import Sweep
+
+pytestmark = pytest.mark.usefixtures("eight_devices")
 
 SWEEP = Sweep("tester/qtarget/abc", "RUNNING", {"metric": {"name": "val/accuracy", "goal": "maximize"}})
 CRASHES_TWICE = """
@@ -36,11 +38,6 @@ time.sleep({seconds})
 sys.exit({code})
 """
 GIVES_UP = "print('Detected 3 failed runs in the first 60 seconds, shutting down.')"
-
-
-@pytest.fixture(autouse=True)
-def _eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "_visible", lambda: list("01234567"))
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 import yaml
 from test_wandb import INFO, SMALL
 from wandb_server import ENTITY, Backend
@@ -211,20 +210,8 @@ def test_a_project_that_holds_nothing(
     assert not wandb_server.views
 
 
-@pytest.mark.parametrize("lacking", ["key", pytest.param("server", marks=pytest.mark.slow)])
-def test_without_a_key_or_a_server(
-    lacking: str,
-    wandb_server: Backend,
-    workdir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("NETRC", str(workdir / "none"))
-    if lacking == "key":
-        monkeypatch.delenv("WANDB_API_KEY")
-    else:
-        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    wandb.teardown()
+@pytest.mark.usefixtures("no_wandb")
+def test_without_a_key_or_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert qtarget_cli(["dashboard", "--project", "designs"]) == 2
     told = capsys.readouterr().err
     assert "set WANDB_API_KEY (or run `wandb login`), and WANDB_BASE_URL" in told

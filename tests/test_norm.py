@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from training import eight_rows, live, tiny_policy
+from training import eight_rows, fit, live, tiny_policy
 from worlds import load_design
 
 from qtarget.app import compose, dry
@@ -64,21 +64,8 @@ def walked(design: str, optim: AdamW, *, accumulate: int = 1, clip: float = 0.0,
     trained = QTargetModule(
         policy or tiny_policy().train(), load_design(design, **CHANGES.get(design, {})), used, optim, total_steps=STEPS
     )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_steps=STEPS,
-        max_epochs=-1,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=clip,
-        callbacks=[path],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
-    data = SFTData(eight_rows().train, 256, batch_size=4 // accumulate, accumulate=accumulate, seed=0)
-    trainer.fit(trained, datamodule=data)
+    steps = {"batch_size": 4 // accumulate, "accumulate": accumulate, "steps": STEPS}
+    fit(trained, **steps, callbacks=[path], gradient_clip_val=clip)
     return path
 
 

@@ -14,6 +14,8 @@ import pytest
 from qtarget.app import slots
 from qtarget.errors import QTargetError
 
+pytestmark = pytest.mark.usefixtures("eight_devices")
+
 BROKEN = """
 import os
 import sys
@@ -28,11 +30,6 @@ class Killed:
 """
 SMALL = ["model=tiny", "trainer.max_steps=1", "data.rows=16", "data.heldout_rows=2", "eval.new_tokens=2"]
 SMALL += ["checkpoint.save=false", "trainer.precision=32-true", "eval.kl_prior=false", "trainer.eval_every=0"]
-
-
-@pytest.fixture(autouse=True)
-def _eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "_visible", lambda: list("01234567"))
 
 
 @pytest.fixture

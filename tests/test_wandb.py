@@ -372,20 +372,8 @@ def test_a_sweep_that_is_not_there(wandb_server: Backend) -> None:
         find_sweep("tester/qtarget/nothere")
 
 
-@pytest.mark.parametrize("lacking", ["key", pytest.param("server", marks=pytest.mark.slow)])
-def test_without_a_key_or_a_server_nothing_starts(
-    lacking: str,
-    wandb_server: Backend,
-    workdir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("NETRC", str(workdir / "none"))
-    if lacking == "key":
-        monkeypatch.delenv("WANDB_API_KEY")
-    else:
-        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    wandb.teardown()
+@pytest.mark.usefixtures("no_wandb")
+def test_without_a_key_or_a_server_nothing_starts(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert qtarget_cli(["agents", "tester/qtarget/s", "--gpus", "0"]) == 2
     told = capsys.readouterr().err
     assert "set WANDB_API_KEY (or run `wandb login`), and WANDB_BASE_URL" in told

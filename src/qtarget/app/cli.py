@@ -38,14 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())  # parts of your own are found in the folder you work in
     given = list(sys.argv[1:] if arguments is None else arguments)
     code = run(given)
-    if code == 128 + signal.SIGTERM:
-        _end_as_asked()
+    _end_as_asked(code)
     sys.exit(code)
 
 
-def _end_as_asked() -> None:
+def _end_as_asked(code: int) -> None:
     """Under a W&B agent end by the signal: the agent takes an exit code for a failure, and gives up after some."""
-    if os.environ.get("WANDB_SWEEP_ID"):
+    from qtarget.stopping import EXIT_CODE
+    from qtarget.track.sweep import under_agent
+
+    if code == EXIT_CODE and under_agent():
         sys.stdout.flush()
         sys.stderr.flush()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

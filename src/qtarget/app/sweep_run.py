@@ -22,9 +22,8 @@ from qtarget.files import write_atomically
 from qtarget.states import STATE, discard
 from qtarget.stopping import Stop
 from qtarget.track.record import stored_result
-from qtarget.track.runs import logged
+from qtarget.track.runs import SETTLED, logged
 
-SETTLED = ("finished", "stopped")
 HELDOUT = ("val", "test")
 """What held-out metrics are called during and after training: the same names under both."""
 LOOK = 1.0

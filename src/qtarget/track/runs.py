@@ -22,6 +22,8 @@ import yaml
 from qtarget.errors import QTargetError
 from qtarget.states import STATE, newest, step_of
 
+SETTLED = ("finished", "stopped")
+"""Runs that have had their say: a sweep doesn't run them again, and a crashed one's best so far may be luck."""
 STALE = timedelta(minutes=10)  # a heartbeat comes every minute; a silence this long is no pause
 ROLE_ORDER = {"base": 0, "teacher": 1}  # designs and controls follow, sorted by accuracy
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w./\\…~])|(?<=file://))(?:~|[A-Za-z]:)?(?:[/\\][\w.@+=-]+){2,}[/\\]?")

@@ -13,15 +13,13 @@ from qtarget.errors import QTargetError
 from qtarget.track.drawing import draw_panel, picture
 from qtarget.track.figures import COLOURS, Heat, Line, Mark, Panel, distinct, look
 from qtarget.track.numbers import number, spread
-from qtarget.track.runs import read_runs
+from qtarget.track.runs import SETTLED, read_runs
 from qtarget.track.swept import Point, Swept, read_swept
 
 MOST_VALUES = 7
 """Numbers that stand on their own along a heatmap; more are cut into BINS."""
 BINS = 5
 MOST_PAIRS = 10
-SETTLED = ("finished", "stopped")
-"""Runs that have had their say; a crashed one's best so far may be luck."""
 PLOT_INCHES = (4.6, 3.6)
 BEST_COLOUR = COLOURS[1]
 
