@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from qtarget.app.versions import sources, versions, without_unchanged
 from qtarget.model.digest import fingerprint, sampled_digest
 
 NOT_IDENTITY = ("hydra", "output_dir", "tracker", "resume", "checkpoint.every")
@@ -35,10 +36,14 @@ def config_hash(cfg: DictConfig) -> str:
     identity["target"].pop("about", None)
     for key in ONLY_SAID:
         identity["trainer"].pop(key, None)
+    without_unchanged(identity)
+    mended = versions(identity)
     for holder, key in _named_inputs(identity):
         holder[key] = fingerprint(holder[key])
-    for source in (*_sources(identity["data"]), *_sources(identity["eval"])):
+    for source in (*sources(identity["data"]), *sources(identity["eval"])):
         source |= {key: _content(source[key]) for key in ("path", "files") if source.get(key)}
+    if mended:
+        identity["versions"] = mended
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -58,14 +63,6 @@ def _named_inputs(identity: dict[str, Any]) -> Iterator[tuple[dict[str, Any], st
     for holder in (identity["model"], *(identity.get("references") or {}).values()):
         if isinstance(holder, dict) and holder.get("name"):
             yield holder, "name"
-
-
-def _sources(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The sources of data, and those that they are made of."""
-    for value in [value for value in node.values() if isinstance(value, dict)]:
-        if "_target_" in value:
-            yield value
-        yield from _sources(value)
 
 
 def _content(named: Any) -> Any:

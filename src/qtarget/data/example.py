@@ -10,17 +10,21 @@ FINAL = "####"
 """Worked solutions close with this mark and the final answer."""
 
 Span = tuple[int, int]
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""role and content, both text, and what a chat template reads beside them: see Demonstration."""
 
 
 @dataclass(frozen=True)
 class Demonstration:
     """One row: a conversation, and what is known about the truth of its last answer.
 
-    messages: role ("system", "user", "assistant") and content. wrong: character spans of the last message that noise
-    made wrong. spans: data column → character spans of the last message that carry it, such as critical tokens. entry:
-    what a verifier needs to judge a new answer, {"verifier": its name, …}, or None. cut_short: noise ended the last
-    message too soon, so that what closes the turn is wrong.
+    messages: role ("system", "developer", "user", "assistant", "tool") and content (text, "" where there is none);
+    beside them what a row gives of tool_calls, tool_call_id, reasoning_content, thinking and name, and the weight of an
+    assistant message, a float of at least 0 (absent: 1; 0: context that is not taught). tools: the functions a model
+    may call, as JSON schemas, for the template. weight: of the whole row, a factor on every message's. wrong: character
+    spans of the last message that noise made wrong. spans: data column → character spans of the last message that carry
+    it, such as critical tokens. entry: what a verifier needs to judge a new answer, {"verifier": its name, …}, or None.
+    cut_short: noise ended the last message too soon, so that what closes the turn is wrong.
     """
 
     messages: Sequence[Message]
@@ -29,6 +33,8 @@ class Demonstration:
     spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict)
     entry: Mapping[str, Any] | None = field(default=None, repr=False)
     cut_short: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    weight: float = 1.0
 
     @property
     def prompt(self) -> Sequence[Message]:
@@ -36,14 +42,15 @@ class Demonstration:
 
     @property
     def completion(self) -> str:
-        return self.messages[-1]["content"]
+        return str(self.messages[-1]["content"])
 
 
 @dataclass(frozen=True)
 class Example:
     """One demonstration as tokens: ids [T], per token whether it is supervised, and columns ("wrong" always).
 
-    place: which of the data set's supervised tokens its first one is, from 0.
+    place: which of the data set's supervised tokens its first one is, from 0. weights [T]: what multiplies the loss of
+    each token, above 0 where it is supervised; None: 1 for all.
     """
 
     input_ids: Sequence[int]
@@ -51,6 +58,7 @@ class Example:
     columns: Mapping[str, Sequence[bool]]
     row: int
     place: int = 0
+    weights: Sequence[float] | None = None
 
     @property
     def labels(self) -> int:

@@ -1,0 +1,60 @@
+"""Which runs a mend makes new ones: those whose numbers it changes. All others keep their identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Node = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Mend:
+    """A part that gives other numbers than an earlier build did.
+
+    part, version: what enters the identity. about: what changed, in words that a table can print. concerns(config):
+    whether the resolved configuration, before names of files are replaced by their content, is one whose numbers
+    changed; True where that can't be told.
+    """
+
+    part: str
+    version: int
+    about: str
+    concerns: Callable[[Node], bool]
+
+
+MENDS: tuple[Mend, ...] = ()
+"""In no order; a part stands here once, with its newest version."""
+
+UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {}
+"""Keys that came later: `_target_` of a node, or its dotted place → key → values that mean what earlier builds did."""
+
+
+def versions(config: Node) -> dict[str, int]:
+    """Part → version of every mend that concerns a configuration."""
+    return {mend.part: mend.version for mend in MENDS if mend.concerns(config)}
+
+
+def without_unchanged(config: dict[str, Any]) -> None:
+    """Take out, in place, keys that came later and stand at a value that changes nothing."""
+    for place, node in _nodes(config):
+        for name in {place, str(node.get("_target_", ""))} & set(UNCHANGED):
+            for key, values in UNCHANGED[name].items():
+                if key in node and node[key] in values:
+                    del node[key]
+
+
+def sources(node: Node) -> Iterator[dict[str, Any]]:
+    """The sources of data in a node, and those that they are made of."""
+    for value in [value for value in node.values() if isinstance(value, dict)]:
+        if "_target_" in value:
+            yield value
+        yield from sources(value)
+
+
+def _nodes(node: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield place, node
+    for key, value in list(node.items()):
+        if isinstance(value, dict):
+            yield from _nodes(value, f"{place}.{key}".lstrip("."))

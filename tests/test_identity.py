@@ -1,0 +1,71 @@
+"""A run's identity: finished runs of an earlier build stay finished, those whose numbers were mended are run anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qtarget.app import versions
+from qtarget.app.configs import compose_config
+from qtarget.app.job import config_hash
+from qtarget.app.versions import Mend
+
+OWN = '{"prompt": "say hi", "completion": "hi"}\n{"prompt": "say ho", "completion": "ho"}\n'
+TEACHER = ["reference@references.teacher=frozen", "references.teacher.name=tiny"]
+PART = "+data/source@data.source.parts"
+# Folder names made by commit 08cbad9.
+HASHES = {
+    "b41e80f2624a": [],
+    "5d32033ab3b3": ["model=tiny"],
+    "f3110e699be7": ["model=tiny", "target=dft", "data.noise.rate=0.4", "seed=2"],
+    "a707ce238221": ["model=tiny", "target=target_sft", *TEACHER],
+    "0c76affb53a3": ["model=tiny", "target=asft", "reference@references.prior=cached"],
+    "edbbb6ec6891": ["model=tiny", "model/adapter=lora", "reference@references.prior=adapter_off"],
+    "ed1b991ca3c8": ["model=tiny", "data=gsm8k"],
+    "374e206c6495": [
+        "model=tiny",
+        "data=hub",
+        "data.source.path=some/set",
+        "data.source.prompt=q",
+        "data.source.completion=a",
+    ],
+    "8ea2734516a5": ["model=tiny", "data=jsonl", "data.source.path=rows.jsonl"],
+    "143a8e645452": [
+        "model=tiny",
+        "data=mix",
+        f"{PART}.a=arithmetic",
+        f"{PART}.b=jsonl",
+        "data.source.parts.b.path=rows.jsonl",
+    ],
+    "964f03ae518f": ["model=tiny", "data=instruct"],
+    "5debc3bd1585": ["experiment=demo", "target=kd"],
+    "91e3b89c8afe": ["experiment=paper/openr1_math_15k_qwen2_5_math_7b"],
+    "eac082041472": ["model=tiny", "data.packing=128", "trainer.accumulate=2", "optim=equal_norm"],
+    "b9945b272e32": ["model=tiny", "eval=math"],
+}
+
+
+@pytest.mark.parametrize("expected", HASHES)
+def test_runs_of_an_earlier_build_keep_their_folders(expected: str, workdir: Path) -> None:
+    Path("rows.jsonl").write_text(OWN)
+    assert config_hash(compose_config("train", HASHES[expected])) == expected
+
+
+def test_a_mend_concerns_some_runs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    mend = Mend("rows", 2, "made up", lambda config: config["data"]["rows"] == 17)
+    cfg, other = (compose_config("train", ["model=tiny", f"data.rows={rows}"]) for rows in (17, 18))
+    before, beside = config_hash(cfg), config_hash(other)
+    monkeypatch.setattr(versions, "MENDS", (*versions.MENDS, mend))
+    assert config_hash(cfg) != before
+    assert config_hash(other) == beside
+
+
+def test_a_later_key_counts_only_where_it_changes_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(versions.UNCHANGED, "trainer", {"later": (None, "as before")})
+    plain = config_hash(compose_config("train", ["model=tiny"]))
+    same, other = (
+        config_hash(compose_config("train", ["model=tiny", f"+trainer.later={value}"])) for value in ("'as before'", 3)
+    )
+    assert same == plain
+    assert other != plain
