@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from qtarget.app import versions
+from qtarget.app.compare import compare
 from qtarget.app.configs import compose_config
 from qtarget.app.job import config_hash
 from qtarget.app.versions import Mend
@@ -69,3 +71,26 @@ def test_a_later_key_counts_only_where_it_changes_something(monkeypatch: pytest.
     )
     assert same == plain
     assert other != plain
+
+
+def test_tables_name_the_runs_whose_numbers_were_mended_since(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        versions, "MENDS", (Mend("rows", 2, "rows are read as text", lambda c: c["data"]["rows"] == 17),)
+    )
+    for name, rows, mends in (("old", 17, None), ("new", 17, {"rows": 2}), ("plain", 18, None)):
+        folder = Path("outputs/runs", name)
+        folder.mkdir(parents=True)
+        metrics = {"test/accuracy": 0.5, "test/nll": 1.0}
+        result = {"name": name, "status": "finished", "metrics": metrics, "seed": 0} | (
+            {"mends": mends} if mends else {}
+        )
+        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "config.yaml").write_text(f"data: {{rows: {rows}}}\n")
+    assert compare(["outputs/runs"], format="md") == 0
+    written = capsys.readouterr().out
+    assert "(rows are read as text): old. The same command makes a new run of each." in written
+    assert written.count("earlier build") == 2
+    assert "old · earlier build" in written
+    assert "rows are read as text" in Path("outputs/runs/report.html").read_text()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from qtarget.app.grouped import Grouping, as_csv, grouped_rows
+from qtarget.app.versions import outdated
 from qtarget.errors import QTargetError
 from qtarget.track.grouped import Grouped
 from qtarget.track.latex import latex_table
@@ -48,7 +53,7 @@ def compare(
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
-    runs = read_runs(paths)
+    runs = [_with_mends(run) for run in read_runs(paths)]
     if best_of and not group_by:
         raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
     asked = Grouping(group_by, metric or usual_metric(runs), against, best_of, by)
@@ -64,6 +69,16 @@ def compare(
     aside.print(f"next     {next_command(runs)}", markup=False, highlight=False, soft_wrap=True)
     aside.print(f"         {_again(paths)}", markup=False, highlight=False, soft_wrap=True)
     return 0 if finished(runs) else 1
+
+
+def _with_mends(run: Run) -> Run:
+    """With what was mended since, where an earlier build made the run and its numbers are concerned."""
+    try:
+        config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        recorded = json.loads((run.folder / "result.json").read_text(encoding="utf-8")).get("mends") or {}
+        return replace(run, outdated=tuple(outdated(config, recorded)))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        return run  # a record that can't be read says so elsewhere
 
 
 def write_files(

@@ -17,6 +17,7 @@ from qtarget.app.engine import on_gpu
 from qtarget.app.job import config_container, config_hash
 from qtarget.app.reading import run_folder, trained_config
 from qtarget.app.train import finished_before, held, prepare_process
+from qtarget.app.versions import versions
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import FILE, save_samples
 from qtarget.track.record import Record, stored_result
@@ -95,6 +96,7 @@ def _info(cfg: DictConfig, where: str, arguments: Sequence[str]) -> dict[str, An
         "overrides": list(arguments),
         "seed": cfg.seed,
         "config_hash": config_hash(cfg),
+        "mends": versions(config_container(cfg)),
     }
 
 

@@ -26,6 +26,7 @@ from qtarget.app.configs import instantiate
 from qtarget.app.job import config_container, config_hash
 from qtarget.app.lifeline import patience
 from qtarget.app.shortage import explained
+from qtarget.app.versions import versions
 from qtarget.data.collate import Collate
 from qtarget.data.module import SFTData
 from qtarget.data.ranks import leads
@@ -138,6 +139,7 @@ def _info(cfg: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> 
         "overrides": overrides,
         "seed": cfg.seed,
         "config_hash": config_hash(cfg),
+        "mends": versions(config_container(cfg)),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
 

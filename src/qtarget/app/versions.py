@@ -36,6 +36,11 @@ def versions(config: Node) -> dict[str, int]:
     return {mend.part: mend.version for mend in MENDS if mend.concerns(config)}
 
 
+def outdated(config: Node, recorded: Mapping[str, int]) -> list[str]:
+    """What was mended since a run with this configuration; recorded: the versions that its record names."""
+    return [m.about for m in MENDS if recorded.get(m.part, 0) < m.version and m.concerns(config)]
+
+
 def without_unchanged(config: dict[str, Any]) -> None:
     """Take out, in place, keys that came later and stand at a value that changes nothing."""
     for place, node in _nodes(config):

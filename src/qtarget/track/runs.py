@@ -64,6 +64,7 @@ class Run:
     config: Mapping[str, str] = field(default_factory=dict)  # flattened to dotted keys
     history: tuple[Mapping[str, float], ...] = ()
     saved: int | None = None  # the optimizer step that an unfinished run would go on from
+    outdated: tuple[str, ...] = ()  # what this build computes in another way than the one that made the run
 
     @property
     def place(self) -> str:
@@ -93,6 +94,7 @@ class Run:
         """The label with whatever sets this run apart from a finished design."""
         asides = [self.role] if self.role == "control" else []
         asides += [self.status] if self.status != "finished" else []
+        asides += ["earlier build"] if self.outdated else []
         return f"{self.label} · {', '.join(asides)}" if asides else self.label
 
 

@@ -111,6 +111,18 @@ def reading_note(runs: Iterable[Run]) -> str:
     return (
         f"Each row is a single run {trained}, scored{scored}. The intervals cover the luck of the problems drawn, "
         "not that of the seed: a gap that fits inside them is not a finding."
+    ) + _outdated_note(done)
+
+
+def _outdated_note(runs: Sequence[Run]) -> str:
+    """Which runs an earlier build made whose numbers this one would compute in another way."""
+    old = [run for run in runs if run.outdated]
+    if not old:
+        return ""
+    changes = "; ".join(sorted({change for run in old for change in run.outdated}))
+    return (
+        f" Of an earlier build, which computed some numbers in another way ({changes}): "
+        f"{', '.join(run.label for run in old)}. The same command makes a new run of each."
     )
 
 
