@@ -9,10 +9,13 @@ from functools import cached_property
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from qtarget.data.example import Demonstration, Example, Message, Span
+from qtarget.data.example import Demonstration, Example, Message, Span, WeightedSpan
+from qtarget.data.weights import message_weight, token_weights
 from qtarget.errors import QTargetError
 
 SUPERVISED = ("all", "last")
+Segment = tuple[str, float, Sequence[WeightedSpan], Mapping[str, Sequence[Span]]]
+"""Text, the weight of a reply (0: context), and of the last reply the weights and, by column, the spans in it."""
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,27 @@ class ChatFormat:
     def encode(self, demonstration: Demonstration) -> Example:
         """The supervised assistant turns and their end-of-turn tokens are labels; all other text is context.
 
+        So are turns and spans of weight 0; a token's weight is row weight × message weight × span weight.
+
         Replies are tokenised apart from their context, as they are when the model writes them itself. Raises
         QTargetError, with the row number, where no token would be supervised.
         """
         ids: list[int] = []
-        supervised: list[bool] = []
+        weights: list[float] = []
         columns: dict[str, list[bool]] = {name: [] for name in ("wrong", *demonstration.spans)}
-        for text, is_reply, spans in self._located(demonstration):
-            tokens, offsets = self._reply(text) if is_reply else (self._ids(text), [])
+        for text, weight, weighted, spans in self._located(demonstration):
+            tokens, offsets = self._reply(text) if weight else (self._ids(text), [])
             ids += tokens
-            supervised += [is_reply] * len(tokens)
+            weights += token_weights(offsets, weighted, weight) or [0.0] * len(tokens)
             for name, column in columns.items():
                 column.extend(_covered(offsets, spans.get(name, ())) or [False] * len(tokens))
-        if not any(supervised):
+        if not any(weights):
             raise QTargetError(
-                f"row {demonstration.row}: no token to supervise; it needs an assistant message with text"
+                f"row {demonstration.row}: no token to supervise; it needs an assistant message with text, of a weight "
+                "above 0"
             )
-        return Example(ids, supervised, columns, demonstration.row)
+        supervised, plain = [weight > 0 for weight in weights], {*weights} <= {0.0, 1.0}
+        return Example(ids, supervised, columns, demonstration.row, weights=None if plain else weights)
 
     @cached_property
     def end_of_turn(self) -> int:
@@ -88,20 +95,20 @@ class ChatFormat:
         special = {token for token, known in added.items() if known.special} | {*self.tokenizer.all_special_ids}
         return sorted({*self.tokenizer.get_vocab().values()} - special)
 
-    def _located(self, demonstration: Demonstration) -> list[tuple[str, bool, Mapping[str, Sequence[Span]]]]:
+    def _located(self, demonstration: Demonstration) -> list[Segment]:
         try:
             return list(self._segments(demonstration))
         except QTargetError as error:
             raise QTargetError(f"row {demonstration.row}: {error}") from error
 
-    def _segments(self, demonstration: Demonstration) -> Iterator[tuple[str, bool, Mapping[str, Sequence[Span]]]]:
-        """(text, is it a reply, spans in it by column) in order; the last reply carries the demonstration's spans.
+    def _segments(self, demonstration: Demonstration) -> Iterator[Segment]:
+        """Replies and what stands between them, in order; the last reply carries the demonstration's spans.
 
         A reply ends with its end of turn; what the template writes behind that is context of the next one.
         """
         messages, written = demonstration.messages, ""
         end = str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
-        for turn in self._supervised_turns(messages):
+        for turn in self._supervised_turns(demonstration):
             before = self.render(messages[:turn], reply=True)
             after = self.render(messages[: turn + 1], reply=False)
             text = messages[turn]["content"]
@@ -111,15 +118,23 @@ class ChatFormat:
                     "the chat template rewrites earlier text when a reply is added, so the reply can't be located; "
                     "use a template that appends"
                 )
-            yield before[len(written) :], False, {}
+            yield before[len(written) :], 0.0, (), {}
             closing = after.find(end, start + len(text.strip()))
             written = after if closing < 0 else after[: closing + len(end)]
-            reply, is_last = written[len(before) :], turn == len(messages) - 1
-            yield reply, True, _spans(demonstration, start - len(before), len(reply)) if is_last else {}
+            reply, shift = written[len(before) :], start - len(before)
+            if turn < len(messages) - 1:
+                yield reply, message_weight(demonstration, turn), (), {}
+            else:
+                weighted = [(low + shift, high + shift, weight) for low, high, weight in demonstration.weights]
+                spans = _spans(demonstration, shift, len(reply))
+                yield reply, message_weight(demonstration, turn), weighted, spans
 
-    def _supervised_turns(self, messages: Sequence[Message]) -> list[int]:
-        said = [turn for turn, message in enumerate(messages) if message["role"] == "assistant" and message["content"]]
-        return said if self.supervise == "all" else said[-1:]
+    def _supervised_turns(self, row: Demonstration) -> list[int]:
+        said = [
+            turn for turn, message in enumerate(row.messages) if message["role"] == "assistant" and message["content"]
+        ]
+        wanted = said if self.supervise == "all" else said[-1:]
+        return [turn for turn in wanted if message_weight(row, turn) > 0]
 
     def _reply(self, text: str) -> tuple[list[int], list[Span]]:
         """Tokens of a reply and its end of turn (added where the template has none), and where each stands in it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from qtarget.data.example import Demonstration, Span
+from qtarget.data.example import Demonstration, Span, WeightedSpan
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,14 @@ def _applied(row: Demonstration, edit: Edit) -> Demonstration:
         messages=[*row.prompt, {**row.messages[-1], "content": content}],
         wrong=tuple(sorted(_with_length([*_moved(row.wrong, edit), edit.marked]))),
         spans={name: _with_length(_moved(found, edit)) for name, found in row.spans.items()},
+        weights=_weights_moved(row.weights, edit),
     )
+
+
+def _weights_moved(weights: Sequence[WeightedSpan], edit: Edit) -> tuple[WeightedSpan, ...]:
+    moved = _moved([(start, stop) for start, stop, _ in weights], edit)
+    paired = zip(moved, weights, strict=True)
+    return tuple((start, stop, weight) for (start, stop), (_, _, weight) in paired if start < stop)
 
 
 def _moved(spans: Sequence[Span], edit: Edit) -> list[Span]:

@@ -10,6 +10,8 @@ FINAL = "####"
 """Worked solutions close with this mark and the final answer."""
 
 Span = tuple[int, int]
+WeightedSpan = tuple[int, int, float]
+"""Characters from, to, and what multiplies the loss of the tokens that touch them."""
 Message = Mapping[str, Any]
 """role and content, both text, and what a chat template reads beside them: see Demonstration."""
 
@@ -21,8 +23,9 @@ class Demonstration:
     messages: role ("system", "developer", "user", "assistant", "tool") and content (text, "" where there is none);
     beside them what a row gives of tool_calls, tool_call_id, reasoning_content, thinking and name, and the weight of an
     assistant message, a float of at least 0 (absent: 1; 0: context that is not taught). tools: the functions a model
-    may call, as JSON schemas, for the template. weight: of the whole row, a factor on every message's. wrong: character
-    spans of the last message that noise made wrong. spans: data column → character spans of the last message that carry
+    may call, as JSON schemas, for the template. weight: of the whole row, a factor on every message's. weights: further
+    factors on spans of the last message; 0: the tokens there are context. wrong: character spans of the last message
+    that noise made wrong. spans: data column → character spans of the last message that carry
     it, such as critical tokens. entry: what a verifier needs to judge a new answer, {"verifier": its name, …}, or None.
     cut_short: noise ended the last message too soon, so that what closes the turn is wrong.
     """
@@ -35,6 +38,7 @@ class Demonstration:
     cut_short: bool = False
     tools: Sequence[Mapping[str, Any]] = ()
     weight: float = 1.0
+    weights: Sequence[WeightedSpan] = ()
 
     @property
     def prompt(self) -> Sequence[Message]:

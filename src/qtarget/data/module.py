@@ -180,6 +180,7 @@ def _cut(example: Example, limit: int) -> Example:
         input_ids=example.input_ids[:limit],
         supervised=example.supervised[:limit],
         columns={name: column[:limit] for name, column in example.columns.items()},
+        weights=None if example.weights is None else example.weights[:limit],
     )
     if not any(cut.supervised):
         raise QTargetError(

@@ -70,7 +70,13 @@ class RandomToken(Noise):
             name: [column[at] and not (new and put_in) for at, new in order] for name, column in example.columns.items()
         }
         columns["wrong"] = [new or example.wrong[at] for at, new in order]
-        return replace(example, input_ids=ids, supervised=[example.supervised[at] for at, _ in order], columns=columns)
+        return replace(
+            example,
+            input_ids=ids,
+            supervised=[example.supervised[at] for at, _ in order],
+            columns=columns,
+            weights=None if example.weights is None else [example.weights[at] for at, _ in order],
+        )
 
     def _order(self, length: int, counts: Counter[int]) -> Iterator[tuple[int, bool]]:
         """(place in the row as it was, is a random token written there) in the new order."""

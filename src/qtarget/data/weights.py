@@ -1,0 +1,24 @@
+"""How strongly a row, a message or a part of it is taught: factors of a token's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qtarget.data.example import Demonstration, Span, WeightedSpan
+
+
+def message_weight(row: Demonstration, turn: int) -> float:
+    """Row weight × message weight of an assistant message; 0: it is context and not taught."""
+    return row.weight * float(row.messages[turn].get("weight", 1.0))
+
+
+def token_weights(offsets: Sequence[Span], spans: Sequence[WeightedSpan], weight: float) -> list[float]:
+    """[T]: weight × that of the spans, for tokens at these character offsets of a reply; 1 where no span is touched.
+
+    A token that shares a character with a span has its weight; where several touch one token, the largest counts.
+    """
+    return [weight * _factor(start, stop, spans) for start, stop in offsets]
+
+
+def _factor(start: int, stop: int, spans: Sequence[WeightedSpan]) -> float:
+    return max((factor for low, high, factor in spans if low < stop and start < high), default=1.0)
