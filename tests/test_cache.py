@@ -419,7 +419,7 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(
     command = ["train", "target=asft", CACHED, *SMALL, "trainer=dry", "data.rows=24"]
     assert qtarget_cli(command) == 0
     said = capsys.readouterr().out
-    assert "2 steps × 16 rows = 1 epochs of 24 rows" in said
+    assert "2 steps × 12 rows = 1 epochs of 24 rows" in said
     assert "prior: hidden of " in said
     assert "to be built in" in said
     assert "GB free there" in said

@@ -17,8 +17,9 @@ from qtarget.app import compose, dry, pace
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.configs import compose_config, conf_dir, options
 from qtarget.data.chat import ChatFormat
+from qtarget.data.epochs import steps_an_epoch
 from qtarget.data.example import Demonstration
-from qtarget.data.module import SFTData, steps_an_epoch
+from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.model import provide
 from qtarget.model.provide import Source
@@ -256,7 +257,7 @@ def test_every_setting_says_what_it_would_take(name: str, workdir: Path, capsys:
     dry.dry_run(compose_config("train", [*given, "target=target_sft"]), name)
     said = capsys.readouterr().out
     assert f"{name}, nothing is run:" in said
-    assert "1 steps × 256 rows = 1 epochs of 36 rows" in said
+    assert "1 steps × 36 rows = 1 epochs of 36 rows" in said
     assert "reference   teacher: frozen" in said
     devices = "8 devices" if name.endswith(LARGE) else "1 device"
     assert f"on {devices} at 40 % of 989 TFLOP/s each" in said

@@ -29,7 +29,8 @@ from qtarget.app.checks import check, flaw_of, processes, reference_name, sampli
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, attention, choose, on_gpu
 from qtarget.app.outside import Outside, outside
-from qtarget.data.module import Prepared, SFTData, prepare, steps_an_epoch
+from qtarget.data.epochs import Reading
+from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
@@ -73,20 +74,29 @@ class Plan:
     @property
     def epochs(self) -> float:
         """How often training reads a row."""
-        return float(self.cfg.trainer.max_steps / _steps_an_epoch(self.cfg.trainer, self.prepared))
+        return _reading(self.cfg.trainer, self.prepared).epochs(self.cfg.trainer.max_steps)
 
     @property
     def extent(self) -> str:
         """How much training this is, in words."""
         counts, trainer = self.prepared.counts, self.cfg.trainer
-        rows = trainer.batch_size * trainer.accumulate * processes(trainer)
+        reading = _reading(trainer, self.prepared)
         packed, held = len(self.prepared.rows), counts["train"]
         read_as = f" of {self.prepared.described}" if self.prepared.described else ""
-        of = f"{held} rows{read_as}" if packed == held else f"{held} demonstrations{read_as} packed into {packed} rows"
+        of = f"{packed} rows" + ("" if packed == held else f" that hold {held} demonstrations") + read_as
         return (
-            f"{trainer.max_steps} steps × {rows} rows = {self.epochs:.2g} epochs of {of} "
+            f"{reading.in_words(trainer.max_steps, of)} "
             f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}{self.prepared.losses}"
+            f"{reading.why(trainer.max_steps)}{self._rounded}"
         )
+
+    @property
+    def _rounded(self) -> str:
+        """That whole steps read more than the epochs that were wanted, where it shows."""
+        wanted = self.cfg.trainer.epochs
+        if wanted is None or self.epochs <= 1.05 * wanted:
+            return ""
+        return f"; trainer.epochs={wanted:g} is rounded up to whole steps"
 
     @property
     def _split(self) -> str:
@@ -199,15 +209,14 @@ def _with_steps(cfg: DictConfig, prepared: Prepared) -> DictConfig:
     """The configuration with the steps that its epochs make of these rows."""
     if cfg.trainer.epochs is None:
         return cfg
-    steps = cfg.trainer.epochs * _steps_an_epoch(cfg.trainer, prepared)
+    steps = cfg.trainer.epochs * _reading(cfg.trainer, prepared).steps
     cfg = deepcopy(cfg)
     cfg.trainer.max_steps = math.ceil(round(steps, 6))  # 0.1 × 30 is not quite 3
     return cfg
 
 
-def _steps_an_epoch(trainer: DictConfig, prepared: Prepared) -> int:
-    size, accumulate, world = trainer.batch_size, trainer.accumulate, processes(trainer)
-    return steps_an_epoch(len(prepared.rows), batch_size=size, accumulate=accumulate, world=world)
+def _reading(trainer: DictConfig, prepared: Prepared) -> Reading:
+    return Reading(len(prepared.rows), trainer.batch_size, trainer.accumulate, processes(trainer))
 
 
 def _attention(cfg: DictConfig, prepared: Prepared) -> str:
@@ -220,7 +229,8 @@ def _attention(cfg: DictConfig, prepared: Prepared) -> str:
 def _engine(cfg: DictConfig, prepared: Prepared, vocab_size: int) -> Engine:
     trainer = cfg.trainer
     tokens = sum(example.labels for example in prepared.train) / max(1, len(prepared.rows))
-    scored = tokens * trainer.max_steps * trainer.batch_size * trainer.accumulate * vocab_size  # by one process
+    rows = _reading(trainer, prepared).read(trainer.max_steps) / processes(trainer)
+    scored = tokens * rows * vocab_size  # by one process
     return choose(cfg.loss.compile, on_gpu=on_gpu(trainer.accelerator), scored=scored)
 
 

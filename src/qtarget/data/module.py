@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from qtarget import checks
 from qtarget.data.chat import SUPERVISED, ChatFormat
 from qtarget.data.collate import Collate, Pack
+from qtarget.data.epochs import Reading
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.overlap import CONTAMINATIONS, apart
@@ -189,15 +189,6 @@ def _cut(example: Example, limit: int) -> Example:
     return cut
 
 
-def steps_an_epoch(rows: int, *, batch_size: int, accumulate: int, world: int) -> int:
-    """Optimizer steps in which `world` ranks read `rows` once; a short rest makes a micro-batch, and a step, too."""
-    return max(1, math.ceil(_batches_an_epoch(rows, batch_size, world) / accumulate))
-
-
-def _batches_an_epoch(rows: int, batch_size: int, world: int) -> int:
-    return math.ceil(math.ceil(rows / world) / batch_size)
-
-
 @dataclass(frozen=True)
 class Position:
     """How far a rank has read: `batches` of the epoch's `of` micro-batches."""
@@ -241,9 +232,9 @@ class SFTData(L.LightningDataModule):
 
     def go_on(self, step: int) -> Position:
         """Start where `step` optimizer steps have come; their number says where, as seed and epoch give the order."""
-        of = _batches_an_epoch(len(self.rows), self.batch_size, rank_and_world()[1])
-        epoch, inside = divmod(step, math.ceil(of / self.accumulate))
-        position = Position(epoch, inside * self.accumulate, of)
+        reading = Reading(len(self.rows), self.batch_size, self.accumulate, rank_and_world()[1])
+        epoch, inside = divmod(step, reading.steps)
+        position = Position(epoch, inside * self.accumulate, reading.batches)
         self._read = position.batches * self.batch_size
         return position
 
