@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -231,3 +234,24 @@ def test_columns_that_are_none_are_refused(columns: Any, row: dict[str, Any], me
     path.write_text(json.dumps({"prompt": "a", "completion": "42"} | row))
     with pytest.raises(QTargetError, match=message):
         Jsonl(str(path), heldout_share=0.0, columns=columns).rows("train", None)
+
+
+QUESTIONS = """
+import json, sys
+from qtarget.data.sources.reasoning_gym import ReasoningGym
+print(json.dumps([row.prompt[-1]["content"] for task in sys.argv[1:] for row in ReasoningGym(task).rows("train", 4)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_problems_in_every_process() -> None:
+    """reasoning-gym 0.1.25 draws five tasks' problems from sets of texts, whose order Python varies by process.
+
+    Every rank, every resumed run and every second start of one command would train on other rows.
+    """
+    command = [sys.executable, "-c", QUESTIONS, "isomorphic_strings", "ransom_note"]
+    first, second = (
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+        for seed in ("1", "2")
+    )
+    assert json.loads(first) == json.loads(second)

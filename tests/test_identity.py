@@ -10,7 +10,7 @@ import pytest
 from qtarget.app import versions
 from qtarget.app.compare import compare
 from qtarget.app.configs import compose_config
-from qtarget.app.job import config_hash
+from qtarget.app.job import config_container, config_hash
 from qtarget.app.versions import Mend
 
 OWN = '{"prompt": "say hi", "completion": "hi"}\n{"prompt": "say ho", "completion": "ho"}\n'
@@ -52,6 +52,15 @@ HASHES = {
 def test_runs_of_an_earlier_build_keep_their_folders(expected: str, workdir: Path) -> None:
     Path("rows.jsonl").write_text(OWN)
     assert config_hash(compose_config("train", HASHES[expected])) == expected
+
+
+def test_problems_that_were_others_in_every_process_make_new_runs() -> None:
+    """Only for the tasks concerned: the hash is that of 08cbad9 without the versions."""
+    for task, version in (("ransom_note", {"generated": 2}), ("chain_sum", {})):
+        cfg = compose_config("train", ["model=tiny", "data=reasoning_gym", f"data.source.task={task}"])
+        assert versions.versions(config_container(cfg)) == version
+    mixed = ["model=tiny", "data=reasoning_gym", "data.source.task=null", "data.source.tasks={gcd: 1, word_ladder: 2}"]
+    assert "generated" in versions.versions(config_container(compose_config("train", mixed)))
 
 
 def test_a_mend_concerns_some_runs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qtarget import isolated
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.errors import QTargetError
-from qtarget.evaluate.verify import VERIFIERS, Verdict, apart, gym, judge
+from qtarget.evaluate.verify import VERIFIERS, Verdict, gym, judge
 from qtarget.evaluate.verify.verdict import boxed
 
 CAPITALS = {"A": "Paris", "B": "Rome", "C": "New York", "D": "York"}
@@ -143,7 +144,7 @@ def test_mathematical_answers(completion: str, answer: str, correct: bool, spell
     assert spelled is None or verdict.answer == spelled
 
 
-def test_mathematics_is_judged_off_the_main_thread_too() -> None:
+def test_mathematics_is_process_ofd_off_the_main_thread_too() -> None:
     found: list[Verdict] = []
     entry = {"verifier": "math", "answer": "0.5"}
     threads = [threading.Thread(target=lambda: found.append(judge(r"\frac12", entry))) for _ in range(3)]
@@ -174,23 +175,23 @@ def test_boxes_are_read_by_their_braces(text: str, found: str | None) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Judges that have a second a request, and a folder of their own to be imported from."""
-    monkeypatch.setattr(apart, "SECONDS", 1.0)
-    monkeypatch.setattr(apart, "_judge", cache(apart._judge.__wrapped__))  # the patient ones are kept
+    monkeypatch.setattr(isolated, "SECONDS", 1.0)
+    monkeypatch.setattr(isolated, "_process_of", cache(isolated._process_of.__wrapped__))  # the patient ones are kept
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
-def test_a_judge_that_hangs_dies_or_raises_is_said_and_the_next_request_answered(impatient: Path) -> None:
+def test_a_process_that_hangs_dies_or_raises_is_said_and_the_next_request_answered(impatient: Path) -> None:
     """What a text can make sympy or eval do: run for ever in Python or in C, end the process, print, raise."""
     (impatient / "evaluates.py").write_text("print('not a reply')\ndef answer(text): return eval(text)")
 
     def asked(text: str) -> Any:
         try:
-            return apart.ask("evaluates", text)
-        except apart.UnansweredError as reason:
+            return isolated.ask("evaluates", text)
+        except isolated.UnansweredError as reason:
             return str(reason)
 
-    late = "no verdict within 1 seconds, or its process ended"
+    late = "no answer within 1 seconds, or its process ended"
     assert asked("6 * 7") == 42
     assert asked("[0 for _ in iter(int, 1)]") == late
     assert asked("sum(iter(int, 1))") == late  # within C code, where no signal handler of Python's would run
@@ -199,32 +200,32 @@ def test_a_judge_that_hangs_dies_or_raises_is_said_and_the_next_request_answered
     assert asked("1 / 0") == "ZeroDivisionError: division by zero"
     assert asked("'\\ud800' + chr(0xd800)") == "\ud800\ud800"
     assert asked("print('x' * 100_000)") is None
-    process = apart._judge("evaluates", os.getpid())._process
+    process = isolated._process_of("evaluates", os.getpid())._process
     assert process
     process.kill()  # between two requests
     process.wait()
     assert asked("6 * 7") == 42
 
 
-def test_a_judge_that_cannot_start_is_no_verdict(impatient: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_cannot_start_is_no_verdict(impatient: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (impatient / "broken.py").write_text("import no_such_library")
     with pytest.raises(RuntimeError, match="runs broken did not start"):
-        apart.ask("broken", "text")
+        isolated.ask("broken", "text")
     assert "no_such_library" in capfd.readouterr().err
 
 
 def test_a_reply_that_nobody_waited_for_is_not_the_next_ones(impatient: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (impatient / "echoes.py").write_text("def answer(text): return text")
-    assert apart.ask("echoes", "first") == "first"
+    assert isolated.ask("echoes", "first") == "first"
 
     def interrupted(_: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(apart.pickle, "load", interrupted)
+        patch.setattr(isolated.pickle, "load", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            apart.ask("echoes", "second")
-    assert apart.ask("echoes", "third") == "third"
+            isolated.ask("echoes", "second")
+    assert isolated.ask("echoes", "third") == "third"
 
 
 def test_a_tower_of_powers_ends(impatient: Path) -> None:

@@ -7,11 +7,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from qtarget import isolated
 from qtarget.data.example import Demonstration, Span
 from qtarget.data.sources import splits
 from qtarget.data.sources.conversation import exchange, listed
 from qtarget.data.sources.mixing import check_weights, interleaved
 from qtarget.errors import QTargetError
+
+GENERATOR = "qtarget.data.sources.gym_problems"
+AT_ONCE = 16
+"""Problems that are made for one request: few, because some tasks need a second for each."""
+GENERATION_SECONDS = 600.0
+"""The time for so many. Most tasks make a thousand a second."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +85,23 @@ class ReasoningGym:
         return splits.distinct(self._entries(task, splits.draws(count)), split, lambda entry: str(entry["question"]))
 
     def _entries(self, task: _Task, draws: int) -> Iterator[Mapping[str, Any]]:
-        import reasoning_gym  # takes seconds, and only this source needs it
-
-        try:
-            dataset = reasoning_gym.create_dataset(task.name, size=draws, seed=self.seed, **task.options)
-        except (ValueError, TypeError, AssertionError) as error:
-            raise QTargetError(
-                f"reasoning-gym refuses task {task.name!r} with {dict(task.options)}: {error}"
-            ) from error
-        return (dataset[index] for index in range(draws))
+        """Problems in the order of their numbers, made in a process where the same seed gives the same ones."""
+        for start in range(0, draws, AT_ONCE):
+            stop = min(start + AT_ONCE, draws)
+            try:
+                yield from isolated.ask(
+                    GENERATOR,
+                    task.name,
+                    dict(task.options),
+                    self.seed,
+                    draws,
+                    range(start, stop),
+                    seconds=GENERATION_SECONDS,
+                )
+            except isolated.UnansweredError as error:
+                raise QTargetError(
+                    f"reasoning-gym refuses task {task.name!r} with {dict(task.options)}: {error}"
+                ) from error
 
     def _demonstration(self, task: _Task, entry: Mapping[str, Any], row: int) -> Demonstration:
         solution = entry["answer"] if task.answer == "answer" else entry["metadata"].get(task.answer)

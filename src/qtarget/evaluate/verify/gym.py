@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from qtarget.evaluate.verify import apart
+from qtarget import isolated
 from qtarget.evaluate.verify.verdict import Entry, Verdict, final_answer
 
 _warned: set[str] = set()
@@ -19,8 +19,8 @@ def verdict(completion: str, entry: Entry) -> Verdict:
     """
     said, task = final_answer(completion), entry["metadata"]["source_dataset"]
     try:
-        score = apart.ask("qtarget.evaluate.verify.gym_scores", task, said, dict(entry))
-    except apart.UnansweredError as reason:
+        score = isolated.ask("qtarget.evaluate.verify.gym_scores", task, said, dict(entry))
+    except isolated.UnansweredError as reason:
         _warn_once(task, reason)
         score = 0.0
     return Verdict(score >= 1.0, said, score)

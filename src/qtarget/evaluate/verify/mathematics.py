@@ -2,8 +2,8 @@ r"""Mathematical answers, compared by math-verify: {"verifier": "math", "answer"
 
 from __future__ import annotations
 
+from qtarget import isolated
 from qtarget.data.example import FINAL
-from qtarget.evaluate.verify import apart
 from qtarget.evaluate.verify.verdict import Entry, Verdict, boxed, final_answer, normal
 
 LONGEST = 4000
@@ -19,8 +19,8 @@ def verdict(completion: str, entry: Entry) -> Verdict:
     """
     said = _said(completion)
     try:
-        correct, answer = apart.ask("qtarget.evaluate.verify.math_answers", *said, _said(str(entry["answer"]))[0])
-    except apart.UnansweredError:
+        correct, answer = isolated.ask("qtarget.evaluate.verify.math_answers", *said, _said(str(entry["answer"]))[0])
+    except isolated.UnansweredError:
         return Verdict(False, normal(said[0])[:LONGEST])
     return Verdict(correct, answer)
 

@@ -1,9 +1,12 @@
-"""Code of others that runs on a model's text, in a process of its own that can be ended.
+"""Code of others in a process of its own, which can be ended and in which sets have the same order every time.
 
-math-verify and some scorers of reasoning-gym hand the text to sympy or to Python's eval: `9**9**9**9` never returns,
-and `exit()` ends the process. Threads don't help, and signals only on the main thread. So each judge has a process; a
-request that outlasts its time ends it, and the next request starts another. This is no sandbox: what a text makes
-Python do, it does with the rights of the run.
+math-verify and some scorers of reasoning-gym hand a model's text to sympy or to Python's eval: `9**9**9**9` never
+returns, and `exit()` ends the process. Threads don't help, and signals only on the main thread. So each module that is
+asked has a process; a request that outlasts its time ends it, and the next request starts another. This is no sandbox:
+what a text makes Python do, it does with the rights of the run.
+
+The process hashes text with a fixed seed (PYTHONHASHSEED=0). Python's own is another in every process, and code that
+draws from a set by a seeded generator then draws something else: five tasks of reasoning-gym 0.1.25 do.
 """
 
 from __future__ import annotations
@@ -25,32 +28,35 @@ from typing import Any, BinaryIO
 SECONDS = 5.0
 """A request's time. Answers take milliseconds; what takes longer is not an answer."""
 START_SECONDS = 300.0
-"""The time to import a judge's libraries, generous for a busy machine."""
+"""The time to import a module's libraries, generous for a busy machine."""
 
 _START = """
 import sys
 sys.path[:] = {path!r}
-from qtarget.evaluate.verify import apart
-apart.serve({module!r}, {seconds!r})
+from qtarget import isolated
+isolated.serve({module!r})
 """
 
 
 class UnansweredError(Exception):
-    """The judge raised, took too long or died; says which."""
+    """The module raised, took too long or its process ended; says which."""
 
 
-def ask(module: str, *arguments: Any) -> Any:
-    """What `answer(*arguments)` of a module returns there, within SECONDS. Raises UnansweredError where it doesn't."""
-    return _judge(module, os.getpid())(arguments)
+def ask(module: str, *arguments: Any, seconds: float | None = None) -> Any:
+    """What `answer(*arguments)` of a module returns there. Raises UnansweredError where it doesn't within `seconds`.
+
+    seconds: None for SECONDS.
+    """
+    return _process_of(module, os.getpid())(arguments, SECONDS if seconds is None else seconds)
 
 
 @cache
-def _judge(module: str, _process: int) -> Judge:
+def _process_of(module: str, _process: int) -> IsolatedProcess:
     """One per module and process: a forked process would share the pipes of its parent's."""
-    return Judge(module)
+    return IsolatedProcess(module)
 
 
-class Judge:
+class IsolatedProcess:
     """A process that answers one request at a time, whichever thread asks. It starts with the first."""
 
     def __init__(self, module: str) -> None:
@@ -58,11 +64,11 @@ class Judge:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __call__(self, arguments: tuple[Any, ...]) -> Any:
-        request = pickle.dumps(arguments)
+    def __call__(self, arguments: tuple[Any, ...], seconds: float) -> Any:
+        request = pickle.dumps((arguments, seconds))
         with self._lock:
             process = self._running() or self._started()
-            with self._ended_where_out_of_step():
+            with self._ended_where_out_of_step(seconds):
                 _stream(process.stdin).write(request)
                 _stream(process.stdin).flush()
                 answered, value = pickle.load(_stream(process.stdout))
@@ -76,24 +82,25 @@ class Judge:
         return self._process
 
     def _started(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", _START.format(path=sys.path, module=self._module, seconds=SECONDS)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [sys.executable, "-c", _START.format(path=sys.path, module=self._module)]
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         atexit.register(self.close)
         try:
-            with self._ended_where_out_of_step():
+            with self._ended_where_out_of_step(START_SECONDS):
                 pickle.load(_stream(self._process.stdout))  # it says that it is ready
         except UnansweredError:
             raise RuntimeError(f"the process that runs {self._module} did not start: see its message above") from None
         return self._process
 
     @contextlib.contextmanager
-    def _ended_where_out_of_step(self) -> Iterator[None]:
+    def _ended_where_out_of_step(self, seconds: float) -> Iterator[None]:
         """After a death or an interrupt the process goes: a reply that is still to come belongs to no later request."""
         try:
             yield
         except (EOFError, OSError, pickle.UnpicklingError):
             self.close()
-            raise UnansweredError(f"no verdict within {SECONDS:g} seconds, or its process ended") from None
+            raise UnansweredError(f"no answer within {seconds:g} seconds, or its process ended") from None
         except BaseException:
             self.close()
             raise
@@ -112,8 +119,8 @@ def _stream(stream: Any) -> BinaryIO:
     return stream
 
 
-def serve(module: str, seconds: float) -> None:
-    """In the judge's process: answer requests until there are no more, each within `seconds` or not at all.
+def serve(module: str) -> None:
+    """In the process itself: answer requests until there are no more, each within its seconds or not at all.
 
     The alarm's default action ends the process, in the middle of C code and whether or not anyone still listens.
     """
@@ -127,12 +134,12 @@ def serve(module: str, seconds: float) -> None:
     _hush()
     with contextlib.suppress(EOFError):
         while True:
-            _serve_one(answer, seconds, requests, replies)
+            _serve_one(answer, requests, replies)
 
 
-def _serve_one(answer: Callable[..., Any], seconds: float, requests: BinaryIO, replies: BinaryIO) -> None:
+def _serve_one(answer: Callable[..., Any], requests: BinaryIO, replies: BinaryIO) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
-    arguments = pickle.load(requests)
+    arguments, seconds = pickle.load(requests)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         reply = (True, answer(*arguments))
