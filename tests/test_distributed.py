@@ -48,6 +48,7 @@ class Case:
     design: str
     changes: dict[str, Any] = field(default_factory=dict)
     clip: float = 0.0
+    weighted: bool = False  # the data gives tokens weights other than 1
     masked: bool = False  # rank 1's last micro-batch of the first step has nothing supervised
     cuts: tuple[tuple[str, int], ...] = (("ddp", 2), ("fsdp2", 2))  # strategy, micro-batches a step
     optim: dict[str, Any] = field(default_factory=lambda: {"lr": 1e-2})
@@ -62,6 +63,8 @@ CASES = {
     "the policy as it was": Case("psft"),
     "clipped": Case("sft", clip=0.05),
     "steps of a given length": Case("dft", optim={"lr": None, "update_norm": 1e-2}),
+    "weights of the data": Case("dft", {"normalize": "weight_sum"}, weighted=True, cuts=(("ddp", 2),)),
+    "weights of the data, sequences": Case("talr", {"normalize": "sequences"}, weighted=True, cuts=(("fsdp2", 2),)),
     "masked": Case("dft", masked=True),
     "masked, step statistics": Case("rho1", {"reliance.source": "prior"}, masked=True),
 }
@@ -71,12 +74,14 @@ RUNS = [(name, *cut) for name, case in CASES.items() for cut in case.cuts]
 # One run of Lightning's trainer, on one process or as one of two
 
 
-def examples(masked: bool) -> list[Example]:
+def examples(case: Case) -> list[Example]:
     """Two steps of rows of unequal length."""
     source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
     config = DataConfig(source, rows=STEPS * ROWS, heldout_rows=2, noise=WrongAnswer(0.5))
     rows = list(prepare(config, tiny_tokenizer(), 1024).train)
-    if masked:
+    if case.weighted:
+        rows = [replace(row, weights=[0.25 * (row.row % 3 + 1) * on for on in row.supervised]) for row in rows]
+    if case.masked:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()  # the sampler's
         for index in order[1:ROWS:2][ROWS // 4 :]:
             rows[index] = replace(rows[index], supervised=(False,) * len(rows[index]))
@@ -124,7 +129,7 @@ def trained(case: Case, strategy: str, devices: int, accumulate: int) -> dict[st
         total_steps=STEPS,
     )
     seen, size = Seen(), ROWS // devices // accumulate
-    data = SFTData(examples(case.masked), 256, batch_size=size, accumulate=accumulate, seed=0)
+    data = SFTData(examples(case), 256, batch_size=size, accumulate=accumulate, seed=0)
     application._fit(application._trainer(cfg, [seen]), module, data)
     return {
         "gradients": seen.gradients,

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from training import batches, close, eight_rows, module, one_step, tiny_policy
 
+from qtarget.data.batch import Batch
 from qtarget.data.chat import ChatFormat
+from qtarget.data.collate import Collate
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration, Example
+from qtarget.data.module import Prepared, _cut
 from qtarget.data.noise import RandomToken
+from qtarget.data.pack import pack
 from qtarget.errors import QTargetError
+from qtarget.math.loss import IGNORE
+from qtarget.model.cache import Cached, CachePlan, ensure
+from qtarget.model.scores import Recipe
 from qtarget.model.tiny import tiny_tokenizer
 
 
@@ -99,3 +112,135 @@ def test_random_tokens_keep_the_weights_beside_their_tokens(how: str) -> None:
     ]
     whole = list(zip(example.input_ids, example.weights or (), strict=True))
     assert all(pair in whole for pair in kept)
+
+
+# Through batch, step and loss
+
+THRESHOLD = 0.004  # about 1/V: an untrained policy gives some labels more, some less
+DESIGNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft by tokens": ("sft", {}),
+    "dft by tokens": ("dft", {}),
+    "dft by weight sum": ("dft", {"normalize": "weight_sum"}),
+    "profit by kept": ("profit", {"reliance.threshold": THRESHOLD, "normalize": "kept"}),
+    "sft by weight sum": ("sft", {"normalize": "weight_sum"}),
+    "dft by sequences": ("dft", {"normalize": "sequences"}),
+}
+CUTS = [(8, 1, None), (3, 3, None), (1, 8, 240)]
+
+
+def weighted_rows(packing: int | None = None) -> Prepared:
+    """Eight rows: every third plain; others with a weight of their own, a part that is doubled, a token left out."""
+    prepared = eight_rows()
+    rows = [_weighted(example) if example.row % 3 else example for example in prepared.train]
+    starts = [sum(row.labels for row in rows[:index]) for index in range(len(rows))]
+    rows = [replace(row, place=start) for row, start in zip(rows, starts, strict=True)]
+    return replace(prepared, train=rows, rows=pack(rows, packing) if packing else rows)
+
+
+def _weighted(example: Example) -> Example:
+    first = list(example.supervised).index(True)
+    weights = [0.5 * (example.row % 5 + 1) * on for on in example.supervised]
+    weights[first] = 0.0
+    weights[first + 1] *= 2
+    return replace(example, weights=weights, supervised=[weight > 0 for weight in weights])
+
+
+def defined(design: str, prepared: Prepared) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of one step in float64, row by row, as its definition says: (1/Z)·Σ_t d_t·loss_t, and its gradient."""
+    name, changes = DESIGNS[design]
+    lm = deepcopy(tiny_policy().lm).double().eval()
+    rows = [_row_terms(lm, example, name) for example in prepared.train]
+    loss, mass, weight = (torch.cat([row[term] for row in rows]) for term in range(3))
+    divided = {
+        "tokens": (weight * loss).sum() / (weight > 0).sum(),
+        "kept": (weight * loss).sum() / ((mass > 0) & (weight > 0)).sum(),
+        "weight_sum": (weight * loss).sum() / (weight * mass).sum(),
+        "sequences": sum((d * per).sum() / (d > 0).sum() for per, _, d in rows) / len(rows),
+    }[changes.get("normalize", "tokens")]
+    total = torch.as_tensor(divided)
+    total.backward()
+    return total.detach(), {
+        f"lm.{key}": tensor.grad for key, tensor in lm.named_parameters() if tensor.grad is not None
+    }
+
+
+def _row_terms(lm: Any, example: Example, design: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss_t, positive mass of Q times the design's weight, weight of the data) of the labels of one row."""
+    ids = torch.tensor(example.input_ids)
+    logp = lm(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    weight = torch.tensor(example.weights or [float(on) for on in example.supervised], dtype=torch.float64)[1:]
+    p = logp.detach().exp()
+    reliance = {"sft": torch.ones_like(p), "dft": p, "profit": (p >= THRESHOLD).double()}[design]
+    kept = weight > 0
+    return (-reliance * logp)[kept], reliance[kept], weight[kept]
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_a_weighted_step_is_its_definition_however_it_is_cut(design: str) -> None:
+    """Micro-batches, a ragged one among them, packed rows, packed micro-batches."""
+    value, gradient = defined(design, weighted_rows())
+    for batch_size, accumulate, packing in CUTS:
+        micro = batches(weighted_rows(packing), batch_size=batch_size, accumulate=accumulate)
+        trained = module(*DESIGNS[design])
+        shares = [trained.step.share(batch) for batch in micro]
+        pairs = zip(micro, shares, strict=True)
+        totals = [trained.token_loss(batch, share.statistics, share.token_scale).total for batch, share in pairs]
+        window = micro[0].window
+        assert window is not None
+        assert float(sum(totals).detach()) / window.undo == pytest.approx(float(value), rel=1e-5)
+        trained.zero_grad()
+        (sum(totals) / window.undo).backward()
+        got = {key: p.grad.double() for key, p in trained.policy.named_parameters() if p.grad is not None}
+        close(got, gradient, 2e-4)
+
+
+def test_weights_of_1_are_no_weights() -> None:
+    ones = eight_rows()
+    ones = replace(ones, rows=[replace(row, weights=[float(on) for on in row.supervised]) for row in ones.train])
+    (plain,), (same,) = batches(eight_rows(), batch_size=8), batches(ones, batch_size=8)
+    assert plain.weights is None
+    assert same.weights is not None
+    gradient, means = one_step(module("dft"), [plain])
+    got, got_means = one_step(module("dft"), [same])
+    close(got, gradient, 1e-6)
+    assert got_means == pytest.approx(means)
+
+
+def test_logged_means_count_every_taught_token_once_whatever_its_weight() -> None:
+    """train/nll compares runs: it is a mean over the tokens of weight above 0, and no factor enters it."""
+    prepared = weighted_rows()
+    plain = replace(prepared, rows=[replace(row, weights=None) for row in prepared.train])
+    _, means = one_step(module("dft"), batches(prepared, batch_size=4, accumulate=2))
+    _, expected = one_step(module("dft"), batches(plain, batch_size=4, accumulate=2))
+    assert means == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_lie_beside_the_labels_they_belong_to(packed: bool) -> None:
+    rows = weighted_rows().train
+    batch: Batch = Collate(256)([tuple(rows)] if packed else rows)
+    assert batch.weights is not None
+    assert torch.equal(batch.weights > 0, batch.labels != IGNORE)
+    by_place = dict(zip(batch.places.flatten().tolist(), batch.weights.flatten().tolist(), strict=True))
+    for row in rows:
+        weights = row.weights or [float(on) for on in row.supervised]
+        kept = [weight for weight, on in zip(weights[1:], row.supervised[1:], strict=True) if on]
+        assert [by_place[row.place + index] for index in range(row.labels)] == pytest.approx(kept)
+
+
+def test_a_cut_row_keeps_its_weights() -> None:
+    whole = encoded(row(("4 and more", 0.5)))
+    cut = _cut(whole, len(whole) - 3)
+    assert list(cut.weights or ()) == list(whole.weights or ())[:-3]
+    assert [weight > 0 for weight in cut.weights or ()] == list(cut.supervised)
+
+
+def test_a_cached_reference_lies_beside_weighted_tokens(tmp_path: Path) -> None:
+    """A token of weight 0 has no place in the cache, and the others keep theirs."""
+    prepared, recipe = weighted_rows(), Recipe("label", 5, "float32", "32-true")
+    plan = CachePlan(tmp_path / "label", recipe, prepared.train, {"detail": "label"}, {}, Collate(256))
+    ensure(plan, lambda done: tiny_policy(), lambda done: None, print)
+    for batch in batches(prepared, batch_size=3, accumulate=3):
+        out, labels = module("sft").token_loss(batch), batch.labels[batch.labels != IGNORE]
+        known = Cached(plan).reference(batch).at(labels, torch.zeros(1))
+        torch.testing.assert_close(-known.label_logp, out.nll)

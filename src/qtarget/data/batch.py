@@ -39,9 +39,11 @@ class Batch:
     input_ids [B, T] int64; labels [B, T] int64, labels[b, t] is the token after input_ids[b, t] where that is
     supervised and −100 elsewhere; columns: name → [B, T], aligned with labels; places [B, T]: which of the data set's
     supervised tokens a label is, from 0 (−1 where there is none); position_ids [B, T] where several demonstrations
-    share a row: each counts its own from 0; window: the optimizer step this micro-batch belongs to (None outside
-    training). No attention mask: padding stands after every real token and attention is causal, so nothing real ever
-    sees it; and in packed rows a mask would hide from transformers where the demonstrations begin.
+    share a row: each counts its own from 0; weights [B, T] fp32, aligned with labels: what the data multiplies a
+    token's loss by, above 0 where it is supervised and 0 elsewhere (None: 1 for all); window: the optimizer step this
+    micro-batch belongs to (None outside training). No attention mask: padding stands after every real token and
+    attention is causal, so nothing real ever sees it; and in packed rows a mask would hide from transformers where the
+    demonstrations begin.
     """
 
     input_ids: Tensor
@@ -49,12 +51,18 @@ class Batch:
     columns: Mapping[str, Tensor]
     places: Tensor
     position_ids: Tensor | None = None
+    weights: Tensor | None = None
     window: StepWindow | None = None
     real_tokens: int = 0
 
     @property
     def supervised(self) -> int:
         return int((self.labels != IGNORE).sum())
+
+    @property
+    def data_weights(self) -> Tensor | float:
+        """Those of the supervised tokens [N], in the order of their positions; 1.0 where the data says nothing."""
+        return 1.0 if self.weights is None else self.weights[self.labels != IGNORE]
 
     @property
     def sequence_ids(self) -> Tensor:
@@ -88,4 +96,5 @@ class Batch:
             columns=columns,
             places=move(self.places),
             position_ids=None if self.position_ids is None else move(self.position_ids),
+            weights=None if self.weights is None else move(self.weights),
         )

@@ -41,6 +41,10 @@ def normalizer(design: Design) -> str:
 class StepScorer:
     """Works out each micro-batch's share of its step, the same however the step is cut and spread over ranks.
 
+    With d_t the weight that the data gives a token (row × message × span; a token of weight 0 is no label), a step's
+    loss is Σ_t d_t·loss_t, divided by what `normalize` says: tokens, the number of tokens with d_t > 0; kept, those of
+    them that the design pulls; weight_sum, Σ_t d_t·w_t, where w_t is the design's own weight, as in `mass`; sequences,
+    (1/S)·Σ_s (Σ_{t∈s} d_t·loss_t) / N_s, where N_s tokens of a sequence have d_t > 0.
     survey(batch) and score(batch, statistics) read one micro-batch with the policy, its dropout off, without gradients.
     """
 
@@ -63,19 +67,21 @@ class StepScorer:
         return self._shares[batch.window.index]
 
     def _scale(self, batch: Batch, window: StepWindow) -> Tensor | float:
-        if normalizer(self.design) != "sequences":
-            return window.loss_scale
-        return window.undo / max(window.sequences, 1) / batch.sequence_lengths.clamp_min(1)
+        scale: Tensor | float = window.loss_scale
+        if normalizer(self.design) == "sequences":
+            scale = window.undo / max(window.sequences, 1) / batch.sequence_lengths.clamp_min(1)
+        return _weighted(scale, batch)
 
     def _read(self, window: StepWindow, device: torch.device) -> list[StepShare]:
         batches = [batch.to(device) for batch in window.batches]
         statistics = self._statistics(batches)
         if normalizer(self.design) not in PULLED:
             return [StepShare(self._scale(b, window), s) for b, s in zip(batches, statistics, strict=True)]
-        masses = [self.score(batch, found).mass for batch, found in zip(batches, statistics, strict=True)]
+        pairs = list(zip(batches, statistics, strict=True))
+        masses = [self.score(batch, found).mass * batch.data_weights for batch, found in pairs]
         divisor = float(summed(torch.stack([counted(mass, normalizer(self.design)) for mass in masses]).sum()))
         scale = window.undo / divisor if divisor > 0 else 0.0
-        return [StepShare(scale, found) for found in statistics]
+        return [StepShare(_weighted(scale, batch), found) for batch, found in pairs]
 
     def _statistics(self, batches: list[Batch]) -> list[Mapping[object, Tensor]]:
         """Per micro-batch, its rows of the statistics of the whole step."""
@@ -90,6 +96,11 @@ class StepScorer:
         sizes = [len(table.labels) for table in tables]
         rows = {part: values[before : before + sum(sizes)].split(sizes) for part, values in whole.items()}
         return [{part: pieces[index] for part, pieces in rows.items()} for index in range(len(batches))]
+
+
+def _weighted(scale: Tensor | float, batch: Batch) -> Tensor | float:
+    """With the weights of the data; a number where every token has the same."""
+    return scale if batch.weights is None else scale * batch.weights
 
 
 def _gathered(table: TokenTable, world: int) -> list[TokenTable]:
