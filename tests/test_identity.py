@@ -24,7 +24,6 @@ HASHES = {
     "a707ce238221": ["model=tiny", "target=target_sft", *TEACHER],
     "0c76affb53a3": ["model=tiny", "target=asft", "reference@references.prior=cached"],
     "edbbb6ec6891": ["model=tiny", "model/adapter=lora", "reference@references.prior=adapter_off"],
-    "ed1b991ca3c8": ["model=tiny", "data=gsm8k"],
     "374e206c6495": [
         "model=tiny",
         "data=hub",
@@ -42,10 +41,37 @@ HASHES = {
     ],
     "964f03ae518f": ["model=tiny", "data=instruct"],
     "5debc3bd1585": ["experiment=demo", "target=kd"],
-    "91e3b89c8afe": ["experiment=paper/openr1_math_15k_qwen2_5_math_7b"],
     "eac082041472": ["model=tiny", "data.packing=128", "trainer.accumulate=2", "optim=equal_norm"],
+}
+
+MENDED = {
+    "ed1b991ca3c8": ["model=tiny", "data=gsm8k"],
+    "91e3b89c8afe": ["experiment=paper/openr1_math_15k_qwen2_5_math_7b"],
     "b9945b272e32": ["model=tiny", "eval=math"],
 }
+"""Those of 08cbad9 whose answers to mathematics are judged otherwise now."""
+
+
+@pytest.mark.parametrize("earlier", MENDED)
+def test_runs_judged_by_another_comparison_of_mathematics_are_new(earlier: str) -> None:
+    cfg = compose_config("train", MENDED[earlier])
+    assert versions.versions(config_container(cfg)).get("verdict") == 2
+    assert config_hash(cfg) != earlier
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mends"),
+    [
+        (["data=gsm8k", "data.heldout_rows=0"], set()),
+        (["data=jsonl", "data.source.path=rows.jsonl", "data.source.verifier=math"], {"verdict"}),
+        (["data=jsonl", "data.source.path=rows.jsonl", "data.source.verifier=exact"], set()),
+        (["data=m23k", "eval=medical"], {"thought"}),
+        (["data=gsm_symbolic"], set()),
+    ],
+)
+def test_another_verdict_concerns_runs_that_ask_for_it(overrides: list[str], mends: set[str], workdir: Path) -> None:
+    Path("rows.jsonl").write_text(OWN)
+    assert set(versions.versions(config_container(compose_config("train", ["model=tiny", *overrides])))) == mends
 
 
 @pytest.mark.parametrize("expected", HASHES)

@@ -29,6 +29,7 @@ _HOMES = {
     "load_design": "qtarget.app.configs",
     "list_designs": "qtarget.app.configs",
     "command": "qtarget.app.cli",
+    "judge": "qtarget.evaluate.verify",
     "read_runs": "qtarget.track.runs",
     "draw_sweep": "qtarget.track.scatter",
     "QTargetError": "qtarget.errors",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qtarget.evaluate.verify.thought import MARKS
+
 Node = Mapping[str, Any]
 
 
@@ -42,8 +44,29 @@ def _is_hash_ordered(config: Node) -> bool:
     return not tasks.isdisjoint(HASH_ORDERED)
 
 
+def _judged(config: Node) -> list[dict[str, Any]]:
+    """The sources whose rows are asked and judged: those of held-out rows and benchmarks, and what they are made of."""
+    data, node = config["data"], config["eval"]
+    held = data.get("heldout_source") or data.get("source")
+    nodes = {"heldout": held if data.get("heldout_rows") != 0 else None}
+    nodes |= {name: benchmark.get("source") for name, benchmark in (node.get("benchmarks") or {}).items()}
+    return list(sources(nodes))
+
+
+def _judges_mathematics(config: Node) -> bool:
+    return any(source.get("verifier") == "math" for source in _judged(config))
+
+
+def _judges_thoughts(config: Node) -> bool:
+    """Where the data say that replies think, which is all that a configuration tells of it."""
+    judged = any(source.get("verifier") in {"choice", "exact"} for source in _judged(config))
+    return judged and any(opened in repr(config["data"]) for opened, _ in MARKS)
+
+
 MENDS: tuple[Mend, ...] = (
     Mend("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
+    Mend("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
+    Mend("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
 )
 """In no order; a part stands here once, with its newest version."""
 

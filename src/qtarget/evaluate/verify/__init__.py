@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from qtarget.errors import QTargetError
 from qtarget.evaluate.verify import choice, exact, gym, instruct, mathematics
+from qtarget.evaluate.verify.thought import after_thought
 from qtarget.evaluate.verify.verdict import Entry, Verdict, final_answer
 
 __all__ = ["VERIFIERS", "Entry", "Verdict", "final_answer", "judge"]
@@ -25,11 +26,18 @@ VERIFIERS: dict[str, Callable[[str, Entry], Verdict]] = {
 
 
 def judge(completion: str, entry: Entry) -> Verdict:
-    """The verdict of the entry's verifier on a completion. Raises QTargetError for an entry that none can read."""
+    """Whether a completion answers a problem, as the entry's verifier sees it.
+
+    entry: {"verifier": "reasoning_gym", "math", "choice", "exact" or "instruct", …what that one needs}. `.correct`:
+    full marks; `.answer`: what is answered; `.score`: marks in [0, 1]. What stands in a thought, <think>…</think> and
+    the like, is no answer, and a completion that ends within one has none. Code of others (sympy, scorers of
+    reasoning-gym) runs in a process of its own, for 5 seconds at most. No completion makes it raise. Raises
+    QTargetError for an entry that no verifier can read.
+    """
     name = entry.get("verifier")
     if name not in VERIFIERS:
         raise QTargetError(f"an entry's verifier must be one of {', '.join(VERIFIERS)}, got {name!r}")
     try:
-        return VERIFIERS[name](completion, entry)
+        return VERIFIERS[name](after_thought(completion), entry)
     except KeyError as missing:
         raise QTargetError(f"an entry of the verifier {name} lacks {missing}: {dict(entry)}") from missing

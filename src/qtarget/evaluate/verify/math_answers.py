@@ -1,66 +1,142 @@
-"""Asked in a process of its own: what math-verify makes of two texts."""
+"""Asked in a process of its own: is a mathematical answer right, and how is it spelled?"""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
-import math_verify
-import sympy
+from qtarget.evaluate.verify.math_equal import right
+from qtarget.evaluate.verify.math_expressions import has_large
+from qtarget.evaluate.verify.math_read import read
+from qtarget.evaluate.verify.math_values import Relation, Scalar, Several, Table, Union, Value, Words
 
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_SYMBOLS = re.compile(r"[\\^A-Za-z()\[\]{}]")
-_MARKED = re.compile(r"\$|\\[(\[]|\\boxed")
-_PERCENT = re.compile(r"\s*\\?%$")
+LEADS = 10
+
+_LEAD = re.compile(r"\banswers?(?:\s+(?:is|are)\b\s*:?|\s*:|\s*=)", re.IGNORECASE)
+_SENTENCE = re.compile(r"(?<=[^\d\s])[.!?](?=\s|$)|(?<=\d)\.(?=\s|$)|\n")
+_MARKED = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?![\s])((?:\\\$|[^$\n])+?)(?<![\\\s])\$(?!\d)|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL
+)
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_ANY_WORD = re.compile(r"[A-Za-z]{2,}")
+_NUMBER = (
+    r"(?:(?:\\\$|[$€£¥₹])\s*)?[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)(?:\s*(?:\\times|\\cdot|×|\*)\s*10\^\{?[+-]?\d+\}?"
+    r"|[eE][+-]?\d+)?(?:\s*/\s*\d+)?(?:\s*\\?%)?"
+)
+_QUANTITY = re.compile(rf"(?<![\w.,^_])({_NUMBER})(?![\d]|[.,]\d)")
 
 
 def answer(said: str, bare: bool, gold: str) -> tuple[bool, str]:
     """Is `said` equal to `gold`, and its canonical spelling. bare: the text is an answer and nothing else."""
-    parsed = _parsed(said, bare)
-    # The time is kept outside: math-verify's own clock is a signal, and would replace ours.
-    correct = math_verify.verify(list(_parsed(gold, True)), list(parsed), timeout_seconds=None)
-    return bool(correct), _spelled(parsed)
+    wanted = _wanted(gold)
+    found = read(said) if bare else _found(said)
+    if found is None:
+        return False, ""
+    if bare and isinstance(found, Words) and not isinstance(wanted, Words):
+        found = _found(said) or found
+    return right(wanted, found), spelled(found)
 
 
-@lru_cache(maxsize=1000)
-def _parsed(text: str, bare: bool) -> tuple[Any, ...]:
-    """Expressions and the text they come from, as math-verify's parser gives them.
-
-    It looks for numbers alone where a formula isn't marked as one, and for nothing in words.
-    """
-    found = _parse(_formula(text) if _is_formula(text, bare) else text)
-    return found if found or not (bare and text) else _parse(_formula(rf"\text{{{text}}}"))
+def _wanted(gold: str) -> Value:
+    value = read(gold)
+    if isinstance(value, Words) and _LEAD.search(gold):
+        return _found(gold) or value
+    return value
 
 
-def _parse(text: str) -> tuple[Any, ...]:
-    return tuple(math_verify.parse(text, parsing_timeout=None))
+def _found(text: str) -> Value | None:
+    """The answer in a text: behind the last "answer is"; else the last formula; the text as one; its last number."""
+    leads = [lead.end() for lead in _LEAD.finditer(text)]
+    for end in leads[: -LEADS - 1 : -1]:
+        value = _stated(_SENTENCE.split(text[end:].lstrip(" \n:*"), maxsplit=1)[0])
+        if value is not None:
+            return value
+    formulas = _formulas(text)
+    if formulas:
+        return formulas
+    whole = text.strip()
+    if whole and "\n" not in whole and not _ANY_WORD.search(_unnamed(whole)):
+        value = read(whole)
+        if not isinstance(value, Words):
+            return value
+    return _last_number(text)
 
 
-def _is_formula(text: str, bare: bool) -> bool:
-    """Is it a formula as a whole, and not marked as one?"""
-    if _MARKED.search(text):
-        return False
-    if bare and "\\" in text:
-        return True
-    alone = bare or ("\n" not in text.strip() and bool(_SYMBOLS.search(text)))
-    return alone and not _PROSE.search(text)
+def _stated(statement: str) -> Value | None:
+    formulas = _formulas(statement)
+    if formulas:
+        return formulas
+    value = read(statement) if statement.strip() else None
+    if value is None or isinstance(value, Words):
+        return _last_number(statement)
+    return value
 
 
-def _formula(text: str) -> str:
-    line = " ".join(text.split())
-    number = _PERCENT.sub("", line)
-    return f"${number}$" + ("%" if number != line else "")
+def _formulas(text: str) -> Value | None:
+    """The last marked formula, with those before it that a comma, "and" or "or" joins to it."""
+    found = [formula for formula in _MARKED.finditer(text) if not _PROSE.search(_unnamed(formula.group()))]
+    if not found:
+        return None
+    joined = [found[-1]]
+    for formula in found[-2::-1]:
+        if not re.fullmatch(r"\s*(?:,|,?\s*and|,?\s*or)\s*", text[formula.end() : joined[0].start()]):
+            break
+        joined.insert(0, formula)
+    texts = [next(filter(None, formula.groups())) for formula in joined]
+    behind = re.match(r"\s*(\\?%|percent)", text[joined[-1].end() :])
+    return read(", ".join(texts) + (r"\%" if behind else ""))
 
 
-def _spelled(parsed: tuple[Any, ...]) -> str:
+def _unnamed(formula: str) -> str:
+    return re.sub(
+        r"\\(?:text|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+|sqrt|sin|cos|tan|log|exp", " ", formula
+    )
+
+
+def _last_number(text: str) -> Value | None:
+    numbers = _QUANTITY.findall(text)
+    return read(numbers[-1]) if numbers else None
+
+
+def spelled(value: Value) -> str:
     """Evaluated, decimals as fractions, of x = 5 the 5: equal answers are spelled alike."""
-    if not parsed:
-        return ""
-    found = parsed[0]
-    if isinstance(found, sympy.Eq) and (found.lhs.is_Symbol or not found.lhs.free_symbols):
-        found = found.rhs
+    return str(_SPELLINGS[type(value)](value))
+
+
+def _several(value: Several) -> str:
+    items = [spelled(item) for item in value.items]
+    if value.left in ("", "{"):
+        return "{" + ", ".join(sorted(items)) + "}"
+    return f"{value.left}{', '.join(items)}{value.right}"
+
+
+def _table(value: Table) -> str:
+    return "[" + ", ".join(f"[{', '.join(map(spelled, row))}]" for row in value.rows) + "]"
+
+
+def _relation(value: Relation) -> str:
+    if set(value.signs) == {"="}:
+        return spelled(value.sides[-1])
+    signs = [*value.signs, ""]
+    return " ".join(f"{spelled(side)} {sign}".strip() for side, sign in zip(value.sides, signs, strict=True))
+
+
+def _number(value: Scalar) -> str:
+    if value.expr is None or value.mark[:1] == "_" or has_large(value.expr):
+        return value.mark.lstrip("_") or value.text
+    number: Any = value.expr / 100 if value.mark == "%" else value.expr
     try:
-        return str(sympy.nsimplify(found.doit(), rational=True))
-    except Exception:  # sympy raises all sorts on what is no number
-        return str(parsed[-1])
+        return str(number)
+    except ValueError:  # Python prints no number of more than 4300 digits
+        return value.text
+
+
+_SPELLINGS: dict[type[Value], Callable[[Any], str]] = {
+    Words: lambda value: str(value.text),
+    Scalar: _number,
+    Several: _several,
+    Union: lambda value: " ∪ ".join(sorted(map(spelled, value.parts))),
+    Table: _table,
+    Relation: _relation,
+}

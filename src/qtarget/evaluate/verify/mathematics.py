@@ -1,4 +1,4 @@
-r"""Mathematical answers, compared by math-verify: {"verifier": "math", "answer": LaTeX or a number}."""
+r"""Mathematical answers: {"verifier": "math", "answer": LaTeX or a number}. The rules are those of `math_equal`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ LONGEST = 4000
 
 
 def verdict(completion: str, entry: Entry) -> Verdict:
-    r"""Equal to the entry's answer as math-verify sees it: \frac12, 0.5 and 1/2 are.
+    r"""Equal to the entry's answer as mathematics: \frac12, 0.5 and 1/2 are; 10^{-20} and 10^{-21} are not.
 
-    The answer is what the last \boxed{…} holds, else what follows the last ####, else the last expression or number
-    that math-verify finds. It is spelled as sympy prints it; where math-verify finds none, or no verdict in time, the
-    answer is wrong.
+    The answer is what the last \boxed{…} holds, else what follows the last ####, else what follows the last "answer
+    is", the last formula or the last number. Numbers are compared exactly; a decimal of six significant digits or more
+    stands for what it is rounded from. It is spelled as sympy prints it; where none is read, or no verdict comes in
+    time, the answer is wrong.
     """
     said = _said(completion)
     try:
