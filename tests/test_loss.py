@@ -64,7 +64,7 @@ def test_linear_loss_is_dense_loss_behind_a_head(kind: str, design: str, chunk_s
     for tensor in (hidden, weight, bias):
         if tensor is not None:
             tensor.grad = None
-    z = options.get("scale", 1.0) * (hidden @ weight.T) + (0 if bias is None else bias)
+    z = options.get("scale", 1.0) * (hidden @ weight.T + (0 if bias is None else bias))
     if "softcap" in options:
         z = options["softcap"] * torch.tanh(z / options["softcap"])
     z = z[:, : options.get("true_vocab", V)]

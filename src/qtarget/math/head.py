@@ -12,10 +12,11 @@ ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-c
 
 @dataclass(frozen=True)
 class Head:
-    """z = softcap·tanh((scale·(h Wᵀ) + bias) / softcap), with rows from `true_vocab` on at −∞.
+    """z = softcap·tanh(scale·(h Wᵀ + bias) / softcap), with rows from `true_vocab` on at −∞.
 
     weight [V, D]; bias [V] or None; softcap None = no cap; true_vocab None = all V rows are real tokens (models pad
-    their vocabulary to a round number, and a padded row must not receive probability).
+    their vocabulary to a round number, and a padded row must not receive probability). The order is that of
+    transformers: the output layer with its bias, then the multiplier, then the cap.
     """
 
     weight: Tensor
@@ -32,22 +33,22 @@ class Head:
         """[n, D] → logits [n, V]: the product in `dtype`, everything after it in fp32 (fp64 stays fp64)."""
         z = product(hidden.to(dtype), self.weight.to(dtype))
         z = z if z.dtype == torch.float64 else z.float()
-        if self.scale != 1.0:
-            z = z * self.scale
         if self.bias is not None:
             z = z + self.bias
+        if self.scale != 1.0:
+            z = z * self.scale
         if self.softcap is not None:
             z = self.softcap * torch.tanh(z / self.softcap)
         if self.true_vocab is not None:
             z[:, self.true_vocab :] = -torch.inf
         return z
 
-    def product_gradient(self, grad_logits: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """∂L/∂z [n, V] → (∂L/∂(h Wᵀ), ∂L/∂(… + bias)), both [n, V]; padded rows arrive with zero gradient."""
+    def product_gradient(self, grad_logits: Tensor, logits: Tensor) -> Tensor:
+        """∂L/∂z [n, V] → ∂L/∂(h Wᵀ + bias) [n, V]; padded rows arrive with zero gradient."""
         if self.softcap is not None:
             slope = 1 - (logits / self.softcap).square()
             grad_logits = torch.where(torch.isfinite(logits), grad_logits * slope, 0.0)
-        return (grad_logits if self.scale == 1.0 else grad_logits * self.scale), grad_logits
+        return grad_logits if self.scale == 1.0 else grad_logits * self.scale
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

@@ -232,9 +232,9 @@ class _HeadGradients:
 
     def add(self, rows: slice, chunk: Tensor, logits: Tensor, grad_logits: Tensor, *, head: Head) -> None:
         """chunk [n, D] and the head's weight are in the dtype of products."""
-        grad_product, grad_biased = head.product_gradient(grad_logits, logits)
+        grad_product = head.product_gradient(grad_logits, logits)
         if self.bias is not None:
-            self.bias.add_(grad_biased.sum(0))
+            self.bias.add_(grad_product.sum(0))
         grad_product = grad_product.to(chunk.dtype)
         if self.hidden is not None:
             self.hidden[rows] = product(grad_product, head.weight.T)

@@ -47,12 +47,9 @@ class Temperature(Flaw):
         return _Headed(policy, self._divided)
 
     def _divided(self, head: Head) -> Head:
-        """z/T = c·tanh((s·hWᵀ + b)/c)/T, where 1/T goes into each of s, b and c."""
+        """z/T = c·tanh(s·(hWᵀ + b)/c)/T, where 1/T goes into s and c."""
         t = self.temperature
-        bias = None if head.bias is None else head.bias / t
-        return replace(
-            head, scale=head.scale / t, bias=bias, softcap=None if head.softcap is None else head.softcap / t
-        )
+        return replace(head, scale=head.scale / t, softcap=None if head.softcap is None else head.softcap / t)
 
 
 @dataclass(frozen=True)
@@ -129,5 +126,5 @@ class _Headed(Policy):
 
 
 def _biased(bias: Tensor, head: Head) -> Head:
-    added = bias.to(head.weight.device)
+    added = bias.to(head.weight.device) / head.scale  # the head multiplies its bias too
     return replace(head, bias=added if head.bias is None else head.bias + added)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qtarget.errors import QTargetError
 from qtarget.math.head import Head
+from qtarget.model import architecture
 
 
 class Policy(nn.Module):
@@ -33,13 +34,22 @@ class Policy(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         read = self._read(input_ids=input_ids, position_ids=position_ids, use_cache=False)
-        hidden: Tensor = read.last_hidden_state
-        return hidden
+        return self.reading(read.last_hidden_state)
 
     @cached_property
     def _read(self) -> Callable[..., Any]:
-        decoder: Callable[..., Any] = self.lm.get_decoder()
-        return torch.compile(decoder, dynamic=True) if self.compiled else decoder
+        return torch.compile(self.decoder, dynamic=True) if self.compiled else self.decoder
+
+    @property
+    def decoder(self) -> Any:
+        """The part of the model that makes hidden states, as a module that isn't compiled."""
+        return architecture.decoder_of(self.lm)
+
+    def reading(self, hidden: Tensor) -> Tensor:
+        """The decoder's hidden states → what the output layer reads: the same for almost every model."""
+        between = architecture.between(self.lm)
+        read: Tensor = hidden if between is None else between(hidden)
+        return read
 
     @property
     def has_adapter(self) -> bool:
@@ -53,15 +63,7 @@ class Policy(nn.Module):
 
     @property
     def head(self) -> Head:
-        layer, config = self.lm.get_output_embeddings(), self.lm.config
-        padded = layer.weight.shape[0] > self.vocab_size
-        return Head(
-            weight=layer.weight,
-            bias=getattr(layer, "bias", None),
-            softcap=getattr(config, "final_logit_softcapping", None),
-            scale=_logit_scale(config),
-            true_vocab=self.vocab_size if padded else None,
-        )
+        return architecture.head_of(self.lm, self.vocab_size)
 
 
 def cast_products(policy: Policy, dtype: torch.dtype) -> None:
@@ -70,7 +72,7 @@ def cast_products(policy: Policy, dtype: torch.dtype) -> None:
     For a model that stays as it is. Embeddings and norms, whose sums run in fp32, are left; so is the head, which
     may share the embeddings' weight.
     """
-    head = policy.lm.get_output_embeddings()
+    head = architecture.output_layer(policy.lm)
     for module in policy.modules():
         if isinstance(module, nn.Linear) and module is not head:
             module.to(dtype)
@@ -101,8 +103,3 @@ def evaluating(policy: nn.Module) -> Iterator[None]:
     finally:
         policy.train(was_training)
         torch.clear_autocast_cache()  # before torch 2.10 the casts kept there had no graph, for the training pass too
-
-
-def _logit_scale(config: Any) -> float:
-    """Cohere multiplies its logits by `logit_scale`; Granite divides them by `logits_scaling`."""
-    return float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from qtarget.errors import QTargetError
 from qtarget.model import digest, embedded
+from qtarget.model.agreement import check_logits
+from qtarget.model.architecture import check_config
 from qtarget.model.folders import model_folder, names_a_folder
 from qtarget.model.policy import Policy
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
@@ -53,7 +56,12 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
 
 
 def load_config(source: Source) -> Any:
-    return tiny_config(len(tiny_tokenizer())) if source.is_tiny else _from_hub_or_folder(AutoConfig, source)
+    """Raises QTargetError where the configuration tells that this is no causal language model."""
+    if source.is_tiny:
+        return tiny_config(len(tiny_tokenizer()))
+    config = _from_hub_or_folder(AutoConfig, source)
+    check_config(config, source.location)
+    return config
 
 
 def load_policy(
@@ -68,7 +76,8 @@ def load_policy(
     """The causal LM itself. dtype: of the parameters; a policy under bf16-mixed keeps float32.
 
     gradient_checkpointing: activations are computed again in the backward instead of kept. compiled: through
-    torch.compile.
+    torch.compile. Raises QTargetError for a model whose own logits the loss would not use, and for weights that are
+    not in its files.
     """
     if source.is_tiny:
         lm: Any = tiny_model(load_config(source))
@@ -76,10 +85,24 @@ def load_policy(
         lm.to(DTYPES[dtype])
     else:
         options = {"dtype": DTYPES[dtype], "attn_implementation": attention}
-        lm = _from_hub_or_folder(AutoModelForCausalLM, source, **options)
+        load_config(source)
+        lm, loaded = _from_hub_or_folder(AutoModelForCausalLM, source, output_loading_info=True, **options)
+        _check_complete(source, lm, loaded["missing_keys"])
+    policy = Policy(lm, vocab_size, compiled=compiled)
+    check_logits(policy)
     if gradient_checkpointing:
         lm.activation_checkpointing_enable({"use_reentrant": False})
-    return Policy(lm, vocab_size, compiled=compiled)
+    return policy
+
+
+def _check_complete(source: Source, lm: Any, missing: Collection[str]) -> None:
+    """transformers draws at random what a checkpoint lacks, and only warns."""
+    if missing:
+        raise QTargetError(
+            f"the model {source.location!r} lacks {len(missing)} of the weights of {type(lm).__name__}, which would be "
+            f"drawn at random: {', '.join(sorted(missing)[:3])}{', …' * (len(missing) > 3)}. Give a checkpoint "
+            "that was saved as this class"
+        )
 
 
 def outline(source: Source, vocab_size: int) -> Policy:
