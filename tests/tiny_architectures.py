@@ -43,6 +43,7 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 8},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
     "mamba2": {"num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 4},
+    "deepseek_v2": {"num_experts_per_tok": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "zaya": {"num_experts_per_tok": 1},
     "xmod": {"default_language": "en_XX"},

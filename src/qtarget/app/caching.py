@@ -20,6 +20,7 @@ from qtarget.math.target import Design, needs, wants_support
 from qtarget.model import provide
 from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure, in_words
 from qtarget.model.flaw import NoFlaw
+from qtarget.model.mended import head_changed
 from qtarget.model.paths import cache_dir
 from qtarget.model.policy import Policy
 from qtarget.model.scores import Recipe
@@ -87,6 +88,7 @@ def _plan(
         "kept": str(recipe),
         "parameters": node.dtype,
         **flaw,
+        **({"head": "2"} if head_changed(provide.load_config(source).to_dict()) else {}),
     }
     made_from = {
         "model": source.location,

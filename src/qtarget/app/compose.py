@@ -149,6 +149,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     model = provide.resolve(cfg.model.name)
     tokenizer = provide.load_tokenizer(model, cfg.model.chat_template)
     for role, source in references.items():
+        provide.load_config(source)  # refuses what is no language model
         _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
         flaw_of(cfg.references[role]).check(len(tokenizer))
     context = provide.context_length(provide.load_config(model))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtarget.evaluate.verify.thought import MARKS
+from qtarget.model.mended import named_head_changed
 
 Node = Mapping[str, Any]
 
@@ -63,7 +64,14 @@ def _judges_thoughts(config: Node) -> bool:
     return judged and any(opened in repr(config["data"]) for opened, _ in MARKS)
 
 
+def _has_another_head(config: Node) -> bool:
+    nodes = (config["model"], *(config.get("references") or {}).values())
+    names = [node.get("name") for node in nodes if isinstance(node, dict)]
+    return any(isinstance(name, str) and named_head_changed(name) for name in names)
+
+
 MENDS: tuple[Mend, ...] = (
+    Mend("head", 2, "logits have every multiplier and cap of the model's own", _has_another_head),
     Mend("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
     Mend("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
     Mend("thought", 2, "what stands in a thought is no answer", _judges_thoughts),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +46,14 @@ class LogitRule:
 RULES = {
     "hyperclovax": LogitRule(multiply=("logits_scaling",), divide=()),
     "gemma3": LogitRule(caps=()),
+    "mpt": LogitRule(multiply=()),
 }
 """model_type → where a name means something else than elsewhere.
 
 As in transformers 5.23: Cohere (`logit_scale`), Falcon-H1 (`lm_head_multiplier`) and Muse (`output_multiplier`)
 multiply, Granite (`logits_scaling`) divides, HyperCLOVA X multiplies by a key of the same name; MiniCPM3
 (`logits_scaling`) and Inkling (`logits_mup_width_multiplier`) divide the hidden states. The caps are those of Gemma,
-RecurrentGemma and xLSTM; Gemma 3 as a multimodal class leaves its text config's cap out.
+RecurrentGemma and xLSTM; Gemma 3 as a multimodal class leaves its text config's cap out, and MPT its `logit_scale`.
 """
 
 BETWEEN = {"modernbert-decoder": "lm_head"}
@@ -157,28 +158,3 @@ def head_of(lm: Any, vocab_size: int) -> Head:
         scale=rule.scale(text),
         true_vocab=vocab_size if weight.shape[0] > vocab_size else None,
     )
-
-
-# Models of which earlier builds made other logits
-
-_MENDED: Mapping[str, tuple[str, float | None, float | None]] = {
-    "falcon_h1": ("lm_head_multiplier", 1.0, 1.0),
-    "hyperclovax": ("logits_scaling", 1.0, 1.0),
-    "inkling_text": ("logits_mup_width_multiplier", 24.0, 1.0),
-    "recurrent_gemma": ("logits_soft_cap", 30.0, None),
-    "xlstm": ("output_logit_soft_cap", 30.0, None),
-    "gemma3n": ("final_logit_softcapping", 30.0, None),
-    "gemma4": ("final_logit_softcapping", None, None),
-    "gemma4_unified": ("final_logit_softcapping", None, None),
-}
-"""model_type → the key that wasn't read, its value where config.json leaves it out, the value that does nothing."""
-
-
-def was_mended(config: Mapping[str, Any]) -> bool:
-    """Whether a model with this config.json has other logits since all multipliers and caps are honoured."""
-    known = _MENDED.get(str(config.get("model_type")))
-    if known is None:
-        return False
-    key, default, without = known
-    held: Mapping[str, Any] = config.get("text_config") or config
-    return bool(held.get(key, default) != without)
