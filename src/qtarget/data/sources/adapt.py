@@ -79,7 +79,9 @@ class LetterOf:
 
     def __call__(self, row: Row) -> dict[str, Any] | None:
         number = row[self.column]
-        return None if number is None or number < 0 else {"letter": LETTERS[number]}
+        if number in (None, "") or int(number) < 0:  # CSV holds it as text
+            return None
+        return {"letter": LETTERS[int(number)]}
 
 
 @dataclass(frozen=True)

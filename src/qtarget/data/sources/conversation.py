@@ -6,15 +6,18 @@ Errors here don't know their row: whoever reads the rows says which one it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from qtarget.data.example import Message
+from qtarget.data.sources.written import Number, Twice, number_text
 from qtarget.errors import QTargetError
 
 ROLES = ("system", "user", "assistant")
 VERIFIERS = ("math", "choice", "exact")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+_KINDS |= {Number: "a number", Twice: "two different values, as its key stands twice in the object"}
 
 
 def kind(value: object) -> str:
@@ -29,6 +32,13 @@ def text(value: object, name: str) -> str:
     if not value.strip():
         raise QTargetError(f"{name} is empty")
     return _encodable(value, name)
+
+
+def shown(value: object) -> object:
+    """A number as the text that it is written as; anything else, and what is no number (NaN), as it is."""
+    if isinstance(value, Decimal) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return number_text(value) or value
+    return value
 
 
 def exchange(prompt: str, completion: str, system: str | None = None) -> list[Message]:
@@ -51,8 +61,7 @@ def conversation(messages: object, name: str = "messages") -> list[Message]:
 
 def entry(verifier: str, answer: object, options: object = None) -> dict[str, Any]:
     """What the verifier needs to judge a new answer. options, for "choice": letter → text, or a list of texts."""
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
-        answer = str(answer)
+    answer = shown(answer)
     found = {"verifier": verifier, "answer": text(answer, "answer").strip()}
     if verifier != "choice":
         return found
@@ -99,5 +108,7 @@ def _encodable(value: str, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise QTargetError(f"{name} holds a lone surrogate at character {error.start}: half of a pair") from error
+        is_byte = "\udc80" <= value[error.start] <= "\udcff"  # what Python makes of a byte that it can't read
+        what = "a byte that isn't UTF-8" if is_byte else "a lone surrogate, half of a pair,"
+        raise QTargetError(f"{name} holds {what} at character {error.start}") from error
     return value

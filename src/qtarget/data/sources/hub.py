@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from qtarget import checks
 from qtarget.data.example import Demonstration, Message
 from qtarget.data.overlap import position, prompt_text
-from qtarget.data.ranks import leads
 from qtarget.data.sources.adapt import Adapt, Row
 from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, lettered, listed
+from qtarget.data.sources.files import Cells, Table, is_same, other_delimiter
+from qtarget.data.sources.loading import check_not_guessed, loaded
 from qtarget.data.sources.template import columns_of, filled
 from qtarget.errors import QTargetError
 
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 MALFORMED = ("error", "drop")
 
 
 @dataclass(frozen=True)
 class Hub:
-    r"""A data set of the hub (https://huggingface.co/datasets), a folder or a file of one, as `datasets` loads it.
+    r"""A data set of the hub (https://huggingface.co/datasets), or a local folder or file of one.
 
     path: its id, or a local folder or file; name: its configuration; revision: branch, tag or commit. files: local
-    files of the same schema to read instead, {split: file or files}: Parquet, JSON lines or CSV.
+    files of the same schema to read instead, {split: file or files}: Parquet, JSON, JSON lines or CSV. What is text in
+    a CSV or JSON file stays that text (see qtarget.data.sources.files); Parquet has types of its own. delimiter: of
+    CSV, None: a comma, in a .tsv a tab.
     train, heldout: names of its splits; None: it has no such rows. heldout_share in [0, 1): without a split of their
     own, the share of the training split that is held out, by a hash of the prompt.
     messages: the column of conversations; or prompt and completion: a column each, or a template over columns, such as
@@ -63,12 +63,15 @@ class Hub:
     seed: int = 0
     malformed: str = "error"
     adapt: Adapt | None = None
+    delimiter: str | None = None
 
     def __post_init__(self) -> None:
         checks.choice("data.source.verifier", self.verifier, (None, *VERIFIERS))
         checks.choice("data.source.malformed", self.malformed, MALFORMED)
         if self.pick is not None:
             checks.whole("data.source.pick", self.pick, 1)
+        if self.delimiter is not None and (not isinstance(self.delimiter, str) or len(self.delimiter) != 1):
+            raise QTargetError(f"data.source.delimiter must be one character, or null, got {self.delimiter!r}")
         self._check_splits()
         self._check_mapping()
 
@@ -113,7 +116,8 @@ class Hub:
         table = self._table(name)
         rows: Iterable[tuple[int, Row]] = enumerate(table)
         if self.pick and name == self.train:
-            rows = ((place, table[place]) for place in self._picked(table, name, left_out))
+            places = self._picked(table, name, left_out)
+            rows = zip(places, table.at(places), strict=True)
         for place, row in rows:
             found = self._sorted(row, name, place)
             if isinstance(found, Demonstration) and self._is_elsewhere(found, split):
@@ -146,16 +150,18 @@ class Hub:
 
     def _sorted(self, row: Row, name: str, place: int) -> Demonstration | str:
         """A row's demonstration, or why it is left out."""
-        if not all(row[column] in _several(value) for column, value in (self.where or {}).items()):
-            return "where"
+        for column, values in (self.where or {}).items():
+            if not any(is_same(row, column, value) for value in _several(values)):
+                return "where"
         try:
             given = self._adapted(row)
             return "adapt" if given is None else self._demonstration({**row, **given}, place)
         except QTargetError as error:
             if self.malformed == "drop":
                 return "malformed"
+            line = f" ({row.place})" if isinstance(row, Cells) else ""
             raise QTargetError(
-                f"{self.described}, {name}[{place}]: {error}; data.source.malformed=drop leaves such rows out"
+                f"{self.described}, {name}[{place}]{line}: {error}; data.source.malformed=drop leaves such rows out"
             ) from error
 
     def _adapted(self, row: Row) -> Row | None:
@@ -198,16 +204,18 @@ class Hub:
             found = {letter: option for letter, option in found.items() if option is not None}
         return lettered(found)
 
-    def _table(self, split: str) -> Any:
+    def _table(self, split: str) -> Table:
         """The split, with the columns that are read."""
-        table = self._loaded(split)
+        table = loaded(self, split)
         wanted = self._columns()
-        for column, field in wanted.items():
-            if column not in table.column_names:
-                raise QTargetError(
-                    f"{self.described} has no column {column!r} (data.source.{field}) in {split!r}; its columns: "
-                    f"{listed(table.column_names)}"
-                )
+        for column in table.missing(list(wanted)):
+            names = table.column_names
+            raise QTargetError(
+                f"{self.described} has no column {column!r} (data.source.{wanted[column]}) in {split!r}; its columns: "
+                f"{listed(names)}{other_delimiter(names)}"
+            )
+        text_of = ("prompt", "completion", "answer", "key")
+        check_not_guessed(self, table, [column for column, field in wanted.items() if field in text_of])
         return table.select_columns(list(wanted))
 
     def _columns(self) -> dict[str, str]:
@@ -223,56 +231,6 @@ class Hub:
             found |= dict.fromkeys(self.adapt.reads, "adapt")
         keyed = columns_of(self.key) if self.key else []
         return found | dict.fromkeys(self.where or {}, "where") | dict.fromkeys(keyed, "key")
-
-    def _loaded(self, split: str) -> Any:
-        import datasets  # takes a second, and only this source needs it
-
-        named = self._named(split)
-        if not leads() or not sys.stderr.isatty():
-            datasets.disable_progress_bars()
-        try:
-            return datasets.load_dataset(**named, split=split)
-        except Exception as error:  # hub, network, parsers and file systems each raise their own
-            raise self._not_loaded(split, error) from error
-
-    def _named(self, split: str) -> dict[str, Any]:
-        """What `datasets` is asked for."""
-        local = Path(self.path).expanduser()
-        given = self.files or {}
-        if local.is_file():
-            given = {str(self.train): self.path, **given}
-        if given:
-            files = self._checked_files(given, split)
-            return {"path": FORMATS[files[0].suffix], "data_files": {split: [str(file) for file in files]}}
-        if self.path.startswith((".", "/", "~")) and not local.is_dir():
-            raise QTargetError(f"no data at {self.path} (from {Path.cwd()}): set data.source.path to a folder or file")
-        path = str(local) if local.is_dir() else self.path
-        return {"path": path, "name": self.name, "revision": self.revision}
-
-    def _checked_files(self, given: Mapping[Any, Any], split: str) -> list[Path]:
-        if split not in given:
-            raise QTargetError(
-                f"the split {split!r} has no file; those given: {listed(given)}. Add it to data.source.files, or name "
-                "the splits there are: data.source.train and .heldout, null for none"
-            )
-        files = [Path(file).expanduser() for file in _several(given[split])]
-        for file in files:
-            if not file.is_file():
-                raise QTargetError(f"no data file at {file} (from {Path.cwd()}): set data.source.files")
-        formats = {FORMATS.get(file.suffix) for file in files}
-        if None in formats or len(formats) != 1:
-            raise QTargetError(
-                f"{listed([file.name for file in files])}: files of a split must all be of one of {listed(FORMATS)}"
-            )
-        return files
-
-    def _not_loaded(self, split: str, error: Exception) -> QTargetError:
-        told = " ".join(f"{error} {error.__cause__ or ''}".split())[:400] or type(error).__name__
-        if isinstance(error, ConnectionError):
-            way = "give local copies, data.source.files={SPLIT: FILE.parquet}, or a folder as data.source.path"
-        else:
-            way = "check data.source.path, .name and .revision, and the splits in .train and .heldout"
-        return QTargetError(f"can't load the split {split!r} of {self.described}: {told}. Instead, {way}")
 
     def _check_splits(self) -> None:
         share = self.heldout_share

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from qtarget import checks
 from qtarget.data.example import Demonstration, Message, Span
 from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, kind, listed, text
+from qtarget.data.sources.written import parsed
 from qtarget.errors import QTargetError
 
 SCHEMAS = {
@@ -129,12 +129,7 @@ class Jsonl:
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except RecursionError as error:
-        raise QTargetError("nested too deeply to be read") from error
-    except ValueError as error:
-        raise QTargetError(f"not JSON ({error})") from error
+    row = parsed(line)
     if not isinstance(row, dict):
         raise QTargetError(f"expected an object, {EXPECTED}; got {kind(row)}")
     return row

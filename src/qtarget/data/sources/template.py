@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from string import Formatter
 from typing import Any
 
-from qtarget.data.sources.conversation import kind, text
+from qtarget.data.sources.conversation import kind, shown, text
 from qtarget.errors import QTargetError
 
 
@@ -36,9 +36,8 @@ def _parts(spec: str) -> list[tuple[str, str | None]]:
 
 
 def _shown(row: Mapping[str, Any], column: str) -> str:
-    value = row[column]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+    value = shown(row[column])
     if not isinstance(value, str):
-        raise QTargetError(f"column {column!r} must hold text or numbers, got {kind(value)}")
+        what = "NaN or an infinity" if isinstance(value, float) else kind(value)
+        raise QTargetError(f"column {column!r} must hold text or numbers, got {what}")
     return value

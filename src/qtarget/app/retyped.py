@@ -1,0 +1,120 @@
+"""Which configurations read local CSV or JSON files whose text an earlier build took for numbers, dates or nothing.
+
+Up to 0.1.0 `datasets` 5.2 read them: pandas typed the columns of CSV, and in JSON a number among texts made numbers of
+the texts that look like one, and a block of ISO dates became times.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qtarget.data.sources.files import Part, Written, form
+from qtarget.data.sources.template import columns_of
+from qtarget.data.sources.written import Number, parsed
+from qtarget.errors import QTargetError
+
+Node = Mapping[str, Any]
+Columns = tuple[str, ...] | None
+HUB, JSONL = "qtarget.data.sources.hub.Hub", "qtarget.data.sources.jsonl.Jsonl"
+TEXTS = ("messages", "prompt", "completion", "answer", "key")
+LARGEST = 1 << 28
+"""Bytes of a file that is looked through; a larger one counts as retyped."""
+NOTHING = {"", "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "-nan", "1.#ind", "1.#qnan", "<na>", "n/a", "na", "nan"}
+NOTHING |= {"null", "none", "true", "false"}
+"""What pandas 3 reads as nothing, or as true or false, in lower case."""
+DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def is_retyped(source: Node) -> bool:
+    """Whether a source of data reads such a file. Ids of the hub and Parquet: never."""
+    try:
+        if source.get("_target_") == HUB:
+            columns = _columns(source)
+            return any(_is_retyped(*_facts(file), columns, source.get("delimiter")) for file in _files(source))
+        path = Path(str(source.get("path")))
+        judged = source.get("_target_") == JSONL and source.get("verifier")
+        return bool(judged) and path.is_file() and _is_reworded(*_facts(path))
+    except QTargetError:
+        return True  # the run itself says what is wrong
+
+
+def _files(source: Node) -> Iterator[Path]:
+    named = [source.get("path"), *(source.get("files") or {}).values()]
+    for one in [one for many in named for one in (many if isinstance(many, list) else [many]) if one]:
+        path = Path(str(one)).expanduser()
+        yield from (file for file in (path.rglob("*") if path.is_dir() else [path]) if form(file) and file.is_file())
+
+
+def _columns(source: Node) -> Columns:
+    """Those that are read; None: any."""
+    options = source.get("options")
+    if source.get("adapt"):
+        return None
+    named = [column for field in TEXTS if source.get(field) for column in columns_of(source[field])]
+    named += [options] if isinstance(options, str) else options if isinstance(options, list) else []
+    return tuple({*named, *(source.get("where") or {})})
+
+
+def _facts(file: Path) -> tuple[Path, int, int, int]:
+    """A file as it is now."""
+    facts = file.stat()
+    return file, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+@lru_cache(maxsize=256)
+def _is_retyped(file: Path, size: int, _mtime: int, _ctime: int, columns: Columns, delimiter: str | None) -> bool:
+    if size > LARGEST:
+        return True
+    kind = form(file)
+    assert kind
+    rows = Written((Part((file,)),), kind, delimiter, columns)
+    if kind == "csv":
+        return any(_looks_typed(cell) for row in rows for cell in row.values() if isinstance(cell, str))
+    texts: set[str] = set()
+    others: set[str] = set()
+    for place, value in (told for row in rows for told in _values(row)):
+        if isinstance(value, Number) and str(float(value)) != value.written:
+            return True
+        if isinstance(value, str) and DATE.match(value):
+            return True
+        if not isinstance(value, str):
+            others.add(place)
+        elif _looks_typed(value):
+            texts.add(place)
+        if texts & others:
+            return True
+    return False
+
+
+def _values(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """(path of keys, value) of everything that isn't null."""
+    if isinstance(node, Mapping):
+        yield from (told for key, value in node.items() for told in _values(value, f"{place}.{key}"))
+    elif isinstance(node, list):
+        yield from (told for value in node for told in _values(value, f"{place}[]"))
+    if node is not None and place:
+        yield place, node
+
+
+def _looks_typed(text: str) -> bool:
+    if text.strip().lower() in NOTHING:
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=256)
+def _is_reworded(file: Path, size: int, _mtime: int, _ctime: int) -> bool:
+    """Whether an answer is a number that Python writes in another way than the file: 1.50, 1e3."""
+    if size > LARGEST:
+        return True
+    with file.open("rb") as lines:
+        answers = (parsed(line).get("answer") for line in lines if line.strip())
+        return any(isinstance(answer, Number) and str(float(answer)) != answer.written for answer in answers)

@@ -1,0 +1,185 @@
+"""Which files a split of a data set is. `datasets` reads Parquet and what is on the hub, `files` local CSV and JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from qtarget.data.ranks import leads
+from qtarget.data.sources.conversation import listed
+from qtarget.data.sources.files import FORMATS, Part, Table, Typed, Written, form
+from qtarget.errors import QTargetError
+
+TYPED = {".parquet": "parquet"}
+BUILDERS = {"Csv": "csv", "Json": "json"}
+"""Class of a builder of `datasets` 5 → the format whose types it guesses."""
+READ = ("data_files", "data_dir", "features", "name", "version", "description", "sep", "delimiter")
+"""Of what a data card may say of its CSV and JSON files, what is heeded or makes no difference."""
+
+
+class Named(Protocol):
+    """What a data set is called: see `qtarget.data.sources.hub.Hub`."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def files(self) -> Mapping[str, Any] | None: ...
+    @property
+    def train(self) -> str | None: ...
+    @property
+    def delimiter(self) -> str | None: ...
+    @property
+    def described(self) -> str: ...
+
+
+def loaded(source: Named, split: str) -> Table:
+    """The rows of a split. Raises QTargetError for what isn't there or can't be loaded."""
+    local = Path(source.path).expanduser()
+    given = {**({str(source.train): source.path} if local.is_file() else {}), **(source.files or {})}
+    if given:
+        return _of_files(source, _checked_files(given, split), split)
+    if local.is_dir():
+        return _of_folder(source, local, split)
+    if source.path.startswith((".", "/", "~")):
+        raise QTargetError(f"no data at {source.path} (from {Path.cwd()}): set data.source.path to a folder or file")
+    return Typed(_asked(source, split, path=source.path, name=source.name, revision=source.revision))
+
+
+def _of_files(source: Named, files: list[Path], split: str) -> Table:
+    written = form(files[0])
+    if written:
+        return Written((Part(tuple(files)),), written, source.delimiter)
+    named: dict[str, Any] = {"path": TYPED[files[0].suffix], "data_files": {split: [str(file) for file in files]}}
+    return Typed(_asked(source, split, cache_dir=_cache(files), **named))
+
+
+def _of_folder(source: Named, folder: Path, split: str) -> Table:
+    """A folder, whose card and names of files say what belongs to a split."""
+    named: dict[str, Any] = {"path": str(folder), "name": source.name}
+    builder = _asked(source, split, built=True, **named)
+    written = next((BUILDERS[base.__name__] for base in type(builder).__mro__ if base.__name__ in BUILDERS), None)
+    if written is None:
+        cache = _cache([file for file in folder.rglob("*") if file.is_file()])
+        return Typed(_asked(source, split, cache_dir=cache, **named))
+    _check_settings(source, builder.config)
+    files = {str(name): tuple(map(Path, held)) for name, held in builder.config.data_files.items()}
+    delimiter = source.delimiter or _own_delimiter(builder.config)
+    return Written(_parts(source, files, split, written, delimiter), written, delimiter)
+
+
+def _parts(
+    source: Named, files: Mapping[str, tuple[Path, ...]], split: str, written: str, delimiter: str | None
+) -> tuple[Part, ...]:
+    """What a split is of: a split of the folder, or of `datasets`' own words such as "train[:100]+test"."""
+    import datasets
+
+    if split in files:
+        return (Part(files[split]),)
+    lengths = {name: sum(1 for _ in Written((Part(held),), written, delimiter)) for name, held in files.items()}
+    try:
+        read = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    except (ValueError, AssertionError) as error:
+        raise _not_loaded(source, split, error) from error
+    return tuple(Part(files[part.splitname], part.from_ or 0, part.to) for part in read)
+
+
+def _check_settings(source: Named, config: Any) -> None:
+    """What the card says of its files must be what they are read by."""
+    plain = type(config)(name="plain")
+    others = [field.name for field in fields(config) if getattr(config, field.name) != getattr(plain, field.name)]
+    if others := [name for name in others if name not in READ]:
+        raise QTargetError(
+            f"the card of {source.described} has its files read with {listed(others)}, which isn't heeded here: name "
+            "plain files in data.source.files, such as Parquet"
+        )
+
+
+def _own_delimiter(config: Any) -> str | None:
+    delimiter = getattr(config, "delimiter", None) or getattr(config, "sep", ",")
+    return None if delimiter == "," else str(delimiter)
+
+
+def _asked(source: Named, split: str, *, built: bool = False, **named: Any) -> Any:
+    """What `datasets` gives: a table; or its builder, which has read nothing but names."""
+    import datasets  # takes a second, and only this source needs it
+
+    if not leads() or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset_builder(**named) if built else datasets.load_dataset(**named, split=split)
+    except Exception as error:  # hub, network, parsers and file systems each raise their own
+        raise _not_loaded(source, split, error) from error
+
+
+def _not_loaded(source: Named, split: str, error: Exception) -> QTargetError:
+    told = " ".join(f"{error} {error.__cause__ or ''}".split())[:400] or type(error).__name__
+    if isinstance(error, ConnectionError):
+        way = "give local copies, data.source.files={SPLIT: FILE.parquet}, or a folder as data.source.path"
+    else:
+        way = "check data.source.path, .name and .revision, and the splits in .train and .heldout"
+    return QTargetError(f"can't load the split {split!r} of {source.described}: {told}. Instead, {way}")
+
+
+def _cache(files: Iterable[Path]) -> str:
+    """A folder for what `datasets` makes of files as they are now.
+
+    Its own names tell files apart by path and time of modification (5.2), and a file may be replaced under the same.
+    """
+    import datasets
+
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        facts = file.stat()
+        known = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)  # nobody can set ctime
+        digest.update(f"{file.resolve()} {known}\n".encode(errors="surrogateescape"))
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"files-{digest.hexdigest()[:16]}")
+
+
+def _checked_files(given: Mapping[Any, Any], split: str) -> list[Path]:
+    if split not in given:
+        raise QTargetError(
+            f"the split {split!r} has no file; those given: {listed(given)}. Add it to data.source.files, or name "
+            "the splits there are: data.source.train and .heldout, null for none"
+        )
+    named = given[split] if isinstance(given[split], list | tuple) else [given[split]]
+    files = [Path(file).expanduser() for file in named]
+    for file in files:
+        if not file.is_file():
+            raise QTargetError(f"no data file at {file} (from {Path.cwd()}): set data.source.files")
+    formats = {form(file) or TYPED.get(file.suffix) for file in files}
+    if None in formats or len(formats) != 1:
+        raise QTargetError(
+            f"{listed([file.name for file in files])}: files of a split must all be of one of "
+            f"{listed([*TYPED, *FORMATS])}"
+        )
+    return files
+
+
+def check_not_guessed(source: Named, table: Table, columns: Sequence[str]) -> None:
+    """Raise QTargetError where a CSV or JSON data set of the hub has columns that aren't the text they hold.
+
+    `datasets` guesses types: 00501 → 501; in JSON, one number among texts makes numbers of all that look like one.
+    """
+    guessed = str(table.table.info.builder_name) if isinstance(table, Typed) else ""
+    if not isinstance(table, Typed) or guessed not in BUILDERS.values():
+        return
+    for column in columns:
+        read_as = _type_name(table.table.features[column])
+        if (guessed == "csv" and read_as not in ("string", "large_string")) or read_as == "Json":
+            raise QTargetError(
+                f"{source.described} is {guessed.upper()}, and its column {column!r} was read as {read_as}, which may "
+                "not be what stands there (00501 → 501): download the files and name them in data.source.files, where "
+                "text stays text"
+            )
+
+
+def _type_name(feature: Any) -> str:
+    return str(getattr(feature, "dtype", None) or type(feature).__name__)
