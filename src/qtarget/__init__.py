@@ -30,6 +30,7 @@ _HOMES = {
     "list_designs": "qtarget.app.configs",
     "command": "qtarget.app.cli",
     "judge": "qtarget.evaluate.verify",
+    "read_rows": "qtarget.data.sources.rows",
     "read_runs": "qtarget.track.runs",
     "draw_sweep": "qtarget.track.scatter",
     "QTargetError": "qtarget.errors",

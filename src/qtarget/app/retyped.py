@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,25 @@ Node = Mapping[str, Any]
 Columns = tuple[str, ...] | None
 HUB, JSONL = "qtarget.data.sources.hub.Hub", "qtarget.data.sources.jsonl.Jsonl"
 TEXTS = ("messages", "prompt", "completion", "answer", "key")
+BLOCK = 10_000
+"""Rows of which pandas chose the types together."""
 LARGEST = 1 << 28
 """Bytes of a file that is looked through; a larger one counts as retyped."""
-NOTHING = {"", "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "-nan", "1.#ind", "1.#qnan", "<na>", "n/a", "na", "nan"}
+NOTHING = {
+    "",
+    "#n/a",
+    "#n/a n/a",
+    "#na",
+    "-1.#ind",
+    "-1.#qnan",
+    "-nan",
+    "1.#ind",
+    "1.#qnan",
+    "<na>",
+    "n/a",
+    "na",
+    "nan",
+}
 NOTHING |= {"null", "none", "true", "false"}
 """What pandas 3 reads as nothing, or as true or false, in lower case."""
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
@@ -72,8 +89,22 @@ def _is_retyped(file: Path, size: int, _mtime: int, _ctime: int, columns: Column
     kind = form(file)
     assert kind
     rows = Written((Part((file,)),), kind, delimiter, columns)
-    if kind == "csv":
-        return any(_looks_typed(cell) for row in rows for cell in row.values() if isinstance(cell, str))
+    return _is_csv_retyped(rows) if kind == "csv" else _is_json_retyped(rows)
+
+
+def _is_csv_retyped(rows: Written) -> bool:
+    """A cell that stood for nothing, or a block of a column that is all numbers."""
+    left = iter(rows)
+    while block := list(islice(left, BLOCK)):
+        for column in block[0]:
+            cells = [str(row[column] or "").strip() for row in block]
+            if any(cell.lower() in NOTHING for cell in cells) or all(map(_is_number, cells)):
+                return True
+    return False
+
+
+def _is_json_retyped(rows: Written) -> bool:
+    """A number that is written in another way than Python's, a date, or numbers beside texts that look like one."""
     texts: set[str] = set()
     others: set[str] = set()
     for place, value in (told for row in rows for told in _values(row)):
@@ -83,7 +114,7 @@ def _is_retyped(file: Path, size: int, _mtime: int, _ctime: int, columns: Column
             return True
         if not isinstance(value, str):
             others.add(place)
-        elif _looks_typed(value):
+        elif _is_number(value) or value.lower() in NOTHING:
             texts.add(place)
         if texts & others:
             return True
@@ -100,9 +131,7 @@ def _values(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield place, node
 
 
-def _looks_typed(text: str) -> bool:
-    if text.strip().lower() in NOTHING:
-        return True
+def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

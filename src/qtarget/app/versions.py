@@ -8,6 +8,7 @@ from typing import Any
 
 from qtarget.evaluate.verify.thought import MARKS
 from qtarget.model.mended import named_head_changed
+from qtarget.app.retyped import is_retyped
 
 Node = Mapping[str, Any]
 
@@ -70,15 +71,22 @@ def _has_another_head(config: Node) -> bool:
     return any(isinstance(name, str) and named_head_changed(name) for name in names)
 
 
+def _is_retyped(config: Node) -> bool:
+    return any(map(is_retyped, sources(config)))
+
+
 MENDS: tuple[Mend, ...] = (
     Mend("head", 2, "logits have every multiplier and cap of the model's own", _has_another_head),
+    Mend("files", 2, "CSV and JSON files are read as the text they hold", _is_retyped),
     Mend("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
     Mend("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
     Mend("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
 )
 """In no order; a part stands here once, with its newest version."""
 
-UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {}
+UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "qtarget.data.sources.hub.Hub": {"delimiter": (None,)},
+}
 """Keys that came later: `_target_` of a node, or its dotted place → key → values that mean what earlier builds did."""
 
 

@@ -22,7 +22,7 @@ from qtarget.data.sources.conversation import kind
 from qtarget.data.sources.written import HOOKS, Twice, parsed
 from qtarget.errors import QTargetError
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json"}
+FORMATS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"}
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 LONGEST = 2**31 - 1
 """Characters of a cell; Python's csv stops at 131072 unless told otherwise."""

@@ -1,0 +1,37 @@
+"""`qtarget.read_rows`: the rows of a file as training reads them."""
+
+from __future__ import annotations
+
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import Any
+
+from qtarget.data.example import Demonstration
+from qtarget.data.sources.conversation import listed
+from qtarget.data.sources.hub import Hub
+from qtarget.data.sources.jsonl import Jsonl
+from qtarget.errors import QTargetError
+
+MAPPED = ("messages", "prompt", "completion")
+
+
+def read_rows(path: str | Path, **fields: Any) -> list[Demonstration]:
+    r"""All rows of a file, a folder or a data set of the hub as demonstrations with `.messages`, `.completion`, `.row`.
+
+    path: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such, or an id of the hub. fields: those of
+    `data.source`: prompt="{question}\n{options}", completion="answer", messages="turns", system=…, where=…, verifier=…
+    (qtarget.data.sources.hub.Hub). A .jsonl without messages, prompt and completion is read as `data=jsonl` reads it:
+    the schema is that of its first row (qtarget.data.sources.jsonl.Jsonl).
+
+    `.row` is the row's number in a file (the line of a .jsonl that is read by its schema, from 1; else from 0).
+    Raises QTargetError: no such file, an unknown field or column, a row without the text that is asked of it.
+    """
+    by_schema = Path(path).suffix == ".jsonl" and not fields.keys() & set(MAPPED)
+    kind: Any = Jsonl if by_schema else Hub
+    known = [field.name for field in fields_of(kind) if field.name != "path"]
+    if unknown := sorted(fields.keys() - set(known)):
+        raise QTargetError(f"read_rows has no field {listed(unknown)} for {path}; its fields: {', '.join(known)}")
+    if by_schema:
+        fields = {"heldout_share": 0.0, **fields}
+    source: Hub | Jsonl = kind(path=str(path), **fields)
+    return source.rows("train", None)
