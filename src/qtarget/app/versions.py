@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qtarget.app.retyped import is_retyped
 from qtarget.evaluate.verify.thought import MARKS
 from qtarget.model.mended import named_head_changed
-from qtarget.app.retyped import is_retyped
 
 Node = Mapping[str, Any]
 
