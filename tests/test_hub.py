@@ -268,8 +268,9 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
 
 
 def test_a_split_that_is_not_there_is_named_with_those_there_are(tmp_path: Path) -> None:
-    parquet(tmp_path / "train.parquet", numbered(2))
-    source = Hub(str(tmp_path), prompt="question", completion="answer", heldout="validation")
+    (tmp_path / "set").mkdir()
+    parquet(tmp_path / "set" / "train.parquet", numbered(2))
+    source = Hub(str(tmp_path / "set"), prompt="question", completion="answer", heldout="validation")
     with pytest.raises(QTargetError, match=r'Unknown split "validation". Should be one of \[\'train\'\]'):
         source.rows("heldout", None)
 

@@ -101,7 +101,10 @@ def test_an_answer_makes_a_row_verifiable(verifier: str | None, extra: Any, entr
 LONE = '{"prompt": "a", "completion": "ok \\ud800"}'
 FAULTS: dict[str, tuple[Any, str]] = {
     "not JSON": ("{oops", "row 2: not JSON"),
-    "not UTF-8": ('{"prompt": "\udcff", "completion": "b"}', "row 2: not JSON"),
+    "not UTF-8": (
+        '{"prompt": "\udcff", "completion": "b"}',
+        "row 2: prompt holds a byte that isn.t UTF-8 at character 0",
+    ),
     "deep": ("[" * 100_000, "row 2: nested too deeply"),
     "a list": ([1, 2], "row 2: expected an object, .*; got a list"),
     "null": ("null", "row 2: expected an object, .*; got null"),
@@ -117,7 +120,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "null text": ({"prompt": None, "completion": "b"}, "row 2: prompt is null"),
     "number": ({"prompt": "a", "completion": 5}, "row 2: completion must be text, got a number"),
     "blank": ({"prompt": "a", "completion": " "}, "row 2: completion is empty"),
-    "surrogate": (LONE, "row 2: completion holds a lone surrogate at character 3"),
+    "surrogate": (LONE, "row 2: completion holds a lone surrogate, half of a pair, at character 3"),
 }
 TURNS: dict[str, tuple[Any, str]] = {
     "no list": ("a", "row 2: messages must be a list of messages, got text"),
