@@ -293,6 +293,7 @@ def test_a_run_trains_on_one_data_set_and_is_judged_on_another(
         f"data.source.files={{train: {train['train']}}}",
         "+data/source@data.heldout_source=math500",
         f"data.heldout_source.files={{test: {judged['test']}}}",
+        "data.heldout_source.trust_scorer=true",  # the verifier above says no to everything
     ]
     hashed = config_hash(compose_config("train", overrides))
     assert qtarget_cli(["train", *overrides]) == 0

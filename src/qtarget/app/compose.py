@@ -34,6 +34,7 @@ from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
+from qtarget.evaluate.probing import check_scorers
 from qtarget.math.reference import DETAILS
 from qtarget.math.target import Design, check_references, columns, needs
 from qtarget.math.tokens import ROLES
@@ -154,6 +155,8 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
         flaw_of(cfg.references[role]).check(len(tokenizer))
     context = provide.context_length(provide.load_config(model))
     prepared, beside = prepare(data_config, tokenizer, context), outside(cfg.eval, tokenizer, context)
+    for verified in (prepared.heldout_rows, *beside.benchmarks.values()):
+        check_scorers(verified)
     _check_rows(cfg, prepared)
     test = _test_rows(cfg.eval, prepared)
     _check_benchmarks(cfg.eval, prepared, beside)

@@ -85,7 +85,10 @@ MENDS: tuple[Mend, ...] = (
 """In no order; a part stands here once, with its newest version."""
 
 UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
-    "qtarget.data.sources.hub.Hub": {"delimiter": (None,)},
+    "qtarget.data.sources.reasoning_gym.ReasoningGym": {"trust_scorer": (False,)},
+    "qtarget.data.sources.hub.Hub": {"trust_scorer": (False,), "delimiter": (None,)},
+    "qtarget.data.sources.jsonl.Jsonl": {"trust_scorer": (False,)},
+    "qtarget.data.sources.instruct.Instruct": {"trust_scorer": (False,)},
 }
 """Keys that came later: `_target_` of a node, or its dotted place → key → values that mean what earlier builds did."""
 

@@ -73,6 +73,11 @@ def entry(verifier: str, answer: object, options: object = None) -> dict[str, An
     return {**found, "options": choices}
 
 
+def trusted(entry: Mapping[str, Any], trust_scorer: bool) -> dict[str, Any]:
+    """The entry, marked where its scorer is taken at its word: qtarget.evaluate.probing leaves it alone."""
+    return {**entry, "trust_scorer": True} if trust_scorer else dict(entry)
+
+
 def lettered(options: object) -> dict[str, str]:
     """Options by letter; a list is lettered from A."""
     if isinstance(options, list) and len(options) <= len(LETTERS):

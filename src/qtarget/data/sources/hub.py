@@ -12,7 +12,7 @@ from qtarget import checks
 from qtarget.data.example import Demonstration, Message
 from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.adapt import Adapt, Row
-from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, lettered, listed
+from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, lettered, listed, trusted
 from qtarget.data.sources.files import Cells, Table, is_same, other_delimiter
 from qtarget.data.sources.loading import check_not_guessed, loaded
 from qtarget.data.sources.template import columns_of, filled
@@ -64,6 +64,7 @@ class Hub:
     malformed: str = "error"
     adapt: Adapt | None = None
     delimiter: str | None = None
+    trust_scorer: bool = False
 
     def __post_init__(self) -> None:
         checks.choice("data.source.verifier", self.verifier, (None, *VERIFIERS))
@@ -181,7 +182,7 @@ class Hub:
             row = {**row, "options": "\n".join(f"{letter}. {option}" for letter, option in options.items())}
         judged = None
         if self.verifier and self.answer:
-            judged = entry(self.verifier, filled(self.answer, row, "answer"), options)
+            judged = trusted(entry(self.verifier, filled(self.answer, row, "answer"), options), self.trust_scorer)
         return Demonstration(self._conversation(row), row=place, entry=judged)
 
     def _conversation(self, row: Row) -> list[Message]:

@@ -11,7 +11,7 @@ from typing import Any
 from qtarget import checks
 from qtarget.data.example import Demonstration, Message, Span
 from qtarget.data.overlap import position, prompt_text
-from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, kind, listed, text
+from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, kind, listed, text, trusted
 from qtarget.data.sources.written import parsed
 from qtarget.errors import QTargetError
 
@@ -44,6 +44,7 @@ class Jsonl:
     system: str | None = None
     columns: Sequence[str] = ()
     verifier: str | None = None
+    trust_scorer: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.heldout_share, int | float) or not 0 <= self.heldout_share < 1:
@@ -122,7 +123,7 @@ class Jsonl:
         for key in needed:
             if key not in row:
                 raise QTargetError(f"no {key!r} for data.source.verifier={self.verifier}; its keys: {listed(row)}")
-        return entry(self.verifier, row["answer"], row.get("options"))
+        return trusted(entry(self.verifier, row["answer"], row.get("options")), self.trust_scorer)
 
     def _in_split(self, row: Demonstration, split: str) -> bool:
         return (position(prompt_text(row.prompt)) < self.heldout_share) == (split == "heldout")

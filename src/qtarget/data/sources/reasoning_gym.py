@@ -10,7 +10,7 @@ from typing import Any
 from qtarget import isolated
 from qtarget.data.example import Demonstration, Span
 from qtarget.data.sources import splits
-from qtarget.data.sources.conversation import exchange, listed
+from qtarget.data.sources.conversation import exchange, listed, trusted
 from qtarget.data.sources.mixing import check_weights, interleaved
 from qtarget.errors import QTargetError
 
@@ -37,6 +37,7 @@ class ReasoningGym:
     system: str | None = None
     seed: int = 0
     tasks: Mapping[str, Any] | None = None
+    trust_scorer: bool = False
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.tasks is None):
@@ -109,7 +110,9 @@ class ReasoningGym:
             raise QTargetError(f"{task.name} has no worked solution {task.answer!r} in its metadata; use answer=answer")
         spans = {"critical": _critical(str(solution), str(entry["answer"]))}
         messages = exchange(entry["question"], str(solution), self.system)
-        return Demonstration(messages, row=row, spans=spans, entry={"verifier": "reasoning_gym", **entry})
+        return Demonstration(
+            messages, row=row, spans=spans, entry=trusted({"verifier": "reasoning_gym", **entry}, self.trust_scorer)
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from random import Random
 from qtarget import checks
 from qtarget.data.example import Demonstration, Span
 from qtarget.data.sources import splits
-from qtarget.data.sources.conversation import exchange
+from qtarget.data.sources.conversation import exchange, trusted
 from qtarget.data.sources.instruct import forms, lexicon, tasks
 from qtarget.data.sources.instruct.forms import Check
 from qtarget.data.words import words
@@ -42,6 +42,7 @@ class Instruct:
     families: Mapping[str, float] | Sequence[str] | str | None = None
     system: str | None = None
     seed: int = 0
+    trust_scorer: bool = False
 
     def __post_init__(self) -> None:
         for family, weight in self._weights().items():
@@ -79,7 +80,9 @@ class Instruct:
     def _demonstration(self, problem: Problem, row: int) -> Demonstration:
         messages = exchange(problem.question, problem.answer, self.system)
         entry = {"verifier": "instruct", "family": problem.family, "checks": list(problem.checks)}
-        return Demonstration(messages, row=row, spans={"critical": problem.critical}, entry=entry)
+        return Demonstration(
+            messages, row=row, spans={"critical": problem.critical}, entry=trusted(entry, self.trust_scorer)
+        )
 
 
 def _plain(family: str, makers: Sequence[tasks.Maker]) -> Callable[[Random], Problem]:
