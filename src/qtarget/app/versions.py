@@ -51,7 +51,9 @@ def _judged(config: Node) -> list[dict[str, Any]]:
     data, node = config["data"], config["eval"]
     held = data.get("heldout_source") or data.get("source")
     nodes = {"heldout": held if data.get("heldout_rows") != 0 else None}
-    nodes |= {name: benchmark.get("source") for name, benchmark in (node.get("benchmarks") or {}).items()}
+    benchmarks = node.get("benchmarks")
+    if isinstance(benchmarks, dict):  # what else it may be set to is refused later, in words
+        nodes |= {name: each.get("source") for name, each in benchmarks.items() if isinstance(each, dict)}
     return list(sources(nodes))
 
 
