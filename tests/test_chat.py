@@ -9,7 +9,7 @@ import torch
 
 from qtarget.data.chat import ChatFormat
 from qtarget.data.collate import Collate
-from qtarget.data.example import Demonstration
+from qtarget.data.example import Demonstration, Example
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE
 from qtarget.model.tiny import tiny_tokenizer
@@ -34,9 +34,18 @@ def turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in pairs]
 
 
+def single(chat: ChatFormat, demonstration: Demonstration) -> Example:
+    """A row that is one example."""
+    (example,) = chat.encode(demonstration)
+    return example
+
+
 def supervised_text(chat: ChatFormat, demonstration: Demonstration) -> list[str]:
-    """The supervised pieces, as text."""
-    example = chat.encode(demonstration)
+    """The supervised pieces of all examples, as text."""
+    return [text for example in chat.encode(demonstration) for text in supervised_pieces(chat, example)]
+
+
+def supervised_pieces(chat: ChatFormat, example: Example) -> list[str]:
     pieces: list[list[int]] = []
     before = False
     for token, flag in zip(example.input_ids, example.supervised, strict=True):
@@ -63,17 +72,25 @@ def test_every_assistant_turn_is_supervised(template: str | None) -> None:
     assert supervised_text(chat(template), row) == ["one<|end|>", "two<|end|>"]
 
 
-@pytest.mark.parametrize("template", [None, CHATML, PLAIN])
+@pytest.mark.parametrize("template", [None, CHATML])
 def test_a_conversation_is_tokenised_as_the_template_writes_it(template: str | None) -> None:
     """Whatever the template puts between two turns stands there in training too."""
     formatted = chat(template)
     row = Demonstration(turns(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two")), row=0)
-    written = str(formatted.tokenizer.decode(formatted.encode(row).input_ids))
+    written = str(formatted.tokenizer.decode(single(formatted, row).input_ids))
     told = formatted.render(row.messages, reply=False)
-    if template is PLAIN:  # no token of the template closes a turn, so the end of turn is put behind it
-        told = told.replace("one\n", "one\n<|end|>").replace("two\n", "two\n<|end|>")
     assert told.startswith(written)
     assert told[len(written) :] in ("", "\n")
+
+
+def test_an_end_of_turn_that_the_template_does_not_write_stands_behind_what_is_taught_alone() -> None:
+    """The eos is put behind each reply; in the next question's context the template writes none, so none is read."""
+    formatted = chat(PLAIN)
+    row = Demonstration(turns(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two")), row=0)
+    one, two = formatted.encode(row)
+    assert formatted.tokenizer.decode(one.input_ids) == "user: a\nassistant: one\n<|end|>"
+    assert formatted.tokenizer.decode(two.input_ids) == "user: a\nassistant: one\nuser: b\nassistant: two\n<|end|>"
+    assert [supervised_pieces(formatted, example) for example in (one, two)] == [["one\n<|end|>"], ["two\n<|end|>"]]
 
 
 def test_the_end_of_turn_is_the_templates_own() -> None:
@@ -86,7 +103,7 @@ def test_the_end_of_turn_is_the_templates_own() -> None:
 
 def test_the_prompt_of_a_demonstration_is_what_generation_sees() -> None:
     row = Demonstration(turns(("user", "12 + 30"), ("assistant", "42")), row=0)
-    example = chat().encode(row)
+    example = single(chat(), row)
     prompt = chat().prompt_ids(row.prompt)
     assert list(example.input_ids[: len(prompt)]) == prompt
     assert not any(example.supervised[: len(prompt)])
@@ -96,7 +113,7 @@ def test_the_prompt_of_a_demonstration_is_what_generation_sees() -> None:
 def test_wrong_characters_become_wrong_tokens(template: str | None) -> None:
     row = Demonstration(turns(("user", "12 + 30"), ("assistant", "so 47")), row=0, wrong=((4, 5),))
     formatted = chat(template)
-    example = formatted.encode(row)
+    example = single(formatted, row)
     wrong = [token for token, flag in zip(example.input_ids, example.wrong, strict=True) if flag]
     assert formatted.tokenizer.decode(wrong) == "7"
 
@@ -107,7 +124,7 @@ def test_labels_are_shifted_once_and_padding_is_ignored() -> None:
     rows = [
         Demonstration(turns(("user", q), ("assistant", a)), row=0) for q, a in (("a", "xy"), ("bcd", "z"), ("e", "f"))
     ]
-    examples = [formatted.encode(row) for row in rows]
+    examples = [single(formatted, row) for row in rows]
     batch = Collate(pad_id=0)(examples)
     assert batch.input_ids.shape == batch.labels.shape == (3, max(map(len, examples)))
     for index, (row, expected) in enumerate(zip(rows, ("xy<|end|>", "z<|end|>", "f<|end|>"), strict=True)):
@@ -123,7 +140,7 @@ def test_labels_are_shifted_once_and_padding_is_ignored() -> None:
 
 def test_the_wrong_column_stands_beside_the_labels() -> None:
     row = Demonstration(turns(("user", "12 + 30"), ("assistant", "47")), row=0, wrong=((1, 2),))
-    batch = Collate(pad_id=0)([chat().encode(row)])
+    batch = Collate(pad_id=0)([single(chat(), row)])
     assert chat().tokenizer.decode(batch.labels[batch.columns["wrong"]]) == "7"
     assert torch.all(batch.labels[batch.columns["wrong"]] != IGNORE)
 
@@ -239,14 +256,14 @@ def golden(name: str) -> tuple[list[int], list[bool]]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_golden_ids_and_masks_of_well_known_templates(name: str) -> None:
-    example = family(name).encode(Demonstration(turns(*TALK), row=0))
+    example = single(family(name), Demonstration(turns(*TALK), row=0))
     assert (list(example.input_ids), list(example.supervised)) == golden(name)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_last_turn_alone_can_be_supervised(name: str) -> None:
     """The same tokens; the first reply is context, as the model reads it when it is asked the second question."""
-    example, last = (family(name, how).encode(Demonstration(turns(*TALK), row=0)) for how in ("all", "last"))
+    example, last = (single(family(name, how), Demonstration(turns(*TALK), row=0)) for how in ("all", "last"))
     assert last.input_ids == example.input_ids
     assert supervised_text(family(name, "last"), Demonstration(turns(*TALK), row=0)) == [
         supervised_text(family(name), Demonstration(turns(*TALK), row=0))[-1]
@@ -256,7 +273,7 @@ def test_the_last_turn_alone_can_be_supervised(name: str) -> None:
     assert not any(last.supervised[: len(prompt)])
 
 
-def test_a_template_that_drops_earlier_thoughts_can_be_trained_on_its_last_turn() -> None:
+def test_a_template_that_drops_earlier_thoughts_is_taught_turn_by_turn() -> None:
     """Reasoning models' templates cut <think> out of earlier turns: only the last reply stands where it was written."""
     cutting = (
         "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] if loop.last or m['role'] == 'user' else "
@@ -266,11 +283,12 @@ def test_a_template_that_drops_earlier_thoughts_can_be_trained_on_its_last_turn(
         ("user", "a"), ("assistant", "<think>x</think>one"), ("user", "b"), ("assistant", "<think>y</think>two")
     )
     tokenizer = chat(cutting).tokenizer
-    with pytest.raises(QTargetError, match="rewrites earlier text"):
-        ChatFormat(tokenizer).encode(Demonstration(talk, row=0))
+    one, two = ChatFormat(tokenizer).encode(Demonstration(talk, row=0))
+    assert supervised_pieces(ChatFormat(tokenizer), one) == ["<think>x</think>one<|end|>"]
+    assert supervised_pieces(ChatFormat(tokenizer), two) == ["<think>y</think>two<|end|>"]
     last = ChatFormat(tokenizer, "last")
     assert supervised_text(last, Demonstration(talk, row=0)) == ["<think>y</think>two<|end|>"]
-    assert "x</think>" not in str(tokenizer.decode(last.encode(Demonstration(talk, row=0)).input_ids))
+    assert "x</think>" not in str(tokenizer.decode(single(last, Demonstration(talk, row=0)).input_ids))
 
 
 def test_a_system_message_that_a_template_refuses_names_the_row() -> None:

@@ -97,7 +97,7 @@ def test_models_without_a_chat_template_are_given_one(tmp_path: Path, name: str)
     messages = [{"role": role, "content": content} for role, content in turns]
     shown = "System:\nBe brief.\n\nUser:\n1 + 1?\n\nAssistant:\n2<|end|>\n\nUser:\nSure?\n\nAssistant:\n"
     assert chat.render(messages[:-1], reply=True) == shown
-    example = chat.encode(Demonstration(messages, row=0))
+    (example,) = chat.encode(Demonstration(messages, row=0))
     taught = [token for token, taught in zip(example.input_ids, example.supervised, strict=True) if taught]
     assert chat.tokenizer.decode(taught) == "2<|end|>Yes<|end|>"
 
@@ -130,7 +130,7 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
     ("rows", "batch_size", "accumulate"), [(16, 4, 2), (17, 4, 2), (9, 4, 4), (1, 4, 1), (7, 1, 3)]
 )
 def test_an_epoch_has_as_many_steps_as_the_loader_has_windows(rows: int, batch_size: int, accumulate: int) -> None:
-    tokens = ChatFormat(tiny_tokenizer()).encode(
+    (tokens,) = ChatFormat(tiny_tokenizer()).encode(
         Demonstration([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], row=0)
     )
     data = SFTData([tokens] * rows, 0, batch_size=batch_size, accumulate=accumulate, seed=0)

@@ -274,7 +274,7 @@ def test_columns_stay_with_their_tokens() -> None:
     rows = demonstrations(["answer 1234"] * 8, spans={"critical": ((7, 11),)})
     chat = ChatFormat(tiny_tokenizer())
     for how in ("insert", "replace"):
-        for example in RandomToken(0.5, how=how).tokens([chat.encode(row) for row in rows], chat):
+        for example in RandomToken(0.5, how=how).tokens([example for row in rows for example in chat.encode(row)], chat):
             critical = [token for token, on in zip(example.input_ids, example.columns["critical"], strict=True) if on]
             assert len(critical) == 4
             assert how == "replace" or text_of(critical) == "1234"
@@ -380,9 +380,9 @@ def test_what_closes_a_turn_too_soon_is_wrong(template: str | None, closing: str
     for old, new in zip(rows, Truncated(1.0)(rows), strict=True):
         assert old.completion.startswith(new.completion)
         assert old.completion[len(new.completion)] == " "
-        example = chat.encode(new)
+        (example,) = chat.encode(new)
         assert text_of(said(example, wrong=True)) == closing
-        assert not any(chat.encode(old).wrong)
+        assert not any(chat.encode(old)[0].wrong)
         assert example.wrong[-1]
 
 
@@ -422,9 +422,9 @@ def test_a_token_is_wrong_that_holds_a_character_of_the_noise() -> None:
     fast.chat_template = tiny_tokenizer().chat_template
     chat = ChatFormat(fast)
     rows = demonstrations([" ".join([*words[n:], *words[:n]]) for n in range(6)])
-    assert any(len(fast.decode(token)) > 3 for token in said(chat.encode(rows[0])))
+    assert any(len(fast.decode(token)) > 3 for token in said(chat.encode(rows[0])[0]))
     for row in Several({"typo": Typo(0.4), "marker": SpuriousMarker(0.5)})(rows):
-        example, place = chat.encode(row), 0
+        (example,), place = chat.encode(row), 0
         for token, marked in [*zip(example.input_ids, example.wrong, strict=True)][-len(said(example)) : -1]:
             end = place + len(fast.decode(token))
             assert marked == any(low < end and place < high for low, high in row.wrong)

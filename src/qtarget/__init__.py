@@ -31,6 +31,7 @@ _HOMES = {
     "command": "qtarget.app.cli",
     "judge": "qtarget.evaluate.verify",
     "read_rows": "qtarget.data.sources.rows",
+    "encode": "qtarget.data.chat",
     "read_runs": "qtarget.track.runs",
     "draw_sweep": "qtarget.track.scatter",
     "QTargetError": "qtarget.errors",

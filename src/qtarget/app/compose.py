@@ -82,14 +82,23 @@ class Plan:
         """How much training this is, in words."""
         counts, trainer = self.prepared.counts, self.cfg.trainer
         reading = _reading(trainer, self.prepared)
-        packed, held = len(self.prepared.rows), counts["train"]
+        packed = len(self.prepared.rows)
         read_as = f" of {self.prepared.described}" if self.prepared.described else ""
-        of = f"{packed} rows" + ("" if packed == held else f" that hold {held} demonstrations") + read_as
+        of = f"{packed} rows{self._made_of}{read_as}"
         return (
             f"{reading.in_words(trainer.max_steps, of)} "
             f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}{self.prepared.losses}"
             f"{reading.why(trainer.max_steps)}{self._rounded}"
         )
+
+    @property
+    def _made_of(self) -> str:
+        """Of what the rows are made that training reads, where they aren't those of the data."""
+        held, examples, packed = self.prepared.counts["train"], len(self.prepared.train), len(self.prepared.rows)
+        by_turn = f"{held} conversations, turn by turn"
+        if packed != examples:
+            return f" that hold {held} demonstrations" if examples == held else f" that hold {examples} of {by_turn}"
+        return "" if examples == held else f" of {by_turn}"
 
     @property
     def _rounded(self) -> str:
@@ -114,7 +123,7 @@ class Plan:
         """
         if self.test is None:
             return self.prepared.counts
-        held, validation = len(self.prepared.heldout), int(self.cfg.eval.problems_in_training)
+        held, validation = len(self.prepared.heldout_rows), int(self.cfg.eval.problems_in_training)
         split = {
             "validation": validation,
             "test": len(self.test),
@@ -362,6 +371,7 @@ def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) ->
         tokenizer=plan.tokenizer,
         rows=plan.prepared.heldout_rows,
         examples=plan.prepared.heldout,
+        of=plan.prepared.heldout_of,
         prior=priors.get(HELDOUT),
         autocast=partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed),
         new_tokens=plan.cfg.eval.new_tokens,

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from qtarget.data.example import Demonstration, Example, Message, Span, WeightedSpan
+from qtarget.data.example import Demonstration, Example, Message, Span
+from qtarget.data.template import TODAY, Template, plain
+from qtarget.data.tokenise import Tokeniser, Tokens
+from qtarget.data.turn import REASONING, Turn, check_context, spanned, turn, unread
 from qtarget.data.weights import message_weight, token_weights
 from qtarget.errors import QTargetError
 
 SUPERVISED = ("all", "last")
-Segment = tuple[str, float, Sequence[WeightedSpan], Mapping[str, Sequence[Span]]]
-"""Text, the weight of a reply (0: context), and of the last reply the weights and, by column, the spans in it."""
+SAID = ("content", "tool_calls", *REASONING)
+"""What a message of the assistant may say, one of them at least where it is to be taught."""
+_CALL = {"name": "f", "arguments": {"a": 1}}
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    supervise: str = "all",
+) -> list[Example]:
+    """The examples that a conversation is trained as: input_ids [T], supervised [T], weights [T] or None.
+
+    One, where the template writes a turn in a conversation that goes on as it does at the end; else one for each turn
+    that differs, the last of which holds the whole conversation. Raises QTargetError for what can't be taught as it
+    will be asked. messages, tools: see Demonstration.
+    """
+    return ChatFormat(tokenizer, supervise).encode(Demonstration(messages, row=0, tools=tools))
 
 
 @dataclass(frozen=True)
@@ -30,63 +50,62 @@ class ChatFormat:
     supervise: str = "all"
 
     def __post_init__(self) -> None:
-        if not self.tokenizer.chat_template:
+        if not getattr(self.tokenizer, "chat_template", None):
             raise QTargetError(
                 "the tokenizer has no chat template: use an instruct model, add chat_template.jinja to its folder, or "
                 "give one with model.chat_template, as conf/model/llama3_2_3b.yaml does"
             )
 
+    @cached_property
+    def template(self) -> Template:
+        return Template(self.tokenizer)
+
+    @cached_property
+    def tokens(self) -> Tokeniser:
+        return Tokeniser(self.template)
+
     def render(self, messages: Sequence[Message], *, reply: bool) -> str:
         """The template's text; with `reply` it ends where the assistant's next words begin."""
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=reply
-            )
-        except (TemplateError, ValueError, IndexError) as error:
-            roles = ", ".join(message["role"] for message in messages) or "none"
-            raise QTargetError(f"the chat template refuses a conversation of these roles ({roles}): {error}") from error
-        return str(text)
+        return plain(self.template.render(messages, reply=reply))
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Tokens of a prompt, up to where a reply begins."""
-        return self._ids(self.render(messages, reply=True))
+        return self.tokens.ids(self.template.render(messages, tools, reply=True))
 
-    def encode(self, demonstration: Demonstration) -> Example:
+    def encode(self, demonstration: Demonstration) -> list[Example]:
         """The supervised assistant turns and their end-of-turn tokens are labels; all other text is context.
 
         So are turns and spans of weight 0; a token's weight is row weight × message weight × span weight.
 
-        Replies are tokenised apart from their context, as they are when the model writes them itself. Raises
-        QTargetError, with the row number, where no token would be supervised.
+        What stands before a reply is, token for token, the prompt that `prompt_ids` gives for it. A turn goes on with
+        the example of the turn before it where that begins its prompt, and begins another one where it doesn't.
+        Raises QTargetError, with the row number, where no token would be supervised or a part of the row is lost.
         """
-        ids: list[int] = []
-        weights: list[float] = []
-        columns: dict[str, list[bool]] = {name: [] for name in ("wrong", *demonstration.spans)}
-        for text, weight, weighted, spans in self._located(demonstration):
-            tokens, offsets = self._reply(text) if weight else (self._ids(text), [])
-            ids += tokens
-            weights += token_weights(offsets, weighted, weight) or [0.0] * len(tokens)
-            for name, column in columns.items():
-                column.extend(_covered(offsets, spans.get(name, ())) or [False] * len(tokens))
-        if not any(weights):
-            raise QTargetError(
-                f"row {demonstration.row}: no token to supervise; it needs an assistant message with text, of a weight "
-                "above 0"
-            )
-        supervised, plain = [weight > 0 for weight in weights], {*weights} <= {0.0, 1.0}
-        return Example(ids, supervised, columns, demonstration.row, weights=None if plain else weights)
+        try:
+            drafts = self._drafts(demonstration)
+        except QTargetError as error:
+            raise QTargetError(f"row {demonstration.row}: {error}") from error
+        return [draft.example(demonstration.row) for draft in drafts]
 
     @cached_property
     def end_of_turn(self) -> int:
-        """The token that closes a reply: the first special one the template writes after it, or the tokenizer's eos."""
-        conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        closing = self.render(conversation, reply=False)[len(self.render(conversation[:1], reply=True)) :]
-        known = self.tokenizer.added_tokens_decoder
-        special = [token for token in self._ids(closing) if token in known and known[token].special]
-        end = special[0] if special else self.tokenizer.eos_token_id
+        """The token that closes a reply: the last special one that the template writes behind it, or the eos."""
+        closing = self.template.closing
+        end = _id(self.tokenizer, closing) if closing else self.tokenizer.eos_token_id
         if end is None:
             raise QTargetError("the tokenizer has no eos token and its chat template closes replies with none: set one")
         return int(end)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The tokens at which a reply ends: the end of turn, the eos, and what closes a call of a tool."""
+        talk: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [_CALL]}]
+        tools = [{"type": "function", "function": {**_CALL, "description": "", "parameters": {}}}]
+        after = self.template.attempt(talk, tools, reply=False)
+        last = [one.text for one in self.template.controls(after)[-1:] if not after[one.stop :].strip()]
+        called = [_id(self.tokenizer, token) for token in last if self.template.closing]
+        eos = self.tokenizer.eos_token_id
+        return frozenset([self.end_of_turn, *called, *([] if eos is None else [int(eos)])])
 
     @cached_property
     def plain_tokens(self) -> list[int]:
@@ -95,73 +114,126 @@ class ChatFormat:
         special = {token for token, known in added.items() if known.special} | {*self.tokenizer.all_special_ids}
         return sorted({*self.tokenizer.get_vocab().values()} - special)
 
-    def _located(self, demonstration: Demonstration) -> list[Segment]:
-        try:
-            return list(self._segments(demonstration))
-        except QTargetError as error:
-            raise QTargetError(f"row {demonstration.row}: {error}") from error
+    def notes(self, rows: Iterable[Demonstration]) -> list[str]:
+        """What of these rows reaches the tokens otherwise than it stands there, in words."""
+        held: dict[str, int] = {}
+        unnamed = 0
+        for row in rows:
+            for token in self.template.held(row.messages, row.tools):
+                held[token] = held.get(token, 0) + 1
+            unnamed += self._loses_a_name(row)
+        told = [f"{count} rows hold the control token {token!r} as text" for token, count in sorted(held.items())]
+        if unnamed:
+            told.append(f"the chat template leaves out the names in {unnamed} rows")
+        if self.template.writes_the_date:
+            told.append(f"the template's date is {TODAY:%d %b %Y} in all rows and prompts, not today's (strftime_now)")
+        return told
 
-    def _segments(self, demonstration: Demonstration) -> Iterator[Segment]:
-        """Replies and what stands between them, in order; the last reply carries the demonstration's spans.
+    def _loses_a_name(self, row: Demonstration) -> bool:
+        named = [place for place, message in enumerate(row.messages) if message.get("name")]
+        return any(unread(self.template, row.messages[: place + 1], "name", row.tools) for place in named)
 
-        A reply ends with its end of turn; what the template writes behind that is context of the next one.
-        """
-        messages, written = demonstration.messages, ""
-        end = str(self.tokenizer.convert_ids_to_tokens(self.end_of_turn))
-        for turn in self._supervised_turns(demonstration):
-            before = self.render(messages[:turn], reply=True)
-            after = self.render(messages[: turn + 1], reply=False)
-            text = messages[turn]["content"]
-            start = after.find(text.strip(), len(before)) - (len(text) - len(text.lstrip()))
-            if not before.startswith(written) or not after.startswith(before) or start < 0:
-                raise QTargetError(
-                    "the chat template rewrites earlier text when a reply is added, so the reply can't be located; "
-                    "use a template that appends"
-                )
-            yield before[len(written) :], 0.0, (), {}
-            closing = after.find(end, start + len(text.strip()))
-            written = after if closing < 0 else after[: closing + len(end)]
-            reply, shift = written[len(before) :], start - len(before)
-            if turn < len(messages) - 1:
-                yield reply, message_weight(demonstration, turn), (), {}
-            else:
-                weighted = [(low + shift, high + shift, weight) for low, high, weight in demonstration.weights]
-                spans = _spans(demonstration, shift, len(reply))
-                yield reply, message_weight(demonstration, turn), weighted, spans
+    def _drafts(self, row: Demonstration) -> list[_Draft]:
+        drafts: list[_Draft] = []
+        turns = self._supervised_turns(row)
+        for index in turns:
+            one = turn(self.template, row.messages, index, row.tools)
+            prompt = self.tokens.ids(one.asked)
+            if not drafts or prompt[: len(drafts[-1].ids)] != drafts[-1].ids:
+                drafts.append(_Draft(["wrong", *row.spans]))
+            drafts[-1].context(prompt)
+            self._write(drafts[-1], row, index, one)
+        if turns:
+            check_context(self.template, row.messages[: turns[-1] + 1], row.tools)
+        if not any(draft.weights and any(draft.weights) for draft in drafts):
+            raise QTargetError("no token to supervise; it needs an assistant message with text, of a weight above 0")
+        return [draft for draft in drafts if any(draft.weights)]
+
+    def _write(self, draft: _Draft, row: Demonstration, index: int, one: Turn) -> None:
+        """The tokens of a reply; the last message of a row carries the row's spans."""
+        tokens = self._reply(one, draft.ids)
+        weight, is_last = message_weight(row, index), index == len(row.messages) - 1
+        marked = bool(row.wrong or row.cut_short or row.weights or any(row.spans.values()))
+        if not is_last or not marked:
+            draft.reply(tokens.ids, [weight] * len(tokens.ids), {})
+            return
+        if tokens.offsets is None:
+            raise QTargetError(
+                "noise, columns and weights of parts of a reply need a tokenizer that says where its tokens stand: "
+                "this model's has no fast form (tokenizer.json)"
+            )
+        spans, weighted = _located(row, one)
+        columns = {name: _covered(tokens.offsets, found) for name, found in spans.items()}
+        draft.reply(tokens.ids, token_weights(tokens.offsets, weighted, weight), columns)
+
+    def _reply(self, one: Turn, prompt: Sequence[int]) -> Tokens:
+        """Tokens of a reply and its end of turn (added where the template has none), and where each stands in it."""
+        tokens = self.tokens.reply(one.asked, prompt, one.reply)
+        if one.ended or tokens.ids[-1:] == [self.end_of_turn]:
+            return tokens
+        length = len(plain(one.reply))
+        offsets = None if tokens.offsets is None else [*tokens.offsets, (length, length + 1)]
+        return Tokens([*tokens.ids, self.end_of_turn], offsets)
 
     def _supervised_turns(self, row: Demonstration) -> list[int]:
-        said = [
-            turn for turn, message in enumerate(row.messages) if message["role"] == "assistant" and message["content"]
+        told = [
+            index
+            for index, message in enumerate(row.messages)
+            if message["role"] == "assistant" and any(message.get(key) for key in SAID)
         ]
-        wanted = said if self.supervise == "all" else said[-1:]
-        return [turn for turn in wanted if message_weight(row, turn) > 0]
-
-    def _reply(self, text: str) -> tuple[list[int], list[Span]]:
-        """Tokens of a reply and its end of turn (added where the template has none), and where each stands in it."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-        if ids[-1] != self.end_of_turn:
-            ids, offsets = [*ids, self.end_of_turn], [*offsets, (len(text), len(text) + 1)]
-        return ids, offsets
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+        wanted = told if self.supervise == "all" else told[-1:]
+        return [index for index in wanted if message_weight(row, index) > 0]
 
 
-def _spans(demonstration: Demonstration, shift: int, length: int) -> dict[str, list[Span]]:
-    """Spans by column in a reply of `length` characters, whose message begins at `shift`.
+def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    number = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(number, int)
+    return number
+
+
+@dataclass
+class _Draft:
+    """An example as it grows, turn by turn."""
+
+    columns_of: Sequence[str]
+    ids: list[int] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    columns: dict[str, list[bool]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.columns = {name: [] for name in self.columns_of}
+
+    def context(self, prompt: Sequence[int]) -> None:
+        """Up to the end of a prompt that begins with what is there."""
+        more = list(prompt[len(self.ids) :])
+        self.reply(more, [0.0] * len(more), {})
+
+    def reply(self, ids: Sequence[int], weights: Sequence[float], columns: Mapping[str, Sequence[bool]]) -> None:
+        self.ids += ids
+        self.weights += weights
+        for name, column in self.columns.items():
+            column.extend(columns.get(name, [False] * len(ids)))
+
+    def example(self, row: int) -> Example:
+        weights = None if {*self.weights} <= {0.0, 1.0} else self.weights
+        return Example(self.ids, [weight > 0 for weight in self.weights], self.columns, row, weights=weights)
+
+
+def _located(row: Demonstration, one: Turn) -> tuple[dict[str, list[Span]], list[tuple[int, int, float]]]:
+    """Spans by column and weighted ones, in a reply.
 
     What closes a message that was cut short is wrong, through the end of turn, which may stand behind the text.
     """
-    closing = [(len(demonstration.completion.rstrip()), length - shift + 1)] if demonstration.cut_short else []
-    spans = {"wrong": [*demonstration.wrong, *closing], **demonstration.spans}
-    return {name: _shift(found, shift) for name, found in spans.items()}
+    places = one.places(row.completion)
+    end = len(plain(one.reply)) + 1
+    spans = {name: spanned(found, places) for name, found in {"wrong": row.wrong, **row.spans}.items()}
+    if row.cut_short:
+        kept = row.completion.rstrip()
+        spans["wrong"].append((places[len(kept) - 1] + 1 if kept else 0, end))
+    weighted = [(*spanned([(low, high)], places)[0], weight) for low, high, weight in row.weights]
+    return spans, weighted
 
 
 def _covered(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     """Whether each token shares a character with one of the spans."""
     return [any(low < stop and start < high for low, high in spans) for start, stop in offsets]
-
-
-def _shift(spans: Sequence[Span], by: int) -> list[Span]:
-    return [(low + by, high + by) for low, high in spans]

@@ -64,7 +64,9 @@ class Prepared:
 
     rows: the training ones as they go into batches, each by itself or packed. counts, of rows by name: asked = train +
     dropped_too_long + dropped_contaminated, and likewise heldout_asked = heldout + heldout_dropped_too_long; what a
-    source left out stands under source_…. described: what the source takes its rows to be.
+    source left out stands under source_…. A row may be several examples: heldout_of says which of heldout_rows a
+    held-out example is of. described: what the source takes its rows to be. notes: what reaches the tokens otherwise
+    than it stands in the rows.
     """
 
     train: Sequence[Example]
@@ -73,10 +75,12 @@ class Prepared:
     counts: dict[str, int]
     rows: Sequence[Example] | Sequence[Pack]
     described: str = ""
+    heldout_of: Sequence[int] = ()
+    notes: Sequence[str] = ()
 
     @property
     def losses(self) -> str:
-        """What became of rows that are not trained or judged whole, in words; empty where all are."""
+        """What became of rows that are not trained or judged whole or as they stand, in words; empty where all are."""
         told = {
             "dropped_too_long": "left out as too long",
             "dropped_contaminated": "left out as held out too",
@@ -84,7 +88,8 @@ class Prepared:
             "heldout_dropped_too_long": "held-out rows left out as too long",
             "heldout_cut": "held-out rows cut",
         }
-        return "".join(f"; {self.counts[name]} {words}" for name, words in told.items() if self.counts[name])
+        lost = (f"{self.counts[name]} {words}" for name, words in told.items() if self.counts[name])
+        return "".join(f"; {words}" for words in (*lost, *self.notes))
 
 
 def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
@@ -98,21 +103,21 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     heldout, _ = read(config.heldout_source or config.source, "heldout", config.heldout_rows)
     clean, clean_reserve = (apart(rows, heldout, config.contamination) for rows in (given, reserve))
     noisy = config.noise(clean)
-    spoilt = config.noise.tokens([chat.encode(row) for row in noisy], chat)
+    spoilt = _with_noise(config.noise, [chat.encode(row) for row in noisy], chat)
     train = _fit([*noisy, *clean_reserve], [*spoilt, *map(chat.encode, clean_reserve)], limit, config.truncation)
     held = _fit(heldout, [chat.encode(row) for row in heldout], limit, config.truncation)
     contaminated = len(given) + len(reserve) - len(clean) - len(clean_reserve)
     counts = {
-        "asked": len(train.examples) + train.dropped + contaminated,
-        "train": len(train.examples),
-        "noisy": sum(any(example.wrong) for example in train.examples),
+        "asked": len(train.rows) + train.dropped + contaminated,
+        "train": len(train.rows),
+        "noisy": sum(any(any(example.wrong) for example in group) for group in train.groups),
         "noisy_tokens": sum(sum(example.wrong) for example in train.examples),
         "reserve": len(clean_reserve),
         "dropped_too_long": train.dropped,
         "dropped_contaminated": contaminated,
         "cut": train.cut,
         "heldout_asked": len(heldout),
-        "heldout": len(held.examples),
+        "heldout": len(held.rows),
         "heldout_dropped_too_long": held.dropped,
         "heldout_cut": held.cut,
         **{f"source_{reason}": rows for reason, rows in from_source.items()},
@@ -120,7 +125,9 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     placed = _placed(train.examples)
     rows = placed if config.packing is None else pack(placed, _pack_length(config.packing, placed, limit))
     described = getattr(config.source, "described", "")
-    return Prepared(placed, _placed(held.examples), held.rows, counts, rows, described)
+    of = [place for place, group in enumerate(held.groups) for _ in group]
+    notes = chat.notes([*train.rows, *held.rows])
+    return Prepared(placed, _placed(held.examples), held.rows, counts, rows, described, of, notes)
 
 
 def encoded(
@@ -147,46 +154,63 @@ def _pack_length(packing: int, examples: Sequence[Example], context: int) -> int
     return packing
 
 
+def _with_noise(noise: Noise, groups: Sequence[Sequence[Example]], chat: ChatFormat) -> list[list[Example]]:
+    """The examples of each row, with other tokens."""
+    spoilt = iter(noise.tokens([example for group in groups for example in group], chat))
+    return [list(islice(spoilt, len(group))) for group in groups]
+
+
 @dataclass(frozen=True)
 class _Fitting:
-    """Rows that fit, as text and as tokens; how many were dropped, and how many of these were cut."""
+    """Rows that fit, as text and as the examples they are; how many were dropped, and how many of these were cut."""
 
     rows: list[Demonstration]
-    examples: list[Example]
+    groups: list[list[Example]]
     dropped: int = 0
     cut: int = 0
 
+    @property
+    def examples(self) -> list[Example]:
+        return [example for group in self.groups for example in group]
 
-def _fit(rows: Sequence[Demonstration], examples: Sequence[Example], limit: int, truncation: str) -> _Fitting:
-    """Rows and what they are as tokens, none of them longer than `limit`."""
-    too_long = [example for example in examples if len(example) > limit]
+
+def _fit(rows: Sequence[Demonstration], groups: Sequence[list[Example]], limit: int, truncation: str) -> _Fitting:
+    """Rows and what they are as tokens, none of them longer than `limit`; a row of several examples fits as a whole."""
+    longest = [max(group, key=len) for group in groups]
+    too_long = [example for example in longest if len(example) > limit]
     if too_long and truncation == "error":
         worst = max(too_long, key=len)
         raise QTargetError(
-            f"{len(too_long)} of {len(examples)} rows are longer than {limit} tokens (the longest, row {worst.row}, "
+            f"{len(too_long)} of {len(groups)} rows are longer than {limit} tokens (the longest, row {worst.row}, "
             f"has {len(worst)}): set data.truncation=drop or =cut, or raise data.max_length up to the model's context"
         )
     if truncation == "cut":
-        return _Fitting(list(rows), [_cut(example, limit) for example in examples], cut=len(too_long))
-    fitting = [(row, example) for row, example in zip(rows, examples, strict=True) if len(example) <= limit]
-    return _Fitting([row for row, _ in fitting], [example for _, example in fitting], dropped=len(too_long))
+        return _Fitting(list(rows), [_cut_row(group, limit) for group in groups], cut=len(too_long))
+    fitting = [(row, group) for row, group in zip(rows, groups, strict=True) if max(map(len, group)) <= limit]
+    return _Fitting([row for row, _ in fitting], [group for _, group in fitting], dropped=len(too_long))
+
+
+def _cut_row(group: Sequence[Example], limit: int) -> list[Example]:
+    """Of a row's examples those that a cut leaves something to learn, cut. Raises QTargetError where there is none."""
+    cut = [_cut(example, limit) for example in group]
+    left = [example for example in cut if any(example.supervised)]
+    if not left:
+        raise QTargetError(
+            f"row {group[0].row}: cut to {limit} tokens, no supervised token is left; use truncation=drop"
+        )
+    return left
 
 
 def _cut(example: Example, limit: int) -> Example:
     if len(example) <= limit:
         return example
-    cut = replace(
+    return replace(
         example,
         input_ids=example.input_ids[:limit],
         supervised=example.supervised[:limit],
         columns={name: column[:limit] for name, column in example.columns.items()},
         weights=None if example.weights is None else example.weights[:limit],
     )
-    if not any(cut.supervised):
-        raise QTargetError(
-            f"row {example.row}: cut to {limit} tokens, no supervised token is left; use truncation=drop"
-        )
-    return cut
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,10 @@ def answer_problems(
 ) -> list[Sample]:
     """Answers to verifiable problems, each judged by its own verifier; the samples of a prompt stand together."""
     chat = ChatFormat(tokenizer)
-    ends = sorted({chat.end_of_turn, int(tokenizer.eos_token_id or chat.end_of_turn)})
     written = generate(
         policy,
-        [chat.prompt_ids(row.prompt) for row in rows],
-        ends=ends,
+        [chat.prompt_ids(row.prompt, row.tools) for row in rows],
+        ends=sorted(chat.ends),
         pad=int(tokenizer.pad_token_id),
         new_tokens=new_tokens,
         batch=batch,

@@ -51,7 +51,8 @@ class Evaluation:
 class Evaluator:
     """Held-out demonstrations, benchmarks beside them, and text outside the task.
 
-    rows and examples are the same held-out demonstrations, as text and as tokens; test: the places of those that
+    rows and examples are the same held-out demonstrations, as text and as tokens; of: the place among the rows of each
+    example (None: each is that of the same place); test: the places of those that
     closing numbers are of, None: all; benchmarks: name → other problems; retention: text outside the task, with the
     prior over it. autocast: the precision of training, so that the policy is judged as it was trained. new_tokens:
     longest answer, in tokens; None: a few more than the longest demonstration of the held-out rows or the benchmark
@@ -70,6 +71,7 @@ class Evaluator:
     retention: Sequence[Example] = ()
     retention_prior: Frozen | None = None
     test: Sequence[int] | None = None
+    of: Sequence[int] | None = None
 
     def __call__(self, policy: Policy, limit: int | None = None, *, closing: bool = True) -> Evaluation:
         """limit: only the first so many held-out rows, in place of those of `test`. closing=False: without benchmarks,
@@ -86,7 +88,9 @@ class Evaluator:
     def _evaluated(self, policy: Policy, limit: int | None, watch: Callable[..., Any], closing: bool) -> Evaluation:
         reliability = Reliability()
         places = range(len(self.rows))[:limit] if self.test is None or limit is not None else self.test
-        heldout = watch(self._batches([self.examples[place] for place in places]), title="held-out nll")
+        chosen, of = set(places), range(len(self.examples)) if self.of is None else self.of
+        examples = [example for example, place in zip(self.examples, of, strict=True) if place in chosen]
+        heldout = watch(self._batches(examples), title="held-out nll")
         metrics = token_metrics(policy, self.prior, heldout, reliability)
         outside = watch(self._batches(self.retention), title="retention")
         kept = retention_metrics(policy, self.retention_prior, outside)

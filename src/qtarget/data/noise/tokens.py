@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -38,15 +38,15 @@ class RandomToken(Noise):
 
     def tokens(self, examples: Sequence[Example], chat: ChatFormat) -> list[Example]:
         rng = draws("random_token", self.seed)
-        drawn, vocabulary = self._places(examples, chat.end_of_turn, rng), chat.plain_tokens
+        drawn, vocabulary = self._places(examples, chat.ends, rng), chat.plain_tokens
         return [
             self._spoilt(example, drawn[index], vocabulary, rng) if index in drawn else example
             for index, example in enumerate(examples)
         ]
 
-    def _places(self, examples: Sequence[Example], end: int, rng: random.Random) -> dict[int, Counter[int]]:
+    def _places(self, examples: Sequence[Example], ends: Container[int], rng: random.Random) -> dict[int, Counter[int]]:
         """Row → place → how many random tokens are written there."""
-        groups = [(index, group) for index, row in enumerate(examples) for group in self._groups(row, end, rng)]
+        groups = [(index, group) for index, row in enumerate(examples) for group in self._groups(row, ends, rng)]
         left = round(self.rate * sum(len(group) for _, group in groups))
         drawn: dict[int, Counter[int]] = {}
         for index, group in rng.sample(groups, len(groups)):
@@ -56,9 +56,9 @@ class RandomToken(Noise):
             left -= len(group)
         return drawn
 
-    def _groups(self, example: Example, end: int, rng: random.Random) -> Iterator[list[int]]:
+    def _groups(self, example: Example, ends: Container[int], rng: random.Random) -> Iterator[list[int]]:
         """The tokens of each reply in groups of `span`, the first of a random size, so that all borders are likely."""
-        for run in _replies(example, end):
+        for run in _replies(example, ends):
             for start in range(rng.randrange(self.span) - self.span + 1, len(run), self.span):
                 yield run[max(start, 0) : start + self.span]
 
@@ -86,9 +86,10 @@ class RandomToken(Noise):
                 yield place, False
 
 
-def _replies(example: Example, end: int) -> Iterator[list[int]]:
+def _replies(example: Example, ends: Container[int]) -> Iterator[list[int]]:
     """Places of consecutive tokens that a model learns to write, without ends of turns."""
-    said = [place for place in range(1, len(example)) if example.supervised[place] and example.input_ids[place] != end]
+    ids = example.input_ids
+    said = [place for place in range(1, len(ids)) if example.supervised[place] and ids[place] not in ends]
     for _, run in groupby(enumerate(said), key=lambda numbered: numbered[1] - numbered[0]):
         yield [place for _, place in run]
 

@@ -1,0 +1,204 @@
+"""What a chat template writes for a conversation, and which of it is the template's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from qtarget.data.example import Message
+from qtarget.errors import QTargetError
+
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+"""Around text of a message that reads like a control token: noncharacters of Unicode, which no text holds."""
+TODAY = date(2024, 7, 26)
+"""What a template that writes today's date writes instead: rows and prompts are the same on every day."""
+NOT_WRITTEN = ("role", "weight")
+CONTENT_TOKENS = re.compile(
+    r"[<\[]\|?/?(begin_of_|end_of_)?(think|thought|reasoning|tool_call|tool_response)s?\|?[>\]]", re.I
+)
+"""Marks that models write within a reply: where a tokenizer calls them special, they are content all the same."""
+_FAULTS = (TemplateError, ValueError, IndexError, KeyError, TypeError, AttributeError)
+_PROBE = "qzx"
+
+
+def plain(text: str) -> str:
+    """Without the marks around what reads like a control token."""
+    return text.replace(OPEN, "").replace(CLOSE, "")
+
+
+@dataclass(frozen=True)
+class Template:
+    """The chat template of a tokenizer. Its texts carry OPEN and CLOSE around control tokens that messages hold."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, reply: bool) -> str:
+        """The template's text; with `reply` it ends where the assistant's next words begin."""
+        try:
+            return self._applied(messages, tools, reply, self.in_parts)
+        except _FAULTS as error:
+            roles = ", ".join(str(message["role"]) for message in messages) or "none"
+            raise QTargetError(f"the chat template refuses a conversation of these roles ({roles}): {error}") from error
+
+    def attempt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, reply: bool) -> str:
+        """The same, empty where the template refuses."""
+        try:
+            return self.render(messages, tools, reply=reply)
+        except QTargetError:
+            return ""
+
+    @cached_property
+    def in_parts(self) -> bool:
+        """Whether content is read as a list of parts alone, as some templates of vision models do."""
+        talk = [{"role": "user", "content": _PROBE}]
+        texts = []
+        for parts in (False, True):
+            try:
+                texts.append(self._applied(talk, (), False, parts))
+            except _FAULTS:
+                texts.append("")
+        return _PROBE not in texts[0] and _PROBE in texts[1]
+
+    @cached_property
+    def closing(self) -> str:
+        """The control token that closes a plain reply; empty where the template writes none.
+
+        The last of those that stand behind it both at the end of a conversation and where one goes on. Phi-3 writes an
+        end of text behind a whole conversation, harmony (gpt-oss) another token than behind a turn that is history.
+        """
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
+        ends = self.controls(self.render(talk, reply=False).rpartition(_PROBE)[2])
+        more = self.attempt([*talk, {"role": "user", "content": "c"}], reply=True)
+        goes_on = self.controls(more.rpartition(_PROBE)[2])
+        shared = [one.text for one, other in zip(ends, goes_on, strict=False) if one.text == other.text]
+        return (shared or [one.text for one in ends][:1] or [""])[-1]
+
+    @property
+    def writes_the_date(self) -> bool:
+        return "strftime_now" in str(self.tokenizer.chat_template)
+
+    def controls(self, text: str) -> list[Control]:
+        """The control tokens that the template wrote, in order; not those of a message."""
+        return [Control(*found.span(), found[0]) for found in self._tokens.finditer(text) if found[0][0] != OPEN]
+
+    def held(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> set[str]:
+        """The control tokens that text of messages and tools reads like."""
+        return {token for value in _texts([*messages, *tools]) for token in self._guarded.findall(value)}
+
+    def _applied(self, messages: Sequence[Message], tools: Sequence[Any], reply: bool, in_parts: bool) -> str:
+        held = bool(self.held(messages, tools))
+        given = [self._message(message, held, in_parts) for message in messages]
+        schemas = [self._marked(tool) if held else tool for tool in tools] or None
+        try:
+            return self._text(given, schemas, reply)
+        except TypeError:  # DeepSeek's template writes the arguments of a call as text
+            return self._text([_with_text_arguments(message) for message in given], schemas, reply)
+
+    def _text(self, messages: list[dict[str, Any]], tools: list[Any] | None, reply: bool) -> str:
+        template = self.tokenizer.get_chat_template(None, tools)
+        dated = _with_date(template) if "strftime_now" in template else template
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages, tools=tools, chat_template=dated, tokenize=False, add_generation_prompt=reply
+            )
+        )
+
+    def _message(self, message: Message, held: bool, in_parts: bool) -> dict[str, Any]:
+        """As the template is to read it: without what is empty, and calls in the form that transformers documents."""
+        given = {key: value for key, value in message.items() if key != "weight" and value not in (None, [], ())}
+        if "tool_calls" in given:
+            given["tool_calls"] = [_call(call) for call in given["tool_calls"]]
+        if held:
+            given = {key: value if key == "role" else self._marked(value) for key, value in given.items()}
+        if in_parts:
+            given["content"] = [{"type": "text", "text": given.get("content", "")}]
+        return given
+
+    def _marked(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._guarded.sub(lambda found: OPEN + found[0] + CLOSE, plain(value))
+        if isinstance(value, Mapping):
+            return {key: self._marked(item) for key, item in value.items()}
+        return [self._marked(item) for item in value] if isinstance(value, list | tuple) else value
+
+    @cached_property
+    def guarded(self) -> frozenset[str]:
+        """Special tokens, which are structure: in a message they are text."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special} | {*self.tokenizer.all_special_tokens}
+        return frozenset(token for token in special if not CONTENT_TOKENS.fullmatch(token))
+
+    @cached_property
+    def _guarded(self) -> re.Pattern[str]:
+        longest = sorted(map(re.escape, self.guarded), key=len, reverse=True)
+        return re.compile("|".join(longest) or "(?!)")
+
+    @cached_property
+    def _tokens(self) -> re.Pattern[str]:
+        return re.compile(f"{OPEN}[^{CLOSE}]*{CLOSE}|{self._guarded.pattern}")
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control token, and where it stands in a text."""
+
+    start: int
+    stop: int
+    text: str
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All text in messages but their roles."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in NOT_WRITTEN:
+                yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _call(call: Any) -> Any:
+    """A tool call as {"type": "function", "function": {"name", "arguments"}}, arguments a mapping where they can be."""
+    if not isinstance(call, Mapping):
+        return call
+    function = call.get("function", {key: call[key] for key in ("name", "arguments") if key in call})
+    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
+        function = {**function, "arguments": _mapping(function["arguments"])}
+    rest = {key: value for key, value in call.items() if key not in ("function", "name", "arguments", "type")}
+    return {"type": call.get("type", "function"), **rest, "function": function}
+
+
+def _mapping(arguments: str) -> Any:
+    try:
+        value = json.loads(arguments)
+    except json.JSONDecodeError:
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    if "tool_calls" not in message:
+        return message
+    calls = [dict(call, function=dict(call["function"])) for call in message["tool_calls"]]
+    for call in calls:
+        if isinstance(call["function"].get("arguments"), dict):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return {**message, "tool_calls": calls}
+
+
+def _with_date(template: str) -> str:
+    """With a strftime_now of its own, which knows one day alone."""
+    codes = sorted({*re.findall(r"%-?[A-Za-z]", template)}, key=len, reverse=True)
+    replaced = "".join(f" | replace('{code}', '{TODAY.strftime(code)}')" for code in codes)
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n{template}"

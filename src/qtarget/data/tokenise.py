@@ -1,0 +1,124 @@
+"""A template's text → tokens, as they are at inference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedTokenizerBase
+
+from qtarget.data.example import Span
+from qtarget.data.template import CLOSE, OPEN, Template, plain
+from qtarget.errors import QTargetError
+
+_BEFORE = ("\n", "a", ".")
+"""Characters to put before a text so that it isn't the beginning of one."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Ids, and where each stands in the text without marks; offsets is None for tokenizers that can't tell."""
+
+    ids: list[int]
+    offsets: list[Span] | None
+
+
+@dataclass(frozen=True)
+class Tokeniser:
+    """One text, one tokenisation: no piece of a text is read as if a text began there."""
+
+    template: Template
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.template.tokenizer
+
+    def ids(self, text: str) -> list[int]:
+        return self.whole(text).ids
+
+    def whole(self, text: str) -> Tokens:
+        """Tokens of a text; in it, what stands between OPEN and CLOSE is no control token."""
+        if OPEN not in text:
+            return self._tokens(text)
+        ids: list[int] = []
+        offsets: list[Span] | None = [] if self.tokenizer.is_fast else None
+        begin = 0
+        for piece, is_text in self._pieces(text):
+            tokens = self._inner(piece, begin > 0) if is_text else self._tokens(piece)
+            ids += tokens.ids
+            if offsets is not None and tokens.offsets is not None:
+                offsets += [(low + begin, high + begin) for low, high in tokens.offsets]
+            begin += len(plain(piece))
+        return Tokens(ids, offsets)
+
+    def reply(self, asked: str, prompt: Sequence[int], text: str) -> Tokens:
+        """Tokens of a reply behind its prompt, apart from it, as a model writes them itself.
+
+        Where a tokenizer marks the beginning of a text (the ▁ of Llama 2, Mistral and TinyLlama), the reply is no
+        such beginning: its tokens are those that the whole text has behind the prompt's.
+        """
+        if not self._marks_beginnings:
+            return self.whole(text)
+        both = self.whole(asked + text)
+        if both.ids[: len(prompt)] == list(prompt):
+            return _behind(both, len(prompt), len(plain(asked)))
+        return self._behind_another(text)
+
+    @cached_property
+    def _marks_beginnings(self) -> bool:
+        return self._tokens("\na").ids != [*self._tokens("\n").ids, *self._tokens("a").ids]
+
+    def _behind_another(self, text: str, *, as_text: bool = False) -> Tokens:
+        for before in _BEFORE:
+            first, both = (self._tokens(before + more, as_text=as_text) for more in ("", plain(text)))
+            if both.ids[: len(first.ids)] == first.ids:
+                return _behind(both, len(first.ids), len(before))
+        raise QTargetError(
+            f"the tokenizer joins {text[:20]!r} with whatever stands before it, so that no reply can begin with it: "
+            "let the reply begin otherwise"
+        )
+
+    def _inner(self, piece: str, behind: bool) -> Tokens:
+        """A piece without control tokens of the template; those it reads like are text."""
+        marked = behind and self._marks_beginnings
+        tokens = self._behind_another(piece, as_text=True) if marked else self._tokens(plain(piece), as_text=True)
+        forbidden = {self.tokenizer.convert_tokens_to_ids(token) for token in self.template.guarded}
+        if forbidden & {*tokens.ids}:
+            token = self.tokenizer.convert_ids_to_tokens(min(forbidden & {*tokens.ids}))
+            raise QTargetError(f"a message holds the control token {token!r}, which the tokenizer can't read as text")
+        return tokens
+
+    def _pieces(self, text: str) -> Iterator[tuple[str, bool]]:
+        """(piece, whether it holds what reads like a control token) in order.
+
+        Such a piece goes from one control token of the template to the next, where the tokenizer itself splits a text.
+        """
+        begin = done = 0
+        for low, high in [*((one.start, one.stop) for one in self.template.controls(text)), (len(text), len(text))]:
+            if OPEN in text[begin:low]:
+                yield text[done:begin], False
+                yield text[begin:low], True
+                done = low
+            begin = high
+        yield text[done:], False
+
+    def _tokens(self, text: str, *, as_text: bool = False) -> Tokens:
+        text = re.sub(f"[{OPEN}{CLOSE}]", "", text)
+        if not text:
+            return Tokens([], [] if self.tokenizer.is_fast else None)
+        fast = bool(self.tokenizer.is_fast)
+        encoded = self.tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=as_text,
+            **{"return_offsets_mapping": True} if fast else {},
+        )
+        offsets = [(int(low), int(high)) for low, high in encoded["offset_mapping"]] if fast else None
+        return Tokens(list(encoded["input_ids"]), offsets)
+
+
+def _behind(tokens: Tokens, ids: int, characters: int) -> Tokens:
+    offsets = tokens.offsets and [(low - characters, high - characters) for low, high in tokens.offsets[ids:]]
+    return Tokens(tokens.ids[ids:], offsets)

@@ -1,0 +1,202 @@
+"""A reply in its conversation: what a model is asked, what it must write, and where the message stands in that."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from qtarget.data.example import Message, Span
+from qtarget.data.template import Template, plain
+from qtarget.errors import QTargetError
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of a thought beside the content; transformers 5.23 hands each to templates under all of them."""
+Tools = Sequence[Mapping[str, Any]]
+_OPENED = re.compile(r"(<think>|\[THINK\])\s*$")
+_CLOSED = {"<think>": "</think>", "[THINK]": "[/THINK]"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """asked: the template's text up to where the reply begins. reply: what the model must write, with its end of turn.
+
+    opening: what of the message stands in `asked`, where a prompt opens the thought. body: characters of the reply,
+    without marks, up to its end of turn. ended: whether the template closes it with a control token.
+    """
+
+    asked: str
+    reply: str
+    opening: str
+    body: int
+    ended: bool
+
+    def places(self, content: str) -> list[int]:
+        """Where each character of a message stands in the reply, without marks; below 0 in what was asked.
+
+        Where the template changes white space, a space stands behind the character before it.
+        """
+        text = self.opening + plain(self.reply)[: self.body]
+        start = text.rfind(content.strip())
+        if start >= 0:
+            first = start - len(self.opening) - (len(content) - len(content.lstrip()))
+            return list(range(first, first + len(content)))
+        letters = [place for place, letter in enumerate(text) if not letter.isspace()]
+        at = squeezed(text).rfind(squeezed(content))
+        if at < 0:
+            raise QTargetError(
+                "the chat template changes the text of the reply, so noise and columns have no place in it"
+            )
+        return _spread(content, letters[at:], len(self.opening))
+
+
+def turn(template: Template, messages: Sequence[Message], index: int, tools: Tools) -> Turn:
+    """Of the assistant message at `index`. Raises QTargetError where its text isn't what the template's prompt asks."""
+    asked = template.render(messages[:index], tools, reply=True)
+    after = template.render(messages[: index + 1], tools, reply=False)
+    opened = _OPENED.search(asked)
+    opening = opened[0] if opened else ""
+    if after.startswith(asked):
+        reply = after[len(asked) :]
+    elif opened:
+        reply = _thought(messages[index], asked, after, opened)
+    else:
+        raise QTargetError(_rewritten(template, asked, after))
+    located = _ended(template, asked, reply, opening)
+    _check_written(template, messages[: index + 1], tools, located)
+    return located
+
+
+def spanned(spans: Sequence[Span], places: Sequence[int]) -> list[Span]:
+    """Spans of a message as spans of its reply; those that end behind it reach as far behind."""
+    return [(_at(low, places), _at(high - 1, places) + 1 if low < high else _at(low, places)) for low, high in spans]
+
+
+def squeezed(text: str) -> str:
+    """Without white space and marks."""
+    return "".join(plain(text).split())
+
+
+def _at(character: int, places: Sequence[int]) -> int:
+    if character < len(places):
+        return places[character]
+    return (places[-1] if places else -1) + 1 + character - len(places)
+
+
+def _spread(content: str, letters: Sequence[int], opening: int) -> list[int]:
+    places: list[int] = []
+    used = 0
+    for letter in content:
+        used += not letter.isspace()
+        places.append(letters[used - 1] + letter.isspace() - opening if used else letters[0] - opening)
+    return places
+
+
+def _ended(template: Template, asked: str, reply: str, opening: str) -> Turn:
+    """Up to the end of turn: what the template writes behind it is context of what follows."""
+    controls = template.controls(reply)
+    closing = [one for one in controls if one.text == template.closing]
+    last = [one for one in controls[-1:] if not reply[one.stop :].strip()]
+    ends = (closing or last)[-1:]
+    for end in ends:
+        return Turn(asked, reply[: end.stop], opening, len(plain(reply[: end.start])), True)
+    return Turn(asked, reply, opening, len(plain(reply)), False)
+
+
+def _thought(message: Message, asked: str, after: str, opened: re.Match[str]) -> str:
+    """The reply to a prompt that opens a thought, under a template that leaves thoughts out of what it writes."""
+    mark, close = opened[1], _CLOSED[opened[1]]
+    content = str(message.get("content") or "")
+    base, text = asked[: opened.start()], content.lstrip()
+    if not after.startswith(base):
+        raise QTargetError(_REWRITES)
+    if not text.startswith(mark) or close not in text:
+        raise QTargetError(
+            f"the template's generation prompt ends in {mark}: a model begins with its thought, and this reply has "
+            f"none in its content: write it as {mark}…{close} before the answer ({mark}{close} for none), or give a "
+            "template whose generation prompt opens no thought with model.chat_template"
+        )
+    answer = text.rpartition(close)[2].strip()
+    place = after.find(answer, len(base))
+    if place < 0:
+        raise QTargetError(_REWRITES)
+    space = opened[0][len(mark) :]
+    thought = text[len(mark) :]
+    thought = thought[len(space) :] if thought.startswith(space) else thought.lstrip()
+    return thought.rstrip() + after[place + len(answer) :]
+
+
+_REWRITES = (
+    "the chat template rewrites earlier text when a reply is added, so the reply can't be located; use a template that "
+    "appends"
+)
+
+
+def _rewritten(template: Template, asked: str, after: str) -> str:
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, after, strict=False)))
+    rest, instead = plain(asked[shared:])[:40], plain(after[shared:])[:40]
+    if "think" not in rest + instead.lower():
+        return f"{_REWRITES}, or teach the last reply alone with data.supervise=last"
+    return (
+        f"the template's generation prompt goes on with {rest!r} where the conversation with its reply has "
+        f"{instead!r}: no model that is asked would write this reply; let thoughts be as the template's prompt has "
+        "them, or give another template with model.chat_template"
+    )
+
+
+def _check_written(template: Template, messages: Sequence[Message], tools: Tools, located: Turn) -> None:
+    """Raise QTargetError for a part of the reply's message that the template leaves out."""
+    message, text = messages[-1], squeezed(located.opening + located.reply)
+    for key in ("content", *REASONING):
+        value = message.get(key)
+        if isinstance(value, str) and squeezed(value) not in text and unread(template, messages, key, tools):
+            raise QTargetError(_left_out(key, "assistant", message))
+        if key == "content" and isinstance(value, str) and squeezed(value) not in text and "</think>" in value:
+            raise QTargetError("the chat template leaves the thought in the reply's content out, so it can't be taught")
+
+
+def check_context(template: Template, messages: Sequence[Message], tools: Tools) -> None:
+    """Raise QTargetError for a message, call or tool that doesn't reach the text; the last message is a reply."""
+    text = squeezed(template.render(messages, tools, reply=False))
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        if isinstance(content, str) and squeezed(content) not in text and _no_change(template, messages, index, tools):
+            raise QTargetError(_left_out("content", str(message["role"]), message))
+        if message.get("tool_calls") and unread(template, messages[: index + 1], "tool_calls", tools):
+            raise QTargetError(_left_out("tool_calls", str(message["role"]), message))
+    if tools and template.attempt(messages[:-1], reply=True) == template.render(messages[:-1], tools, reply=True):
+        raise QTargetError(
+            "the chat template has no place for tools, which the row gives: use a template that reads them, or leave "
+            "them out of the row"
+        )
+
+
+def unread(template: Template, messages: Sequence[Message], key: str, tools: Tools) -> bool:
+    """Whether the text is the same without a key of the last message."""
+    names = REASONING if key in REASONING else (key,)
+    bare = {name: value for name, value in messages[-1].items() if name not in names}
+    text = template.render(messages, tools, reply=False)
+    return text == template.attempt(
+        [*messages[:-1], bare | ({"content": ""} if key == "content" else {})], tools, reply=False
+    )
+
+
+def _no_change(template: Template, messages: Sequence[Message], index: int, tools: Tools) -> bool:
+    """Whether another content gives the same text."""
+    other = [
+        *messages[:index],
+        {**messages[index], "content": f"{messages[index]['content']} qzx"},
+        *messages[index + 1 :],
+    ]
+    return template.render(messages, tools, reply=False) == template.attempt(other, tools, reply=False)
+
+
+def _left_out(key: str, role: str, message: Message) -> str:
+    shown = "" if key != "content" else f" ({str(message['content'])[:40]!r})"
+    way = {
+        "content": "use another role, or a template that writes it (model.chat_template)",
+        "tool_calls": "use a template that writes them (model.chat_template), or write the call into the content",
+    }.get(key, "write it into the content as the model writes its thoughts, or leave it out of the row")
+    return f"the chat template leaves out the {key} of a message of the role {role}{shown}: {way}"
