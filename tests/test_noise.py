@@ -273,8 +273,9 @@ def test_columns_stay_with_their_tokens() -> None:
     """What was put in is not critical; what was put in the place of a critical token is."""
     rows = demonstrations(["answer 1234"] * 8, spans={"critical": ((7, 11),)})
     chat = ChatFormat(tiny_tokenizer())
+    encoded = [example for row in rows for example in chat.encode(row)]
     for how in ("insert", "replace"):
-        for example in RandomToken(0.5, how=how).tokens([example for row in rows for example in chat.encode(row)], chat):
+        for example in RandomToken(0.5, how=how).tokens(encoded, chat):
             critical = [token for token, on in zip(example.input_ids, example.columns["critical"], strict=True) if on]
             assert len(critical) == 4
             assert how == "replace" or text_of(critical) == "1234"
