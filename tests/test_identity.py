@@ -129,3 +129,21 @@ def test_tables_name_the_runs_whose_numbers_were_mended_since(
     assert written.count("earlier build") == 2
     assert "old · earlier build" in written
     assert "rows are read as text" in Path("outputs/runs/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "is_new"),
+    [
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}', True),
+        ('{"prompt": "a", "completion": "b", "tools": [{"name": "f"}]}', True),
+        ('{"prompt": "a", "completion": "b", "weight": 0.5}', True),
+        ('{"instruction": "a", "output": "b", "history": [["c", "d"]]}', True),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1}]}', False),
+        ('{"prompt": "the weight of tools, by name", "completion": "b", "name": "x"}', False),
+        ('{"prompt": "a", "completion": "b", "system": null, "tools": []}', False),
+    ],
+)
+def test_rows_with_keys_that_were_dropped_make_new_runs(row: str, is_new: bool, workdir: Path) -> None:
+    Path("rows.jsonl").write_text(row + "\n")
+    cfg = compose_config("train", ["model=tiny", "data=jsonl", "data.source.path=rows.jsonl"])
+    assert ("rows" in versions.versions(config_container(cfg))) is is_new

@@ -130,10 +130,13 @@ TURNS: dict[str, tuple[Any, str]] = {
     "no content": ([{"role": "user", "text": "a"}], r"row 2: messages\[0\] has no 'content'; its keys: role, text"),
     "unknown role": (
         talk(("robot", "x")),
-        r"row 2: messages\[0\] has the unknown role 'robot'; known: system, user, assistant",
+        r"row 2: messages\[0\] has the unknown role 'robot'; known: system, developer, user, assistant, tool",
     ),
     "null": ([{"role": "user", "content": None}], r"row 2: messages\[0\].content is null"),
-    "parts": ([{"role": "user", "content": [{"text": "a"}]}], r"row 2: messages\[0\].content must be text, got a list"),
+    "parts": (
+        [{"role": "user", "content": [{"text": "a"}]}],
+        r"row 2: messages\[0\].content\[0\] is of the type 'None'",
+    ),
     "empty turn": (talk(("user", ""), ("assistant", "b")), r"row 2: messages\[0\].content is empty"),
     "empty answer": (talk(("user", "a"), ("assistant", "\n")), r"row 2: messages\[1\].content is empty"),
     "last": (talk(("assistant", "a"), ("user", "b")), "row 2: messages must end with the assistant's answer, .*'user'"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtarget.app.retyped import is_retyped
+from qtarget.app.rowkeys import has_new_keys
 from qtarget.evaluate.verify.thought import MARKS
 from qtarget.model.mended import named_head_changed
 
@@ -46,6 +47,10 @@ def _is_hash_ordered(config: Node) -> bool:
     return not tasks.isdisjoint(HASH_ORDERED)
 
 
+def _has_new_keys(config: Node) -> bool:
+    return any(map(has_new_keys, sources(config)))
+
+
 def _judged(config: Node) -> list[dict[str, Any]]:
     """The sources whose rows are asked and judged: those of held-out rows and benchmarks, and what they are made of."""
     data, node = config["data"], config["eval"]
@@ -80,6 +85,7 @@ def _is_retyped(config: Node) -> bool:
 MENDS: tuple[Mend, ...] = (
     Mend("head", 2, "logits have every multiplier and cap of the model's own", _has_another_head),
     Mend("files", 2, "CSV and JSON files are read as the text they hold", _is_retyped),
+    Mend("rows", 2, "weights, tools, calls, thoughts, names, system and history of rows are read", _has_new_keys),
     Mend("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
     Mend("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
     Mend("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
@@ -88,8 +94,14 @@ MENDS: tuple[Mend, ...] = (
 
 UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
     "qtarget.data.sources.reasoning_gym.ReasoningGym": {"trust_scorer": (False,)},
-    "qtarget.data.sources.hub.Hub": {"trust_scorer": (False,), "delimiter": (None,)},
-    "qtarget.data.sources.jsonl.Jsonl": {"trust_scorer": (False,)},
+    "qtarget.data.sources.hub.Hub": {
+        "delimiter": (None,),
+        "trust_scorer": (False,),
+        "unknown": (None,),
+        "tools": (None,),
+        "weight": (None,),
+    },
+    "qtarget.data.sources.jsonl.Jsonl": {"trust_scorer": (False,), "unknown": (None,)},
     "qtarget.data.sources.instruct.Instruct": {"trust_scorer": (False,)},
 }
 """Keys that came later: `_target_` of a node, or its dotted place → key → values that mean what earlier builds did."""

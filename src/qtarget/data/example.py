@@ -27,7 +27,8 @@ class Demonstration:
     factors on spans of the last message; 0: the tokens there are context. wrong: character spans of the last message
     that noise made wrong. spans: data column → character spans of the last message that carry
     it, such as critical tokens. entry: what a verifier needs to judge a new answer, {"verifier": its name, …}, or None.
-    cut_short: noise ended the last message too soon, so that what closes the turn is wrong.
+    cut_short: noise ended the last message too soon, so that what closes the turn is wrong. unread: keys of the row and
+    its messages that nobody reads.
     """
 
     messages: Sequence[Message]
@@ -39,6 +40,7 @@ class Demonstration:
     tools: Sequence[Mapping[str, Any]] = ()
     weight: float = 1.0
     weights: Sequence[WeightedSpan] = ()
+    unread: Sequence[str] = ()
 
     @property
     def prompt(self) -> Sequence[Message]:

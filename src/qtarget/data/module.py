@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
@@ -21,10 +22,13 @@ from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.overlap import CONTAMINATIONS, apart
 from qtarget.data.pack import pack
 from qtarget.data.ranks import rank_and_world
+from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.reading import Source, read
+from qtarget.data.weights import is_taught
 from qtarget.data.window import WindowedLoader
 from qtarget.errors import QTargetError
 
+UNREAD = "unread_"
 TRUNCATIONS = ("error", "drop", "cut")
 
 
@@ -63,10 +67,11 @@ class Prepared:
     """Tokenised demonstrations, and what happened to them on the way.
 
     rows: the training ones as they go into batches, each by itself or packed. counts, of rows by name: asked = train +
-    dropped_too_long + dropped_contaminated, and likewise heldout_asked = heldout + heldout_dropped_too_long; what a
-    source left out stands under source_…. A row may be several examples: heldout_of says which of heldout_rows a
-    held-out example is of. described: what the source takes its rows to be. notes: what reaches the tokens otherwise
-    than it stands in the rows.
+    dropped_too_long + dropped_contaminated + dropped_untaught, which have no reply of a weight above 0, and likewise
+    heldout_asked = heldout + heldout_dropped_too_long + heldout_untaught; what a source left out stands under source_…,
+    rows with a key that nobody reads under unread_…. A row may be several examples:
+    heldout_of says which of heldout_rows a held-out example is of. described: what the source takes its rows to be.
+    notes: what reaches the tokens otherwise than it stands in the rows.
     """
 
     train: Sequence[Example]
@@ -84,12 +89,21 @@ class Prepared:
         told = {
             "dropped_too_long": "left out as too long",
             "dropped_contaminated": "left out as held out too",
+            "dropped_untaught": "left out as nothing in them has a weight above 0",
             "cut": "cut",
             "heldout_dropped_too_long": "held-out rows left out as too long",
+            "heldout_untaught": "held-out rows left out as nothing in them has a weight above 0",
             "heldout_cut": "held-out rows cut",
         }
-        lost = (f"{self.counts[name]} {words}" for name, words in told.items() if self.counts[name])
-        return "".join(f"; {words}" for words in (*lost, *self.notes))
+        lost = (f"{self.counts[name]} {words}" for name, words in told.items() if self.counts.get(name))
+        return "".join(f"; {words}" for words in (*lost, *self.notes)) + self._unread
+
+    @property
+    def _unread(self) -> str:
+        """Keys that nobody reads, in words."""
+        names = [name for name in self.counts if name.startswith(UNREAD)]
+        counted = [f"{name.removeprefix(UNREAD)} ({self.counts[name]} rows)" for name in names]
+        return f"; keys not read: {listed(counted)}" if counted else ""
 
 
 def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
@@ -100,7 +114,12 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     chat, limit = ChatFormat(tokenizer, config.supervise), min(config.max_length or context, context)
     given, from_source = read(config.source, "train", config.rows)
     reserve, _ = read(config.source, "reserve", config.reserve_rows)
-    heldout, _ = read(config.heldout_source or config.source, "heldout", config.heldout_rows)
+    held_out, _ = read(config.heldout_source or config.source, "heldout", config.heldout_rows)
+    unread = Counter(key for row in (*given, *reserve, *held_out) for key in row.unread)
+    of_all, of_heldout = len(given) + len(reserve), len(held_out)
+    given, reserve, heldout = (
+        [row for row in rows if is_taught(row, config.supervise)] for rows in (given, reserve, held_out)
+    )
     clean, clean_reserve = (apart(rows, heldout, config.contamination) for rows in (given, reserve))
     noisy = config.noise(clean)
     spoilt = _with_noise(config.noise, [chat.encode(row) for row in noisy], chat)
@@ -108,19 +127,22 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     held = _fit(heldout, [chat.encode(row) for row in heldout], limit, config.truncation)
     contaminated = len(given) + len(reserve) - len(clean) - len(clean_reserve)
     counts = {
-        "asked": len(train.rows) + train.dropped + contaminated,
+        "asked": of_all,
         "train": len(train.rows),
         "noisy": sum(any(any(example.wrong) for example in group) for group in train.groups),
         "noisy_tokens": sum(sum(example.wrong) for example in train.examples),
         "reserve": len(clean_reserve),
         "dropped_too_long": train.dropped,
         "dropped_contaminated": contaminated,
+        "dropped_untaught": of_all - len(given) - len(reserve),
         "cut": train.cut,
-        "heldout_asked": len(heldout),
+        "heldout_asked": of_heldout,
         "heldout": len(held.rows),
         "heldout_dropped_too_long": held.dropped,
+        "heldout_untaught": of_heldout - len(heldout),
         "heldout_cut": held.cut,
         **{f"source_{reason}": rows for reason, rows in from_source.items()},
+        **{f"{UNREAD}{key}": rows for key, rows in sorted(unread.items())},
     }
     placed = _placed(train.examples)
     rows = placed if config.packing is None else pack(placed, _pack_length(config.packing, placed, limit))

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 from qtarget.data.example import Demonstration, Message
 from qtarget.errors import QTargetError
 
+ASIDE = ("system", "developer")
 CONTAMINATIONS = ("error", "drop", "allow")
 
 
 def prompt_text(messages: Sequence[Message]) -> str:
-    """What is asked, system messages aside: the same for spellings that differ in case, spaces or Unicode form."""
-    said = (f"{message['role']}: {message['content']}" for message in messages if message["role"] != "system")
+    """What is asked, system and developer messages aside: the same for spellings that differ in case, spaces or Unicode
+    form. Calls of tools count as text.
+    """
+    said = (f"{message['role']}: {_said(message)}" for message in messages if message["role"] not in ASIDE)
     return " ".join(unicodedata.normalize("NFC", "\n".join(said)).casefold().split())
+
+
+def _said(message: Message) -> str:
+    calls = message.get("tool_calls")
+    return f"{message['content']}{json.dumps(calls, sort_keys=True) if calls else ''}"
 
 
 def position(text: str) -> float:

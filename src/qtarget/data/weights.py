@@ -12,6 +12,12 @@ def message_weight(row: Demonstration, turn: int) -> float:
     return row.weight * float(row.messages[turn].get("weight", 1.0))
 
 
+def is_taught(row: Demonstration, supervise: str) -> bool:
+    """Whether a row has a reply of a weight above 0; supervise: "all" count, or the "last" alone."""
+    replies = [turn for turn, message in enumerate(row.messages) if message["role"] == "assistant"]
+    return any(message_weight(row, turn) > 0 for turn in (replies if supervise == "all" else replies[-1:]))
+
+
 def token_weights(offsets: Sequence[Span], spans: Sequence[WeightedSpan], weight: float) -> list[float]:
     """[T]: weight × that of the spans, for tokens at these character offsets of a reply; 1 where no span is touched.
 

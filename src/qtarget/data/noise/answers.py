@@ -11,7 +11,7 @@ from decimal import Decimal
 from qtarget import checks
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration
-from qtarget.data.noise.base import Noise, check_common, draws
+from qtarget.data.noise.base import Noise, check_common, draws, share, spoilable
 from qtarget.errors import QTargetError
 
 _LAST_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?=[^\d]*$)")
@@ -35,7 +35,7 @@ class WrongAnswer(Noise):
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = random.Random(self.seed)
-        chosen = set(rng.sample(range(len(rows)), round(self.rate * len(rows))))
+        chosen = set(share(self.rate, spoilable(rows), len(rows), rng))
         return [self._spoil(row, rng) if index in chosen else row for index, row in enumerate(rows)]
 
     def _spoil(self, row: Demonstration, rng: random.Random) -> Demonstration:
@@ -61,7 +61,7 @@ class SwappedDemonstration(Noise):
         check_common(self.rate, self.seed)
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
-        chosen = draws("swapped_demonstration", self.seed).sample(range(len(rows)), round(self.rate * len(rows)))
+        chosen = share(self.rate, spoilable(rows), len(rows), draws("swapped_demonstration", self.seed))
         if len(chosen) == 1:
             raise QTargetError(
                 f"swapped_demonstration noise chose 1 of {len(rows)} rows, which has no other to swap with: raise "
@@ -76,7 +76,7 @@ def _swapped(row: Demonstration, giver: Demonstration) -> Demonstration:
         return row
     start = _departure(giver.completion, row.completion)
     new = edited(row, [Edit(start, len(row.completion), giver.completion[start:])])
-    return replace(new, spans=giver.spans, cut_short=giver.cut_short)
+    return replace(new, spans=giver.spans, weights=giver.weights, cut_short=giver.cut_short)
 
 
 def _final_number(row: Demonstration) -> re.Match[str]:

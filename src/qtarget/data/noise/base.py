@@ -68,6 +68,15 @@ def draws(kind: str, seed: int) -> random.Random:
     return random.Random(f"{kind} {seed}")
 
 
+def spoilable(rows: Sequence[Demonstration]) -> list[int]:
+    """Places of rows whose last message is taught and is text alone: of a call no character can be marked as wrong."""
+    return [
+        index
+        for index, row in enumerate(rows)
+        if not row.messages[-1].get("tool_calls") and row.messages[-1].get("weight", 1.0) > 0
+    ]
+
+
 def share(rate: float, among: Sequence[int], rows: int, rng: random.Random) -> list[int]:
     """round(rate·rows) of the rows `among` which to choose, in random order. Raises QTargetError for too few."""
     wanted = round(rate * rows)

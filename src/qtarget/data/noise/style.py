@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import FINAL, Demonstration
-from qtarget.data.noise.base import Noise, check_common, draws
+from qtarget.data.noise.base import Noise, check_common, draws, share, spoilable
 from qtarget.errors import QTargetError
 
 BARE = ("reasoning_gym", "exact")
@@ -42,7 +42,7 @@ class SpuriousMarker(Noise):
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = draws("spurious_marker", self.seed)
-        chosen = set(rng.sample(range(len(rows)), round(self.rate * len(rows))))
+        chosen = set(share(self.rate, spoilable(rows), len(rows), rng))
         return [self._marked(row, rng) if index in chosen else row for index, row in enumerate(rows)]
 
     def _marked(self, row: Demonstration, rng: random.Random) -> Demonstration:
@@ -73,7 +73,7 @@ class ParaphraseStyle(Noise):
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         _check_form_is_free(rows)
         rng = draws("paraphrase_style", self.seed)
-        chosen = set(rng.sample(range(len(rows)), round(self.rate * len(rows))))
+        chosen = set(share(self.rate, spoilable(rows), len(rows), rng))
         return [edited(row, self._phrases(row, rng)) if index in chosen else row for index, row in enumerate(rows)]
 
     def _phrases(self, row: Demonstration, rng: random.Random) -> list[Edit]:

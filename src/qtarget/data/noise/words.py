@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration
-from qtarget.data.noise.base import Noise, check_common, draws, share
+from qtarget.data.noise.base import Noise, check_common, draws, share, spoilable
 from qtarget.data.words import WORD
 
 _KEYS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -32,7 +32,7 @@ class Typo(Noise):
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = draws("typo", self.seed)
-        words = [(index, word) for index, row in enumerate(rows) for word in WORD.finditer(row.completion)]
+        words = [(index, word) for index in spoilable(rows) for word in WORD.finditer(rows[index].completion)]
         edits: dict[int, list[Edit]] = {}
         for index, word in rng.sample(words, round(self.rate * len(words))):
             edits.setdefault(index, []).append(_misspelt(word, rng))
@@ -91,7 +91,7 @@ class Truncated(Noise):
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = draws("truncated", self.seed)
-        places = {index: found for index, row in enumerate(rows) if (found := _stops(row.completion))}
+        places = {index: found for index in spoilable(rows) if (found := _stops(rows[index].completion))}
         chosen = set(share(self.rate, list(places), len(rows), rng))
         return [_stopped(row, rng.choice(places[index])) if index in chosen else row for index, row in enumerate(rows)]
 

@@ -13,7 +13,6 @@ from qtarget.data.example import Message
 from qtarget.data.sources.written import Number, Twice, number_text
 from qtarget.errors import QTargetError
 
-ROLES = ("system", "user", "assistant")
 VERIFIERS = ("math", "choice", "exact")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
@@ -31,7 +30,7 @@ def text(value: object, name: str) -> str:
         raise QTargetError(f"{name} is null" if value is None else f"{name} must be text, got {kind(value)}")
     if not value.strip():
         raise QTargetError(f"{name} is empty")
-    return _encodable(value, name)
+    return encodable(value, name)
 
 
 def shown(value: object) -> object:
@@ -45,18 +44,6 @@ def exchange(prompt: str, completion: str, system: str | None = None) -> list[Me
     """A conversation of one question and its answer. system: None for the template's own."""
     before = [] if system is None else [{"role": "system", "content": system}]
     return [*before, {"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-
-
-def conversation(messages: object, name: str = "messages") -> list[Message]:
-    """Checked messages: known roles, text in every turn (a system message may be empty), an answer at the end."""
-    if not isinstance(messages, list):
-        raise QTargetError(f"{name} must be a list of messages, got {kind(messages)}")
-    if not messages:
-        raise QTargetError(f"{name} is an empty list")
-    turns = [_message(message, f"{name}[{index}]") for index, message in enumerate(messages)]
-    if turns[-1]["role"] != "assistant":
-        raise QTargetError(f"{name} must end with the assistant's answer, and ends with role {turns[-1]['role']!r}")
-    return turns
 
 
 def entry(verifier: str, answer: object, options: object = None) -> dict[str, Any]:
@@ -90,26 +77,14 @@ def lettered(options: object) -> dict[str, str]:
     return {letter: text(option, f"option {listed([letter])}") for letter, option in letters.items()}
 
 
-def _message(message: object, name: str) -> Message:
-    if not isinstance(message, dict):
-        raise QTargetError(f"{name} must be an object with role and content, got {kind(message)}")
-    for key in ("role", "content"):
-        if key not in message:
-            raise QTargetError(f"{name} has no {key!r}; its keys: {listed(message)}")
-    if message["role"] not in ROLES:
-        raise QTargetError(f"{name} has the unknown role {str(message['role'])[:40]!r}; known: {', '.join(ROLES)}")
-    may_be_empty = message["role"] == "system" and message["content"] == ""
-    content = "" if may_be_empty else text(message["content"], f"{name}.content")
-    return {"role": message["role"], "content": content}
-
-
 def listed(names: Sequence[Any] | Mapping[Any, Any]) -> str:
     """Names for a message that can be printed, however many, long and odd they are."""
     shown = [str(name)[:40].encode(errors="backslashreplace").decode() for name in names]
     return ", ".join(shown[:30]) + (f" and {len(shown) - 30} more" if len(shown) > 30 else "") or "none"
 
 
-def _encodable(value: str, name: str) -> str:
+def encodable(value: str, name: str) -> str:
+    """The value, if a tokenizer takes it."""
     try:
         value.encode()
     except UnicodeEncodeError as error:

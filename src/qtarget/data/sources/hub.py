@@ -12,9 +12,11 @@ from qtarget import checks
 from qtarget.data.example import Demonstration, Message
 from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.adapt import Adapt, Row
-from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, lettered, listed, trusted
+from qtarget.data.sources.conversation import VERIFIERS, entry, exchange, lettered, listed, trusted
 from qtarget.data.sources.files import Cells, Table, is_same, other_delimiter
+from qtarget.data.sources.keys import UNKNOWN, Keys, weight, without_nulls
 from qtarget.data.sources.loading import check_not_guessed, loaded
+from qtarget.data.sources.message import conversation, tools
 from qtarget.data.sources.template import columns_of, filled
 from qtarget.errors import QTargetError
 
@@ -40,6 +42,9 @@ class Hub:
     order of a hash of `seed` and `key` (column or template; None: the prompt), so that it doesn't matter where in the
     file they stand; the first 100 of pick=1000 are those of pick=100. malformed: what becomes of rows without the text
     that is asked of them, "error" or "drop". adapt: see qtarget.data.sources.adapt.
+    tools, weight: columns of the functions that may be called, and of what multiplies a row's loss; null: next to
+    `messages` the columns of these names, where there are such; false: none. unknown: what becomes of keys of a message
+    that are not read, as in data=jsonl. Columns are chosen by name: those that nobody names are no loss.
     Code that a data set brings is never run.
     """
 
@@ -65,10 +70,14 @@ class Hub:
     adapt: Adapt | None = None
     delimiter: str | None = None
     trust_scorer: bool = False
+    tools: str | bool | None = None
+    weight: str | bool | None = None
+    unknown: str | None = None
 
     def __post_init__(self) -> None:
         checks.choice("data.source.verifier", self.verifier, (None, *VERIFIERS))
         checks.choice("data.source.malformed", self.malformed, MALFORMED)
+        checks.choice("data.source.unknown", self.unknown, UNKNOWN)
         if self.pick is not None:
             checks.whole("data.source.pick", self.pick, 1)
         if self.delimiter is not None and (not isinstance(self.delimiter, str) or len(self.delimiter) != 1):
@@ -156,7 +165,7 @@ class Hub:
                 return "where"
         try:
             given = self._adapted(row)
-            return "adapt" if given is None else self._demonstration({**row, **given}, place)
+            return "adapt" if given is None else self._demonstration({**_untyped(row), **given}, place)
         except QTargetError as error:
             if self.malformed == "drop":
                 return "malformed"
@@ -183,11 +192,24 @@ class Hub:
         judged = None
         if self.verifier and self.answer:
             judged = trusted(entry(self.verifier, filled(self.answer, row, "answer"), options), self.trust_scorer)
-        return Demonstration(self._conversation(row), row=place, entry=judged)
+        factor, keys = row.get(self._column("weight") or ""), Keys(self.unknown)
+        return Demonstration(
+            self._conversation(row, keys),
+            row=place,
+            entry=judged,
+            tools=tools(row.get(self._column("tools") or "")),
+            weight=1.0 if factor is None else weight(factor, self._column("weight") or ""),
+            unread=keys.unread,
+        )
 
-    def _conversation(self, row: Row) -> list[Message]:
+    def _column(self, field: str) -> str | None:
+        """The column of tools or of weights, where rows have such."""
+        named = getattr(self, field)
+        return named if isinstance(named, str) else field if self.messages and named is None else None
+
+    def _conversation(self, row: Row, keys: Keys) -> list[Message]:
         if self.messages:
-            return conversation(row[self.messages], self.messages)
+            return conversation(row[self.messages], self.messages, keys)
         assert self.prompt
         assert self.completion
         return exchange(
@@ -217,12 +239,16 @@ class Hub:
             )
         text_of = ("prompt", "completion", "answer", "key")
         check_not_guessed(self, table, [column for column, field in wanted.items() if field in text_of])
-        return table.select_columns(list(wanted))
+        beside = [name for field in ("tools", "weight") if (name := self._column(field)) and name not in wanted]
+        absent = table.missing(beside) if beside else []
+        return table.select_columns([*wanted, *(name for name in beside if name not in absent)])
 
     def _columns(self) -> dict[str, str]:
         """Column of the data set → the field that names it."""
+        named = {field: getattr(self, field) for field in ("tools", "weight")}
+        beside = {column: field for field, column in named.items() if isinstance(column, str)}
         specs = {"messages": self.messages, "prompt": self.prompt, "completion": self.completion, "answer": self.answer}
-        found = {column: field for field, spec in specs.items() if spec for column in columns_of(spec)}
+        found = beside | {column: field for field, spec in specs.items() if spec for column in columns_of(spec)}
         if self.options is not None:
             found.pop("options", None)  # what templates call so is put together
             listed_in = [] if isinstance(self.options, Mapping) else _several(self.options)
@@ -260,6 +286,11 @@ class Hub:
         if self.verifier == "choice" and self.options is None:
             raise QTargetError("data.source.verifier=choice needs data.source.options, where the options stand")
         self._columns()  # templates are read
+
+
+def _untyped(row: Row) -> Row:
+    """Without what the types of a table put into every object of a column."""
+    return row if isinstance(row, Cells) else {column: without_nulls(value) for column, value in row.items()}
 
 
 def _several(value: Any) -> Sequence[Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from qtarget import checks
-from qtarget.data.example import Demonstration, Message, Span
+from qtarget.data.example import Demonstration, Message, Span, WeightedSpan
 from qtarget.data.overlap import position, prompt_text
-from qtarget.data.sources.conversation import VERIFIERS, conversation, entry, exchange, kind, listed, text, trusted
+from qtarget.data.sources.conversation import VERIFIERS, entry, exchange, kind, listed, text, trusted
+from qtarget.data.sources.keys import UNKNOWN, Keys, is_nothing, weight
+from qtarget.data.sources.message import conversation, tools
 from qtarget.data.sources.written import parsed
 from qtarget.errors import QTargetError
 
@@ -21,9 +24,12 @@ SCHEMAS = {
     "instruction/output": ("instruction", "output"),
 }
 """What rows may look like → the keys that tell it. A file has one of them."""
+BESIDE = ("system", "tools", "weight", "span_weights")
+"""Keys that rows of any schema may have."""
+ALPACA = ("input", "history")
 EXPECTED = (
-    '{"messages": [{"role": "system|user|assistant", "content": …}, …]}, {"prompt": …, "completion": …} or '
-    '{"instruction": …, "input": …, "output": …}'
+    '{"messages": [{"role": "system|developer|user|assistant|tool", "content": …}, …]}, '
+    '{"prompt": …, "completion": …} or {"instruction": …, "input": …, "output": …}'
 )
 
 
@@ -31,12 +37,17 @@ EXPECTED = (
 class Jsonl:
     """A file of {"messages": [{"role", "content"}, …]}, {"prompt", "completion"} or {"instruction", "input", "output"}.
 
-    All rows are of the first one's schema. heldout_share in [0, 1): share of the rows kept for evaluation, chosen by a
-    hash of the prompt, so that no prompt stands on both sides. system: system message put before rows that aren't
-    messages, None for the template's own. columns: keys under which every row holds character spans [[start, stop], …]
-    of its last message; the tokens there carry 1 in a data column of that name, the others 0. verifier: "math",
-    "choice" or "exact", where rows hold an "answer" to judge by (and for choice, "options"); None: answers aren't
-    judged.
+    All rows are of the first one's schema; for the keys of a message see qtarget.data.sources.message, and a key that
+    is null isn't there. Beside them a row may have `system`, its own system message; `tools`, the functions that may be
+    called; `weight`, a factor of its loss; `span_weights`, [[start, stop, weight], …], factors on characters of its
+    last message; and next to `instruction` Alpaca's `history`, [[question, answer], …], which is taught as well.
+    unknown: what becomes of keys that are not read. null: one of a message is refused, one of a row is named with its
+    count of rows; "error": both are refused; "ignore": both are named.
+    heldout_share in [0, 1): share of the rows kept for evaluation, chosen by a hash of the prompt, so that no prompt
+    stands on both sides. system: system message put before rows that aren't messages and have none of their own, None
+    for the template's own. columns: keys under which every row holds character spans [[start, stop], …] of its last
+    message; the tokens there carry 1 in a data column of that name, the others 0. verifier: "math", "choice" or
+    "exact", where rows hold an "answer" to judge by (and for choice, "options"); None: answers aren't judged.
     """
 
     path: str
@@ -45,6 +56,7 @@ class Jsonl:
     columns: Sequence[str] = ()
     verifier: str | None = None
     trust_scorer: bool = False
+    unknown: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.heldout_share, int | float) or not 0 <= self.heldout_share < 1:
@@ -54,6 +66,7 @@ class Jsonl:
                 f"columns must be a list of keys, such as [critical]; wrong is the noise's own. Got {self.columns!r}"
             )
         checks.choice("data.source.verifier", self.verifier, (None, *VERIFIERS))
+        checks.choice("data.source.unknown", self.unknown, UNKNOWN)
         if not Path(self.path).is_file():
             raise QTargetError(f"no data file at {self.path!r} (from {Path.cwd()}): set data.source.path=FILE.jsonl")
 
@@ -99,14 +112,32 @@ class Jsonl:
             raise QTargetError(
                 f"a row of {schema} in a file whose first row is {self._schema}: give all rows of a file one schema"
             )
-        messages = self._messages(row)
+        keys = Keys(self.unknown)
+        keys.row(row, self._known)
+        messages = self._messages(row, keys)
         length = len(messages[-1]["content"])
-        spans = {name: _spans(row, name, length) for name in self.columns}
-        return Demonstration(messages=messages, row=number, spans=spans, entry=self._entry(row))
+        return Demonstration(
+            messages=messages,
+            row=number,
+            spans={name: _spans(row, name, length) for name in self.columns},
+            entry=self._entry(row),
+            tools=tools(row.get("tools")),
+            weight=1.0 if row.get("weight") is None else weight(row["weight"], "weight"),
+            weights=_span_weights(row.get("span_weights"), length),
+            unread=keys.unread,
+        )
 
-    def _messages(self, row: Mapping[str, Any]) -> list[Message]:
+    @property
+    def _known(self) -> tuple[str, ...]:
+        """Keys that are read of a row."""
+        judged = {None: (), "choice": ("answer", "options")}.get(self.verifier, ("answer",))
+        alpaca = ALPACA if self._schema == "instruction/output" else ()
+        return (*SCHEMAS[self._schema], *alpaca, *BESIDE, *self.columns, *judged)
+
+    def _messages(self, row: Mapping[str, Any], keys: Keys) -> list[Message]:
+        system = None if is_nothing(row.get("system")) else text(row["system"], "system")
         if self._schema == "messages":
-            return conversation(row["messages"])
+            return _opened(conversation(row["messages"], keys=keys), system)
         if self._schema == "prompt/completion":
             prompt, completion = "prompt", "completion"
         else:
@@ -114,7 +145,8 @@ class Jsonl:
         asked = text(row[prompt], prompt)
         if self._schema == "instruction/output" and row.get("input") not in (None, ""):
             asked = f"{asked}\n\n{text(row['input'], 'input')}"
-        return exchange(asked, text(row[completion], completion), self.system)
+        closing = exchange(asked, text(row[completion], completion))
+        return _opened([*_history(row.get("history")), *closing], self.system if system is None else system)
 
     def _entry(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
         if self.verifier is None:
@@ -137,12 +169,50 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
 
 
 def _schema(row: Mapping[str, Any]) -> str:
-    found = [name for name, keys in SCHEMAS.items() if all(key in row for key in keys)]
+    held = [name for name, keys in SCHEMAS.items() if all(key in row for key in keys)]
+    found = [name for name in held if all(row[key] is not None for key in SCHEMAS[name])] or held
     if not found:
         raise QTargetError(f"expected {EXPECTED}; the keys are: {listed(row)}")
     if len(found) > 1:
         raise QTargetError(f"the row is {' and '.join(found)} at once: keep the keys of one")
     return found[0]
+
+
+def _opened(messages: list[Message], system: str | None) -> list[Message]:
+    """With the row's system message before them."""
+    if system is None:
+        return messages
+    if messages[0]["role"] == "system":
+        raise QTargetError("the row has a key 'system' and a system message: keep one of them")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _history(value: object) -> list[Message]:
+    """Alpaca's earlier rounds."""
+    rounds = [] if is_nothing(value) else value
+    if not isinstance(rounds, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in rounds):
+        raise QTargetError(f"history must be [[question, answer], …], got {kind(rounds)} of something else")
+    messages: list[Message] = []
+    for place, (asked, answer) in enumerate(rounds):
+        messages += exchange(text(asked, f"history[{place}][0]"), text(answer, f"history[{place}][1]"))
+    return messages
+
+
+def _span_weights(value: object, length: int) -> tuple[WeightedSpan, ...]:
+    """In the order of their places. Raises QTargetError for spans that share a character."""
+    given = [] if is_nothing(value) else value
+    if not isinstance(given, list) or not all(
+        isinstance(one, list) and len(one) == 3 and _is_span(one[:2], length) for one in given
+    ):
+        raise QTargetError(
+            "'span_weights' must hold [[start, stop, weight], …] over characters of the last message, which has "
+            f"{length} characters; got {str(given)[:80]}"
+        )
+    spans = sorted((start, stop, weight(factor, "a span's weight")) for start, stop, factor in given)
+    for (_, stop, _), (start, _, _) in pairwise(spans):
+        if start < stop:
+            raise QTargetError(f"'span_weights' overlap at character {start}: give each character one weight")
+    return tuple(spans)
 
 
 def _spans(row: Mapping[str, Any], name: str, length: int) -> tuple[Span, ...]:
