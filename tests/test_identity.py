@@ -89,6 +89,16 @@ def test_problems_that_were_others_in_every_process_make_new_runs() -> None:
     assert "generated" in versions.versions(config_container(compose_config("train", mixed)))
 
 
+def test_only_runs_that_divide_by_a_truncated_mass_are_new() -> None:
+    for given, version in (
+        (["target=kd_truncated", "target.normalize=weight_sum"], {"mass": 2}),
+        (["target=kd_truncated"], {}),
+        (["target=kd_support", "target.normalize=weight_sum"], {}),
+        (["target=kd", "target.normalize=weight_sum"], {}),
+    ):
+        assert versions.versions(config_container(compose_config("train", ["model=tiny", *given]))) == version
+
+
 def test_a_mend_concerns_some_runs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     mend = Mend("rows", 2, "made up", lambda config: config["data"]["rows"] == 17)
     cfg, other = (compose_config("train", ["model=tiny", f"data.rows={rows}"]) for rows in (17, 18))

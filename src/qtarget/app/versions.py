@@ -82,10 +82,18 @@ def _is_retyped(config: Node) -> bool:
     return any(map(is_retyped, sources(config)))
 
 
+def _divides_by_a_truncated_mass(config: Node) -> bool:
+    target = config.get("target") or {}
+    objective = target.get("objective") or {}
+    truncated = str(objective.get("_target_")).endswith(".SupportKL") and not objective.get("renormalised", True)
+    return truncated and target.get("normalize") == "weight_sum"
+
+
 MENDS: tuple[Mend, ...] = (
     Mend("head", 2, "logits have every multiplier and cap of the model's own", _has_another_head),
     Mend("files", 2, "CSV and JSON files are read as the text they hold", _is_retyped),
     Mend("rows", 2, "weights, tools, calls, thoughts, names, system and history of rows are read", _has_new_keys),
+    Mend("mass", 2, "the weights of kd_truncated add up to what its teacher kept", _divides_by_a_truncated_mass),
     Mend("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
     Mend("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
     Mend("thought", 2, "what stands in a thought is no answer", _judges_thoughts),

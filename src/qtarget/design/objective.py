@@ -116,6 +116,13 @@ class SupportKL(sources.ReadsDistribution):
         kept = logp.gather(1, indices)
         return kl(logq.log_softmax(-1), kept.log_softmax(-1)) if self.renormalised else kl(logq, kept)
 
+    def mass(self, view: TokenView) -> Tensor:
+        """What the target adds up to [n]: 1, or of a truncated one Σ_S q."""
+        support = view.of(self.source).support
+        assert support is not None
+        kept = support[1].logsumexp(-1).exp()
+        return torch.ones_like(kept) if self.renormalised else kept
+
     def __str__(self) -> str:
         return f"KL over the top k of {self.source}{', both renormalised' if self.renormalised else ', truncated'}"
 

@@ -389,7 +389,8 @@ class Cayley(sources.ReadsLabel):
     """γ_t = p^α, α = f + (1 − f)·p/(2 − p) in [0.001, 1], f = half the mean p(y) over `scope`.
 
     Cayley-Trans (arXiv 2602.11424). The official code takes the mean over the micro-batch ("batch"): there the answer
-    depends on how a step is cut; with scope="step" it doesn't.
+    depends on how a step is cut; with scope="step" it doesn't. Its three additions of 1e-8 (to 1 − p, to 2 − p and to
+    the α it divides by) are left out: α ≥ 0.001, so they are less than 2e-5 of γ.
     """
 
     scope: str = "batch"

@@ -76,7 +76,11 @@ def _(left: Tensor, right: Tensor) -> Tensor:
 
 
 def matmul_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype matrix products run in here: autocast's where it is on, the tensor's own otherwise."""
+    """The dtype matrix products run in here: autocast's where it is on, the tensor's own otherwise.
+
+    float32 for float16, whose range ends at 6e-8: (p − Q)/N of most of a vocabulary would be 0.
+    """
     device = tensor.device.type
     autocast = torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if autocast else tensor.dtype
+    dtype = torch.get_autocast_dtype(device) if autocast else tensor.dtype
+    return torch.float32 if dtype == torch.float16 else dtype

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qtarget.errors import QTargetError
+from qtarget.math.derivatives import attach, check_first_order
 from qtarget.math.head import Head, matmul_dtype, product
 from qtarget.math.schedule import scheduled
 from qtarget.math.scoring import Score, scorer
@@ -67,12 +68,16 @@ def dense_loss(
     compiled: what a design makes of a chunk goes through torch.compile: the same objective in fewer passes over memory.
     Returns statistics of the N supervised positions; `total` is a sum: what to divide it by, the design's `normalize`
     says (`len(out.loss)` for tokens, (out.mass > 0).sum() for kept, out.mass.sum() for weight_sum).
+    logits are float64, float32, bfloat16 or float16; all is computed in float32, of float64 logits in float64.
     Raises QTargetError for labels outside the vocabulary, NaN logits, mismatched shapes, and references that hold less
-    than the design needs.
+    than the design needs; for a second derivative, forward-mode derivatives and torch.func's transforms, too.
     """
-    tokens = _prepare(design, labels, logits.shape[:-1], given)
+    _check_floating(logits=logits)
+    dtype = computed_in(logits.dtype)
+    tokens = _prepare(design, labels, logits.shape[:-1], given, dtype)
+    check_first_order(logits, given.get("token_scale"))
     flat = logits.reshape(-1, logits.shape[-1])[tokens.kept]
-    compute = flat.detach() if flat.dtype == torch.float64 else flat.detach().float()
+    compute = flat.detach().to(dtype)
     gradient = torch.zeros_like(compute) if flat.requires_grad and torch.is_grad_enabled() else None
     chunks = tokens.chunks(chunk_size, logits.shape[-1])
     tokens = _surveyed(tokens, design, chunks, lambda rows: compute[rows])
@@ -101,13 +106,15 @@ def linear_loss(
     The gradient of each chunk is formed in the forward and pushed through the head at once; only gradients of the
     hidden states [N, D] and of the head [V, D] (fp32) stay. Where neither wants a gradient (validation) or the head is
     frozen, that work is skipped. Unsupervised positions never reach the head. A design that looks at whole sequences
-    goes through the head once more beforehand, for the labels' probabilities.
+    goes through the head once more beforehand, for the labels' probabilities. float16 is multiplied in float32, since
+    its range would lose gradients; bfloat16 is faster.
     """
     head = _as_head(head, hidden)
-    tokens = _prepare(design, labels, hidden.shape[:-1], given)
+    dtype = matmul_dtype(hidden)
+    tokens = _prepare(design, labels, hidden.shape[:-1], given, computed_in(dtype))
+    check_first_order(hidden, head.weight, head.bias, given.get("token_scale"))
     kept_hidden = hidden.reshape(-1, hidden.shape[-1])[tokens.kept]
     grads = _HeadGradients.wanted_by(kept_hidden, head)
-    dtype = matmul_dtype(hidden)
     cast = head.cast(dtype)
     chunks = tokens.chunks(chunk_size, head.weight.shape[0])
     tokens = _surveyed(tokens, design, chunks, lambda rows: cast.logits(kept_hidden[rows], dtype))
@@ -139,9 +146,9 @@ def survey(
     Arguments are those of `linear_loss`. TokenTable.join the tables of a step, `statistics_of(design, table)`, and give
     each micro-batch its rows as `statistics`.
     """
-    head = _as_head(head, hidden)
-    tokens = _prepare(design, labels, hidden.shape[:-1], given)
-    kept_hidden, dtype = hidden.reshape(-1, hidden.shape[-1])[tokens.kept], matmul_dtype(hidden)
+    head, dtype = _as_head(head, hidden), matmul_dtype(hidden)
+    tokens = _prepare(design, labels, hidden.shape[:-1], given, computed_in(dtype))
+    kept_hidden = hidden.reshape(-1, hidden.shape[-1])[tokens.kept]
     cast, chunks = head.cast(dtype), tokens.chunks(chunk_size, head.weight.shape[0])
     return _table(tokens, design, chunks, lambda rows: cast.logits(kept_hidden[rows], dtype))
 
@@ -152,11 +159,27 @@ def _as_head(head: Head | Tensor, hidden: Tensor) -> Head:
     head = head if isinstance(head, Head) else Head(head)
     if head.weight.shape[1] != hidden.shape[-1]:
         raise QTargetError(f"head weight {tuple(head.weight.shape)} is not [V, {hidden.shape[-1]}]: is it transposed?")
+    _check_floating(**{"hidden states": hidden, "head weight": head.weight})
     return head
 
 
-def _prepare(design: Design, labels: Tensor, positions: torch.Size, given: Given) -> Tokens:
-    tokens = Tokens.keep_supervised(labels, positions, **given)
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _check_floating(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATING:
+            legal = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOATING)
+            raise QTargetError(f"{name} must be one of {legal}; got {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """What statistics and losses of logits in `dtype` are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _prepare(design: Design, labels: Tensor, positions: torch.Size, given: Given, dtype: torch.dtype) -> Tokens:
+    tokens = Tokens.keep_supervised(labels, positions, dtype=dtype, **given)
     if given.get("progress") is None and (followed := dict(scheduled(design, 0.0))):
         raise QTargetError(f"{', '.join(followed)} of this design follows training: give progress, from 0 to 1")
     held = {role: reference.detail for role, reference in tokens.references.items()}
@@ -173,7 +196,7 @@ def _table(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Calla
         view = tokens.select(rows).view(torch.log_softmax(logits_of(rows), dim=-1))
         for source, pieces in found.items():
             pieces.append(view.of(source).label_logp)
-    empty = tokens.scale.new_zeros(0, dtype=torch.float32)
+    empty = tokens.scale.new_zeros(0)
     return tokens.table({source: torch.cat(pieces) if pieces else empty for source, pieces in found.items()})
 
 
@@ -190,14 +213,20 @@ def _score(score: Score, logits: Tensor, tokens: Tokens, rows: slice) -> tuple[T
     """One chunk: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
     with torch.autocast(logits.device.type, enabled=False):  # it would round the sums of statistics to bf16
         values, gradient = score(logits, tokens.select(rows))
-    statistics = TokenStatistics(*values)
-    if not torch.isfinite(statistics.nll + statistics.loss).all():
-        _raise_not_finite(logits, statistics, rows.start)
+    statistics, scale = TokenStatistics(*values), tokens.scale[rows]
+    finite = torch.isfinite(statistics.nll + statistics.loss * scale)
+    if "prior" in tokens.references:  # a part that compares with NaN makes a mask of it, and a finite loss
+        finite &= ~torch.isnan(statistics.prior_nll)
+    if not finite.all():
+        _raise_not_finite(logits, statistics, scale, int((~finite).nonzero()[0, 0]), rows.start)
     return statistics, gradient
 
 
-def _raise_not_finite(logits: Tensor, statistics: TokenStatistics, offset: int) -> None:
-    row = int((~torch.isfinite(statistics.nll + statistics.loss)).nonzero()[0, 0])
+def _raise_not_finite(logits: Tensor, statistics: TokenStatistics, scale: Tensor, row: int, offset: int) -> None:
+    if not torch.isfinite(scale[row]):
+        raise QTargetError(f"token_scale must be finite; it is {float(scale[row])} at supervised token {offset + row}")
+    if torch.isfinite(statistics.nll[row] + statistics.loss[row]):
+        raise QTargetError(f"the prior is NaN at supervised token {offset + row}: check its hidden states or numbers")
     what = f"a loss of {float(statistics.loss[row])}"
     if not torch.isfinite(statistics.nll[row]):
         nan = torch.isnan(logits[row]).any()
@@ -244,32 +273,12 @@ class _HeadGradients:
         self.is_empty = False
 
 
-class _Attach(torch.autograd.Function):
-    """A scalar whose gradients were computed beforehand."""
-
-    @staticmethod
-    def forward(ctx, total, count, *tensors):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(*tensors[count:])
-        return total.clone()
-
-    @staticmethod
-    def backward(ctx, upstream):  # type: ignore[no-untyped-def]
-        one = upstream.device.type == "cpu" and float(upstream) == 1.0  # elsewhere looking would wait for the device
-        gradients = [gradient if one else upstream * gradient for gradient in ctx.saved_tensors]
-        return None, None, *gradients, *([None] * len(gradients))
-
-
 def _output(
     pieces: list[TokenStatistics], tokens: Tokens, graph: list[tuple[Tensor | None, Tensor | None]]
 ) -> LossOutput:
     names = [field.name for field in fields(TokenStatistics)]
-    empty = tokens.scale.new_zeros(0, dtype=torch.float32)
+    empty = tokens.scale.new_zeros(0)
     joined = {name: torch.cat([getattr(piece, name) for piece in pieces]) if pieces else empty for name in names}
     total = (joined["loss"] * tokens.scale).sum()
-    wanted = [
-        (tensor, gradient.to(tensor.dtype)) for tensor, gradient in graph if tensor is not None and gradient is not None
-    ]
-    if wanted:
-        inputs, gradients = zip(*wanted, strict=True)
-        total = _Attach.apply(total, len(inputs), *inputs, *gradients)  # type: ignore[no-untyped-call]
-    return LossOutput(**joined, total=total)
+    wanted = [(tensor, gradient) for tensor, gradient in graph if tensor is not None and gradient is not None]
+    return LossOutput(**joined, total=attach(total, wanted) if wanted else total)

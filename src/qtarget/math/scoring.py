@@ -62,8 +62,6 @@ def _prior_nll(view: TokenView) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _compiled(design: Design, wants_gradient: bool) -> Score:
-    # Past its limit of graphs torch.compile would go on eagerly without a word; here it fails.
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(partial(evaluate, design, wants_gradient), fullgraph=True, backend=BACKEND)
 
 
@@ -77,4 +75,6 @@ def _run_compiled(design: Design, wants_gradient: bool, logits: Tensor, tokens: 
         return evaluate(design, wants_gradient, logits, tokens)
     for tensor in (logits, *tokens.tensors()):
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
-    return _compiled(design, wants_gradient)(logits, tokens)
+    # Past its limit of graphs torch.compile would go on eagerly without a word; here, and only here, it fails.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        return _compiled(design, wants_gradient)(logits, tokens)

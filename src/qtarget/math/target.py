@@ -97,7 +97,8 @@ class InducedTarget:
     """Q = p − ∂L/∂z of a loss that is no cross-entropy with a fixed Q; the step size stands beside it.
 
     loss [n]: L in nats. pull [n, V]: ∂L/∂z, of which `objective_pull` [n] is the objective's share at the label.
-    label_mass and weight [n] say how the loss was put together; its true pull on the label is `trust`.
+    label_mass and weight [n] say how the loss was put together; its true pull on the label is `trust`. objective_mass
+    [n]: Σ_v Q_v of the objective, None where its Q sums to 1, as any divergence's does.
     """
 
     loss: Tensor
@@ -105,10 +106,14 @@ class InducedTarget:
     objective_pull: Tensor
     label_mass: Tensor
     weight: Tensor
+    objective_mass: Tensor | None = None
 
     @property
     def mass(self) -> Tensor:
-        return self.weight
+        """w·(label_mass + (1 − label_mass)·objective_mass) [n], as of Target."""
+        if self.objective_mass is None:
+            return self.weight
+        return self.weight * (self.label_mass + (1 - self.label_mass) * self.objective_mass)
 
     def value(self, view: TokenView) -> Tensor:
         """L [n]: the published objective itself."""
@@ -217,7 +222,8 @@ class Induced:
     """L = w·(γ·(−log p_y) + λ·D(p)) with λ = `strength` and D any differentiable objective.
 
     `objective(logp, view) → [n]` is differentiated inside the chunk: logp [n, V] carries a graph, whatever `view` holds
-    doesn't. What D teaches is its induced target Q = p − ∂D/∂z.
+    doesn't. What D teaches is its induced target Q = p − ∂D/∂z. An objective that is a cross-entropy of another mass
+    than 1 says so by a method `mass(view) → [n]`.
     """
 
     reliance: Reliance
@@ -242,12 +248,14 @@ class Induced:
         step = weight * (1 - share)
         loss, pull = differentiate(lambda logits: self.objective(torch.log_softmax(logits, dim=-1), view), view.logp)
         pull = pull.mul(step[:, None])
+        mass = getattr(self.objective, "mass", None)
         return InducedTarget(
             loss=label.value(view) + step * loss,
             objective_pull=pull.gather(1, view.labels[:, None]).squeeze(1),
             pull=label.gradient(view).add_(pull),
             label_mass=share,
             weight=weight,
+            objective_mass=mass(view) if mass else None,
         )
 
 

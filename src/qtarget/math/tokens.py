@@ -89,15 +89,19 @@ class Tokens:
         progress: float | None = None,
         statistics: Mapping[object, Tensor] | None = None,
         token_scale: Tensor | float = 1.0,
+        dtype: torch.dtype = torch.float32,
     ) -> Tokens:
-        """All is given per position, but `statistics` per supervised token. Raises QTargetError where shapes differ."""
+        """All is given per position, but `statistics` per supervised token. dtype: what the loss is computed in.
+
+        Raises QTargetError where shapes differ.
+        """
         checks.number("progress", progress or 0.0, 0, 1)
         _check_shapes(labels, positions, columns, sequence_ids, token_scale)
         flat = labels.reshape(-1)
         kept = (flat != IGNORE).nonzero().squeeze(1)
         if kept.numel() == 0:
             warnings.warn("no supervised token in this batch: its loss and gradient are zero", stacklevel=4)
-        scale = torch.as_tensor(token_scale, device=labels.device).reshape(-1)
+        scale = torch.as_tensor(token_scale, dtype=dtype, device=labels.device).reshape(-1)
         ids = _rows_as_sequences(labels) if sequence_ids is None else sequence_ids
         return cls(
             kept=kept,

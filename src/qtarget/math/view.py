@@ -60,7 +60,8 @@ class TokenView:
         """What `part.statistic` made of the tokens in its scope, for these n."""
         if part not in self.statistics:
             raise QTargetError(f"{part!r} looks beyond single tokens: call it through dense_loss or linear_loss")
-        return self.statistics[part]
+        values = self.statistics[part]
+        return values.to(self.logp.dtype) if values.is_floating_point() else values
 
     def at(self, value: Scalar) -> float:
         """A scalar field's value now: fields may follow training progress."""
