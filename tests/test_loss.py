@@ -418,7 +418,7 @@ def test_an_objective_that_is_none_is_refused(objective: Any, message: str) -> N
 
 def test_token_ids_beyond_the_vocabulary_are_named() -> None:
     world = World.random(24)
-    outside = Reference.topk(torch.full((7, 2), 600), torch.full((7, 2), -1.0).double(), vocab_size=700)
+    outside = Reference.topk(torch.tensor([600, 601]).expand(7, 2), torch.full((7, 2), -1.0).double(), vocab_size=700)
     with pytest.raises(QTargetError, match=r"the top-k token ids of the teacher must lie in \[0, 11\)"):
         qtarget.dense_loss(world.logits, world.labels, load_design("kd"), references={"teacher": outside})
     wrong = torch.full((7, 2), 11)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qtarget import checks
 from qtarget.errors import QTargetError
+from qtarget.math import legal
 from qtarget.math.distribution import STATISTICS, Distribution
 from qtarget.math.head import Head, matmul_dtype
 
@@ -40,48 +41,78 @@ class Reference:
     labels: Tensor | None = None  # [N], beside `statistics`
     statistics: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N]
     supervised_only: bool = False  # a row for every supervised position, instead of for every position
+    is_trusted: bool = True  # by whoever made it; what the constructors below are given is looked at
 
     @classmethod
     def full(cls, logp: Tensor) -> Reference:
         """From normalised log-probabilities [..., V], a row for every position, supervised or not.
 
-        Raises QTargetError for rows that don't sum to 1: logits want `.log_softmax(-1)` first.
+        Raises QTargetError for the first row whose Σ exp(logp) isn't 1 within e^±0.05, what bfloat16 rounds off at
+        most, or is NaN: logits want `.log_softmax(-1)` first.
         """
+        legal.floating("logp", logp)
+        if not logp.ndim or not logp.shape[-1]:
+            raise QTargetError(f"logp must be [..., V], got {tuple(logp.shape)}")
         rows = logp.detach().reshape(-1, logp.shape[-1])
-        sums = rows[:: max(1, len(rows) // 8)].float().logsumexp(-1)  # a few rows tell logits from log-probabilities
-        if sums.numel() and sums.abs().max() > 0.2:  # what bf16 rounds off is less
-            raise QTargetError("Reference.full takes log-probabilities, these don't sum to 1: log_softmax them first")
-        return cls(rows=rows)
+        legal.full(rows)
+        return cls(rows=rows, is_trusted=False)
 
     @classmethod
     def hidden(cls, hidden: Tensor, head: Head) -> Reference:
-        """From last hidden states [..., D] of every position, and the head that makes exact distributions of them."""
+        """From last hidden states [..., D] of every position, and the head that makes exact distributions of them.
+
+        Raises QTargetError where their shapes don't fit. That they are numbers is seen where they are used.
+        """
+        if not isinstance(head, Head):
+            raise QTargetError(f"the head of a reference must be a qtarget.Head, got {type(head).__name__}")
+        legal.floating("hidden states", hidden)
+        if hidden.ndim < 1 or hidden.shape[-1] != head.weight.shape[1]:
+            raise QTargetError(
+                f"hidden states {tuple(hidden.shape)} don't go with a head of weight {tuple(head.weight.shape)}: they "
+                "are [..., D] and [V, D]"
+            )
         return cls(rows=hidden.detach().reshape(-1, hidden.shape[-1]), head=head)
 
     @classmethod
     def topk(cls, indices: Tensor, logp: Tensor, vocab_size: int, tail: str = "bucket") -> Reference:
         """From the k likeliest tokens [..., k] of every position and their log-probabilities; `tail`: one of `TAILS`.
 
-        Raises QTargetError for an unknown tail, shapes that differ and ids outside [0, vocab_size).
+        Raises QTargetError for an unknown tail, shapes that differ, and the first row in which ids repeat or lie
+        outside [0, vocab_size), a log-probability is NaN or ±∞ (padding is none), or Σ exp(logp)
+        exceeds e^0.05 (logits).
         """
         checks.choice("tail", tail, TAILS)
+        checks.whole("vocab_size", vocab_size, 1)
+        legal.floating("logp", logp)
+        legal.whole("indices", indices)
         if indices.shape != logp.shape or indices.ndim < 2:
             raise QTargetError(f"indices {tuple(indices.shape)} and logp {tuple(logp.shape)} must both be [..., k]")
+        checks.whole("k", indices.shape[-1], 1)
         indices, logp = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (indices, logp))
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < vocab_size:
-            raise QTargetError(f"top-k token ids must lie in [0, {vocab_size}), got {indices.min()} to {indices.max()}")
-        return cls(rows=logp.detach(), indices=indices, tail=tail)
+        legal.topk(indices, logp, vocab_size)
+        return cls(rows=logp.detach(), indices=indices.long(), tail=tail, is_trusted=False)
 
     @classmethod
     def label(cls, labels: Tensor, statistics: Mapping[str, Tensor]) -> Reference:
         """From scalars [...] of every position, named as in `STATISTICS`, for the labels [...] they were computed with.
 
-        statistics["logp"] = log π(y) must be among them. Raises QTargetError for a name that nobody reads.
+        statistics["logp"] = log π(y) must be among them. Raises QTargetError for a name that nobody reads, shapes that
+        differ, and the first row, of those with a label other than −100, in which a statistic is out of its range.
         """
         unknown = sorted(set(statistics) - set(STATISTICS))
         if unknown or "logp" not in statistics:
             raise QTargetError(f"label statistics are {', '.join(STATISTICS)}, logp always; got {sorted(statistics)}")
-        return cls(labels=labels.reshape(-1), statistics={name: held.reshape(-1) for name, held in statistics.items()})
+        legal.whole("labels", labels)
+        for name, held in statistics.items():
+            legal.floating(f"the statistic {name}", held)
+            if held.shape != labels.shape:
+                raise QTargetError(
+                    f"the statistic {name} has the shape {tuple(held.shape)}, the labels {tuple(labels.shape)}; they "
+                    "must be the same"
+                )
+        flat = {name: held.detach().reshape(-1) for name, held in statistics.items()}
+        legal.label(labels.reshape(-1), flat)
+        return cls(labels=labels.reshape(-1), statistics=flat, is_trusted=False)
 
     @property
     def detail(self) -> str:
@@ -98,6 +129,8 @@ class Reference:
         """The same full or hidden rows, of which only the `keep` likeliest tokens count."""
         checks.choice("tail", tail, TAILS)
         checks.whole("topk", keep, 1)
+        if self.rows is None or self.indices is not None:
+            raise QTargetError(f"this reference holds {self.detail} already; only a full or hidden one is truncated")
         return replace(self, keep=keep, tail=tail)
 
     def __len__(self) -> int:

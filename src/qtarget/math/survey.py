@@ -20,6 +20,10 @@ SCOPES = ("sequence", "batch", "step")
 """How far a statistic looks: one row; the tokens of one call (a micro-batch on one rank); the optimizer step."""
 
 
+class UnknownSequencesError(QTargetError):
+    """A design looks at whole sequences, and nothing says which tokens make one."""
+
+
 @dataclass(frozen=True)
 class TokenTable:
     """Scalars of all N tokens in a scope.
@@ -47,7 +51,7 @@ class TokenTable:
     def sequences(self) -> tuple[Tensor, int]:
         """For each token the number of its sequence [N], and how many there are. Raises QTargetError where unknown."""
         if self.sequence_ids is None:
-            raise QTargetError(
+            raise UnknownSequencesError(
                 "this design looks at whole sequences: give labels as [B, T] rows, or sequence_ids shaped as the labels"
             )
         found, place = torch.unique(self.sequence_ids, return_inverse=True)

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from qtarget import checks
 from qtarget.errors import QTargetError
+from qtarget.math import legal
+from qtarget.math.legal import IGNORE
 from qtarget.math.reference import Reference
 from qtarget.math.survey import TokenTable
 from qtarget.math.view import TokenView
 
+__all__ = ["CHUNK_BYTES", "IGNORE", "ROLES", "EarlierTokens", "Given", "Tokens", "default_chunk", "slices"]
+
 ROLES = ("prior", "teacher", "old")
 """What a frozen distribution can be to a design: where training started, another model, the policy of a while ago."""
-IGNORE = -100
-"""Label of a position that is not supervised; among negatives, no token."""
 CHUNK_BYTES = 2**27
 """Default size of one fp32 chunk × vocabulary tensor: so many tokens go through the head in one matrix product."""
 
@@ -125,6 +127,8 @@ class Tokens:
         for role, reference in self.references.items():
             if reference.indices is not None:
                 _check_ids(f"the top-k token ids of the {role}", reference.indices, vocab_size)
+            if "entropy" in reference.statistics and not reference.is_trusted:
+                legal.label_over(role, reference.statistics["entropy"], vocab_size)
         size = default_chunk(vocab_size) if chunk_size is None else chunk_size
         checks.whole("chunk_size", size, 1)
         return slices(self.labels.numel(), size)

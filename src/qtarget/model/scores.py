@@ -82,7 +82,7 @@ class Recipe:
         """From what `scores` made of the supervised tokens with these labels [N]."""
         if self.detail == "label":
             columns = held["statistics"].unbind(-1)
-            found = Reference.label(labels, dict(zip(STATISTICS, columns, strict=True)))
+            found = Reference(labels=labels, statistics=dict(zip(STATISTICS, columns, strict=True)))
         elif self.detail == "topk":
             found = Reference(rows=held["logp"], indices=held["indices"].long(), tail=tail)
         else:
