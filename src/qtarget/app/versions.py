@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qtarget.app.chatted import is_written_otherwise
 from qtarget.app.retyped import is_retyped
 from qtarget.app.rowkeys import has_new_keys
 from qtarget.evaluate.verify.thought import MARKS
@@ -90,6 +91,12 @@ def _divides_by_a_truncated_mass(config: Node) -> bool:
 
 
 MENDS: tuple[Mend, ...] = (
+    Mend(
+        "chat",
+        2,
+        "a reply's context is what is asked: word marks, dates, ends of turn, control tokens",
+        is_written_otherwise,
+    ),
     Mend("head", 2, "logits have every multiplier and cap of the model's own", _has_another_head),
     Mend("files", 2, "CSV and JSON files are read as the text they hold", _is_retyped),
     Mend("rows", 2, "weights, tools, calls, thoughts, names, system and history of rows are read", _has_new_keys),
