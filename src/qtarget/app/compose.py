@@ -29,6 +29,7 @@ from qtarget.app.checks import check, flaw_of, processes, reference_name, sampli
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.engine import Engine, attention, choose, on_gpu
 from qtarget.app.outside import Outside, outside
+from qtarget.app.room import check_room
 from qtarget.data.epochs import Reading
 from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.data.overlap import unseen
@@ -169,6 +170,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     _check_rows(cfg, prepared)
     test = _test_rows(cfg.eval, prepared)
     _check_benchmarks(cfg.eval, prepared, beside)
+    check_room(cfg.eval, model, tokenizer, prepared, beside)
     cfg = _with_steps(cfg, prepared)
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))

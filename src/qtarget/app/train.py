@@ -7,13 +7,12 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import transformers
 from filelock import FileLock, Timeout
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -21,6 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from omegaconf import DictConfig
 
 from qtarget.app import compose, ranks
+from qtarget.app.checkpoint import CHECKPOINT, discard_checkpoint, save_checkpoint
 from qtarget.app.checks import processes
 from qtarget.app.configs import instantiate
 from qtarget.app.job import config_container, config_hash
@@ -31,14 +31,11 @@ from qtarget.data.collate import Collate
 from qtarget.data.module import SFTData
 from qtarget.data.ranks import leads
 from qtarget.errors import QTargetError
-from qtarget.evaluate.heldout import Evaluator
+from qtarget.evaluate.heldout import Evaluation, Evaluator
 from qtarget.evaluate.samples import save_samples
 from qtarget.math.scoring import graphs_compiled
-from qtarget.model import provide
-from qtarget.model.adapter import merge, save_adapter
 from qtarget.model.policy import Policy
-from qtarget.model.sharding import reshard, whole_weights
-from qtarget.states import STATE, discard
+from qtarget.states import STATE, discard, newest
 from qtarget.stopping import Stop
 from qtarget.track.record import Record, Unrecorded, make_folder, stored_result, tell_again
 from qtarget.track.sinks import Nothing
@@ -47,7 +44,7 @@ from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, Ste
 from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.module import QTargetModule
 from qtarget.train.saving import StateKeeper
-from qtarget.train.state import last_state
+from qtarget.train.state import State, last_state
 from qtarget.train.trust import trust_table
 
 TRUST_ROWS = 64
@@ -91,7 +88,10 @@ def _on_ranks(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, 
     """The run in processes of its own; here only what no rank can do, to record that one of them was lost."""
     record = Record(folder, Nothing())
     try:
-        record.start(info, config_container(cfg))
+        if _last_state(cfg, folder):
+            record.reread()  # rank 0 goes on from it
+        else:
+            record.start(info, config_container(cfg))
         compose.checked(cfg)  # said at once: processes take a while to start
         ranks.start(cfg.trainer.devices, _recorded, cfg, folder, info)
     except BaseException as error:
@@ -147,32 +147,41 @@ def _info(cfg: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> 
 def _recorded(cfg: DictConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
     """stop: what ends the run between two steps, with its state saved; None in one of several processes."""
     record = Record(folder, instantiate(cfg.tracker)) if leads() else Unrecorded(folder)
-    keeper = _keeper(cfg, record, stop) if stop and isinstance(record, Record) else None
+    keeper = _keeper(cfg, record, stop)
     try:
         with record.beating():
-            record.start(info, config_container(cfg), keeper.state.facts if keeper and keeper.state else None)
+            record.start(info, config_container(cfg), keeper.state.facts if keeper.state else None)
             result = record.finish(_train(cfg, record, keeper, title=info["name"]))
     except BaseException as error:
         record.fail(error)
         raise
-    if keeper:
+    if leads():
         discard(keeper.holder)
     return result
 
 
-def _keeper(cfg: DictConfig, record: Record, stop: Stop) -> StateKeeper:
-    """With the state that the run goes on from, where there is one."""
-    holder = record.folder / STATE
+def _keeper(cfg: DictConfig, record: Record | Unrecorded, stop: Stop | None) -> StateKeeper:
+    """With the state that the run goes on from, where there is one. Of several ranks, rank 0 says which."""
+    state = _last_state(cfg, record.folder) if leads() else None
+    if stop is None:
+        state = ranks.as_rank_0(state)
+    # W&B gives a run that it has stopped to nobody again, and several processes are stopped at several steps
+    at_end = stop is not None and (bool(cfg.checkpoint.every) or not under_agent())
+    holder, every = record.folder / STATE, cfg.checkpoint.every
+    return StateKeeper(holder, every, record, stop or Stop(), state, at_end=at_end)
+
+
+def _last_state(cfg: DictConfig, folder: Path) -> State | None:
+    holder = folder / STATE
     if cfg.resume == "never":
         discard(holder)
     state = last_state(holder)
     if state and state.facts.get("config_hash") != config_hash(cfg):
         raise QTargetError(f"{state.folder} is the state of another configuration: remove {holder}")
-    at_end = bool(cfg.checkpoint.every) or not under_agent()  # W&B gives a run that it has stopped to nobody again
-    return StateKeeper(holder, cfg.checkpoint.every, record, stop, state, at_end=at_end)
+    return state
 
 
-def _train(cfg: DictConfig, record: Record | Unrecorded, keeper: StateKeeper | None, title: str) -> dict[str, float]:
+def _train(cfg: DictConfig, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
     prepare_process(cfg.seed)
     plan = compose.plan(cfg)
@@ -188,30 +197,28 @@ def _train(cfg: DictConfig, record: Record | Unrecorded, keeper: StateKeeper | N
     )
     if leads():
         print(f"{title}: {plan.extent}; loss {how}")
-    if keeper and keeper.state:
-        print(f"{title}: goes on from step {keeper.state.step}")
+    if leads() and keeper.state:
+        left = ", the last: what is left is the evaluation" if keeper.goes_on_over else ""
+        print(f"{title}: goes on from step {keeper.state.step}{left}")
     with explained(plan):
         return _run(plan, record, keeper, title)
 
 
-def _run(plan: compose.Plan, record: Record | Unrecorded, keeper: StateKeeper | None, title: str) -> dict[str, float]:
-    cfg, how = plan.cfg, plan.engine.said
+def _run(plan: compose.Plan, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
+    cfg = plan.cfg
     policy, frozen = compose.load_models(plan)
     module = compose.module(plan, policy, frozen)
     meter = Meter()
-    beside = [*[ShowProgress(title)] * leads(), *filter(None, [keeper])]
+    beside = [*[ShowProgress(title)] * leads(), keeper]
     trainer = _trainer(cfg, [meter, StepLogger(record.log, cfg.trainer.log_every), *beside])
     evaluator = compose.evaluator(plan, frozen, trainer.strategy.root_device)
     trainer.callbacks.append(_in_training(cfg, evaluator, module, record))  # type: ignore[attr-defined]
-    with keeper.leaving() if keeper else nullcontext():
+    with keeper.leaving():
         if cfg.trainer.max_steps:
-            before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
-            _fit(trainer, module, compose.data(plan))
-            if plan.engine.compiled:
-                record.note(loss=f"{how}, {graphs_compiled() - before} graphs")
-        evaluation = evaluator(policy.to(trainer.strategy.root_device))
-    if keeper:
-        keeper.stop.deferred = True  # what is left is short, and changes the policy
+            _fitted(plan, trainer, module, record)
+        _keep(plan, trainer, module, keeper)
+        evaluation = _evaluated(evaluator, policy.to(trainer.strategy.root_device), record.folder, title)
+    keeper.stop.deferred = True  # what is left is short
     record.note(calibration=evaluation.calibration)
     if leads():
         save_samples(record.folder, evaluation.samples)
@@ -222,10 +229,39 @@ def _run(plan: compose.Plan, record: Record | Unrecorded, keeper: StateKeeper | 
         record.note(trust=trusted)
         record.table("trust", trusted)
     if cfg.checkpoint.save:
-        _save_checkpoint(cfg, record.folder, plan, policy, trainer)
-        record.checkpoint(record.folder / "checkpoint")
+        record.checkpoint(record.folder / CHECKPOINT)
     trained = module.whole_run.compute() | module.whole_detection.compute()
     return {**evaluation.named("test"), **trained, **meter.metrics()}
+
+
+def _fitted(plan: compose.Plan, trainer: L.Trainer, module: QTargetModule, record: Record | Unrecorded) -> None:
+    before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
+    _fit(trainer, module, compose.data(plan))
+    if plan.engine.compiled:
+        record.note(loss=f"{plan.engine.said}, {graphs_compiled() - before} graphs")
+
+
+def _keep(plan: compose.Plan, trainer: L.Trainer, module: QTargetModule, keeper: StateKeeper) -> None:
+    """What was trained goes to disk, all of it, before anything is made of it."""
+    cfg, folder = plan.cfg, keeper.holder.parent
+    if keeper.goes_on_over and (not cfg.checkpoint.save or (folder / CHECKPOINT).is_dir()):
+        return
+    if leads():
+        discard_checkpoint(folder)  # of an earlier attempt
+    if cfg.trainer.max_steps and not keeper.goes_on_over:
+        keeper.outlast(trainer, module)
+    if cfg.checkpoint.save:
+        wanted = cfg.checkpoint.optimizer and trainer.optimizers and not keeper.goes_on_over
+        save_checkpoint(plan, module.policy, folder, _optimizer_state(trainer) if wanted else None)
+
+
+def _evaluated(evaluator: Evaluator, policy: Policy, folder: Path, title: str) -> Evaluation:
+    try:
+        return evaluator(policy)
+    except Exception:
+        if leads() and newest(folder / STATE):
+            print(f"{title}: training is done and kept in {folder}: the same command evaluates again")
+        raise
 
 
 def prepare_process(seed: int) -> None:
@@ -304,29 +340,6 @@ def _trusted(plan: compose.Plan, module: QTargetModule, evaluator: Evaluator) ->
     batches = [collate(some[start : start + size]) for start in range(0, len(some), size)]
     with evaluator.autocast():
         return trust_table(module, batches, plan.tokenizer.decode)
-
-
-def _save_checkpoint(cfg: DictConfig, folder: Path, plan: compose.Plan, policy: Policy, trainer: L.Trainer) -> None:
-    """An ordinary folder that transformers loads, and where asked the optimizer's state beside it.
-
-    An adapter is saved alone, as peft loads it, and merged into the weights of the checkpoint. Where weights are
-    sharded, every rank gathers and rank 0 writes.
-    """
-    reshard(policy)
-    optimizer = _optimizer_state(trainer) if cfg.checkpoint.optimizer and trainer.optimizers else None
-    gathered = whole_weights(policy)
-    if not leads():
-        return
-    target, dtype = folder / "checkpoint", provide.DTYPES[cfg.checkpoint.dtype]
-    if gathered is not None:
-        policy = compose.rebuilt(plan, gathered)
-    if policy.has_adapter:
-        save_adapter(policy, folder / "adapter")
-        merge(policy)
-    policy.lm.to(dtype).save_pretrained(target)  # the policy's last use
-    plan.tokenizer.save_pretrained(target)
-    if optimizer:
-        torch.save(optimizer, target / "optimizer.pt")
 
 
 def _optimizer_state(trainer: L.Trainer) -> dict[str, Any]:

@@ -118,17 +118,20 @@ class Evaluator:
                 policy,
                 self.tokenizer,
                 problems,
-                new_tokens=self.new_tokens or self._longest(problems),
+                new_tokens=self.new_tokens or longest_answer(self.tokenizer, problems, self.examples),
                 batch=self.batch_size,
                 sampling=self.sampling,
                 source=source,
                 watch=partial(watch, title=f"{source} answers"),
             )
 
-    def _longest(self, problems: Sequence[Demonstration]) -> int:
-        """Room for an answer as long as any demonstration, in tokens."""
-        shown = [len(self.tokenizer(row.completion, add_special_tokens=False)["input_ids"]) for row in problems]
-        return SPARE_TOKENS + max([*shown, *(sum(example.supervised) for example in self.examples)])
+
+def longest_answer(
+    tokenizer: PreTrainedTokenizerBase, problems: Sequence[Demonstration], heldout: Sequence[Example]
+) -> int:
+    """Room for an answer as long as any demonstration of the problems or the held-out rows, in tokens."""
+    shown = [len(tokenizer(row.completion, add_special_tokens=False)["input_ids"]) for row in problems]
+    return SPARE_TOKENS + max([*shown, *(sum(example.supervised) for example in heldout)])
 
 
 def _watched(batches: list[Any], *, title: str, hidden: bool) -> Iterable[Any]:

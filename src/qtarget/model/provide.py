@@ -19,6 +19,7 @@ from qtarget.model.policy import Policy
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 SMOLLM2, TINY = "smollm2_135m", "tiny"
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -119,7 +120,12 @@ def fingerprint(source: Source) -> str:
 
 
 def context_length(config: Any) -> int:
-    return int(getattr(config, "max_position_embeddings", None) or 2**20)
+    """Tokens that a model was made for, by whatever name its configuration has for them (MPT says max_seq_len), in the
+    text's own part of it where the model also sees or hears; 2**20 where it says nothing (ALiBi, recurrent models).
+    """
+    text = config.get_text_config(decoder=True)
+    given = (getattr(node, name, None) for node in (text, config) for name in CONTEXT)
+    return int(next(filter(None, given), 2**20))
 
 
 def _from_hub_or_folder(loader: Any, source: Source, **options: Any) -> Any:

@@ -128,8 +128,14 @@ class PeriodicEvaluation(L.Callback):
         step = trainer.global_step
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and step != self._evaluated:
-            self._evaluated = step
             self.record(step, self.evaluate())
+            self._evaluated = step
+
+    def state_dict(self) -> dict[str, int | None]:
+        return {"evaluated": self._evaluated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._evaluated = state_dict["evaluated"]
 
 
 class ShowProgress(L.Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,9 +13,10 @@ import lightning as L
 
 from qtarget.data.batch import Batch
 from qtarget.data.module import Position, SFTData
+from qtarget.errors import QTargetError
 from qtarget.stopping import Stop, Terminated
 from qtarget.train.module import QTargetModule
-from qtarget.train.state import State, random_state, restore, save
+from qtarget.train.state import State, random_state, restore, save, save_trained
 
 
 class Journal(Protocol):
@@ -27,7 +29,8 @@ class Journal(Protocol):
 class StateKeeper(L.Callback):
     """Saves the state every `every` optimizer steps and after the last (None: only where the run is stopped).
 
-    at_end: whether being stopped saves it too. holder: the folder of states. state: the one that this run goes on from.
+    at_end: whether being stopped saves it too; with neither it is only one of several ranks' that look at `state`.
+    holder: the folder of states. state: the one that this run goes on from.
     It stands after whoever logs a step, and before whoever looks at the policy between two: a look that was cut short
     is taken again.
     """
@@ -67,8 +70,9 @@ class StateKeeper(L.Callback):
             return  # of this step there is more to come
         assert isinstance(pl_module, QTargetModule)
         self._step = step
-        facts = {"step": step, **self.journal.position()}
-        self._unsaved = partial(save, self.holder, trainer, pl_module, random_state(pl_module.device), facts)
+        if self.every or self.at_end:
+            facts = {"step": step, **self.journal.position()}
+            self._unsaved = partial(save, self.holder, trainer, pl_module, random_state(pl_module.device), facts)
         if self.every and (step % self.every == 0 or step == trainer.max_steps):
             self._save()
         self.stop.release()
@@ -78,6 +82,20 @@ class StateKeeper(L.Callback):
             self.journal.settle()
             self._unsaved()
         self._unsaved = None
+
+    @property
+    def goes_on_over(self) -> bool:
+        """Whether this attempt had no step left to take."""
+        return self.state is not None and self.state.is_over
+
+    def outlast(self, trainer: L.Trainer, module: QTargetModule) -> None:
+        """Keep what training has come to: an evaluation that fails can be done again. Every rank has to call it."""
+        facts = {"step": trainer.global_step, **self.journal.position()}
+        self.journal.settle()
+        try:
+            save_trained(self.holder, trainer, module, facts)
+        except QTargetError as error:  # the checkpoint may still fit, and the evaluation succeed
+            warnings.warn(f"{error}: if the evaluation fails, the same command trains again", stacklevel=2)
 
     @contextmanager
     def leaving(self) -> Iterator[None]:

@@ -4,6 +4,9 @@ weights.safetensors   what is trained, as it is trained
 old.safetensors       the same of the policy as it was, where the design looks at that
 rest.pt               optimizer, schedule, random numbers, running means, and what callbacks remember
 state.json            the step, and what the record says of itself
+
+After the last step a shorter one is enough, also of several ranks: the weights in one piece, and in rest.pt what every
+rank has measured. From there a run is evaluated; no step is taken.
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from qtarget.data.ranks import gathered, leads, rank_and_world
 from qtarget.errors import QTargetError
 from qtarget.model.frozen import Snapshot
 from qtarget.model.policy import Policy
+from qtarget.model.sharding import reshard, whole
 from qtarget.states import MANIFEST, newest, publish
 from qtarget.train.module import QTargetModule
 
@@ -47,6 +53,11 @@ class State:
     def step(self) -> int:
         """The optimizer steps that were done."""
         return int(self.facts["step"])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is of a run that has taken its last step, and holds no optimizer."""
+        return bool(self.facts.get("over"))
 
 
 def last_state(holder: Path) -> State | None:
@@ -90,20 +101,57 @@ def _write(
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **facts}, indent=1), encoding="utf-8")
 
 
+def save_trained(holder: Path, trainer: L.Trainer, module: QTargetModule, facts: Mapping[str, Any]) -> None:
+    """What a run has come to after its last step, for evaluating it. Every rank has to call it, and rank 0 writes.
+
+    Raises QTargetError where there is no room for it.
+    """
+    reshard(module.policy)
+    weights = {name: tensor for name, part in _trained(module.policy, module.policy).items() for tensor in _here(part)}
+    ranks = gathered({**_measured(trainer, module), "drawn": random_state(module.device)})
+    if not leads():
+        return
+
+    def write(folder: Path) -> None:
+        _save(weights, folder / WEIGHTS)
+        torch.save({"ranks": ranks}, folder / REST)
+        manifest = {"format": FORMAT, **facts, "over": True}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+    try:
+        publish(holder, facts["step"], write)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise QTargetError(f"can't save what was trained in {holder}: {error}") from error
+
+
+def _here(weight: Tensor) -> Iterator[Tensor]:
+    """A weight in one piece on the CPU of rank 0; nothing elsewhere, though every rank has to ask."""
+    piece = whole(weight)
+    if leads():
+        yield piece.cpu()
+
+
 def _save(weights: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
 
 
 def _rest(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
     (schedule,) = trainer.lr_scheduler_configs
-    remembered = {callback.state_key: callback.state_dict() for callback in _callbacks(trainer)}
     return {
+        **_measured(trainer, module),
         "optimizer": trainer.optimizers[0].state_dict(),
         "schedule": schedule.scheduler.state_dict(),
-        "measured": [measured.state_dict() for measured in module.measured],
-        "callbacks": {key: state for key, state in remembered.items() if state},
         "taken": {role: old.taken for role, old in _snapshots(module).items()},
         "chunk_size": module.chunk_size,  # on a GPU that of the memory that was free at the start
+    }
+
+
+def _measured(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
+    """By this rank."""
+    remembered = {callback.state_key: callback.state_dict() for callback in _callbacks(trainer)}
+    return {
+        "measured": [measured.state_dict() for measured in module.measured],
+        "callbacks": {key: state for key, state in remembered.items() if state},
     }
 
 
@@ -147,19 +195,29 @@ def restore(state: State, trainer: L.Trainer, module: QTargetModule) -> None:
     with _readable(state.folder):
         rest = torch.load(state.folder / REST, weights_only=True, map_location="cpu")
         _fill(_trained(module.policy, module.policy), state.folder / WEIGHTS)
+        if state.is_over:
+            own = rest["ranks"][rank_and_world()[0]]
+            _take_over(own, trainer, module)
+            _draw_on(own["drawn"], module.device)
+            return
         for role, old in _snapshots(module).items():
             _fill(_trained(old.policy, module.policy), state.folder / f"{role}.safetensors")
             old.taken = rest["taken"][role]
         trainer.optimizers[0].load_state_dict(rest["optimizer"])
         (schedule,) = trainer.lr_scheduler_configs
         schedule.scheduler.load_state_dict(rest["schedule"])
-        for measured, held in zip(module.measured, rest["measured"], strict=True):
-            measured.load_state_dict(held)
-        for callback in _callbacks(trainer):
-            if callback.state_key in rest["callbacks"]:
-                callback.load_state_dict(rest["callbacks"][callback.state_key])
+        _take_over(rest, trainer, module)
         module.chunk_size = rest["chunk_size"]
         _draw_on(rest["drawn"], module.device)
+
+
+def _take_over(rest: Mapping[str, Any], trainer: L.Trainer, module: QTargetModule) -> None:
+    """What was measured, and what callbacks remember."""
+    for measured, held in zip(module.measured, rest["measured"], strict=True):
+        measured.load_state_dict(held)
+    for callback in _callbacks(trainer):
+        if callback.state_key in rest["callbacks"]:
+            callback.load_state_dict(rest["callbacks"][callback.state_key])
 
 
 @torch.no_grad()
@@ -168,7 +226,14 @@ def _fill(weights: Mapping[str, Tensor], path: Path) -> None:
     if held.keys() != weights.keys():
         raise ValueError(f"{path.name} is of another model")
     for name, tensor in weights.items():
-        tensor.copy_(held[name])
+        tensor.copy_(_like(held[name], tensor))
+
+
+def _like(piece: Tensor, weight: Tensor) -> Tensor:
+    """A whole weight, which every rank has read, as the weight is spread over ranks."""
+    if not isinstance(weight, DTensor):
+        return piece
+    return distribute_tensor(piece.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
 def _draw_on(drawn: Mapping[str, Any], device: torch.device) -> None:

@@ -1,0 +1,155 @@
+"""Training outlives its evaluation: what was trained is on disk before it is judged, and can be judged again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from resuming import SMALL, assert_same_run, lines, only_run, result
+
+from qtarget import QTargetError, states
+from qtarget.app import ranks, train
+from qtarget.app.cli import run as qtarget_cli
+from qtarget.app.configs import compose_config
+from qtarget.app.train import run_job
+from qtarget.evaluate.heldout import Evaluator
+from qtarget.train import saving
+from qtarget.train.module import QTargetModule
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
+
+
+def breaks(patch: pytest.MonkeyPatch) -> None:
+    """The closing evaluation, after its first half."""
+    original = Evaluator.__call__
+
+    def broken(self: Evaluator, policy: Any, limit: int | None = None, *, closing: bool = True) -> Any:
+        measured = original(self, policy, limit, closing=closing)
+        if closing:
+            raise RuntimeError("the verifier broke")
+        return measured
+
+    patch.setattr(Evaluator, "__call__", broken)
+
+
+def trains_no_more(patch: pytest.MonkeyPatch) -> None:
+    def step(*_: Any) -> None:
+        raise AssertionError("a step was taken again")
+
+    patch.setattr(QTargetModule, "training_step", step)
+
+
+CASES = {
+    "all weights": [],
+    "an adapter": ["model/adapter=lora"],
+    "a rounded checkpoint": ["checkpoint.dtype=bfloat16", "target=psft"],
+    "no checkpoint": ["checkpoint.save=false"],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_evaluation_that_failed_is_done_again_and_nothing_is_trained_again(
+    case: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", *SMALL, *CASES[case]]
+    with monkeypatch.context() as patched:
+        breaks(patched)
+        assert qtarget_cli(arguments) != 0
+    run = only_run(Path("outputs"))
+    assert result(run)["status"] == "failed"
+    assert "training is done and kept" in capfd.readouterr().out
+    saves = case != "no checkpoint"
+    assert (run / "checkpoint/model.safetensors").is_file() == saves
+    assert (run / "checkpoint/optimizer.pt").is_file() == saves
+    before = (run / "checkpoint/model.safetensors").read_bytes() if saves else b""
+    with monkeypatch.context() as patched:
+        trains_no_more(patched)
+        assert qtarget_cli(arguments) == 0
+    assert "goes on from step 8, the last: what is left is the evaluation" in capfd.readouterr().out
+    assert not (run / states.STATE).exists()
+    assert not saves or (run / "checkpoint/model.safetensors").read_bytes() == before
+    assert qtarget_cli([*arguments, "output_dir=whole"]) == 0
+    if saves:
+        assert_same_run(run, only_run(Path("whole")))
+    else:
+        assert lines(run) == lines(only_run(Path("whole")))
+        ours, theirs = result(run)["metrics"], result(only_run(Path("whole")))["metrics"]
+        assert ours["test/nll"] == theirs["test/nll"]
+        assert ours["train/nll"] == theirs["train/nll"]
+
+
+def test_a_checkpoint_that_finds_no_room_is_saved_by_the_next_attempt(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import PreTrainedModel
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedModel, "save_pretrained", full)
+        assert qtarget_cli(["train", *SMALL]) == 2
+    assert "the same command goes on from there" in capfd.readouterr().err
+    run = only_run(Path("outputs"))
+    assert not (run / "checkpoint").exists()
+    with monkeypatch.context() as patched:
+        trains_no_more(patched)
+        assert qtarget_cli(["train", *SMALL]) == 0
+    assert (run / "checkpoint/model.safetensors").is_file()
+
+
+def test_a_run_whose_weights_find_no_room_beside_its_checkpoint_still_ends(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise QTargetError("can't save what was trained")
+
+    monkeypatch.setattr(saving, "save_trained", full)
+    with pytest.warns(UserWarning, match="if the evaluation fails, the same command trains again"):
+        run_job(compose_config("train", SMALL), workdir / "run", {"target": "sft"}, [])
+    assert result(workdir / "run")["status"] == "finished"
+
+
+def broken_rank(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> None:
+    """A rank whose closing evaluation fails."""
+    with pytest.MonkeyPatch.context() as patched:
+        breaks(patched)
+        train._recorded(cfg, folder, info)
+
+
+def rank_without_steps(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        trains_no_more(patched)
+        train._recorded(cfg, folder, info)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_ranks_evaluate_again_what_they_have_trained(
+    strategy: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = ["trainer.devices=2", f"trainer.strategy={strategy}"]
+    cfg, start = compose_config("train", [*SMALL, *two]), ranks.start
+
+    def as_if(run: Any) -> Any:
+        return lambda count, _, *given: start(count, run, *given)
+
+    monkeypatch.setattr(ranks, "start", as_if(broken_rank))
+    with pytest.raises(ranks.RankError, match="the verifier broke"):
+        run_job(cfg, workdir / "run", {"target": "sft"}, [])
+    assert (workdir / "run/checkpoint/model.safetensors").is_file()
+    monkeypatch.setattr(ranks, "start", as_if(rank_without_steps))
+    run_job(cfg, workdir / "run", {"target": "sft"}, [])
+    monkeypatch.setattr(ranks, "start", start)
+    run_job(cfg, workdir / "whole", {"target": "sft"}, [])
+    assert lines(workdir / "run") == lines(workdir / "whole")
+    ours, theirs = (result(workdir / name)["metrics"] for name in ("run", "whole"))
+    for name in ("test/nll", "train/nll", "target/trust"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-6)
+    assert not (workdir / "run/state").exists()
+    assert json.loads((workdir / "run/result.json").read_text())["attempts"] == 2
+    assert torch.load(workdir / "run/checkpoint/optimizer.pt", weights_only=True)["step"] == 8
