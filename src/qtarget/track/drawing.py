@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PNG_INCHES, PNG_DPI = (14.0, 10.4), 100
 NAME_WIDTH = 24  # characters of a line beside a plot
+TITLE_WIDTH = 24  # letters under an axis beside names, on a phone
 MOST_MARKERS = 12  # on one line of many points
 
 
@@ -61,13 +62,18 @@ def _plotly_layout(panel: Panel) -> dict[str, Any]:
         "font": {"size": 12},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "xaxis": axis | _title(panel.x_title) | _x_axis(panel),
-        "yaxis": axis | _title(panel.y_title) | (_named_rows(panel.dots) if panel.dots else _categories(panel) | span),
+        "xaxis": axis | _title(_short_lines(panel.x_title)) | _x_axis(panel),
+        "yaxis": axis | _title(html.escape(panel.y_title)) | (_named_rows(panel.dots) if panel.dots else _categories(panel) | span),
     }
 
 
 def _title(text: str) -> dict[str, Any]:
-    return {"title": {"text": html.escape(text), "standoff": 10}}
+    return {"title": {"text": text, "standoff": 10}}
+
+
+def _short_lines(title: str) -> str:
+    """Plotly never breaks a title: one that is wider than its axis would leave a phone's window."""
+    return "<br>".join(map(html.escape, textwrap.wrap(title, TITLE_WIDTH)))
 
 
 def _categories(panel: Panel) -> dict[str, Any]:
