@@ -18,7 +18,7 @@ import torch
 import qtarget
 from qtarget.data.example import Demonstration
 from qtarget.evaluate import scores
-from qtarget.evaluate.asking import answer_problems
+from qtarget.evaluate.asking import answer_problems, without_thought
 from qtarget.evaluate.generate import GREEDY, Sampling, generate, seed_of
 from qtarget.evaluate.samples import (
     Sample,
@@ -372,3 +372,28 @@ def test_problems_are_answered_and_judged_sample_by_sample() -> None:
     assert [sample.sample for sample in found] == [0, 1, 2] * 2
     assert all(sample.tokens <= 4 and (sample.ended or sample.tokens == 4) for sample in found)
     assert values_of([found])["accuracy"].shape == (1,)
+
+
+THOUGHTS = [
+    ("", "<think>\n5?</think>\n\n6", "6"),
+    ("<think>\n", "5? no: </think>\n\n6", "6"),  # DeepSeek-R1 and QwQ: the prompt opens it
+    ("<think>\n", "5? no, 6", ""),  # out of tokens within it
+    ("<think>\n\n</think>\n\n", "6", "6"),  # Qwen3 that is asked not to think
+    ("", "<|START_THINKING|>5?<|END_THINKING|><|START_RESPONSE|>6<|END_RESPONSE|>", "6"),  # Command A Reasoning
+    ("", "<|START_THINKING|>5?", ""),
+    ("<|inner_prefix|>", "5?<|inner_suffix|>6", "6"),  # Apertus
+    ("", "6", "6"),
+    ("", "<b>6</b>", "<b>6</b>"),
+]
+MARKING = ["<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"]
+
+
+@pytest.mark.parametrize(("prompt", "answer", "said"), THOUGHTS)
+def test_a_thought_is_no_answer_where_the_prompt_opens_it_or_special_tokens_mark_it(
+    prompt: str, answer: str, said: str
+) -> None:
+    """Decoding without special tokens drops the marks, and the thought would be judged as the answer."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": [*MARKING, "<|inner_prefix|>", "<|inner_suffix|>"]})
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f"2+4?{prompt}", answer)]
+    assert without_thought(tokenizer, *ids).strip() == said

@@ -12,6 +12,7 @@ from qtarget.data.example import Demonstration
 from qtarget.evaluate.generate import GREEDY, Sampling, Written, generate
 from qtarget.evaluate.samples import HELDOUT, Sample
 from qtarget.evaluate.verify import judge
+from qtarget.evaluate.verify.thought import after_thought, opens_thought
 from qtarget.model.policy import Policy
 
 
@@ -28,9 +29,10 @@ def answer_problems(
 ) -> list[Sample]:
     """Answers to verifiable problems, each judged by its own verifier; the samples of a prompt stand together."""
     chat = ChatFormat(tokenizer)
+    prompts = [chat.prompt_ids(row.prompt, row.tools) for row in rows]
     written = generate(
         policy,
-        [chat.prompt_ids(row.prompt, row.tools) for row in rows],
+        prompts,
         ends=sorted(chat.ends),
         pad=int(tokenizer.pad_token_id),
         new_tokens=new_tokens,
@@ -39,19 +41,41 @@ def answer_problems(
         watch=watch,
     )
     return [
-        _judged(row, source, number, one, str(tokenizer.decode(one.ids, skip_special_tokens=True)).strip())
-        for row, answers in zip(rows, written, strict=True)
+        _judged(
+            row,
+            one,
+            answer=str(tokenizer.decode(one.ids, skip_special_tokens=True)).strip(),
+            said=without_thought(tokenizer, prompt, one.ids).strip(),
+            source=source,
+            sample=number,
+        )
+        for row, prompt, answers in zip(rows, prompts, written, strict=True)
         for number, one in enumerate(answers)
     ]
 
 
-def _judged(row: Demonstration, source: str, number: int, written: Written, answer: str) -> Sample:
+def without_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answer: Sequence[int]) -> str:
+    """What the ids of an answer say after its thought; "" where the thought has no end.
+
+    The prompt may open the thought (DeepSeek-R1, QwQ), and special tokens may mark it (Command A Reasoning, Apertus):
+    neither stands in the answer's text.
+    """
+    opened = opens_thought(str(tokenizer.decode(list(prompt))))
+    marked = opened + str(tokenizer.decode(list(answer)))
+    said = after_thought(marked)
+    if said == marked:
+        return str(tokenizer.decode(list(answer), skip_special_tokens=True))
+    for special in set(answer) & set(tokenizer.all_special_ids):
+        said = said.replace(str(tokenizer.convert_ids_to_tokens(special)), "")
+    return said
+
+
+def _judged(row: Demonstration, written: Written, answer: str, said: str, **where: Any) -> Sample:
     assert row.entry is not None
-    verdict = judge(answer, row.entry)
+    verdict = judge(said, row.entry)
     return Sample(
-        source=source,
+        **where,
         row=row.row,
-        sample=number,
         prompt="\n\n".join(message["content"] for message in row.prompt if message["content"]),
         expected=row.completion,
         answer=answer,

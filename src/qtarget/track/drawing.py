@@ -63,7 +63,9 @@ def _plotly_layout(panel: Panel) -> dict[str, Any]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "xaxis": axis | _title(_short_lines(panel.x_title)) | _x_axis(panel),
-        "yaxis": axis | _title(html.escape(panel.y_title)) | (_named_rows(panel.dots) if panel.dots else _categories(panel) | span),
+        "yaxis": axis
+        | _title(html.escape(panel.y_title))
+        | (_named_rows(panel.dots) if panel.dots else _categories(panel) | span),
     }
 
 
