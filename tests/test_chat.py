@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from qtarget.data.chat import ChatFormat
+from qtarget.data.chat import ChatFormat, encode
 from qtarget.data.collate import Collate
 from qtarget.data.example import Demonstration, Example
 from qtarget.errors import QTargetError
@@ -298,3 +298,15 @@ def test_a_system_message_that_a_template_refuses_names_the_row() -> None:
             family(name).encode(Demonstration(talk, row=7))
     for name in ("qwen", "llama3"):
         assert len(supervised_text(family(name), Demonstration(talk, row=7))) == 2
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "tool"])
+def test_a_template_that_calls_all_but_the_user_the_assistant_is_refused_other_roles(role: str) -> None:
+    """As some that are written by hand do; the content reaches the text, so nothing seems lost."""
+    either = "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<bot>' }}{{ m.content }}\n{% endfor %}"
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = either + "{% if add_generation_prompt %}<bot>{% endif %}"
+    talk = [{"role": role, "content": "be brief"}, {"role": "user", "content": "2+2?"}]
+    with pytest.raises(QTargetError, match=f"writes a message of the role {role} as the assistant's own"):
+        encode(tokenizer, [*talk, {"role": "assistant", "content": "4"}])
+    assert encode(tokenizer, [talk[1], {"role": "assistant", "content": "4"}])

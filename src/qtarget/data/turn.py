@@ -166,6 +166,11 @@ def check_context(template: Template, messages: Sequence[Message], tools: Tools)
             raise QTargetError(_left_out("content", str(message["role"]), message))
         if message.get("tool_calls") and unread(template, messages[: index + 1], "tool_calls", tools):
             raise QTargetError(_left_out("tool_calls", str(message["role"]), message))
+        if message["role"] not in ("user", "assistant") and _said_by_the_assistant(template, messages, index, tools):
+            raise QTargetError(
+                f"the chat template writes a message of the role {message['role']} as the assistant's own: give it "
+                "another role, or use a template that tells them apart (model.chat_template)"
+            )
     if tools and template.attempt(messages[:-1], reply=True) == template.render(messages[:-1], tools, reply=True):
         raise QTargetError(
             "the chat template has no place for tools, which the row gives: use a template that reads them, or leave "
@@ -190,6 +195,12 @@ def _no_change(template: Template, messages: Sequence[Message], index: int, tool
         {**messages[index], "content": f"{messages[index]['content']} qzx"},
         *messages[index + 1 :],
     ]
+    return template.render(messages, tools, reply=False) == template.attempt(other, tools, reply=False)
+
+
+def _said_by_the_assistant(template: Template, messages: Sequence[Message], index: int, tools: Tools) -> bool:
+    """Whether a message reads as a reply does: some templates call all that is not the user's the assistant's."""
+    other = [*messages[:index], {**messages[index], "role": "assistant"}, *messages[index + 1 :]]
     return template.render(messages, tools, reply=False) == template.attempt(other, tools, reply=False)
 
 
