@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +49,13 @@ def test_command_lines_of_the_design_page_compose(command: list[str]) -> None:
     from qtarget.app.configs import compose_config, instantiate_design
 
     assert instantiate_design(compose_config("train", command).target)
+
+
+def test_the_minimal_example_learns(tmp_path: Path) -> None:
+    """As a reader runs it: from any folder. It begins near the uniform ln 256 = 5.5."""
+    script = Path(__file__).parents[1] / "examples" / "minimal.py"
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    nll = [float(value) for value in re.findall(r"nll ([\d.]+)", done.stdout)]
+    assert 5 < nll[0] < 6
+    assert nll[-1] < 1
+    assert len(script.read_text().splitlines()) <= 60
