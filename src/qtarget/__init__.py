@@ -37,6 +37,9 @@ _HOMES = {
     "QTargetError": "qtarget.errors",
 }
 
+_LAB = {"command", "judge", "read_rows", "encode", "read_runs", "draw_sweep"}
+"""What needs the extra `lab`."""
+
 __all__ = list(_HOMES)
 
 
@@ -44,6 +47,8 @@ def __getattr__(name: str) -> Any:
     """Public names are imported on first use, so that `qtarget --help` doesn't wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'qtarget' has no attribute {name!r}")
+    if name in _LAB:
+        importlib.import_module("qtarget.extras").require_lab(f"qtarget.{name}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -69,7 +69,14 @@ def run(given: Sequence[str]) -> int:
 
         print(f"qtarget: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    return guarded(lambda: COMMANDS[name](rest))
+    return guarded(lambda: _command(name, rest))
+
+
+def _command(name: str, rest: list[str]) -> int:
+    from qtarget.extras import require_lab
+
+    require_lab(f"`qtarget {name}`")
+    return COMMANDS[name](rest)
 
 
 def command(*arguments: str) -> None:

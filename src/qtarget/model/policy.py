@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from qtarget.errors import QTargetError
 from qtarget.math.head import Head
 from qtarget.model import architecture
+from qtarget.model.evaluating import evaluating
 
 
 class Policy(nn.Module):
@@ -91,15 +91,3 @@ def check_packing(policy: Policy) -> None:
         raise QTargetError(
             f"{type(policy.lm).__name__} lets demonstrations that share a row see each other: set data.packing=null"
         )
-
-
-@contextmanager
-def evaluating(policy: nn.Module) -> Iterator[None]:
-    """Dropout off meanwhile, and nothing left behind that training would trip over."""
-    was_training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(was_training)
-        torch.clear_autocast_cache()  # before torch 2.10 the casts kept there had no graph, for the training pass too

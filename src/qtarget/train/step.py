@@ -13,7 +13,7 @@ from qtarget.data.ranks import gathered, rank_and_world, summed
 from qtarget.math.loss import LossOutput
 from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, counted
-from qtarget.model.policy import evaluating
+from qtarget.model.evaluating import evaluating
 
 STEP = ("step",)
 PULLED = ("kept", "weight_sum")

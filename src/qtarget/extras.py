@@ -1,0 +1,35 @@
+"""What `pip install qtarget` leaves to an extra."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from qtarget.errors import QTargetError
+
+LAB = (
+    "accelerate",
+    "datasets",
+    "filelock",
+    "gguf",
+    "jinja2",
+    "lightning",
+    "math_verify",
+    "matplotlib",
+    "peft",
+    "platformdirs",
+    "plotly",
+    "psutil",
+    "reasoning_gym",
+    "rich",
+    "scipy",
+    "transformers",
+    "wandb",
+    "yaml",
+)
+"""Modules of the extra `lab`, as pyproject.toml lists their packages."""
+
+
+def require_lab(what: str) -> None:
+    """Raise QTargetError where a package of the extra `lab` is missing. what: needs them, for the message."""
+    if missing := [module for module in LAB if find_spec(module) is None]:
+        raise QTargetError(f"{what} needs {', '.join(missing)}: pip install 'qtarget[lab]'")
