@@ -101,9 +101,13 @@ class Run:
 # Reading
 
 
-def read_runs(paths: Sequence[str | Path], now: datetime | None = None) -> list[Run]:
-    """All runs under `paths` in table order; `now` decides which running ones have gone quiet."""
+def read_runs(paths: str | Path | Sequence[str | Path], now: datetime | None = None) -> list[Run]:
+    """All runs under a folder, or under several, in table order; `now` decides which running ones have gone quiet.
+
+    Raises QTargetError where there are none.
+    """
     moment = now or datetime.now(UTC)
+    paths = [paths] if isinstance(paths, str | Path) else paths
     folders = run_folders(paths)
     if not folders:
         looked = ", ".join(str(path) for path in paths) or "(no folder was named)"
