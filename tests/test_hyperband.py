@@ -71,3 +71,14 @@ def test_a_third_goes_on() -> None:
 def test_what_is_wrong_is_said(fields: Any, message: str) -> None:
     with pytest.raises(QTargetError, match=message):
         hyperband(fields)
+
+
+@pytest.mark.parametrize("worst", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_diverged_run_is_stopped_alone_or_not(worst: float, strict: bool) -> None:
+    """A comparison with NaN is false, so the published rule lets it go on, and lets −inf win."""
+    rule = hyperband({"type": "hyperband", "min_iter": 2, "strict": strict})
+    assert "diverged" in str(rule.condemned("a", {"a": (1.0, worst)}))
+    assert "iteration 3" in str(rule.condemned("a", {"a": (1.0, 2.0, worst), "b": (3.0, 3.0, 3.0)}))
+    assert rule.condemned("a", {"a": (worst,)}) is None  # not before the first band
+    assert rule.condemned("b", {"a": (1.0, worst), "b": (9.0, 9.0)}) is None  # it spoils nobody's threshold

@@ -121,7 +121,7 @@ def agrees(run: Any, folder: Path) -> None:
     )
     assert (run.name, run.job_type) == (record["name"], record["role"])
     nll = [line["val/nll"] for line in history(folder) if "val/nll" in line]
-    assert run.summary_metrics["val/nll"] == {"min": min(nll)}
+    assert run.summary_metrics["val/nll"] == {"min": min(nll), "last": nll[-1]}
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_a_run_goes_on_under_its_own_id(wandb_server: Backend, workdir: Path, mo
     assert run.starts == 2
     assert [(line["step"], line["val/nll"]) for line in run.history] == [(1, 2.0), (2, 1.0)]
     assert run.state == "finished"
-    assert (run.summary["test/nll"], run.summary["val/nll"]) == (1.0, {"min": 1.0})
+    assert (run.summary["test/nll"], run.summary["val/nll"]) == (1.0, {"min": 1.0, "last": 1.0})
 
 
 @pytest.mark.slow
@@ -335,9 +335,9 @@ def test_under_an_agent_the_run_keeps_its_id_and_the_sweep_says_what_is_best(
     assert run.values["target.alpha"] == 1.0
     best = {name: run.summary[name] for name in ("val/drift", "val/accuracy", "val/ece", "train/nll")}
     assert best == {
-        "val/drift": {"max": 0.75},
-        "val/accuracy": {"max": 0.75},
-        "val/ece": {"min": 0.25},
+        "val/drift": {"max": 0.75, "last": 0.5},
+        "val/accuracy": {"max": 0.75, "last": 0.5},
+        "val/ece": {"min": 0.25, "last": 0.5},
         "train/nll": 0.5,
     }
 

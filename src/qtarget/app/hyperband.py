@@ -30,22 +30,32 @@ class Hyperband:
 
     def threshold(self, band: int, histories: Iterable[Sequence[float]]) -> float:
         """The worst value to go on with; lower is better."""
-        reached = sorted(history[band - 1] for history in histories if len(history) >= band)
+        reached = sorted(map(_worst_if_no_number, (history[band - 1] for history in histories if len(history) >= band)))
         return reached[int(len(reached) / self.eta)] if reached else math.inf
 
     def condemned(self, running: str, histories: Mapping[str, Sequence[float]]) -> str | None:
-        """Why the run of this name has to stop, if it has. histories: every run's values so far, lower is better."""
+        """Why the run of this name has to stop, if it has. histories: every run's values so far, lower is better.
+
+        From the first band on a run whose last value is NaN or infinite has diverged and stops, alone or not. The
+        published rule compares with NaN, which is always false, and lets it go on.
+        """
         mine = histories[running]
         passed = [band for band in self.bands if band <= len(mine)]
         if not passed:
             return None
+        if not math.isfinite(mine[-1]):
+            return f"its value at iteration {len(mine)} is no finite number: it has diverged"
         band = passed[-1]
-        value = mine[band - 1] if self.strict else min(mine)
+        value = _worst_if_no_number(mine[band - 1]) if self.strict else min(map(_worst_if_no_number, mine))
         threshold = self.threshold(band, histories.values())
         if value <= threshold:
             return None
         judged = "value" if self.strict else "best value by then"
         return f"its {judged} at iteration {band} is not among the best 1/{self.eta:g} of the runs so far"
+
+
+def _worst_if_no_number(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
 
 
 def hyperband(fields: Any) -> Hyperband:

@@ -14,11 +14,19 @@ from qtarget.stopping import Stop
 from qtarget.track.record import make_folder
 
 
-def on_worker(job: Job, folder: str) -> int:
+def slot(remote: Mapping[str, Any]) -> Slot:
+    """Where a job runs: with the GPUs that Ray shows it, or, where it takes none, with none.
+
+    Ray 2.60 leaves CUDA_VISIBLE_DEVICES alone for a task of num_gpus=0, which then sees every GPU of its node.
+    """
+    return Slot("ray", {} if remote.get("num_gpus") else {"CUDA_VISIBLE_DEVICES": ""})
+
+
+def on_worker(job: Job, folder: str, place: Slot) -> int:
     """The exit code of the job, as a process that ends with Ray's worker, in the folder that it was sent from."""
     os.chdir(folder)
     make_folder(job.folder)
-    process = start(job.command, Slot("ray", {}), job.folder / LOG, held=True)
+    process = start(job.command, place, job.folder / LOG, held=True)
     return process.wait()
 
 
@@ -33,7 +41,7 @@ def run_on_ray(jobs: Sequence[Job], init: Mapping[str, Any], remote: Mapping[str
         for number, job in enumerate(jobs):
             say(number, len(jobs), job, "finished already" if job.finished else "waits for Ray")
             if not job.finished:
-                tasks[task.remote(job, os.getcwd())] = number
+                tasks[task.remote(job, os.getcwd(), slot(remote))] = number
         outcomes = dict(_ended(ray, tasks, jobs))
     return [outcomes.get(number) or Outcome(job.folder, job.label) for number, job in enumerate(jobs)]
 

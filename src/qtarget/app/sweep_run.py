@@ -54,7 +54,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a job has logged. names: all its metrics. history: the sweep's own, by step. closing: after training."""
+    """What a job has logged. names: all its metrics. history: the sweep's own, by step, NaN for what was no finite
+    number. closing: after training.
+    """
 
     names: frozenset[str]
     history: tuple[float, ...]
@@ -66,13 +68,15 @@ class Measured:
         closing = (stored_result(folder) or {}).get("metrics") or {}
         names = frozenset(name for line in (*lines, closing) for name in line) - {"step", "time"}
         by_step = {
-            line["step"]: line[metric] for line in lines if line.get(metric) is not None
+            line["step"]: math.nan if line[metric] is None else line[metric] for line in lines if metric in line
         }  # a resumed run repeats
         return cls(names, tuple(by_step[step] for step in sorted(by_step)), closing.get(metric))
 
     @property
     def values(self) -> list[float]:
-        return [*self.history, *([] if self.closing is None else [self.closing])]
+        """The finite ones, of which one is the best."""
+        held = [*self.history, *([] if self.closing is None else [self.closing])]
+        return [value for value in held if math.isfinite(value)]
 
 
 @dataclass
@@ -160,8 +164,9 @@ class Sweep:
         """What the job has logged so far, noted."""
         measured = Measured.of(point.job.folder, self.metric.name if self.metric else "")
         if self.metric and measured.values:
-            self._metric_seen = True
             point.value = self.metric.best(measured.values)
+        if self.metric and (measured.history or measured.values):
+            self._metric_seen = True
             self._histories[str(point.job.folder)] = tuple(map(self.metric.lower_is_better, measured.history))
         return measured
 

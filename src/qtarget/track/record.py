@@ -228,7 +228,8 @@ def tell_again(folder: Path, sink: Sink) -> None:
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     result = stored_result(folder) or {}
     sink.start(folder, result, config)
-    sink.finish({name: value for name, value in result["metrics"].items() if value is not None}, failed=False)
+    closing = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
+    sink.finish(closing, failed=False)
 
 
 def stored_result(folder: Path) -> dict[str, Any] | None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from qtarget.errors import QTargetError
+from qtarget.track.attempts import Sent, at_server, earlier, replace, row, sent
+from qtarget.track.best import Best, shown
 from qtarget.track.runs import logged
 from qtarget.track.sweep import Sweep, best_of, find_sweep, under_agent, unlogged
 
@@ -39,9 +41,10 @@ class Wandb:
     """A W&B run with the same values. offline writes beside the record (`wandb sync` uploads it later).
 
     The config is sent flattened to dotted keys, each group's choice under the group's name: a sweep that sets a group
-    would otherwise destroy everything nested under it. A run that goes on after an end keeps its id; under an agent it
-    has the one that the agent gave it, and is grouped by its sweep, else by its experiment. artifact: the checkpoint
-    is sent too.
+    would otherwise destroy everything nested under it. A run that goes on after an end keeps its id, and every row is
+    sent once; under an agent it has the one that the agent gave it, and is grouped by its sweep, else by its
+    experiment. Of a metric with a better end the summary keeps the best finite value and the last. artifact: the
+    checkpoint is sent too.
     """
 
     project: str = "qtarget"
@@ -52,6 +55,10 @@ class Wandb:
     _run: Any = field(default=None, init=False, repr=False)
     _sweep: Sweep | None = field(default=None, init=False, repr=False)
     _logged: set[str] = field(default_factory=set, init=False, repr=False)
+    _best: Best = field(default_factory=Best, init=False, repr=False)
+    _sent: Sent = field(default_factory=Sent, init=False, repr=False)
+    _earlier: list[Path] = field(default_factory=list, init=False, repr=False)
+    _begun: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -61,6 +68,9 @@ class Wandb:
         import wandb  # slow to import, and optional
 
         swept, before = under_agent(), info.get("tracked_as")
+        if self.mode == "offline":
+            self._earlier = earlier(folder, before)
+            self._sent = sent(self._earlier)
         try:
             self._run = wandb.init(
                 project=None if swept else self.project,
@@ -85,17 +95,33 @@ class Wandb:
         self._run.define_metric("*", step_metric="step")
         if swept and self.mode == "online":
             self._sweep = self._asked_for()
-        if self.mode == "offline" or self._run.id != before:
-            self._repeat(folder)
+        going_on = self.mode != "offline" and self._run.id == before
+        missing = going_on and self._differs(folder)
+        self._repeat(folder, send=missing or not going_on)
         return str(self._run.id)
 
-    def _repeat(self, folder: Path) -> None:
-        """Log what was measured before, so that this run of W&B's holds the whole run."""
+    def _differs(self, folder: Path) -> bool:
+        """Whether W&B has other rows than the record of a run that goes on, of which `_sent` then holds those it has.
+
+        A run that was killed may have rows at W&B that its saved state is older than, or lack the last ones.
+        """
+        recorded = sum(len(list(logged(folder / name))) for name in ("metrics.jsonl", "histograms.jsonl"))
+        if getattr(self._run, "starting_step", recorded) == recorded:
+            return False
+        try:
+            self._sent = at_server(f"{self._run.entity}/{self._run.project}/{self._run.id}")
+        except QTargetError as error:
+            warnings.warn(str(error), stacklevel=2)
+            return False
+        return True
+
+    def _repeat(self, folder: Path, *, send: bool) -> None:
+        """What was measured before: log it, so that this run of W&B's holds the whole run, or only remember it."""
         for line in logged(folder / "metrics.jsonl"):
             measured = {name: math.nan if value is None else value for name, value in line.items()}
             measured.pop("time", None)
-            self.log(int(measured.pop("step")), measured)
-        for line in logged(folder / "histograms.jsonl"):
+            self._row(int(measured.pop("step")), measured, send=send)
+        for line in logged(folder / "histograms.jsonl") if send else ():
             self.histograms(int(line["step"]), {name: line[name] for name in line.keys() - {"step", "time"}})
 
     def _asked_for(self) -> Sweep | None:
@@ -107,19 +133,36 @@ class Wandb:
             return None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name in metrics.keys() - self._logged:
-            self._define(name)
-        self._logged |= metrics.keys()
-        self._run.log({"step": step, **metrics})
+        self._row(step, metrics)
         if any(name.startswith("val/") for name in metrics) and (step or self._measured_in_validation()):
             self._check_sweep()
 
+    def _row(self, step: int, metrics: Mapping[str, float], *, send: bool = True) -> None:
+        """A row of the history, where W&B hasn't been sent it before, and the summary that follows from it."""
+        for name in sorted(metrics.keys() - self._logged):
+            self._define(name)
+        self._logged |= metrics.keys()
+        summary: dict[str, Any] = self._best.update(metrics)
+        if send and row(step, metrics) not in self._sent.rows:
+            self._send({"step": step, **metrics})
+        elif send:  # the run's earlier attempt, which W&B has, ends with a summary of its own
+            summary = {name: shown(value) for name, value in metrics.items()} | summary
+        if summary:
+            self._run.summary.update(summary)
+
+    def _send(self, values: Mapping[str, Any]) -> None:
+        """One row; the first behind those that W&B has takes the next of its own numbers."""
+        first, self._begun = not self._begun, True
+        after = {"step": self._sent.next_step, "commit": True} if first and self._sent.next_step else {}
+        self._run.log(dict(values), **after)
+
     def _define(self, name: str) -> None:
-        """Have W&B keep the best value of a metric that has one; the sweep says it of its own."""
+        """Have `_best` keep the best value of a metric that has one; the sweep says it of its own."""
         own = self._sweep is not None and name == self._sweep.metric
-        best = self._sweep.best if self._sweep is not None and own else best_of(name)
-        if best:
-            self._run.define_metric(name, step_metric="step", summary=best)
+        end = self._sweep.best if self._sweep is not None and own else best_of(name)
+        if end:
+            self._run.define_metric(name, step_metric="step", summary="none")
+            self._best.ends[name] = end
 
     def _measured_in_validation(self) -> bool:
         """The sweep's metric would have come before the first step."""
@@ -133,7 +176,8 @@ class Wandb:
             warnings.warn(said, stacklevel=2)
 
     def histograms(self, step: int, counted: Mapping[str, Mapping[str, Any]]) -> None:
-        self._run.log({"step": step} | {name: _histogram(one) for name, one in counted.items()})
+        if row(step, counted) not in self._sent.rows:
+            self._send({"step": step} | {name: _histogram(one) for name, one in counted.items()})
 
     def checkpoint(self, folder: Path) -> None:
         import wandb
@@ -146,11 +190,11 @@ class Wandb:
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         import wandb
 
-        self._run.log({name: _table(rows)})
+        self._send({name: _table(rows)})
         if name in DRAWN:
             x, y, title = DRAWN[name]
             held = [row for row in rows if row[x] is not None]
-            self._run.log({f"{name}_curve": wandb.plot.line(_table(held), x, y, title=title)})
+            self._send({f"{name}_curve": wandb.plot.line(_table(held), x, y, title=title)})
 
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None:
         if self._run is None:
@@ -160,8 +204,10 @@ class Wandb:
         self._logged |= metrics.keys()
         if not failed:
             self._check_sweep()
-        self._run.summary.update(dict(metrics))
+        self._run.summary.update({name: shown(value) for name, value in metrics.items()})
         self._run.finish(exit_code=1 if failed else 0)
+        if self._earlier:
+            replace(self._earlier, by=Path(self._run.dir).parent)
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -40,7 +40,8 @@ class TokenMeans:
         """out: statistics of N tokens; wrong [N] bool: the tokens that noise made wrong."""
         for name, field in PER_TOKEN.items():
             values = getattr(out, field)
-            self._add(name, values[~values.isnan()])  # a run without a full prior knows no drift from it
+            # a run without a full prior knows no drift from it; of anything else NaN is what was measured
+            self._add(name, values[~values.isnan()] if field == "kl_prior" else values)
         for name, field in BY_TRUTH.items():
             values = getattr(out, field)
             self._add(f"{name}_clean", values[~wrong])
