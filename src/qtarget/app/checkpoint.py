@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,17 +12,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from qtarget.app import compose
+from qtarget.data.chat import STOPS, ChatFormat
+from qtarget.data.example import Message
 from qtarget.data.ranks import leads
 from qtarget.errors import QTargetError
 from qtarget.model import provide
 from qtarget.model.adapter import merge, save_adapter
+from qtarget.model.agreement import measured_logits, own_logits
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, whole_weights
 
 CHECKPOINT, ADAPTER = "checkpoint", "adapter"
 SCRATCH = ".checkpoint.new"
+GENERATION_CONFIG_NAME = "generation_config.json"
+EXACT, ROUNDED = 1e-4, 4e-2
+"""Of the largest logit: how far a checkpoint in fp32, and one rounded to 16 bits, may be from what was measured."""
 
 
 def save_checkpoint(plan: compose.Plan, policy: Policy, folder: Path, optimizer: Mapping[str, Any] | None) -> None:
@@ -52,16 +61,21 @@ def discard_checkpoint(folder: Path) -> None:
 def _write(
     plan: compose.Plan, policy: Policy, gathered: Any, folder: Path, optimizer: Mapping[str, Any] | None
 ) -> None:
-    scratch, dtype = folder / SCRATCH, plan.cfg.checkpoint.dtype
+    scratch, whole = folder / SCRATCH, _apart(plan, policy, gathered)
     if scratch.is_dir():
         shutil.rmtree(scratch)
-    whole = _apart(plan, policy, gathered)
+    chat, measured = ChatFormat(plan.tokenizer), None
+    tokenizer = stopping(chat)
     if whole.has_adapter:
         save_adapter(whole, folder / ADAPTER)
-        plan.tokenizer.save_pretrained(folder / ADAPTER)
+        tokenizer.save_pretrained(folder / ADAPTER)
+        measured = measured_logits(whole)
         merge(whole)
-    whole.lm.to(provide.DTYPES[dtype]).save_pretrained(scratch)
-    plan.tokenizer.save_pretrained(scratch)
+    whole.lm.to(provide.DTYPES[plan.cfg.checkpoint.dtype]).save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    end_generation(scratch, chat)
+    if measured is not None:
+        _check_merged(plan, scratch, measured)
     if optimizer:
         torch.save(dict(optimizer), scratch / "optimizer.pt")
     os.replace(scratch, folder / CHECKPOINT)
@@ -74,3 +88,52 @@ def _apart(plan: compose.Plan, policy: Policy, gathered: Any) -> Policy:
     if policy.has_adapter or plan.cfg.checkpoint.dtype != plan.cfg.model.dtype:
         return compose.rebuilt(plan, policy.lm.state_dict())
     return policy
+
+
+def _check_merged(plan: compose.Plan, folder: Path, measured: Tensor) -> None:
+    """Raise QTargetError where the merged weights, read again, make other logits than the adapted model does."""
+    merged = own_logits(compose.reloaded(plan, folder))
+    width = min(merged.shape[-1], measured.shape[-1])
+    ours, theirs = (logits[..., :width] for logits in (measured, merged))
+    real = torch.isfinite(ours)  # padded rows are −∞
+    error, largest = float((ours - theirs)[real].abs().max()), float(ours[real].abs().max())
+    if error <= (EXACT if {plan.cfg.checkpoint.dtype, plan.cfg.model.dtype} == {"float32"} else ROUNDED) * largest:
+        return
+    shutil.rmtree(folder)
+    raise QTargetError(
+        f"merged into the weights the adapter makes other logits than it made in training: they differ by {error:.3g}, "
+        f"of at most {largest:.3g}, so no checkpoint is saved. The adapter as it was trained is in {ADAPTER}/, for "
+        "peft to load on the model it was trained on; other model.adapter.targets merge"
+    )
+
+
+def stopping(chat: ChatFormat) -> Any:
+    """A copy of the tokenizer whose eos is the end of turn that was taught, where its template then writes the same."""
+    tokenizer = copy.deepcopy(chat.tokenizer)
+    tokenizer.init_kwargs[STOPS] = sorted(chat.ends)
+    end = tokenizer.convert_ids_to_tokens(chat.end_of_turn)
+    before = _written(tokenizer)
+    eos, tokenizer.eos_token = tokenizer.eos_token, end
+    if _written(tokenizer) != before:
+        tokenizer.eos_token = eos
+    return tokenizer
+
+
+def _written(tokenizer: Any) -> list[Any]:
+    chat: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    template = ChatFormat(tokenizer).template
+    asked = template.render(chat[:1], reply=True)
+    ids = tokenizer("a b", add_special_tokens=True)["input_ids"]
+    return [asked, template.render(chat, reply=False), template.render([*chat, *chat], reply=False), ids]
+
+
+def end_generation(folder: Path, chat: ChatFormat) -> None:
+    """Have plain generate() end where replies ended in training, and where the model's own settings end it."""
+    path = folder / GENERATION_CONFIG_NAME
+    if not path.is_file():
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    own = settings.get("eos_token_id")
+    ends = [chat.end_of_turn, *sorted(chat.ends), *(own if isinstance(own, list) else [own] * (own is not None))]
+    settings |= {"eos_token_id": list(dict.fromkeys(ends)), "pad_token_id": int(chat.tokenizer.pad_token_id)}
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from qtarget.evaluate.generate import Sampling
 from qtarget.math.reference import TAILS
 from qtarget.math.tokens import ROLES
 from qtarget.model.flaw import Flaw, NoFlaw
+from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
 from qtarget.model.scores import KEPT
 
@@ -141,12 +142,12 @@ def _check_values(cfg: DictConfig) -> None:
     _check_split(cfg.eval)
     check_outside(cfg.eval)
     _check_extent(trainer)
-    _check_step_size(cfg)
     _check_pace(trainer)
     _check_devices(trainer)
     _check_resume(cfg)
     _check_artifact(cfg)
     _check_kinds(cfg)
+    _check_step_size(cfg)
 
 
 def _check_extent(trainer: DictConfig) -> None:
@@ -172,11 +173,31 @@ def _check_split(node: DictConfig) -> None:
 def _check_step_size(cfg: DictConfig) -> None:
     asked = cfg.optim.get("update_norm")  # older configurations have none
     rounded = cfg.model.dtype != "float32" and not cfg.model.get("adapter")  # an adapter is fp32 on any weights
-    if asked is not None and cfg.trainer.max_steps != 0 and rounded:
+    if not rounded or cfg.trainer.max_steps == 0:
+        return
+    if asked is not None:
         raise QTargetError(
             f"optim.update_norm keeps the length of a step, and weights in {cfg.model.dtype} round most of it away: "
             "set model.dtype=float32 (trainer.precision=bf16-mixed may stay), or take optim=adamw"
         )
+    if not cfg.optim.get("allow_bf16_rounding"):
+        raise _rounds(f"model.dtype={cfg.model.dtype} trains all weights in that dtype")
+
+
+def check_trained_dtypes(policy: Policy, cfg: DictConfig) -> None:
+    """Raise QTargetError where weights are trained that are not fp32, such as whole layers beside an adapter."""
+    narrow = [name for name, p in policy.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    if narrow and not cfg.optim.get("allow_bf16_rounding"):
+        dtype = str(dict(policy.named_parameters())[narrow[0]].dtype).removeprefix("torch.")
+        raise _rounds(f"{len(narrow)} weights are trained in {dtype} ({narrow[0]}, …)")
+
+
+def _rounds(what: str) -> QTargetError:
+    return QTargetError(
+        f"{what}, and AdamW's steps mostly round to nothing there: a bfloat16 weight moves by no less than 2⁻⁹ of "
+        "itself. Set model.dtype=float32 with trainer.precision=bf16-mixed (products stay in bf16), or model/adapter="
+        "lora; optim.allow_bf16_rounding=true trains so nevertheless"
+    )
 
 
 def _check_pace(trainer: DictConfig) -> None:

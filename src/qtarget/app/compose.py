@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -25,8 +26,9 @@ from qtarget.app.caching import (
     kept_detail,
     role_of,
 )
-from qtarget.app.checks import check, flaw_of, processes, reference_name, sampling
+from qtarget.app.checks import check, check_trained_dtypes, flaw_of, processes, reference_name, sampling
 from qtarget.app.configs import instantiate, instantiate_design
+from qtarget.app.embeddings import check_embeddings, sizes, with_pad
 from qtarget.app.engine import Engine, attention, choose, on_gpu
 from qtarget.app.outside import Outside, outside
 from qtarget.app.room import check_room
@@ -158,15 +160,17 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     design, references = checked(cfg, cached)
     data_config = instantiate(cfg.data)
     model = provide.resolve(cfg.model.name)
-    tokenizer = provide.load_tokenizer(model, cfg.model.chat_template)
+    config = provide.load_config(model)
+    tokenizer = with_pad(provide.load_tokenizer(model, cfg.model.chat_template), provide.embedding_rows(config))
     for role, source in references.items():
         provide.load_config(source)  # refuses what is no language model
         _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
         flaw_of(cfg.references[role]).check(len(tokenizer))
-    context = provide.context_length(provide.load_config(model))
+    context = provide.context_length(config)
     prepared, beside = prepare(data_config, tokenizer, context), outside(cfg.eval, tokenizer, context)
     for verified in (prepared.heldout_rows, *beside.benchmarks.values()):
         check_scorers(verified)
+    check_embeddings(sizes(config, model, references), tokenizer, prepared, beside)
     _check_rows(cfg, prepared)
     test = _test_rows(cfg.eval, prepared)
     _check_benchmarks(cfg.eval, prepared, beside)
@@ -258,6 +262,8 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
     cfg, wanted = plan.cfg, set(roles or _read_in_training(plan))
     build_missing(plan.caches, plan.references, partial(scoring_model, plan))
     policy = adapted(plan, _load(plan, plan.model, cfg.model.dtype, compiled=cfg.model.compile))
+    if cfg.trainer.max_steps:
+        check_trained_dtypes(policy, cfg)
     if cfg.data.packing:
         check_packing(policy)
     policy.train()  # transformers hands models out in eval mode
@@ -306,10 +312,16 @@ def adapted(plan: Plan, policy: Policy) -> Policy:
 
 
 def rebuilt(plan: Plan, weights: Mapping[str, Tensor]) -> Policy:
-    """The policy in one piece, from its gathered weights."""
-    policy = adapted(plan, _load(plan, plan.model, plan.cfg.model.dtype))
+    """The policy in one piece, from its gathered weights. Leaves random states as they are."""
+    with torch.random.fork_rng(devices=[]):
+        policy = adapted(plan, _load(plan, plan.model, plan.cfg.model.dtype))
     policy.lm.load_state_dict(weights)
     return policy
+
+
+def reloaded(plan: Plan, folder: Path) -> Policy:
+    """A checkpoint of this run's, read again."""
+    return _load(plan, provide.Source(str(folder)), plan.cfg.checkpoint.dtype)
 
 
 def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:

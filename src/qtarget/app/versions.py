@@ -108,6 +108,8 @@ MENDS: tuple[Mend, ...] = (
 """In no order; a part stands here once, with its newest version."""
 
 UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "qtarget.model.adapter.Lora": {"options": ({},)},
+    "qtarget.train.optim.AdamW": {"allow_bf16_rounding": (False, True)},
     "qtarget.data.sources.reasoning_gym.ReasoningGym": {"trust_scorer": (False,)},
     "qtarget.data.sources.hub.Hub": {
         "delimiter": (None,),

@@ -22,6 +22,15 @@ SAID = ("content", "tool_calls", *REASONING)
 _CALL = {"name": "f", "arguments": {"a": 1}}
 
 
+STOPS = "stop_token_ids"
+"""Key of a checkpoint's tokenizer_config.json: where replies ended in the run, whose eos may have been another one."""
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens at which the run that saved this tokenizer ended replies; none of another tokenizer."""
+    return [int(token) for token in tokenizer.init_kwargs.get(STOPS) or ()]
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
@@ -105,7 +114,7 @@ class ChatFormat:
         last = [one.text for one in self.template.controls(after)[-1:] if not after[one.stop :].strip()]
         called = [_id(self.tokenizer, token) for token in last if self.template.closing]
         eos = self.tokenizer.eos_token_id
-        return frozenset([self.end_of_turn, *called, *([] if eos is None else [int(eos)])])
+        return frozenset([self.end_of_turn, *called, *([] if eos is None else [int(eos)]), *stop_ids(self.tokenizer)])
 
     @cached_property
     def plain_tokens(self) -> list[int]:

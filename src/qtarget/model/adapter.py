@@ -3,62 +3,190 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from qtarget import checks
 from qtarget.errors import QTargetError
+from qtarget.model.agreement import check_logits, measured_logits
+from qtarget.model.architecture import plain
 from qtarget.model.policy import Policy
+
+OPTIONS = (
+    "alpha_pattern",
+    "bias",
+    "ensure_weight_tying",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "kasa_config",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_dora",
+    "use_rslora",
+    "velora_config",
+)
+"""Fields of peft 0.21's LoraConfig whose adapters merge into the weights, as a test measures."""
+STARTS = (True, False, "gaussian", "orthogonal", "mica", "olora", "pissa")
+"""Of init_lora_weights, and pissa_niter_N. The others want data (eva, corda, lora_ga) or quantised weights (loftq)."""
+MOVED = 0.02
+"""Standard deviation of what every trained weight is moved by, for a look at an adapter that starts at nothing."""
 
 
 @dataclass(frozen=True)
 class Lora:
     """W + (alpha/rank)·B·A in every layer named by `targets`; B starts at zero, so training starts at the model itself.
 
-    targets: "all-linear" (all but the output layer), or names such as [q_proj, v_proj].
+    targets: "all-linear" (all but the output layer), or names such as [q_proj, v_proj]. options: further fields of
+    peft's LoraConfig by name, of those in `OPTIONS`.
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     targets: Any = "all-linear"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         checks.whole("model.adapter.rank", self.rank, 1)
         checks.number("model.adapter.alpha", self.alpha, 0)
         checks.number("model.adapter.dropout", self.dropout, 0, 1)
+        _check_options(self.options)
 
     def __call__(self, policy: Policy) -> Policy:
-        """The same policy; only the adapter has gradients."""
+        """The same policy; only the adapter has gradients.
+
+        Raises QTargetError for an adapter that the loss would not see, or whose weights don't merge into the model's.
+        """
+        is_real = policy.lm.device.type != "meta"
+        before = measured_logits(policy) if is_real else None
+        was_tied = _is_tied(policy.lm)
+        policy.lm = self._adapted(policy.lm)
+        if was_tied:
+            _check_tied(policy)
+        _check_head(policy)
+        if before is not None:
+            with _moved(policy):
+                check_logits(policy)
+                policy.adapter_off_is_base = _is_base(policy, before)
+        return policy
+
+    def _adapted(self, lm: Any) -> Any:
         from peft import LoraConfig, get_peft_model  # takes a second to import, and only adapters need it
 
         targets = self.targets if isinstance(self.targets, str) else list(self.targets)
         sizes: dict[str, Any] = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
-        config = LoraConfig(**sizes, target_modules=targets, task_type="CAUSAL_LM")
         with warnings.catch_warnings():
             # peft 0.21 asks by a name that transformers is about to drop
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            warnings.filterwarnings("ignore", message=".*a tied layer is part of the adapter.*")  # refused below
+            # what of these goes wrong is refused below
+            warnings.filterwarnings("ignore", message=".*a tied layer is part of the adapter.*")
+            warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
+            warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
             try:
-                policy.lm = get_peft_model(policy.lm, config)
-            except ValueError as error:
-                raise QTargetError(f"model.adapter.targets={self.targets}: {error}") from error
-        _check_head(policy)
-        return policy
+                config = LoraConfig(**sizes, **self.options, target_modules=targets, task_type="CAUSAL_LM")
+                return get_peft_model(lm, config)
+            except (ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError) as error:
+                further = "".join(f" model.adapter.options.{key}={value}" for key, value in self.options.items())
+                raise QTargetError(f"model.adapter.targets={self.targets}{further}: {error}") from error
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name in options:
+        if name not in OPTIONS:
+            raise QTargetError(
+                f"model.adapter.options.{name} is none of the fields of peft's LoraConfig that can be set here: "
+                f"{', '.join(OPTIONS)}"
+            )
+    start = options.get("init_lora_weights", True)
+    if start not in STARTS and not str(start).startswith("pissa_niter_"):
+        raise QTargetError(
+            f"model.adapter.options.init_lora_weights={start} needs data or quantised weights at the start: take one "
+            f"of {', '.join(map(str, STARTS))} or pissa_niter_N"
+        )
 
 
 def _check_head(policy: Policy) -> None:
     """The loss multiplies by the output layer's own weight, and would not see an adapter there."""
-    if any("lora_" in name for name, _ in policy.lm.get_output_embeddings().named_parameters()):
-        raise QTargetError("model.adapter.targets names the output layer, which the loss reads without its adapter")
+    if _has_lora(plain(policy.lm).get_output_embeddings()):
+        raise QTargetError(
+            "model.adapter.targets names the output layer, which the loss reads without its adapter: leave it out, or "
+            "train it whole with +model.adapter.options.modules_to_save=[lm_head]"
+        )
+
+
+def _is_tied(lm: Any) -> bool:
+    words, out = lm.get_input_embeddings(), lm.get_output_embeddings()
+    return out is not None and getattr(out, "weight", None) is getattr(words, "weight", 0)
+
+
+def _check_tied(policy: Policy) -> None:
+    """An adapter of one of two uses of a weight has no place in a model that holds the weight once."""
+    lm = plain(policy.lm)
+    words, out = lm.get_input_embeddings(), lm.get_output_embeddings()
+    first, second = (getattr(layer, "token_adapter", None) for layer in (words, out))
+    apart = first is not second and (first is None or getattr(second, "tied_adapter", None) is not first)
+    if _has_lora(words) or apart:
+        raise QTargetError(
+            "the model's input and output embeddings are one weight, and model.adapter would change one of its two "
+            "uses: merged into the checkpoint it would change both. Leave the embeddings out of model.adapter.targets, "
+            "or train them with +model.adapter.options.modules_to_save=[embed_tokens] (all rows; the checkpoint then "
+            "holds two weights) or +model.adapter.options.trainable_token_indices=[IDS] (some rows)"
+        )
+
+
+def _has_lora(layer: nn.Module | None) -> bool:
+    return layer is not None and any("lora_" in name for name, _ in layer.named_parameters())
+
+
+@contextmanager
+def _moved(policy: Policy) -> Iterator[None]:
+    """Meanwhile everything that is trained is somewhere else: at its start an adapter says what the model says."""
+    draw = torch.Generator().manual_seed(0)
+    trained = [tensor for tensor in policy.parameters() if tensor.requires_grad]
+    starts = [tensor.detach().clone() for tensor in trained]
+    with torch.no_grad():
+        for tensor in trained:
+            tensor.add_((MOVED * torch.randn(tensor.shape, generator=draw)).to(tensor))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, start in zip(trained, starts, strict=True):
+                tensor.copy_(start)
+
+
+def _is_base(policy: Policy, before: Tensor) -> bool:
+    """Whether the model without its adapter is the one that there was before: not where biases are trained, or where
+    the adapter starts with a part of the weights (PiSSA, OLoRA, KaSA).
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*disabling adapter layers with bias configured.*")
+        with policy.lm.disable_adapter():
+            now = measured_logits(policy)
+    return torch.allclose(now, before, rtol=0, atol=1e-4 * float(before.abs().max()))
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:
     """The adapter alone, as peft loads it."""
-    policy.lm.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
+        policy.lm.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
 
 
 def merge(policy: Policy) -> None:
     """The adapter into the weights: from now on an ordinary model."""
-    policy.lm = policy.lm.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no longer tied after merging.*")  # and so they are saved
+        policy.lm = policy.lm.merge_and_unload()

@@ -43,6 +43,23 @@ def check_logits(policy: Policy) -> None:
         _compare(lm, _ours(policy, hidden), own)
 
 
+@torch.no_grad()
+def measured_logits(policy: Policy) -> Tensor:
+    """What the loss makes of a few tokens, [rows, tokens, V] in fp32. Leaves everything as it is."""
+    lm = plain(policy.lm)
+    with evaluating(policy), _undisturbed(lm):
+        return _ours(policy, _decoded(policy, _few_tokens(lm, policy.vocab_size))).float()
+
+
+@torch.no_grad()
+def own_logits(policy: Policy) -> Tensor:
+    """What the model itself makes of the same tokens."""
+    lm = plain(policy.lm)
+    with evaluating(policy), _undisturbed(lm):
+        logits: Tensor = lm(input_ids=_few_tokens(lm, policy.vocab_size), use_cache=False).logits
+    return logits.float()
+
+
 @contextmanager
 def _undisturbed(lm: Any) -> Iterator[None]:
     """On the CPU flash attention has no kernel; some models draw random numbers in every forward."""

@@ -75,6 +75,12 @@ class AdapterOff:
                 "adapter_off is the policy with its adapter switched off, and this policy has none: add "
                 "model/adapter=lora, or take reference@references.prior=frozen, a copy of the weights"
             )
+        if not policy.adapter_off_is_base:
+            raise QTargetError(
+                "adapter_off is the policy with its adapter switched off, and with these model.adapter.options that is "
+                "not the model that training started from: its biases are trained, or the adapter starts with a part "
+                "of the weights. Take reference@references.prior=frozen, a copy of the weights"
+            )
         self.policy = policy
 
     def to(self, device: torch.device) -> AdapterOff:

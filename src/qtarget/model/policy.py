@@ -31,6 +31,8 @@ class Policy(nn.Module):
         self.lm = lm
         self.vocab_size = vocab_size
         self.compiled = compiled
+        self.adapter_off_is_base = True
+        """Whether the model with its adapter switched off is the one that training started from."""
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         read = self._read(input_ids=input_ids, position_ids=position_ids, use_cache=False)

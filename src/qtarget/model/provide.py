@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from qtarget.errors import QTargetError
 from qtarget.model import digest, embedded
 from qtarget.model.agreement import check_logits
-from qtarget.model.architecture import check_config
+from qtarget.model.architecture import check_config, text_config
 from qtarget.model.folders import model_folder, names_a_folder
 from qtarget.model.policy import Policy
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
@@ -117,6 +117,12 @@ def fingerprint(source: Source) -> str:
     if source.is_tiny or Path(source.location).exists():
         return digest.fingerprint(source.location)
     return f"{source.location}@{getattr(load_config(source), '_commit_hash', None)}"
+
+
+def embedding_rows(config: Any) -> int | None:
+    """Tokens that a model has embeddings for, as its configuration says; None: it doesn't."""
+    rows = getattr(text_config(config), "vocab_size", None)
+    return rows if isinstance(rows, int) else None
 
 
 def context_length(config: Any) -> int:

@@ -27,7 +27,8 @@ class AdamW:
 
     update_norm, in place of lr, which is then None: the peak of ‖θ_{t+1} − θ_t‖ / ‖θ_0‖, the length of a step over all
     trained weights relative to those that training starts from (see `NormedAdamW`). Weight decay acts on matrices only;
-    norms and biases are left alone.
+    norms and biases are left alone. allow_bf16_rounding: train weights that are bfloat16 themselves, in which a step
+    that is smaller than 2⁻⁹ of a weight rounds to nothing.
     """
 
     lr: float | None = 1e-4
@@ -37,6 +38,7 @@ class AdamW:
     warmup: float = 0.1
     floor: float = 0.0
     update_norm: float | None = None
+    allow_bf16_rounding: bool = False
 
     def __post_init__(self) -> None:
         if (self.lr is None) == (self.update_norm is None):
@@ -50,6 +52,7 @@ class AdamW:
             checks.number(f"optim.{name}", value, 0, 1)
         for beta in self.betas:
             checks.number("optim.betas", beta, 0, NEARLY_1)
+        checks.choice("optim.allow_bf16_rounding", self.allow_bf16_rounding, (True, False))
         checks.number("optim.eps", self.eps, SMALLEST_EPS, 1)
         if self.update_norm is not None:
             checks.number("optim.update_norm", self.update_norm, SHORTEST, 1)

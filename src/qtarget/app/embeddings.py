@@ -1,0 +1,77 @@
+"""Tokens that have no row in a model's embeddings: told before training, where a row would use one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from qtarget.app.outside import Outside
+from qtarget.data.chat import ChatFormat
+from qtarget.data.module import Prepared
+from qtarget.errors import QTargetError
+from qtarget.model import provide
+
+NAMED = 5
+"""Tokens that a message names."""
+
+
+def with_pad(tokenizer: Any, rows: int | None) -> Any:
+    """A padding token that the model has a row for: padding is never seen, but it is looked up.
+
+    The tokenizer's own; else its eos, else the end of turn, which the rows have anyway.
+    """
+    given = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    if not _has_row(given[0], rows):
+        pad = given[1] if _has_row(given[1], rows) else ChatFormat(tokenizer).end_of_turn
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(int(pad))
+    return tokenizer
+
+
+def _has_row(token: int | None, rows: int | None) -> bool:
+    return token is not None and (rows is None or token < rows)
+
+
+def check_embeddings(sizes: Mapping[str, int | None], tokenizer: Any, prepared: Prepared, beside: Outside) -> None:
+    """Raise QTargetError where rows, or what is asked of the model, hold a token behind a model's last embedding.
+
+    sizes: by name of the model, how many rows its embeddings have; None: its configuration doesn't say.
+    """
+    last = max(tokenizer.get_vocab().values())
+    for name, rows in sizes.items():
+        if rows is not None and last >= rows:
+            _check(name, rows, tokenizer, [*_texts(tokenizer, prepared, beside)])
+
+
+def _check(name: str, rows: int, tokenizer: Any, texts: Iterable[tuple[str, Iterable[int]]]) -> None:
+    lacking = {where: {token for token in ids if token >= rows} for where, ids in texts}
+    users = {where: tokens for where, tokens in lacking.items() if tokens}
+    if not users:
+        return
+    tokens = sorted(set().union(*users.values()))
+    listed = ", ".join(map(str, tokenizer.convert_ids_to_tokens(tokens[:NAMED]))) + ", …" * (len(tokens) > NAMED)
+    raise QTargetError(
+        f"the tokenizer has {len(tokenizer)} tokens and {name} has {rows} embedding rows: {listed} have none, and "
+        f"{len(users)} rows or prompts use them (the first: {next(iter(users))}). Give the model rows for them "
+        f"(resize_token_embeddings({len(tokenizer)}) in transformers, and save it), or take a model.chat_template "
+        "without these tokens"
+    )
+
+
+def _texts(tokenizer: Any, prepared: Prepared, beside: Outside) -> Iterator[tuple[str, Iterable[int]]]:
+    kinds = {"training row": prepared.train, "held-out row": prepared.heldout, "retention row": beside.retention}
+    for kind, examples in kinds.items():
+        yield from ((f"{kind} {example.row}", example.input_ids) for example in examples)
+    chat = ChatFormat(tokenizer)
+    for name, problems in {"held-out": prepared.heldout_rows, **beside.benchmarks}.items():
+        asked = (row for row in problems if row.entry is not None)
+        yield from ((f"prompt of {name} row {row.row}", chat.prompt_ids(row.prompt, row.tools)) for row in asked)
+
+
+def sizes(config: Any, model: provide.Source, references: Mapping[str, provide.Source]) -> dict[str, int | None]:
+    """Rows of embeddings by name of the model. config: of the policy's."""
+    found = {"the model": provide.embedding_rows(config)}
+    return found | {
+        f"the {role}": provide.embedding_rows(provide.load_config(source))
+        for role, source in references.items()
+        if source != model
+    }
