@@ -9,7 +9,17 @@ from typing import Any
 from qtarget.evaluate.verify.math_equal import right
 from qtarget.evaluate.verify.math_expressions import has_large
 from qtarget.evaluate.verify.math_read import read
-from qtarget.evaluate.verify.math_values import Relation, Scalar, Several, Table, Union, Value, Words
+from qtarget.evaluate.verify.math_values import (
+    Difference,
+    Ratio,
+    Relation,
+    Scalar,
+    Several,
+    Table,
+    Union,
+    Value,
+    Words,
+)
 
 LEADS = 10
 
@@ -19,21 +29,40 @@ _MARKED = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$(?![\s])((?:\\\$|[^$\n])+?)(?<![\\\s])\$(?!\d)|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL
 )
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
-_ANY_WORD = re.compile(r"[A-Za-z]{2,}")
-_NUMBER = (
-    r"(?:(?:\\\$|[$€£¥₹])\s*)?[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)(?:\s*(?:\\times|\\cdot|×|\*)\s*10\^\{?[+-]?\d+\}?"
-    r"|[eE][+-]?\d+)?(?:\s*/\s*\d+)?(?:\s*\\?%)?"
+_LISTED = re.compile(
+    r"\b(?:solutions|roots|zeros|zeroes)(?:\s+are)?\s*:?\s*([-+√(]?\d[^\n]*?)(?:\.(?:\s|$)|\n|$)", re.IGNORECASE
 )
-_QUANTITY = re.compile(rf"(?<![\w.,^_])({_NUMBER})(?![\d]|[.,]\d)")
+_REASON = re.compile(r"(?<=[\d)}$])[,;]?\s+(?:because|since|as|which)\b", re.IGNORECASE)
+_JOINED = re.compile(r"\b(?:and|or)\b")
+_ANY_WORD = re.compile(r"[A-Za-z]{2,}")
+_WHOLE = r"(?:\d+\s+\d+\s*/\s*\d+|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?: \d{3}){2,}|\d*\.\d+|\d+)"
+_POWER = r"(?:\s*(?:\\times|\\cdot|×|\*|x)\s*10\s*\^\s*\{?\s*[+-]?\d+\}?|[eE][+-]?\d+)"
+_NUMBER = rf"(?:(?:\\\$|[$€£¥₹])\s*)?[+-]?{_WHOLE}{_POWER}?(?:\s*/\s*\d+)?[½⅓⅔¼¾⅛]?(?:\s*\\?%)?"
+_POINT = rf"[(\[]\s*(?:{_NUMBER}|-?∞)(?:\s*,\s*(?:{_NUMBER}|[+-]?∞))+\s*[)\]]"
+_FIRST = r"(?<![\w.,^_:])"
+_ATOM = r"(?:\d+(?:\.\d+)?)?(?:√\(?\d+\)?|√?[πxyzni](?![A-Za-z]))(?:\^\{?-?\d+\}?|[²³])?"
+_OPERAND = rf"(?:{_ATOM}|\d+(?:\.\d+)?(?![A-Za-z]))"
+_QUANTITIES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        rf"{_FIRST}({_NUMBER})(?![\d]|[.,:]\d)",
+        rf"{_POINT}(?:\s*(?:,|,?\s*and|,?\s*or|∪)\s*{_POINT})*",
+        r"(?<![\w.,^_:])\d+(?:\s?:\s?\d+)+(?:\s*[ap]\.?m\b)?",
+        rf"(?<![\w.,^_])-?(?:{_OPERAND}\s?[-+*/·]\s?)*{_ATOM}(?:\s?[-+*/·]\s?{_OPERAND})*",
+    )
+)
+"""Numbers; points and intervals; ratios and times; sums, products and fractions with roots, π or variables in them."""
+_NEGATIVE = re.compile(r"\bnegative\s+(?=\d)|(?<![\d)xyz] )\bminus\s+(?=\d)", re.IGNORECASE)
 
 
 def answer(said: str, bare: bool, gold: str) -> tuple[bool, str]:
     """Is `said` equal to `gold`, and its canonical spelling. bare: the text is an answer and nothing else."""
     wanted = _wanted(gold)
-    found = read(said) if bare else _found(said)
+    in_words = isinstance(wanted, Words)
+    found = read(said) if bare else _found(said, in_words)
     if found is None:
         return False, ""
-    if bare and isinstance(found, Words) and not isinstance(wanted, Words):
+    if bare and isinstance(found, Words) and not in_words and found != wanted:
         found = _found(said) or found
     return right(wanted, found), spelled(found)
 
@@ -45,30 +74,41 @@ def _wanted(gold: str) -> Value:
     return value
 
 
-def _found(text: str) -> Value | None:
-    """The answer in a text: behind the last "answer is"; else the last formula; the text as one; its last number."""
+def _found(text: str, in_words: bool = False) -> Value | None:
+    """The answer in a text: behind the last "answer is"; else the last formula; the text as one; its last number.
+
+    in_words: whether what follows "answer is" may be words.
+    """
+    text = _NEGATIVE.sub("-", _plain_signs(text))
     leads = [lead.end() for lead in _LEAD.finditer(text)]
     for end in leads[: -LEADS - 1 : -1]:
-        value = _stated(_SENTENCE.split(text[end:].lstrip(" \n:*"), maxsplit=1)[0])
+        value = _stated(_SENTENCE.split(text[end:].lstrip(" \n:*"), maxsplit=1)[0], in_words)
         if value is not None:
             return value
     formulas = _formulas(text)
     if formulas:
         return formulas
-    whole = text.strip()
-    if whole and "\n" not in whole and not _ANY_WORD.search(_unnamed(whole)):
+    listed = _LISTED.findall(text)
+    whole = (listed[-1] if listed else text).strip()
+    if whole and "\n" not in whole and not _ANY_WORD.search(_unnamed(_JOINED.sub(" ", whole))):
         value = read(whole)
         if not isinstance(value, Words):
             return value
     return _last_number(text)
 
 
-def _stated(statement: str) -> Value | None:
+def _plain_signs(text: str) -> str:
+    """One minus sign, and a fraction's slash."""
+    return re.sub("[−–﹣－]", "-", text).replace("\u2044", "/")
+
+
+def _stated(statement: str, in_words: bool) -> Value | None:
+    statement = _REASON.split(statement, maxsplit=1)[0]
     formulas = _formulas(statement)
     if formulas:
         return formulas
     value = read(statement) if statement.strip() else None
-    if value is None or isinstance(value, Words):
+    if value is None or (isinstance(value, Words) and not in_words):
         return _last_number(statement)
     return value
 
@@ -95,8 +135,11 @@ def _unnamed(formula: str) -> str:
 
 
 def _last_number(text: str) -> Value | None:
-    numbers = _QUANTITY.findall(text)
-    return read(numbers[-1]) if numbers else None
+    """What stands last: a number, or all of the point, ratio or expression that it is a part of."""
+    found = [quantity for pattern in _QUANTITIES for quantity in pattern.finditer(text)]
+    found = [quantity for quantity in found if re.search(r"[\d√π]", quantity.group())]
+    last = max(found, key=lambda quantity: (quantity.end(), -quantity.start()), default=None)
+    return read(last.group()) if last else None
 
 
 def spelled(value: Value) -> str:
@@ -137,6 +180,8 @@ _SPELLINGS: dict[type[Value], Callable[[Any], str]] = {
     Scalar: _number,
     Several: _several,
     Union: lambda value: " ∪ ".join(sorted(map(spelled, value.parts))),
+    Difference: lambda value: f"{spelled(value.whole)} ∖ {spelled(value.removed)}",
+    Ratio: lambda value: ":".join(map(spelled, value.parts)) + value.half,
     Table: _table,
     Relation: _relation,
 }

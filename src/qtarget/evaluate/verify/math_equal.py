@@ -8,34 +8,26 @@ from typing import Any
 
 import sympy
 
-from qtarget.evaluate.verify.math_expressions import equal, has_large
-from qtarget.evaluate.verify.math_values import Relation, Scalar, Several, Table, Union, Value, Words
-
-ENOUGH = 6
-"""Significant digits of a decimal that stands for a number it is rounded from."""
-
-UNITS = {
-    **dict.fromkeys(("m", "meter", "metre"), ("length", 1)),
-    **dict.fromkeys(("km", "kilometer", "kilometre"), ("length", 1000)),
-    **dict.fromkeys(("cm", "centimeter", "centimetre"), ("length", sympy.Rational(1, 100))),
-    **dict.fromkeys(("mm", "millimeter", "millimetre"), ("length", sympy.Rational(1, 1000))),
-    **dict.fromkeys(("kg", "kilogram"), ("mass", 1000)),
-    **dict.fromkeys(("g", "gram"), ("mass", 1)),
-    **dict.fromkeys(("mg", "milligram"), ("mass", sympy.Rational(1, 1000))),
-    **dict.fromkeys(("s", "sec", "second"), ("time", 1)),
-    **dict.fromkeys(("min", "minute"), ("time", 60)),
-    **dict.fromkeys(("h", "hr", "hour"), ("time", 3600)),
-    **dict.fromkeys(("day",), ("time", 86400)),
-    **dict.fromkeys(("in", "inch", "inche"), ("foot", 1)),
-    **dict.fromkeys(("ft", "foot", "feet"), ("foot", 12)),
-    **dict.fromkeys(("dollar", "usd", "$"), ("dollar", 100)),
-    **dict.fromkeys(("cent",), ("dollar", 1)),
-}
-"""Name → what it measures, and how many of the smallest unit it is."""
+from qtarget.evaluate.verify.math_expressions import equal
+from qtarget.evaluate.verify.math_ratio import ratio_and_number, ratios
+from qtarget.evaluate.verify.math_scalars import scalars
+from qtarget.evaluate.verify.math_values import (
+    Difference,
+    Ratio,
+    Relation,
+    Scalar,
+    Several,
+    Table,
+    Union,
+    Value,
+    Words,
+)
 
 
 def right(gold: Value, said: Value) -> bool:
-    """Whether `said` is the answer `gold`, by the first rule that speaks of such answers."""
+    """Whether `said` is the answer `gold`: it is read as the same, or the first rule that speaks of such says so."""
+    if gold == said:
+        return True
     gold, said = _single(gold), _single(said)
     if isinstance(gold, Relation) and isinstance(said, Relation):
         return _relations(gold, said)
@@ -67,6 +59,8 @@ def _name(value: Value) -> str | None:
     if not isinstance(value, Relation) or set(value.signs) - {"=", "≈"}:
         return None
     first = value.sides[0]
+    if isinstance(first, Ratio) and all(part.expr.is_Symbol for part in first.parts):
+        return ":".join(part.text for part in first.parts)
     if not isinstance(first, Scalar | Words):
         return None
     is_name = re.fullmatch(
@@ -94,13 +88,18 @@ def _one_relation(gold: Value, said: Value) -> bool:
 
 def _relations(gold: Relation, said: Relation) -> bool:
     names = _name(gold), _name(said)
-    if None not in names and names[0] == names[1]:
+    if None not in names and (names[0] == names[1] or _is_graph(*map(str, names))):
         return right(gold.sides[-1], said.sides[-1])
     if len(gold.sides) == len(said.sides) and gold.signs == said.signs and all(map(right, gold.sides, said.sides)):
         return True
     if len(gold.sides) == len(said.sides) == 2 and _same_relation(gold, said):
         return True
     return _as_sets(gold, said)
+
+
+def _is_graph(name: str, other: str) -> bool:
+    """y = 2x is f(x) = 2x."""
+    return "y" in (name, other) and any(re.fullmatch(r"[A-Za-z]\(x\)", one) for one in (name, other))
 
 
 _TURNED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠"}
@@ -111,11 +110,11 @@ def _same_relation(gold: Relation, said: Relation) -> bool:
     differences = [_difference(relation) for relation in (gold, said)]
     if None in differences or gold.signs[0] not in _TURNED:
         return False
-    factor = _constant_ratio(*differences)
-    if factor is None:
+    ratio = _constant_ratio(*differences)
+    if ratio is None:
         return False
     sign = gold.signs[0]
-    return said.signs[0] == (sign if factor.is_positive or sign in "=≠" else _TURNED[sign])
+    return said.signs[0] == (sign if ratio.is_positive or sign in "=≠" else _TURNED[sign])
 
 
 def _difference(relation: Relation) -> Any:
@@ -130,100 +129,16 @@ def _constant_ratio(one: Any, other: Any) -> Any:
     at = [value.subs(point) for value in (one, other)]
     if at[0] == 0 or at[1] == 0 or not (at[0] / at[1]).is_real:
         return None
-    factor = sympy.nsimplify(at[0] / at[1]) if not (at[0] / at[1]).is_Rational else at[0] / at[1]
-    return factor if equal(one, factor * other) else None
-
-
-# Numbers and expressions
-
-
-def _scalars(gold: Scalar, said: Scalar) -> bool:
-    if gold.mark[:1] == "_" or said.mark[:1] == "_":
-        return _based(gold) == _based(said) or (_digits(gold) == _digits(said) and "" in (gold.mark, said.mark))
-    if gold.expr is None or said.expr is None:
-        return gold.text == said.text and _factor(gold.unit, said.unit) == 1
-    factor = _factor(gold.unit, said.unit)
-    if factor is None:
-        return False
-    return any(_close(gold, said, one, other * factor) for one, other in _read_as(gold, said))
-
-
-def _based(value: Scalar) -> str:
-    return value.mark or value.text.lstrip("0")
-
-
-def _digits(value: Scalar) -> str:
-    return value.mark.partition(" ")[2] if value.mark[:1] == "_" else value.text.replace(" ", "").lstrip("0").upper()
-
-
-def _read_as(gold: Scalar, said: Scalar) -> list[tuple[Any, Any]]:
-    """Pairs that may be equal: 50 % is 0.5 and, where only one has the sign, 50; 90° is 90 and π/2."""
-    pair = gold.expr, said.expr
-    if gold.mark == said.mark:
-        return [pair]
-    found = [pair] if not _is_small_percentage(gold) and not _is_small_percentage(said) else []
-    factors = {"": sympy.Integer(1), "%": sympy.Rational(1, 100), "°": sympy.pi / 180}
-    return [*found, (gold.expr * factors[gold.mark], said.expr * factors[said.mark])]
-
-
-def _is_small_percentage(value: Scalar) -> bool:
-    """0.5 % is not 0.5: only a percentage of 1 and more may have lost its sign."""
-    return value.mark == "%" and not (value.expr.is_number and bool(abs(value.expr) >= 1))
-
-
-def _factor(gold: str, said: str) -> Any:
-    """What `said` is to be multiplied by to be in the unit of `gold`; None where they don't measure the same."""
-    if not gold or not said or _unit(gold) == _unit(said):
-        return 1
-    (one, power), (other, other_power) = _unit(gold), _unit(said)
-    if power == other_power and one in UNITS and other in UNITS and UNITS[one][0] == UNITS[other][0]:
-        return (sympy.sympify(UNITS[other][1]) / UNITS[one][1]) ** power
-    return None
-
-
-def _unit(text: str) -> tuple[str, int]:
-    words = text.lower().strip(" .").replace("square ", "").replace("cubic ", "").replace("sq. ", "").replace("sq ", "")
-    name, _, power = words.partition("^")
-    found = (
-        int(power) if power.strip().isdigit() else 2 if "sq" in text.lower() else 3 if "cubic" in text.lower() else 1
-    )
-    return " ".join(_singular(word) for word in dict.fromkeys(name.split())), found
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
-
-
-def _close(gold: Scalar, said: Scalar, one: Any, other: Any) -> bool:
-    """Equal; or a decimal of ENOUGH digits and the other, no whole number and longer, rounded to its last place."""
-    if equal(one, other):
-        return True
-    return any(
-        _rounds(short, long, *values)
-        for short, long, values in (
-            (said, gold, (other, one)),
-            (gold, said, (one, other)),
-        )
-    )
-
-
-def _rounds(short: Scalar, long: Scalar, value: Any, whole: Any) -> bool:
-    if short.digits < ENOUGH or short.mark != long.mark or not _is_real(whole) or whole.is_Integer:
-        return False
-    if long.digits and long.place >= short.place:
-        return False
-    half = sympy.Rational(10) ** short.place / 2
-    return bool(abs(value - whole) <= half)
-
-
-def _is_real(value: Any) -> bool:
-    return bool(value.is_number and value.is_real and value.is_finite) and not has_large(value)
+    ratio = sympy.nsimplify(at[0] / at[1]) if not (at[0] / at[1]).is_Rational else at[0] / at[1]
+    return ratio if equal(one, ratio * other) else None
 
 
 # Several
 
 
 def _lists(gold: Several, said: Several) -> bool:
+    if any(not value.left and _is_set(value) for value in (gold, said)) and gold.left != said.left:
+        return _as_sets(gold, said)
     if gold.left == "{" or said.left == "{":
         return {gold.left, said.left} <= {"{", ""} and _same_members(gold.items, said.items)
     if not gold.left and not said.left:
@@ -271,6 +186,8 @@ def _tables(gold: Table, said: Table) -> bool:
 
 
 def _table_and_list(table: Table, items: Several) -> bool:
+    if all(isinstance(item, Several) and item.left == "[" for item in items.items):  # [[1, 2], [3, 4]]
+        return _tables(table, Table(tuple(item.items for item in items.items if isinstance(item, Several))))
     cells = tuple(cell for row in table.rows for cell in row)
     return 1 in (len(table.rows), len(table.rows[0])) and items.left != "{" and _in_order(cells, items.items)
 
@@ -282,28 +199,66 @@ def _as_sets(gold: Value, said: Value) -> bool:
     sets = [_set(value) for value in (gold, said)]
     if None in sets or not any(_is_set(value) for value in (gold, said)):
         return False
+    if len(_variables(gold) | _variables(said)) > 1:
+        return False
     return bool(sets[0] == sets[1]) or bool(sympy.SymmetricDifference(*sets) == sympy.S.EmptySet)
 
 
+def _variables(value: Value) -> set[Any]:
+    """Those of its inequalities."""
+    if isinstance(value, Relation):
+        return set().union(*(side.expr.free_symbols for side in value.sides if isinstance(side, Scalar) and side.expr))
+    parts = {Several: "items", Union: "parts"}.get(type(value))
+    return set().union(*(map(_variables, getattr(value, parts)))) if parts else set()
+
+
 def _is_set(value: Value) -> bool:
-    return isinstance(value, Union | Relation) or (isinstance(value, Several) and bool(value.left))
+    if isinstance(value, Several) and not value.left:
+        return bool(value.items) and all(map(_is_inequality, value.items))
+    return isinstance(value, Union | Difference | Relation | Several)
+
+
+def _is_inequality(value: Value) -> bool:
+    return isinstance(value, Relation) and not set(value.signs) & {"=", "≈"}
 
 
 def _set(value: Value) -> Any:
-    if isinstance(value, Union):
-        parts = [_set(part) for part in value.parts]
-        return None if None in parts else sympy.Union(*parts)
-    if isinstance(value, Relation):
-        return _solutions(value)
-    if isinstance(value, Several):
-        ends: list[Any] = [item.expr if isinstance(item, Scalar) else None for item in value.items]
-        if None in ends:
-            return None
-        if value.left == "{":
-            return sympy.FiniteSet(*ends)
-        if value.left and len(ends) == 2 and all(end.is_extended_real for end in ends):
-            return sympy.Interval(*ends, left_open=value.left == "(", right_open=value.right == ")")
+    kind = next((kind for kind in _SETS if isinstance(value, kind)), None)
+    return _SETS[kind](value) if kind else None
+
+
+def _union(value: Union) -> Any:
+    parts = [_set(part) for part in value.parts]
+    return None if None in parts else sympy.Union(*parts)
+
+
+def _without(value: Difference) -> Any:
+    whole, removed = _set(value.whole), _set(value.removed)
+    return None if None in (whole, removed) else sympy.Complement(whole, removed)
+
+
+def _listed(value: Several) -> Any:
+    """A set of numbers, an interval, or inequalities."""
+    if not value.left:
+        return _either(value) if _is_set(value) else None
+    ends: list[Any] = [item.expr if isinstance(item, Scalar) else None for item in value.items]
+    if None in ends:
+        return None
+    if value.left == "{":
+        return sympy.FiniteSet(*ends)
+    if len(ends) == 2 and all(end.is_extended_real for end in ends):
+        return sympy.Interval(*ends, left_open=value.left == "(", right_open=value.right == ")")
     return None
+
+
+def _either(value: Several) -> Any:
+    """Where one of several inequalities holds; all of those with ≠ or joined by "and", where that is anywhere."""
+    parts = [_set(item) for item in value.items]
+    if None in parts:
+        return None
+    excluded = all(isinstance(item, Relation) and item.signs == ("≠",) for item in value.items)
+    both = sympy.Intersection(*parts) if value.joined == "and" or excluded else sympy.S.EmptySet
+    return sympy.Union(*parts) if both == sympy.S.EmptySet else both
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -334,10 +289,20 @@ def _solutions(relation: Relation) -> Any:
     return found
 
 
+_SETS: dict[Any, Callable[[Any], Any]] = {
+    Union: _union,
+    Difference: _without,
+    Relation: _solutions,
+    Several: _listed,
+}
+
 _RULES: dict[tuple[Any, Any], Callable[[Any, Any], bool]] = {
     (Words, Words): lambda gold, said: gold.text == said.text,
-    (Scalar, Scalar): _scalars,
+    (Scalar, Scalar): scalars,
     (Several, Several): _lists,
+    (Ratio, Ratio): ratios,
+    (Ratio, Scalar): ratio_and_number,
+    (Scalar, Ratio): lambda gold, said: ratio_and_number(said, gold),
     (Table, Table): _tables,
     (Table, Several): _table_and_list,
     (Several, Table): lambda gold, said: _table_and_list(said, gold),

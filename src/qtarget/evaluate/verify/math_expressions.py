@@ -23,6 +23,8 @@ _READING = ConversionConfig(lowercase_symbols=False)
 _LATEX = (("∞", r"\infty "), ("−", "-"), ("∅", r"\emptyset "))
 _TEXT = re.compile(r"\\text\s*\{[^{}]*\}")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)°")
+_DOUBLE = re.compile(r"(?<![\d.])(\d{1,3})!!(?!!)")
+_FACTORIAL_POWER = re.compile(r"(?<![\w.])(\d+|[a-z])!(?=\s*\^)")
 _SPACED_DIGITS = re.compile(r"\d\s+\d")
 _GROUPS = re.compile(r"(\^|\\sqrt)\s*\(((?:[^()]|\([^()]*\))*)\)")
 
@@ -30,6 +32,8 @@ _GROUPS = re.compile(r"(\^|\\sqrt)\s*\(((?:[^()]|\([^()]*\))*)\)")
 @lru_cache(maxsize=2000)
 def expression(text: str) -> Any:
     """The expression of a formula, its decimals exact; None where there is none that latex2sympy reads whole."""
+    text = _DOUBLE.sub(lambda found: str(sympy.factorial2(int(found[1]))), text)
+    text = _FACTORIAL_POWER.sub(r"(\1!)", text)
     text = _DEGREES.sub(r"\\frac{\1\\pi}{180}", _TEXT.sub(" ", text)).strip()
     for sign, latex in _LATEX:
         text = text.replace(sign, latex)
@@ -58,18 +62,23 @@ def _known(read: Any) -> Any:
 
 def exact(read: Any) -> Any:
     """Worked out, decimals as fractions; powers and factorials of more than LARGEST digits stay as they are."""
-    if read.is_Float:
-        return sympy.Rational(str(read))
     if isinstance(read, sympy.UnevaluatedExpr):
         return exact(read.args[0])
     if isinstance(read, sympy.Sum | sympy.Product | sympy.Integral | sympy.Derivative | sympy.Limit):
         return exact(read.doit()) if read.doit() != read else read
     if not read.args:
-        return read
+        return sympy.Rational(str(read)) if read.is_Float else read
     args = [exact(part) for part in read.args]
     if _is_large(read, args):
         return read.func(*args, evaluate=False)
+    if read.is_Pow and _has_odd_root(*args):
+        return -((-args[0]) ** args[1]) if args[1].p % 2 else (-args[0]) ** args[1]
     return read.func(*args)
+
+
+def _has_odd_root(base: Any, power: Any) -> bool:
+    """The cube root of −8 is −2, as schools teach it, and not sympy's 1 + i√3."""
+    return bool(base.is_Rational and base.is_negative and power.is_Rational and power.q % 2 and power.q > 1)
 
 
 def _is_large(read: Any, args: list[Any]) -> bool:

@@ -6,19 +6,46 @@ import re
 from functools import lru_cache
 
 from qtarget.evaluate.verify.math_expressions import expression
+from qtarget.evaluate.verify.math_ratio import HALF
 from qtarget.evaluate.verify.math_text import FUNCTIONS, plain
-from qtarget.evaluate.verify.math_values import Relation, Scalar, Several, Table, Union, Value, Words
+from qtarget.evaluate.verify.math_units import is_unit
+from qtarget.evaluate.verify.math_values import (
+    Difference,
+    Ratio,
+    Relation,
+    Scalar,
+    Several,
+    Table,
+    Union,
+    Value,
+    Words,
+)
 
 SIGNS = "=≠<>≤≥≈"
 _OPENING, _CLOSING = ("(", "[", "{", r"\{"), (")", "]", "}", r"\}")
 _TOKEN = re.compile(r"\\[{}]|\\begin\s*\{[^{}]*\}|\\end\s*\{[^{}]*\}|\\[A-Za-z]+|.", re.DOTALL)
-_MATRIX = re.compile(r"\\begin\s*\{([pbB]?matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\s*\{\1\}", re.DOTALL)
+_MATRIX = re.compile(
+    r"\\begin\s*\{((?:[pbB]|small)?matrix\*?|array)\}(?:\{[lcr|]*\}|\[[lcr]\])?(.*)\\end\s*\{\1\}", re.DOTALL
+)
 _FRENCH = re.compile(r"\](.*,.*)\[", re.DOTALL)
 _AND = re.compile(r"\s*,?\s*(?:\\text\{\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))\s*")
-_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?!\d|,\d)")
 _SPACED_THOUSANDS = re.compile(r"([+-]?\d{1,3})((?: \d{3})+)(\.\d+)?")
 _BUILDER = re.compile(r"[^|∈:]*(?:∈\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|\\colon|\||:)(.*)", re.DOTALL)
 
+_REALS = re.compile(
+    r"(?:[a-z]\s*∈\s*)?(?:\\mathbb\s*\{?\s*R\s*\}?|(?:\\text\s*\{\s*)?all real(?:s| numbers?)\s*\}?)", re.I
+)
+_NONE = re.compile(
+    r"(?:\\text\s*\{\s*)?(?:there (?:is|are) )?(?:no (?:real )?solutions?|(?:the )?empty set|none)\.?\s*\}?",
+    re.IGNORECASE,
+)
+_LETTERS = re.compile(r"\\text\s*\{\s*(\(?[A-Z]\)?(?:\s*(?:,|,?\s*and)\s*\(?[A-Z]\)?)+)\s*\}")
+_CASES = re.compile(
+    r"\\begin\s*\{(?:cases|aligned|array)\}(?:\{[lcr]*\})?([^&]*)\\end\s*\{(?:cases|aligned|array)\}", re.DOTALL
+)
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?|\d\d?([/-])\d\d?\1(?:\d\d|\d{4})")
+_TO = re.compile(r"(\d)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?=\d)")
 _TEXT = re.compile(r"\\(?:text)\s*\{([^{}]*)\}")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -33,6 +60,9 @@ _PLAIN_UNIT = re.compile(
     r"|\s*((?:[kcm]m|kg|mg|m[lL]|km/h|m/s|mph|ft|lbs?|[mM]iles|inches|hours)))"
     r"(?:\s*\^\s*\{?(\d)\}?)?",
 )
+_MEASURED = re.compile(
+    r"(.*?(?:[\d)}%]|\\pi))\s*((?:[A-Za-z$]+\.?(?:\s*\^\s*\{?\s*-?\d\s*\}?)?(?:\s*(?:/|\\cdot)\s*|\s+|$))+)", re.DOTALL
+)
 _DECIMAL = re.compile(r"[+-]?(\d*)\.(\d+)(?:\\cdot 10\^\{?([+-]?\d+)\}?)?")
 _BASE = re.compile(r"([0-9A-Za-z]+)\s*_\s*\{?\s*(?:\\text\{)?\s*(\d{1,2}|two|eight|ten|sixteen)\s*\}?\}?")
 _BASES = {"two": "2", "eight": "8", "ten": "10", "sixteen": "16"}
@@ -43,12 +73,18 @@ _XYZ = set("xyz")
 @lru_cache(maxsize=2000)
 def read(text: str) -> Value:
     """The parts of an answer. What can't be read as mathematics is words."""
-    return _read(plain(text))
+    text = plain(text)
+    letters, cases = _LETTERS.fullmatch(text), _CASES.fullmatch(text)
+    if letters:
+        text = letters[1]
+    elif cases and "=" in cases[1]:
+        text = ", ".join(re.split(r"\\\\", cases[1]))
+    return _read(text)
 
 
 def _read(text: str) -> Value:
     text = text.strip()
-    for reader in (_matrix, _union, _several, _relation, _signs, _bracketed, _words):
+    for reader in (_matrix, _reals, _difference, _union, _several, _relation, _ratio, _signs, _bracketed, _words):
         value = reader(text)
         if value is not None:
             return value
@@ -72,8 +108,36 @@ def _matrix(text: str) -> Value | None:
     if found is None:
         inner = re.fullmatch(r"[(\[]\s*(\\begin.*\\end\s*\{[^{}]*\})\s*[)\]]", text, re.DOTALL)
         return _matrix(inner[1]) if inner else None
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", found[2].replace(r"\hline", "")) if row.strip()]
+    rows = [
+        row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr(?![A-Za-z])", found[2].replace(r"\hline", "")) if row.strip()
+    ]
     return Table(tuple(tuple(_read(cell) for cell in row.split("&")) for row in rows))
+
+
+def _reals(text: str) -> Value | None:
+    return _in_brackets(r"-∞,∞", "(", ")") if _REALS.fullmatch(text) else None
+
+
+def _difference(text: str) -> Value | None:
+    """A ∖ B, and x ∈ A ∖ B; the last sign splits."""
+    *whole, removed = _split(text, "∖")
+    if len(whole) < 2:
+        return None
+    return Difference(_read("".join(whole[:-1])), _read(removed))
+
+
+def _ratio(text: str) -> Value | None:
+    half = HALF.search(text) if text[:1].isdigit() else None
+    bare = text[: half.start()] if half and half.end() == len(text) else text
+    bare = _TO.sub(r"\1:", bare)
+    parts = _split(bare, ":")[::2]
+    if len(parts) < 2 or _is_prose(bare):
+        return None
+    read_as = [_scalar(part.strip()) if part.strip() else None for part in parts]
+    numbers = [part for part in read_as if isinstance(part, Scalar) and part.expr is not None and not part.mark]
+    if len(numbers) < len(parts):
+        return None
+    return Ratio(tuple(numbers), half[1].lower() + "m" if half and half.end() == len(text) else "")
 
 
 def _union(text: str) -> Value | None:
@@ -85,14 +149,16 @@ def _union(text: str) -> Value | None:
 
 
 def _several(text: str) -> Value | None:
+    joined = _AND.search(text)
     listed = _AND.sub(", ", text) if not _MATRIX.search(text) else text
     listed = _ungrouped(listed, bracketed=False)
     parts = [part for part in _split(listed, ",;")[::2] if part.strip()]
     if len(parts) < 2:
         return None
-    if re.search(r"∈", parts[0]) is None and _is_prose(listed):
+    if re.search(r"∈", parts[0]) is None and any(map(_is_worded, parts)):
         return None
-    return Several(tuple(map(_read, parts)))
+    word = re.search("and|or", joined.group()) if joined else None
+    return Several(tuple(map(_read, parts)), joined=word.group() if word else "")
 
 
 def _ungrouped(text: str, bracketed: bool) -> str:
@@ -107,8 +173,10 @@ def _relation(text: str) -> Value | None:
         _, member = text.split("∈")
         return _read(member) if not re.fullmatch(r"\s*\\mathbb.*", member) else None
     parts = _split(text, SIGNS)
-    if len(parts) == 1 or not parts[-1].strip() or _is_prose(text):
+    if len(parts) == 1 or not parts[-1].strip() or _is_worded(text):
         return None
+    if not parts[0].strip() and set(parts[1]) - {"=", "≈"}:  # "> 3"
+        parts[0] = "x"
     sides = parts[2::2] if not parts[0].strip() else parts[::2]  # "≈ 3" and "= 3" say 3
     signs = parts[3::2] if not parts[0].strip() else parts[1::2]
     return Relation(tuple(map(_read, sides)), tuple(signs)) if len(sides) > 1 else _read(sides[0])
@@ -117,8 +185,13 @@ def _relation(text: str) -> Value | None:
 def _signs(text: str) -> Value | None:
     if "±" not in text:
         return None
-    both = (text.replace("±", "+").replace("∓", "-"), text.replace("±", "-").replace("∓", "+"))
-    return Several(tuple(_scalar(one.lstrip("+ ")) for one in both))
+    if "∓" in text or text.count("±") == 1:
+        signed = [text.replace("±", "+").replace("∓", "-"), text.replace("±", "-").replace("∓", "+")]
+    else:  # each of them is both
+        signed = [text]
+        for _ in range(min(text.count("±"), 4)):
+            signed = [one.replace("±", sign, 1) for one in signed for sign in "+-"]
+    return Several(tuple(_scalar(one.lstrip("+ ")) for one in signed))
 
 
 def _bracketed(text: str) -> Value | None:
@@ -161,8 +234,10 @@ def _closes_last(text: str) -> bool:
 
 
 def _words(text: str) -> Value | None:
-    if text in {"∅", r"\{\}"}:
+    if text in {"∅", r"\{\}"} or _NONE.fullmatch(text):
         return Several((), "{", "}")
+    if _DATE.fullmatch(text):
+        return Words(text)
     if _unit(text)[1] or not _is_prose(text):
         return None
     return Words(worded(text))
@@ -172,6 +247,13 @@ def worded(text: str) -> str:
     """Words without dress: case folded, white space collapsed, the letter of "(B)" alone."""
     text = " ".join(_TEXT.sub(r" \1 ", text).casefold().split()).strip(" .,;:!\"'`")
     return text.strip("()") if re.fullmatch(r"\([a-z]\)", text) else text
+
+
+def _is_worded(part: str) -> bool:
+    r"""Prose, but for a unit behind a number and the name of what an equation gives: \text{Area} = 5 cm^2."""
+    *names, last = _split(part, SIGNS)[::2]
+    named = [name for name in names if not _TEXT.fullmatch(name.strip())]
+    return _is_prose(_unit(last.strip())[0]) or any(map(_is_prose, named))
 
 
 def _is_prose(text: str) -> bool:
@@ -197,6 +279,9 @@ def _unit(text: str) -> tuple[str, str]:
     if found:
         unit = found[2].replace(r"\text", "").replace("{", "").replace("}", "").replace(r"\cdot", " ")
         return found[1], " ".join(unit.split())
+    found = _MEASURED.fullmatch(text)
+    if found and is_unit(found[2]):
+        return found[1], found[2].replace(r"\cdot", " ").strip()
     found = _PLAIN_UNIT.fullmatch(text)
     if found:
         power = f"^{found[5]}" if found[5] else ""

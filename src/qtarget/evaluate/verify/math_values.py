@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -31,11 +31,15 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Several:
-    """Answers with commas between them: in brackets, or "" where there are none. Half-open intervals too."""
+    """Answers with commas between them: in brackets, or "" where there are none. Half-open intervals too.
+
+    joined: "and" or "or", where that stands between them.
+    """
 
     items: tuple[Value, ...]
     left: str = ""
     right: str = ""
+    joined: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,22 @@ class Union:
     """Intervals and sets, joined."""
 
     parts: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A set without another's members."""
+
+    whole: Value
+    removed: Value
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Parts with colons between them, 1:2 or 3:30; half: "am" or "pm" of a time of day."""
+
+    parts: tuple[Scalar, ...]
+    half: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,4 +80,4 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
 
 
-Value = Words | Scalar | Several | Union | Relation | Table
+Value = Words | Scalar | Several | Union | Difference | Ratio | Relation | Table

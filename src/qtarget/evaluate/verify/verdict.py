@@ -12,7 +12,8 @@ from qtarget.data.example import FINAL
 
 Entry = Mapping[str, Any]
 
-_BRACES = re.compile(r"\\boxed\s*{|\\[{}]|[{}]")
+_TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*)</answer>", re.DOTALL | re.IGNORECASE)
+_BRACES = re.compile(r"\\f?box(?:ed)?\s*{|\\[{}]|[{}]")
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,35 @@ def final_answer(completion: str) -> str:
 
 def boxed(text: str) -> str | None:
     r"""What the \boxed{…} that closes last holds; None where none is closed."""
-    found, opened = None, []
+    found = boxes(text)
+    return found[-1].held if found else None
+
+
+@dataclass(frozen=True)
+class Box:
+    r"""A \boxed{…} in a text, from `start` to `end`, and what it holds."""
+
+    start: int
+    end: int
+    held: str
+
+
+def boxes(text: str) -> list[Box]:
+    r"""All \boxed{…} of a text that are closed, in the order in which they close."""
+    found, opened = [], []
     for brace in _BRACES.finditer(text):
         if brace.group() in (r"\{", r"\}"):
             continue
         if brace.group() != "}":
             opened.append(brace)
         elif opened and (start := opened.pop()).group() != "{":
-            found = text[start.end() : brace.start()]
+            found.append(Box(start.start(), brace.end(), text[start.end() : brace.start()]))
     return found
+
+
+def tagged(text: str) -> str:
+    """What the last <answer>…</answer> holds; the text where there is none."""
+    return _TAGGED.findall(text)[-1] if "</answer>" in text and _TAGGED.search(text) else text
 
 
 def normal(text: str) -> str:
