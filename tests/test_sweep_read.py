@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qtarget.app.configs import compose_config
+from qtarget.app.quoting import quoted
 from qtarget.app.sweep_file import SweepFile, read_sweep
-from qtarget.app.sweep_points import Jobs, corners, grid_points, quoted, random_point, random_points
+from qtarget.app.sweep_points import Jobs, corners, grid_points, random_point, random_points
 from qtarget.app.sweep_space import distribution
 from qtarget.errors import QTargetError
 

@@ -202,7 +202,7 @@ def test_two_agents_share_a_sweep_in_which_a_design_fails(
     (workdir / "conf/target/raising.yaml").write_text("_target_: broken.Raising\n")
     path = made_sweep("grid", {"target": {"values": ["sft", "raising", "dft"]}})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert qtarget_cli(["agents", path, "--agents", "2"]) == 0
+    assert qtarget_cli(["agents", path, "--agents", "2"]) == 1
     runs = {run.config["target"]: run for run in wandb.Api().sweep(path).runs}
     assert {target: run.state for target, run in runs.items()} == {
         "sft": "finished",
@@ -212,6 +212,9 @@ def test_two_agents_share_a_sweep_in_which_a_design_fails(
     assert {run.agent for run in wandb_server.runs.values()} == {"agent0", "agent1"}
     told = capsys.readouterr().err
     assert told.count("ended; log: outputs/agents/sweep0/agent-") == 2
+    assert "2 of the 3 runs of these agents are well" in told
+    (lost,) = (line for line in told.splitlines() if line.startswith("LOST"))
+    assert "(failed)  →  outputs/runs/" in lost
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from threading import Event
 import psutil
 
 from qtarget import checks
+from qtarget.app.became import all_well, runs_in
 from qtarget.app.lifeline import GRACE
 from qtarget.app.slots import Slot, gpus, slots, start, told
 from qtarget.errors import QTargetError
@@ -33,7 +34,7 @@ GAVE_UP = re.compile(r"Detected .*, shutting down")
 
 
 def agents(arguments: Sequence[str]) -> int:
-    """Run agents until the sweep is over. 0, or 1 where one gave up."""
+    """Run agents until the sweep is over. 0, or 1 where one gave up, or a run of theirs has failed or was lost."""
     options = _parser().parse_args(arguments)
     if options.agents is not None:
         checks.whole("--agents", options.agents, 1)
@@ -48,7 +49,11 @@ def agents(arguments: Sequence[str]) -> int:
     folder = LOGS / sweep.path.rpartition("/")[2]
     make_folder(folder)
     with Stop():
-        return _kept(Keeper(command(sweep, options.count), options.restarts, options.pause), places, folder)
+        logs = [folder / f"agent-{index}.log" for index in range(len(places))]
+        before = [log.stat().st_size if log.exists() else 0 for log in logs]
+        ended = _kept(Keeper(command(sweep, options.count), options.restarts, options.pause), places, logs)
+        well = all_well(sweep, runs_in(map(_written_since, before, logs)))
+    return 0 if ended and well else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,16 +81,16 @@ def _with_this_python(place: Slot) -> Slot:
     return replace(place, environment=place.environment | patience | {"PATH": path})
 
 
-def _kept(keeper: Keeper, places: Sequence[Slot], folder: Path) -> int:
+def _kept(keeper: Keeper, places: Sequence[Slot], logs: Sequence[Path]) -> bool:
+    """Whether all agents have ended well."""
     with ThreadPoolExecutor(len(places)) as pool:
-        logs = [folder / f"agent-{index}.log" for index in range(len(places))]
         try:
             futures = [pool.submit(keeper.keep, place, log) for place, log in zip(places, logs, strict=True)]
             ended = [future.result() for future in futures]
         except BaseException:
             keeper.stop()
             raise
-    return 0 if all(ended) else 1
+    return all(ended)
 
 
 @dataclass

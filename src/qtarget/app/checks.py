@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from qtarget import checks
 from qtarget.app import engine
 from qtarget.app.configs import instantiate
+from qtarget.app.job import config_container
+from qtarget.app.names import check_names
 from qtarget.app.outside import check_outside
 from qtarget.errors import QTargetError
 from qtarget.evaluate.generate import Sampling
@@ -71,6 +73,7 @@ MAY_BE_NULL = (
 def check(cfg: DictConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
     _check_complete(cfg)
+    check_names(config_container(cfg))
     _check_values(cfg)
 
 

@@ -73,10 +73,11 @@ def run(given: Sequence[str]) -> int:
 
 
 def _command(name: str, rest: list[str]) -> int:
+    from qtarget.app.handed import as_swept
     from qtarget.extras import require_lab
 
     require_lab(f"`qtarget {name}`")
-    return COMMANDS[name](rest)
+    return COMMANDS[name](as_swept(rest))
 
 
 def command(*arguments: str) -> None:

@@ -15,6 +15,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qtarget.app.names import as_typed
 from qtarget.errors import QTargetError
 
 HYDRA_VERSION_BASE = "1.3"
@@ -57,7 +58,7 @@ def compose_config(config_name: str, overrides: Sequence[str] = (), *, with_hydr
     """
     with composing():
         try:
-            told = [*search_path_override(), *overrides]
+            told = [*search_path_override(), *as_typed(overrides)]
             return compose(config_name, overrides=told, return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException) as error:
             raise config_error(error, config_name, overrides) from error

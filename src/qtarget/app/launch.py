@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qtarget.app.configs import HYDRA_VERSION_BASE, conf_dir, config_error, search_path_override
 from qtarget.app.job import register_resolvers
+from qtarget.app.names import as_typed
 from qtarget.errors import FULL_ERROR, QTargetError
 
 
@@ -109,7 +110,7 @@ def check_no_agent() -> None:
 def _hydra_raises(arguments: list[str]) -> Iterator[None]:
     """Hydra reads sys.argv, and prints and exits on errors unless told to raise them; both are put back."""
     argv, full = sys.argv, os.environ.get(FULL_ERROR)
-    sys.argv = ["qtarget train", *arguments, *search_path_override()]
+    sys.argv = ["qtarget train", *as_typed(arguments), *search_path_override()]
     os.environ[FULL_ERROR] = "1"
     # Hydra's own plugins for Slurm and Ray, where installed, have configurations of the same names; ours count
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore")

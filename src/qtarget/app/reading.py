@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -9,12 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from qtarget.app import compose
 from qtarget.app.checks import reference_name
 from qtarget.app.configs import compose_config, compose_target, nearest, options
+from qtarget.app.names import OF_A_RUN, as_typed
 from qtarget.app.train import prepare_process
 from qtarget.data.batch import Batch
 from qtarget.data.collate import Collate
@@ -116,8 +121,7 @@ def _of_model(where: str, overrides: Sequence[str]) -> DictConfig:
 
 def _of_run(run: Path, overrides: Sequence[str]) -> DictConfig:
     """As the run was configured, with its trained weights as policy; its prior stays where training started."""
-    cfg = OmegaConf.load(run / "config.yaml")
-    assert isinstance(cfg, DictConfig)
+    cfg = _saved(run / "config.yaml")
     cfg.eval = OmegaConf.merge(compose_config("train").eval, cfg.eval)  # an older run knows fewer settings
     _run_live(cfg)
     if prior := reference_name(cfg, "prior"):
@@ -128,6 +132,22 @@ def _of_run(run: Path, overrides: Sequence[str]) -> DictConfig:
         path, value = (_option if _picks_option(override) else _field)(cfg, override)
         OmegaConf.update(cfg, path, value, merge=False, force_add=True)
     return cfg
+
+
+def _saved(file: Path) -> DictConfig:
+    """The configuration that a record holds, text as the text it is: OmegaConf's own reader takes 1e5 for a number."""
+    held = yaml.safe_load(file.read_text(encoding="utf-8"))
+    numbers = {key: str(held[key]) for key in OF_A_RUN if held.get(key) is not None}  # in runs of earlier builds
+    return OmegaConf.create(_literal(held | numbers))
+
+
+def _literal(saved: Any) -> Any:
+    """Everything is resolved in a record: ${…} is text there, and no reference."""
+    if isinstance(saved, dict):
+        return {key: _literal(value) for key, value in saved.items()}
+    if isinstance(saved, list):
+        return [_literal(value) for value in saved]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", saved) if isinstance(saved, str) else saved
 
 
 def _picks_option(override: str) -> bool:
@@ -155,7 +175,15 @@ def _field(cfg: DictConfig, override: str) -> tuple[str, Any]:
     known = list(map(str, holder.keys())) if isinstance(holder, DictConfig) else list(map(str, cfg.keys()))
     if not isinstance(holder, DictConfig) or (name not in known and not is_new):
         raise QTargetError(f"unknown key {key!r} in the run's config.yaml{nearest(name, known)}")
-    return key, OmegaConf.select(OmegaConf.from_dotlist([override]), key)
+    return key, _value(override)
+
+
+def _value(override: str) -> Any:
+    """As `qtarget train` reads it."""
+    try:
+        return OverridesParser.create().parse_override(*as_typed([override])).value()
+    except HydraException as error:
+        raise QTargetError(f"{override} can't be read: {str(error).splitlines()[0]}") from error
 
 
 def _with_target(cfg: DictConfig, name: str, changes: Sequence[str] = ()) -> DictConfig:

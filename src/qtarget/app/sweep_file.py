@@ -175,7 +175,10 @@ def _check_method(
 
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not FOLDER.fullmatch(name):
-        raise QTargetError(f"name is a folder's name, without slashes, quotes or a dot in front, got {name!r}")
+        raise QTargetError(
+            f"name is a folder's name, without slashes, quotes or a dot in front, got {name!r}; what looks like a "
+            "number or a date is put in quotes"
+        )
     return name
 
 

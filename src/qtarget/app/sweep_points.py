@@ -5,26 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qtarget.app.configs import compose_config
 from qtarget.app.job import NOT_IDENTITY, config_hash
+from qtarget.app.quoting import override, quoted
 from qtarget.app.slots import Job
 from qtarget.app.sweep_file import SweepFile
 from qtarget.app.sweep_space import Choice, Distribution
 from qtarget.errors import QTargetError
 
-PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
-OTHER_THAN_TEXT = ("null", "true", "false", "nan", "inf")
-"""Words that Hydra reads as something else, in any case."""
 PLACES = ("experiment_name", "output_dir", "tracker", "hydra")
 REPEATS = 1000
 """Draws in a row that bring nothing new before a random search takes its space for used up."""
@@ -32,32 +28,6 @@ RARE = 1e-3
 """The share of draws beyond what is looked at of a distribution without bounds, on either side."""
 
 Values = Mapping[str, Any]
-
-
-def quoted(value: Any) -> str:
-    """A value as Hydra's overrides take it, and read it back as the same: null, true, 1e-05, [a,'b c'], 'x=1'."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(quoted, value))}]"
-    raise QTargetError(
-        f"a {type(value).__name__} can't be a value of a sweep: {value!r}. Take text, numbers, booleans, null or lists "
-        "of them; for the fields of a mapping name each by its dotted key"
-    )
-
-
-def _text(value: str) -> str:
-    if "${" in value or "\0" in value:
-        raise QTargetError(f"{value!r} can't be a value of a sweep: it would be read as a reference to another key")
-    if PLAIN.fullmatch(value) and value.lower() not in OTHER_THAN_TEXT:
-        return value
-    return QuotedString(value, Quote.single).with_quotes()
 
 
 def grid_points(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
@@ -105,9 +75,9 @@ class Jobs:
 
     def _override(self, key: str, value: Any) -> str:
         try:
-            return f"{self.file.prefix}{key}={quoted(value)}"
+            return override(f"{self.file.prefix}{key}", value)
         except QTargetError as error:
-            raise QTargetError(f"{self.file.path}: {key}: {error}") from error
+            raise QTargetError(f"{self.file.path}: {error}") from error
 
     @property
     def left_out(self) -> list[str]:

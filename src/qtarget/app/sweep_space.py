@@ -15,6 +15,7 @@ from statistics import NormalDist
 from typing import Any, Protocol
 
 from qtarget.app.configs import nearest
+from qtarget.app.names import is_name
 from qtarget.errors import QTargetError
 
 EDGE = 1e-12
@@ -200,11 +201,23 @@ def _weights(key: str, given: Any, count: int) -> tuple[float, ...]:
 
 def _legal(key: str, value: Any) -> Any:
     """A value as it is, where no reader on the way takes it for something else."""
-    if isinstance(value, str) and TEXT_NUMBER.fullmatch(value):
+    check_value(key, value)
+    if is_number_to_hydra(key, value):
         raise QTargetError(f"{key}: YAML reads {value} as text: write {_with_point(value)}")
     if isinstance(value, list):
         return [_legal(key, part) for part in value]
     return value
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raise QTargetError for a name that YAML has read as something else: of 2026_11_27 the number 20261127 is left."""
+    if is_name(key) and isinstance(value, bool | int | float):
+        raise QTargetError(f"{key} is text, and {value!r} is none: write it in quotes, as '2026_11_27'")
+
+
+def is_number_to_hydra(key: str, value: Any) -> bool:
+    """Whether a text of a sweep file, as people write 1e-5, is a number on a command line. That of a name is text."""
+    return isinstance(value, str) and not is_name(key) and bool(TEXT_NUMBER.fullmatch(value))
 
 
 def _with_point(text: str) -> str:

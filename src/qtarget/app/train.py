@@ -25,6 +25,7 @@ from qtarget.app.checks import processes
 from qtarget.app.configs import instantiate
 from qtarget.app.job import config_container, config_hash
 from qtarget.app.lifeline import patience
+from qtarget.app.names import check_names
 from qtarget.app.shortage import explained
 from qtarget.app.versions import versions
 from qtarget.data.collate import Collate
@@ -59,6 +60,7 @@ def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides
     On several devices it runs in as many processes: those that torchrun or srun started, of which this is one, or else
     processes of its own. Rank 0 writes the record; only there is the result returned whole.
     """
+    check_names(config_container(cfg))  # where results go, which begins before the data are read
     info = _info(cfg, choices, overrides)
     several = processes(cfg.trainer) > 1
     ranks.check_started(cfg.trainer)

@@ -60,6 +60,16 @@ def find_sweep(path: str) -> Sweep:
     return Sweep("/".join((found.entity, found.project, found.id)), str(found.state), found.config)
 
 
+def states(path: str) -> dict[str, str]:
+    """Run → its state, of a sweep's runs, as the server has them now. Raises QTargetError where it doesn't answer."""
+    import wandb
+
+    try:
+        return {str(run.id): str(run.state) for run in wandb.Api().sweep(path).runs}
+    except (wandb.Error, ValueError) as error:
+        raise QTargetError(f"W&B can't be asked for the runs of {path}: {error}") from error
+
+
 def best_of(metric: str) -> str | None:
     """The better end, "max" or "min", of a validation metric that has one: val/accuracy, val/avg@8, val/nll."""
     return better_end(metric) if metric.startswith("val/") else None

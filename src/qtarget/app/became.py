@@ -1,0 +1,90 @@
+"""What became of the runs that agents had: W&B's agent takes one that a signal has ended for good (0.31.0)."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qtarget.errors import QTargetError
+from qtarget.track.record import stored_result
+from qtarget.track.sweep import Sweep, states
+
+HAD = re.compile(r"Running runs: \[(.*?)\]|Cleaning up finished run: (\S+)")
+"""What an agent writes of the runs it has."""
+STOPPED = re.compile(r"\bStop: (\S+)")
+"""What it writes where the sweep's early stopping ends one."""
+WHERE = "outputs/*/*/result.json"
+SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Ids of the runs that agents had, and of those that the sweep has stopped."""
+
+    had: tuple[str, ...]
+    stopped: frozenset[str]
+
+
+def runs_in(logs: Iterable[str]) -> Runs:
+    """From what agents have written."""
+    text = "\n".join(logs)
+    found = [one.strip(" '") for running, ended in HAD.findall(text) for one in (running or ended).split(",")]
+    return Runs(tuple(dict.fromkeys(filter(None, found))), frozenset(STOPPED.findall(text)))
+
+
+def all_well(sweep: Sweep, runs: Runs) -> bool:
+    """Whether every run has finished, or was stopped by the sweep; says which haven't, and what to do."""
+    if not runs.had:
+        return True
+    ends = _ends(sweep, runs)
+    good = sum(end in ("finished", "stopped by the sweep") for end in ends.values())
+    print(f"{sweep.path}: {good} of the {len(ends)} runs of these agents are well", file=sys.stderr)
+    lost = {run: end for run, end in ends.items() if end not in ("finished", "stopped by the sweep")}
+    for run, end in list(lost.items())[:SHOWN]:
+        print(f"LOST      {run} ({end}){_place(run)}", file=sys.stderr)
+    if len(lost) > SHOWN:
+        print(f"          and {len(lost) - SHOWN} more", file=sys.stderr)
+    if lost:
+        print(
+            "W&B hands out no point twice: `wandb sweep FILE` makes the sweep anew, in which finished runs are not "
+            "trained again",
+            file=sys.stderr,
+        )
+    return not lost
+
+
+def _ends(sweep: Sweep, runs: Runs) -> dict[str, str]:
+    """Run → how it ended: as W&B has it, and where it has no end of it as our own record does.
+
+    A run whose process was killed is running to W&B until its heartbeat is missed for some minutes.
+    """
+    records = _records()
+    try:
+        known: Mapping[str, str] = states(sweep.path)
+    except QTargetError as error:
+        print(f"W&B doesn't say what became of the runs, the records here do: {error}", file=sys.stderr)
+        known = {}
+    return {run: _end(known.get(run, "unknown"), records.get(run, ""), run in runs.stopped) for run in runs.had}
+
+
+def _end(state: str, recorded: str, stopped: bool) -> str:
+    if "finished" in (state, recorded):
+        return "finished"
+    if stopped:
+        return "stopped by the sweep"
+    # what runs no more and hasn't said so was killed, whatever its last word was
+    return "killed" if "running" in (state, recorded) else recorded or state
+
+
+def _records() -> dict[str, str]:
+    """Run at W&B → the status of its record."""
+    results = (stored_result(path.parent) or {} for path in Path().glob(WHERE))
+    return {str(result["tracked_as"]): str(result["status"]) for result in results if result.get("tracked_as")}
+
+
+def _place(run: str) -> str:
+    found = (path.parent for path in Path().glob(WHERE) if (stored_result(path.parent) or {}).get("tracked_as") == run)
+    return "".join(f"  →  {folder}" for folder in found)

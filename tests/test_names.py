@@ -1,0 +1,176 @@
+"""Names that look like something else are the text that was typed, on every way from the command line to a record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from qtarget.app.checks import check
+from qtarget.app.cli import run as qtarget_cli
+from qtarget.app.configs import compose_config, conf_dir
+from qtarget.app.job import config_container, config_hash
+from qtarget.app.names import GROUPS, as_typed
+from qtarget.app.reading import trained_config
+from qtarget.errors import QTargetError
+from qtarget.track.sinks import Wandb
+
+PARSER = OverridesParser.create()
+# What Hydra 1.3's grammar reads as a number or a truth value: 2026_11_27 is the number 20261127 to it, 1e5 is 100000.0.
+LOOKS = ["20261127", "7", "2026_11_27", "1e5", "7300e11", "1.10", "-3", "nan", "-inf", "true", "False", ".5"]
+KEYS = {
+    "name": "name",
+    "experiment_name": "experiment_name",
+    "output_dir": "output_dir",
+    "tracker.project": "tracker.project",
+    "tracker.entity": "tracker.entity",
+    "model.name": "model.name",
+    "references.prior.name": "references.prior.name",
+    "data.source.revision": "data.source.revision",
+    "data.source.path": "data.source.path",
+}
+
+
+@pytest.mark.parametrize("text", LOOKS)
+def test_a_name_is_the_text_that_was_typed(text: str) -> None:
+    given = [f"{key}={text}" for key in KEYS]
+    cfg = compose_config("train", ["model=path", "data=gsm8k", "tracker=wandb", *given, f"tracker.tags=[{text},a]"])
+    assert [OmegaConf.select(cfg, key) for key in KEYS.values()] == [text] * len(KEYS)
+    assert cfg.tracker.tags == [text, "a"]
+
+
+@given(st.lists(st.sampled_from([*LOOKS, "a", "_", "-", "e", "0", "1"]), min_size=1).map("".join))
+def test_no_plain_text_is_anything_else(text: str) -> None:
+    values = PARSER.parse_override(*as_typed([f"name={text}"])).value(), PARSER.parse_override(f"seed={text}").value()
+    assert values[0] == text
+    assert as_typed([f"seed={text}"]) == [f"seed={text}"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("name=null", None),
+        ("name='null'", "null"),
+        ("name=None", "None"),
+        ("name='7'", "7"),
+        ('name="1e5"', "1e5"),
+        ("tracker.tags=[]", []),
+        ("tracker.tags=[[1],'2',a b]", [["1"], "2", "a b"]),
+        ("hydra.launcher.account=1_0", "1_0"),
+        ("hydra.launcher.mem_gb=10", 10),
+        ("seed=1_0", 10),
+        ("trainer.max_steps=1e3", 1000.0),
+    ],
+)
+def test_null_quotes_lists_and_numbers_stay_what_they_are(argument: str, value: Any) -> None:
+    assert PARSER.parse_override(*as_typed([argument])).value() == value
+
+
+def test_several_names_are_several_texts(capsys: pytest.CaptureFixture[str], workdir: Path) -> None:
+    """Hydra's sweeper makes the jobs' command lines: each holds the text."""
+    small = ["model=tiny", "trainer=dry", "data.rows=2", "data.heldout_rows=2", "trainer.batch_size=2"]
+    assert qtarget_cli(["train", "-m", *small, "name=1e5,2026_11_27"]) == 0
+    told = capsys.readouterr().out
+    assert "1e5" in told
+    assert "2026_11_27" in told
+    assert "100000" not in told
+
+
+def test_an_option_that_is_called_like_a_date_is_chosen_or_missed_by_its_name(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`target=2026_11_27` was the number 20261127, with which Hydra 1.3 raises a bare ValueError."""
+    (workdir / "conf/target").mkdir(parents=True)
+    (workdir / "conf/target/2026_11_27.yaml").write_text("defaults: [dft]\n")
+    assert compose_config("train", ["target=2026_11_27"]).target == compose_config("train", ["target=dft"]).target
+    assert qtarget_cli(["train", "target=1e5"]) == 2
+    assert "unknown target '1e5'" in capsys.readouterr().err
+
+
+def test_every_group_picks_its_options_by_name() -> None:
+    assert set(GROUPS) == {folder.name for folder in conf_dir().iterdir() if folder.is_dir()} - {"hydra"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("experiment_name", 20261127, "experiment_name is text, and 20261127 is none: write it in quotes"),
+        ("experiment_name", None, "experiment_name is text, and None is none"),
+        ("name", 1e5, "name is text, and 100000.0"),
+        ("name", True, "name is text, and True"),
+        ("output_dir", 2026, "output_dir is text"),
+        ("tracker.project", 123, "tracker.project is text"),
+        ("tracker.tags", "fast", r"tracker.tags is a list of texts, got 'fast': write tracker.tags=\[NAME"),
+        ("tracker.tags", [1, "a"], "tracker.tags is a list of texts"),
+        ("tracker.tags", None, "tracker.tags is a list of texts"),
+        ("references.prior.name", 7, "references.prior.name is text"),
+        ("data.source.revision", 7.3e14, "data.source.revision is text"),
+        ("data.source.prompt", 7, "data.source.prompt is text"),
+    ],
+)
+def test_a_name_that_a_yaml_file_holds_as_something_else_is_refused(place: str, value: Any, message: str) -> None:
+    cfg = compose_config("train", ["model=tiny", "data=gsm8k", "tracker=wandb"])
+    OmegaConf.update(cfg, place, value)
+    with pytest.raises(QTargetError, match=message):
+        check(cfg)
+
+
+def test_a_tag_without_brackets_is_refused_before_the_job(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It became a tag a letter."""
+    assert qtarget_cli(["train", "model=tiny", "tracker=wandb", "tracker.tags=fast"]) == 2
+    assert "write tracker.tags=[NAME" in capsys.readouterr().err
+    assert not list(workdir.glob("outputs/runs/*/*"))
+
+
+def record(folder: Path, config: dict[str, Any]) -> None:
+    """The folder of a run, as far as its configuration is read."""
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint/config.json").touch()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["1e5", "2026_11_27", "null", "true", "1:30", "no", "~", "0x10", "a ${price}", r"\${x}"]
+)
+def test_a_name_survives_the_record(name: str, tmp_path: Path) -> None:
+    """PyYAML, which writes records, leaves 1e5 without quotes; OmegaConf 2.3's reader takes that for a number."""
+    cfg = compose_config("train", ["model=tiny"])
+    held = config_container(cfg) | {"name": name}
+    record(tmp_path, held)
+    assert trained_config(str(tmp_path)).name == name
+    assert trained_config(str(tmp_path), ["name=7_0", "seed=3"]).name == "7_0"
+
+
+def test_a_record_of_an_earlier_build_may_hold_a_number(tmp_path: Path) -> None:
+    held = config_container(compose_config("train", ["model=tiny"])) | {"name": 7}
+    record(tmp_path, held)
+    assert trained_config(str(tmp_path)).name == "7"
+
+
+@pytest.mark.parametrize(("text", "number"), [("20261127", 20261127), ("0.5", 0.5)])
+def test_runs_whose_name_was_a_number_keep_their_folders(text: str, number: float) -> None:
+    """Build 08cbad9 hashed the number that Hydra made of it; where it printed otherwise the folder was another one."""
+    for key in ("experiment_name", "name"):
+        cfg = compose_config("train", ["model=tiny", f"{key}={text}"])
+        before = compose_config("train", ["model=tiny"])
+        before[key] = number
+        assert (cfg[key], config_hash(cfg)) == (text, config_hash(before))
+        plain = compose_config("train", ["model=tiny", f"{key}=a"])
+        assert config_hash(plain) != config_hash(cfg)
+
+
+def test_wandb_takes_them(workdir: Path) -> None:
+    """Its client, 0.31.0, refuses a number for a name, a group and a tag."""
+    cfg = compose_config("train", ["tracker=wandb", "tracker.project=123", "tracker.tags=[1,a]", "name=7"])
+    sink = Wandb(project=cfg.tracker.project, tags=list(cfg.tracker.tags))
+    info = {"name": cfg.name, "role": "design", "experiment": "20261127", "choices": {}, "config_hash": "abc"}
+    sink.start(workdir, info, {})
+    run = sink._run
+    assert (run.name, run.project, run.group, run.tags) == ("7", "123", "20261127", ("1", "a"))
+    sink.finish({}, failed=False)
