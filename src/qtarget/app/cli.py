@@ -24,6 +24,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
   qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
   qtarget lens target=NAME,…         what a design teaches, as curves; with checkpoint=RUN token by token
   qtarget doctor                     versions, device, where the model comes from, what is missing
+  qtarget completion bash|zsh|fish   what your shell needs to complete all of this; --help says where to put it
 
 Overrides are Hydra's: key=value, group=option. `qtarget train --cfg job` prints the whole configuration,
 `qtarget train --help` the groups and their options. HYDRA_FULL_ERROR=1 shows full tracebacks.
@@ -165,7 +166,7 @@ def _evaluate(rest: list[str]) -> int:
 
 def _compare(rest: list[str]) -> int:
     parser = _compare_parser()
-    options = parser.parse_args(rest)
+    options = parser.parse_intermixed_args(rest)
     keys, best_of = ([key for key in text.split(",") if key] for text in (options.group_by, options.best_of))
     if options.by and not best_of:
         parser.error("--by says what --best-of KEY chooses by: give that too")
@@ -252,9 +253,18 @@ def _dashboard(rest: list[str]) -> int:
 
 
 def _doctor(rest: list[str]) -> int:
+    import argparse
+
+    argparse.ArgumentParser(prog="qtarget doctor", description="What this machine has and lacks.").parse_args(rest)
     from qtarget.app.doctor import doctor
 
     return doctor()
+
+
+def _completion(rest: list[str]) -> int:
+    from qtarget.app.completion import completion
+
+    return completion(rest)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -268,4 +278,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "show": _show,
     "lens": _lens,
     "doctor": _doctor,
+    "completion": _completion,
 }
+
+
+if __name__ == "__main__":  # python -m qtarget.app.cli, as python -m qtarget
+    main()

@@ -19,6 +19,10 @@ from qtarget.app.names import as_typed
 from qtarget.errors import QTargetError
 
 HYDRA_VERSION_BASE = "1.3"
+WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+"""Options of Hydra that a value follows."""
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+"""What may follow --info."""
 
 
 def conf_dir() -> Path:
@@ -38,6 +42,30 @@ def search_path_override() -> list[str]:
     """The Hydra override that puts the user's conf folder behind ours on the search path."""
     local = user_conf_dir()
     return [f"hydra.searchpath=['file://{local}']"] if local else []
+
+
+def with_search_path(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command that Hydra reads, with the user's conf folder and in an order that it can read.
+
+    Its parser takes overrides in one place only: those behind an option, `-m KEY=VALUE --cfg job KEY=VALUE`, are
+    unknown to it. Here overrides come first, in their order, and options behind them.
+    """
+    overrides, options = [], []
+    left = list(arguments)
+    while left:
+        one = left.pop(0)
+        if not one.startswith("-"):
+            overrides.append(one)
+        elif one in WITH_VALUE:
+            options += [one, *left[:1]]
+            del left[:1]
+        elif one in ("--info", "-i"):
+            topic = left.pop(0) if left and left[0] in INFO else "all"
+            options += ["--info", topic]
+        else:
+            options.append(one)
+    own = any(one.lstrip("+").startswith("hydra.searchpath=") for one in overrides)
+    return [*([] if own else search_path_override()), *overrides, *options]
 
 
 @contextmanager

@@ -19,9 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qtarget.app.configs import HYDRA_VERSION_BASE, conf_dir, config_error, search_path_override
+from qtarget.app.configs import HYDRA_VERSION_BASE, conf_dir, config_error, with_search_path
 from qtarget.app.job import register_resolvers
 from qtarget.app.names import as_typed
+from qtarget.app.ranges import check_ranges, check_swept
 from qtarget.errors import FULL_ERROR, QTargetError
 
 
@@ -42,6 +43,7 @@ class Outcome:
 def launch(arguments: list[str]) -> int:
     """`qtarget train ARGUMENTS`. Returns the exit code."""
     register_resolvers()
+    check_ranges(arguments)
     outcomes: list[Outcome] = []
     task = hydra.main(config_path=str(conf_dir()), config_name="train", version_base=HYDRA_VERSION_BASE)
     raises = bool(os.environ.get(FULL_ERROR))
@@ -76,6 +78,7 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
         choices = {group: option for group, option in settings.runtime.choices.items() if "hydra/" not in group}
         label = " ".join(overrides) or "defaults"
         try:
+            check_swept(settings.sweeper.get("params"))
             if cfg.trainer.dry:
                 with suppress(OSError):
                     folder.rmdir()  # Hydra made it
@@ -110,7 +113,7 @@ def check_no_agent() -> None:
 def _hydra_raises(arguments: list[str]) -> Iterator[None]:
     """Hydra reads sys.argv, and prints and exits on errors unless told to raise them; both are put back."""
     argv, full = sys.argv, os.environ.get(FULL_ERROR)
-    sys.argv = ["qtarget train", *as_typed(arguments), *search_path_override()]
+    sys.argv = ["qtarget train", *with_search_path(as_typed(arguments))]
     os.environ[FULL_ERROR] = "1"
     # Hydra's own plugins for Slurm and Ray, where installed, have configurations of the same names; ours count
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
