@@ -18,6 +18,7 @@ import pytest
 
 from qtarget.app import on_slurm
 from qtarget.app.cli import run
+from qtarget.app.on_slurm import takes_no_gpu
 
 SCRIPTS = Path(__file__).parent / "slurm"
 # A reliance that notes which device it was shown and when. Number 3 fails, number 4 takes its time until told to go on.
@@ -155,6 +156,32 @@ def test_a_job_array_a_gpu_each(cluster: Path, capfd: pytest.CaptureFixture[str]
     assert told.err.count("finished already") == 3
     again = [one for one in results(cluster) if one["started"] != started[one["config_hash"]]]
     assert [one["status"] for one in again] == ["failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_a_job_that_takes_no_gpu_sees_none(cluster: Path) -> None:
+    """This Slurm (22.05, no ConstrainDevices) leaves the variable alone where no GPU was asked for."""
+    assert run([*SLURM, "trainer.max_steps=1", "target.reliance.number=0,1", "hydra.launcher.gpus_per_node=0"]) == 0
+    seen = [json.loads(line) for line in (cluster / "seen.jsonl").read_text().splitlines()]
+    assert {one["device"] for one in seen} == {""} == {one["cuda_visible_devices"] for one in results(cluster)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "none"),
+    [
+        ({"gpus_per_node": 0}, True),
+        ({"gpus_per_node": None, "gpus_per_task": 0}, True),
+        ({"gpus_per_node": 0, "gres": "shard:1", "additional_parameters": {"reservation": "a"}}, True),
+        ({"gpus_per_node": 1}, False),
+        ({"gpus_per_node": None}, False),
+        ({"gpus_per_node": 0, "gpus_per_task": 1}, False),
+        ({"gpus_per_node": 0, "gres": "gpu:2"}, False),
+        ({"gpus_per_node": 0, "additional_parameters": {"gpus": 2}}, False),
+    ],
+)
+def test_settings_that_say_that_a_job_has_no_gpu(settings: dict[str, Any], none: bool) -> None:
+    assert takes_no_gpu(settings) is none
 
 
 @pytest.mark.slow

@@ -45,7 +45,8 @@ if rate == 13:
     sys.exit("an unlucky number")
 with open(folder / "metrics.jsonl", "w") as lines:
     for step in range(steps):
-        lines.write(json.dumps({"step": step, "val/nll": rate / (step + 1), "val/kl_prior": None}) + "\\n")
+        nll = None if rate == 11 else rate / (step + 1)  # a record holds null for NaN
+        lines.write(json.dumps({"step": step, "val/nll": nll, "val/kl_prior": None}) + "\\n")
         lines.flush()
         time.sleep(float(told.get("trainer.clip", 0)))
 write("finished", metrics={"test/nll": rate / steps, "train/nll": rate})
@@ -142,6 +143,17 @@ def test_a_failed_point_is_named_and_run_again(stand_ins: Path, capsys: pytest.C
     assert "2 points: 1 finished, 1 failed" in told.out
     assert qtarget_cli([*command, "--retry", "1"]) == 1
     assert len(started(stand_ins)) == 4
+
+
+def test_points_without_a_finite_value_are_named(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["sweep", sweep_file(stand_ins, parameters={"optim.lr": {"values": [11.0, 1.0]}})]) == 0
+    told = capsys.readouterr()
+    (line, reason) = told.err[told.err.index("NO VALUE") :].splitlines()[:2]
+    assert "optim.lr=11.0  →  outputs/mine/" in line
+    assert reason.strip().startswith("val/nll was never a finite number")
+    assert told.err.count("NO VALUE") == 1
+    assert "2 points: 2 finished" in told.out
+    assert [point["value"] for point in points(stand_ins)] == [None, pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,16 @@ ON_ANY_CLUSTER = {
 }
 """Settings that submitit names alike for every scheduler; the others are `slurm_…` to it."""
 
+GPUS = ("gpus_per_node", "gpus_per_task")
+
 
 @dataclass(frozen=True)
 class OnNode:
-    """A job as submitit calls it on its node, in the folder that it was sent from."""
+    """A job as submitit calls it on its node, in the folder that it was sent from. hidden: it sees no GPU."""
 
     arguments: tuple[str, ...]
     log: Path
+    hidden: bool = False
 
     def __call__(self) -> int:
         """The exit code of a job that has ended. One that was stopped ends this process without a result."""
@@ -56,6 +59,8 @@ class OnNode:
 
         asked = _stopped_by(_submitits_signal())
         _write_to(self.log)
+        if self.hidden:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         sys.path.insert(0, os.getcwd())
         with Stop():
             code = run(self.arguments)
@@ -100,8 +105,9 @@ def run_on_slurm(jobs: Sequence[Job], settings: Mapping[str, Any]) -> list[Outco
     """Send those that aren't finished, nor in the queue from an earlier start, and wait for all."""
     executor, folder = _executor(settings), Path(str(settings["submitit_folder"]))
     places = _from_before(jobs, folder)
+    hidden = takes_no_gpu(settings)
     left = [number for number, job in enumerate(jobs) if number not in places and not job.finished]
-    places |= dict(zip(left, _send([jobs[number] for number in left], executor), strict=True))
+    places |= dict(zip(left, _send([jobs[number] for number in left], executor, hidden), strict=True))
     for number, job in enumerate(jobs):
         say(number, len(jobs), job, f"job {places[number].job_id}" if number in places else "finished already")
     try:
@@ -128,7 +134,7 @@ def _executor(settings: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise QTargetError("hydra/launcher=submitit_slurm needs submitit: pip install 'qtarget[slurm]'") from error
     checks.whole("hydra.launcher.max_num_timeout", settings["max_num_timeout"], 0)
-    given = {key: value for key, value in settings.items() if value is not None}
+    given = {key: value for key, value in settings.items() if value is not None and not (key in GPUS and value == 0)}
     folder, retries = given.pop("submitit_folder"), given.pop("max_num_timeout")
     try:
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=retries)
@@ -138,14 +144,23 @@ def _executor(settings: Mapping[str, Any]) -> Any:
     return executor
 
 
-def _send(jobs: Sequence[Job], executor: Any) -> list[Any]:
+def takes_no_gpu(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings say that a job has none. Slurm hides GPUs that weren't asked for only where it is set up to
+    (ConstrainDevices), so the job has to. null says nothing: on a cluster that doesn't count GPUs a job sees all.
+    """
+    counts = [settings.get(key) for key in GPUS]
+    elsewhere = f"{settings.get('gres')} {settings.get('additional_parameters')}"
+    return any(count == 0 for count in counts) and not any(counts) and "gpu" not in elsewhere
+
+
+def _send(jobs: Sequence[Job], executor: Any, hidden: bool) -> list[Any]:
     """Into the queue, as one array, noted in the folders of the jobs."""
     if not jobs:
         return []
     for job in jobs:
         make_folder(job.folder)
     try:
-        places = executor.submit_array([OnNode(tuple(job.command[3:]), job.folder / LOG) for job in jobs])
+        places = executor.submit_array([OnNode(tuple(job.command[3:]), job.folder / LOG, hidden) for job in jobs])
     except RuntimeError as error:
         raise QTargetError(f"Slurm takes no such jobs: {str(error).strip()}") from error
     for job, place in zip(jobs, places, strict=True):

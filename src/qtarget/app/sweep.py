@@ -22,7 +22,7 @@ from qtarget import checks
 from qtarget.app.slots import Job, slots
 from qtarget.app.sweep_file import SweepFile, read_sweep
 from qtarget.app.sweep_points import Jobs, Values, changes_points, corners, grid_points, random_points
-from qtarget.app.sweep_run import Point, Sweep
+from qtarget.app.sweep_run import Measured, Point, Sweep
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
 from qtarget.track.record import make_folder
@@ -184,11 +184,22 @@ def _summary(going: Sweep, folder: Path) -> int:
     failed = [point for point in going.points if point.state == "failed"]
     for point in failed:
         print(f"FAILED    {point.job.label}  →  {point.job.folder}\n          {point.error}", file=sys.stderr)
+    for point in going.without_value() if going.metric else ():
+        print(f"NO VALUE  {point.job.label}  →  {point.job.folder}\n          {_why(going, point)}", file=sys.stderr)
     print(f"{len(states)} points: {told}; results in {folder}, listed in {folder / BOOK}")
     if failed:
         print("the same command runs the failed ones again", file=sys.stderr)
     print(f"next: {shlex.join(['qtarget', 'compare', str(folder)])}")
     return 1 if failed else 0
+
+
+def _why(going: Sweep, point: Point) -> str:
+    """Why a settled point isn't among the ranked ones."""
+    assert going.metric is not None
+    measured = Measured.of(point.job.folder, going.metric.name)
+    if measured.history or going.metric.name in measured.names:
+        return f"{going.metric.name} was never a finite number: it has diverged, and takes no part in the search"
+    return f"{going.metric.name} was not measured"
 
 
 def _print_best(going: Sweep) -> None:

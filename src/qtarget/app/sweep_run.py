@@ -219,6 +219,10 @@ class Sweep:
         valued = [(metric.lower_is_better(one.value), one) for one in self.points if one.value is not None]
         return [one for _, one in sorted(valued, key=lambda pair: pair[0]) if one.state in SETTLED]
 
+    def without_value(self) -> list[Point]:
+        """Settled points that have none: the metric was never a finite number, or never measured."""
+        return [one for one in self.points if one.value is None and one.state in SETTLED]
+
     def _say(self, places: int) -> None:
         """How many are done, the best so far, and the time that is left at the pace until now."""
         left = sum(point.state in ("waiting", "running") for point in self.points) + self.total - len(self.points)
