@@ -134,6 +134,13 @@ def test_a_name_that_yaml_takes_for_something_else_is_refused_both_ways(
         offline_arguments(tmp_path, {key: {"value": value}})
 
 
+@pytest.mark.parametrize("value", ["'a,b'", '"null"'])
+def test_a_text_with_quotes_of_its_own_is_refused(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, an agent's run needed them; now they would be letters of the name."""
+    with pytest.raises(QTargetError, match=f"name: the sweep's value {value} has quotes .* write {value[1:-1]} in"):
+        as_swept(agents_arguments({"name": value}, tmp_path, monkeypatch))
+
+
 def test_a_file_of_values_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = agents_arguments({"name": None}, tmp_path, monkeypatch)
     (tmp_path / "wandb/sweep-abc/config-run1.yaml").unlink()

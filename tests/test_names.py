@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from qtarget.app.checks import check
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, conf_dir
+from qtarget.app.configs import _override, compose_config, compose_target, conf_dir, load_design
 from qtarget.app.job import config_container, config_hash
 from qtarget.app.names import GROUPS, as_typed
 from qtarget.app.reading import trained_config
@@ -64,6 +64,8 @@ def test_no_plain_text_is_anything_else(text: str) -> None:
         ("tracker.tags=[[1],'2',a b]", [["1"], "2", "a b"]),
         ("hydra.launcher.account=1_0", "1_0"),
         ("hydra.launcher.mem_gb=10", 10),
+        ("data.source.files.train=2024_05", "2024_05"),
+        ("data.noise.marker=1e5", "1e5"),
         ("seed=1_0", 10),
         ("trainer.max_steps=1e3", 1000.0),
     ],
@@ -112,6 +114,8 @@ def test_every_group_picks_its_options_by_name() -> None:
         ("references.prior.name", 7, "references.prior.name is text"),
         ("data.source.revision", 7.3e14, "data.source.revision is text"),
         ("data.source.prompt", 7, "data.source.prompt is text"),
+        ("data.source.train", 202405, "data.source.train is text"),
+        ("data.source.files", {"train": "a.csv", "test": ["b.csv", 2024]}, "data.source.files.test is text, and 2024"),
     ],
 )
 def test_a_name_that_a_yaml_file_holds_as_something_else_is_refused(place: str, value: Any, message: str) -> None:
@@ -163,6 +167,13 @@ def test_runs_whose_name_was_a_number_keep_their_folders(text: str, number: floa
         assert (cfg[key], config_hash(cfg)) == (text, config_hash(before))
         plain = compose_config("train", ["model=tiny", f"{key}=a"])
         assert config_hash(plain) != config_hash(cfg)
+
+
+def test_none_of_python_is_null_in_a_design() -> None:
+    """Hydra reads `None` as a text of four letters."""
+    design = compose_target("label_smoothing", [_override("reliance.smoothing", None)])
+    assert design.reliance.smoothing is None
+    assert load_design("dft", **{"reliance.alpha": 1e-05}) != load_design("dft", **{"reliance.alpha": 1e5})
 
 
 def test_wandb_takes_them(workdir: Path) -> None:

@@ -201,4 +201,5 @@ def nearest(name: str, legal: Iterable[str]) -> str:
 def _override(key: str, value: Any) -> str:
     """A dotted key is a part's field; a plain one names a part's option where there are any, else a field."""
     picks_option = "." not in key and options(f"target/{key}")
+    value = "null" if value is None else value  # as Python prints it, None is a text to Hydra
     return f"target/{key}={value}" if picks_option else f"target.{key}={value}"

@@ -53,7 +53,17 @@ def _restored(argument: str, values: Mapping[str, Any]) -> Iterator[str]:
         return
     for place, one in _flat(key, value):
         check_value(place, one)
+        _check_quotes(place, one)
         yield f"{prefix}{place}={one}" if is_number_to_hydra(place, one) else override(f"{prefix}{place}", one)
+
+
+def _check_quotes(key: str, value: Any) -> None:
+    """Refuse a text that brings quotes for Hydra along, as agents needed before their file of values was read."""
+    if isinstance(value, str) and re.fullmatch(r"'.*'|\".*\"", value, re.DOTALL):
+        raise QTargetError(
+            f"{key}: the sweep's value {value} has quotes of its own, which would be part of the text: write "
+            f"{value[1:-1]} in the sweep file, in YAML's quotes where YAML needs them"
+        )
 
 
 def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:

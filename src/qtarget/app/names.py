@@ -17,7 +17,7 @@ GROUPS = ("target", "data", "model", "optim", "reference", "trainer", "eval", "t
 """Groups of the configuration, of which a key picks an option by its name."""
 TYPED = re.compile(
     r"experiment_name|name|role|output_dir|tracker\.(project|entity|tags)|model\.name|references\.\w+\.(name|folder)"
-    r"|(data|eval)\..*\.(path|revision|name|task)|target\.\w+\.name"
+    r"|(data|eval)\..*\.(path|revision|name|task|marker|system)|(data|eval)\..*\.files\.\w+|target\.\w+\.name"
     r"|hydra\.(run|sweep)\.(dir|subdir)|hydra\.job\.name|hydra\.launcher\.ray\.init\.address"
     r"|hydra\.launcher\.(name|partition|qos|account|constraint|exclude|comment|gres|additional_parameters\.\w+)"
 )
@@ -37,6 +37,8 @@ OF_A_SOURCE = (
     "completion",
     "answer",
     "key",
+    "system",
+    "files",
 )
 """Fields of qtarget's own sources of data that are text, or null."""
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[\[\](),]|(?:\\.|[^\[\](),'"\\])+|.""", re.DOTALL)
@@ -106,7 +108,21 @@ def _names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             of_node = ("name", "folder")
         if str(node.get("_target_")).startswith("qtarget.data.sources."):
             of_node = OF_A_SOURCE
-        yield from ((f"{place}.{name}".lstrip("."), node[name]) for name in of_node if name in node)
+        for name in of_node:
+            if name in node:
+                yield from _values(f"{place}.{name}".lstrip("."), node[name])
+
+
+def _values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Of several files each, as of {train: FILE, heldout: [FILE, FILE]}."""
+    if isinstance(value, Mapping):
+        for below, one in value.items():
+            yield from _values(f"{key}.{below}", one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _values(key, one)
+    else:
+        yield key, value
 
 
 def _nodes(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
