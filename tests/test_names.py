@@ -18,6 +18,7 @@ from qtarget.app.configs import _override, compose_config, compose_target, conf_
 from qtarget.app.job import config_container, config_hash
 from qtarget.app.names import GROUPS, as_typed
 from qtarget.app.reading import trained_config
+from qtarget.app.train import _info
 from qtarget.errors import QTargetError
 from qtarget.track.sinks import Wandb
 
@@ -123,6 +124,14 @@ def test_a_name_that_a_yaml_file_holds_as_something_else_is_refused(place: str, 
     OmegaConf.update(cfg, place, value)
     with pytest.raises(QTargetError, match=message):
         check(cfg)
+
+
+def test_a_label_may_be_another_keys_number() -> None:
+    cfg = compose_config("train", ["model=tiny", "name=${seed}", "experiment_name=${optim.lr}"])
+    check(cfg)
+    info = _info(cfg, {"target": "sft"}, [])
+    assert (info["name"], info["experiment"]) == ("sft", str(cfg.optim.lr))  # seed 0 is no name
+    assert _info(compose_config("train", ["model=tiny", "name=${seed}", "seed=3"]), {}, [])["name"] == "3"
 
 
 def test_a_tag_without_brackets_is_refused_before_the_job(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

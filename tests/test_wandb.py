@@ -126,8 +126,10 @@ def agrees(run: Any, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_grid_with_a_swept_group_and_a_swept_field(wandb_server: Backend) -> None:
-    """`wandb sweep` and `wandb agent` as they are; every value read back through `wandb.Api()`."""
-    swept = {"target": {"values": ["sft", "dft"]}, "data.noise.rate": {"values": [0.0, 0.5]}}
+    """`wandb sweep` and `wandb agent` as they are; every value read back through `wandb.Api()`. A null arrives as null,
+    which the agent writes as `None`: the runs are called after their targets.
+    """
+    swept = {"target": {"values": ["sft", "dft"]}, "data.noise.rate": {"values": [0.0, 0.5]}, "name": {"value": None}}
     path = made_sweep("grid", swept)
     wandb_command("agent", path)
     runs = list(wandb.Api().sweep(path).runs)
@@ -149,7 +151,7 @@ def test_a_grid_with_a_swept_group_and_a_swept_field(wandb_server: Backend) -> N
             == f"qtarget.design.reliance.{'Power' if record['name'] == 'dft' else 'Constant'}"
         )
     # a point that another sweep has finished: it is not trained again, and W&B has its values all the same
-    again = made_sweep("grid", {"target": {"value": "dft"}, "data.noise.rate": {"value": 0.5}})
+    again = made_sweep("grid", {"target": {"value": "dft"}, "data.noise.rate": {"value": 0.5}, "name": {"value": None}})
     wandb_command("agent", again)
     assert len(results()) == 4
     (repeated,) = wandb.Api().sweep(again).runs

@@ -11,7 +11,7 @@ from qtarget import checks
 from qtarget.app import engine
 from qtarget.app.configs import instantiate
 from qtarget.app.job import config_container
-from qtarget.app.names import check_names
+from qtarget.app.names import LABELS, check_names
 from qtarget.app.outside import check_outside
 from qtarget.errors import QTargetError
 from qtarget.evaluate.generate import Sampling
@@ -73,8 +73,13 @@ MAY_BE_NULL = (
 def check(cfg: DictConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
     _check_complete(cfg)
-    check_names(config_container(cfg))
+    check_texts(cfg)
     _check_values(cfg)
+
+
+def check_texts(cfg: DictConfig) -> None:
+    """Raise QTargetError for a name that is no text, but for a label that another key gives: name=${seed}."""
+    check_names(config_container(cfg), [key for key in LABELS if OmegaConf.is_interpolation(cfg, key)])
 
 
 def sampling(node: DictConfig) -> Sampling:

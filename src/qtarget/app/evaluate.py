@@ -60,7 +60,8 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def evaluation_config(where: str, overrides: Sequence[str]) -> DictConfig:
     """As the run was configured, but for what only training needs: one process, and no training row."""
     cfg, run = trained_config(where, overrides), run_folder(where)
-    cfg.name = cfg.name or (_run_result(run).get("name") if run else Path(where).name)
+    if not cfg.name:
+        cfg.name = _run_result(run).get("name") if run else Path(where).name
     cfg.experiment_name = FOLDER
     cfg.target = compose_target("sft")  # no design is trained with, so none asks for a teacher
     cfg.data.rows, cfg.data.reserve_rows, cfg.data.packing = 0, 0, None

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from qtarget.app.names import as_hashed
+from qtarget.app.names import LABELS, as_hashed
 from qtarget.app.versions import sources, versions, without_unchanged
 from qtarget.model.digest import fingerprint, sampled_digest
 
@@ -34,7 +34,7 @@ def config_hash(cfg: DictConfig) -> str:
     identity = config_container(cfg)
     for key in NOT_IDENTITY:
         _leave_out(identity, *key.split("."))
-    identity |= {key: as_hashed(identity[key]) for key in ("experiment_name", "name") if key in identity}
+    identity |= {key: as_hashed(identity[key]) for key in LABELS if key in identity}
     identity["target"].pop("about", None)
     for key in ONLY_SAID:
         identity["trainer"].pop(key, None)

@@ -24,6 +24,7 @@ TYPED = re.compile(
 """Names by their dotted keys."""
 NEEDED = ("experiment_name", "output_dir")
 """Those that can't be null."""
+LABELS = ("experiment_name", "name")
 OF_A_RUN = ("experiment_name", "name", "role", "output_dir")
 OF_A_SOURCE = (
     "path",
@@ -86,10 +87,12 @@ def _is_typed_otherwise(text: str) -> bool:
 # What a configuration holds
 
 
-def check_names(config: Mapping[str, Any]) -> None:
-    """Raise QTargetError for a name that is no text. config: resolved, as plain data."""
+def check_names(config: Mapping[str, Any], referring: Sequence[str] = ()) -> None:
+    """Raise QTargetError for a name that is no text. config: resolved, as plain data. referring: keys that name another
+    key for their value, which may be a number.
+    """
     for key, value in _names(config):
-        if not isinstance(value, str) and (value is not None or key in NEEDED):
+        if key not in referring and not isinstance(value, str) and (value is not None or key in NEEDED):
             raise QTargetError(
                 f"{key} is text, and {value!r} is none: write it in quotes, {key}: '…' in a yaml file, {key}=\"'…'\" "
                 "on the command line"

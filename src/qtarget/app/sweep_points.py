@@ -106,7 +106,8 @@ class Jobs:
 
     def _job(self, cfg: DictConfig, arguments: Sequence[str], values: Values) -> Job:
         identity = config_hash(cfg)
-        return Job(Path(cfg.output_dir, cfg.experiment_name, identity), identity, tuple(arguments), self.label(values))
+        folder = Path(cfg.output_dir, str(cfg.experiment_name), identity)
+        return Job(folder, identity, tuple(arguments), self.label(values))
 
     def check_fixed(self) -> None:
         """No override may stand beside the values of a swept key, and no key may be swept that places results."""

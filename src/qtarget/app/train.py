@@ -21,11 +21,10 @@ from omegaconf import DictConfig
 
 from qtarget.app import compose, ranks
 from qtarget.app.checkpoint import CHECKPOINT, discard_checkpoint, save_checkpoint
-from qtarget.app.checks import processes
+from qtarget.app.checks import check_texts, processes
 from qtarget.app.configs import instantiate
 from qtarget.app.job import config_container, config_hash
 from qtarget.app.lifeline import patience
-from qtarget.app.names import check_names
 from qtarget.app.shortage import explained
 from qtarget.app.versions import versions
 from qtarget.data.collate import Collate
@@ -60,7 +59,7 @@ def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides
     On several devices it runs in as many processes: those that torchrun or srun started, of which this is one, or else
     processes of its own. Rank 0 writes the record; only there is the result returned whole.
     """
-    check_names(config_container(cfg))  # where results go, which begins before the data are read
+    check_texts(cfg)  # where results go, which begins before the data are read
     info = _info(cfg, choices, overrides)
     several = processes(cfg.trainer) > 1
     ranks.check_started(cfg.trainer)
@@ -134,9 +133,9 @@ def finished_before(cfg: DictConfig, folder: Path, done: str = "trained") -> dic
 def _info(cfg: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     """What the record says of a run from its start."""
     return {
-        "name": cfg.name or choices["target"],
+        "name": str(cfg.name or choices["target"]),
         "role": cfg.role,
-        "experiment": cfg.experiment_name,
+        "experiment": str(cfg.experiment_name),
         "choices": dict(choices),
         "overrides": overrides,
         "seed": cfg.seed,
