@@ -56,10 +56,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("ways", "said"),
     [
-        (["well", "SIGTERM", "SIGKILL"], ["1 of the 3 runs of these agents are well", "wandb sweep FILE"]),
-        (["SIGKILL"], ["0 of the 1 runs of these agents are well", "(killed)"]),
-        (["well", "raises"], ["1 of the 2 runs of these agents are well", "(failed)"]),
-        (["well", "well"], ["2 of the 2 runs of these agents are well"]),
+        (["well", "raises", "SIGTERM", "SIGKILL"], ["1 of the 4 runs", "(failed)", "(killed)", "`wandb sweep FILE`"]),
+        (["well"], ["1 of the 1 runs of these agents are well"]),
     ],
 )
 def test_runs_that_a_signal_ended_are_named_and_the_exit_code_tells_of_them(
@@ -78,6 +76,7 @@ def test_runs_that_a_signal_ended_are_named_and_the_exit_code_tells_of_them(
     assert told.count("LOST") == lost
 
 
+@pytest.mark.parametrize("no_wandb", ["key"], indirect=True)
 def test_without_an_answer_of_the_server_the_records_tell(
     no_wandb: None, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from qtarget.app.checks import check
 from qtarget.app.cli import run as qtarget_cli
@@ -23,6 +25,13 @@ from qtarget.errors import QTargetError
 from qtarget.track.sinks import Wandb
 
 PARSER = OverridesParser.create()
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    return compose_config("train", ["model=tiny", *overrides])
+
+
 # What Hydra 1.3's grammar reads as a number or a truth value: 2026_11_27 is the number 20261127 to it, 1e5 is 100000.0.
 LOOKS = ["20261127", "7", "2026_11_27", "1e5", "7300e11", "1.10", "-3", "nan", "-inf", "true", "False", ".5"]
 KEYS = {
@@ -120,7 +129,7 @@ def test_every_group_picks_its_options_by_name() -> None:
     ],
 )
 def test_a_name_that_a_yaml_file_holds_as_something_else_is_refused(place: str, value: Any, message: str) -> None:
-    cfg = compose_config("train", ["model=tiny", "data=gsm8k", "tracker=wandb"])
+    cfg = deepcopy(composed("data=gsm8k", "tracker=wandb"))
     OmegaConf.update(cfg, place, value)
     with pytest.raises(QTargetError, match=message):
         check(cfg)
@@ -153,16 +162,18 @@ def record(folder: Path, config: dict[str, Any]) -> None:
 )
 def test_a_name_survives_the_record(name: str, tmp_path: Path) -> None:
     """PyYAML, which writes records, leaves 1e5 without quotes; OmegaConf 2.3's reader takes that for a number."""
-    cfg = compose_config("train", ["model=tiny"])
-    held = config_container(cfg) | {"name": name}
-    record(tmp_path, held)
+    record(tmp_path, config_container(composed()) | {"name": name})
     assert trained_config(str(tmp_path)).name == name
-    assert trained_config(str(tmp_path), ["name=7_0", "seed=3"]).name == "7_0"
+
+
+def test_a_record_is_read_with_other_names(tmp_path: Path) -> None:
+    record(tmp_path, config_container(composed()))
+    cfg = trained_config(str(tmp_path), ["name=7_0", "seed=3", "data.source.task=1e5", "data.max_length=null"])
+    assert (cfg.name, cfg.seed, cfg.data.source.task, cfg.data.max_length) == ("7_0", 3, "1e5", None)
 
 
 def test_a_record_of_an_earlier_build_may_hold_a_number(tmp_path: Path) -> None:
-    held = config_container(compose_config("train", ["model=tiny"])) | {"name": 7}
-    record(tmp_path, held)
+    record(tmp_path, config_container(composed()) | {"name": 7})
     assert trained_config(str(tmp_path)).name == "7"
 
 
@@ -171,11 +182,10 @@ def test_runs_whose_name_was_a_number_keep_their_folders(text: str, number: floa
     """Build 08cbad9 hashed the number that Hydra made of it; where it printed otherwise the folder was another one."""
     for key in ("experiment_name", "name"):
         cfg = compose_config("train", ["model=tiny", f"{key}={text}"])
-        before = compose_config("train", ["model=tiny"])
+        before = deepcopy(composed())
         before[key] = number
         assert (cfg[key], config_hash(cfg)) == (text, config_hash(before))
-        plain = compose_config("train", ["model=tiny", f"{key}=a"])
-        assert config_hash(plain) != config_hash(cfg)
+        assert config_hash(composed()) != config_hash(cfg)
 
 
 def test_none_of_python_is_null_in_a_design() -> None:
