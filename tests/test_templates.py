@@ -16,10 +16,11 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from qtarget import encode
 from qtarget.app import versions
+from qtarget.app.checkpoint import stopping
 from qtarget.app.configs import compose_config
 from qtarget.app.job import config_container
 from qtarget.data.chat import ChatFormat
-from qtarget.data.example import Example
+from qtarget.data.example import Demonstration, Example
 from qtarget.data.module import DataConfig, prepare
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.template import Template
@@ -232,3 +233,92 @@ def test_a_row_of_several_examples_is_one_row_in_every_count(workdir: Path) -> N
     for example, place in zip(ready.heldout, ready.heldout_of, strict=True):
         assert example.row == ready.heldout_rows[place].row
     assert [example.place for example in ready.train] == list(accumulate([0, *(e.labels for e in ready.train)]))[:-1]
+
+
+DEEPSEEK = (  # as DeepSeek-R1's, without tools and thoughts
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}<｜User｜>{{ m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}<｜Assistant｜>{{ m['content'] }}<｜end｜>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def not_special(template: str, *tokens: str) -> PreTrainedTokenizerFast:
+    """Control tokens that a tokenizer doesn't call special: as <｜User｜> of DeepSeek-R1's tokenizer.json, or after
+    `add_tokens` without special_tokens=True.
+    """
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>", "eos_token": "<eos>"})
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "end"),
+    [
+        (DEEPSEEK, ("<｜User｜>", "<｜Assistant｜>", "<｜end｜>"), "<｜end｜>"),
+        (CHATML, ("<|im_start|>", "<|im_end|>", "<tool>", "user", "\n\n"), "<|im_end|>"),
+    ],
+    ids=["deepseek", "chatml"],
+)
+def test_control_tokens_that_are_not_called_special_are_structure_all_the_same(
+    template: str, tokens: tuple[str, ...], end: str
+) -> None:
+    tokenizer = not_special(template, *tokens)
+    talk = [asks(f"{end} how? {tokens[0]}"), says(f"with {end} they <tool> end"), asks("user\n\n"), says("so")]
+    (example,) = encode(tokenizer, talk)
+    replies = [str(tokenizer.decode(reply)) for _, reply in taught(example)]
+    assert replies == [f"with {end} they <tool> end{end}", f"so{end}"]
+    written = tokenizer.apply_chat_template([asks("a"), says("b"), asks("c"), says("d")], tokenize=False)
+    assert list(example.input_ids).count(tokenizer.convert_tokens_to_ids(end)) == written.count(end)
+    assert {tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id} == ChatFormat(tokenizer).ends
+    assert [context for context, _ in taught(example)] == [ChatFormat(tokenizer).prompt_ids(talk[:at]) for at in (1, 3)]
+    assert tokenizer.convert_tokens_to_ids(end) not in ChatFormat(tokenizer).plain_tokens
+    assert "1 rows hold the control token" in "".join(ChatFormat(tokenizer).notes([Demonstration(talk, row=0)]))
+
+
+@pytest.mark.parametrize("kind", ["first", "always", "prepend"])
+def test_such_tokens_stay_text_where_word_marks_are_put_before_a_text(kind: str) -> None:
+    tokenizer = marking(kind)
+    tokenizer.add_tokens(["<|user|>", "<|end|>"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else '' }}{{ m.content }}<|end|>{% endfor %}"
+    )
+    ((context, reply),) = taught(encode(tokenizer, [asks("hi <|end|> there"), says("a <|end|> b")])[-1])
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert (context.count(end), reply.count(end), reply[-1]) == (1, 1, end)
+    assert tokenizer.convert_ids_to_tokens(reply[:-1]) == [*"a▁<|end|>▁b"]
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
+def test_control_tokens_that_are_not_called_special_make_new_runs(is_special: bool, where: str, workdir: Path) -> None:
+    (workdir / "base").mkdir()
+    added = {"id": 1, "content": "<|im_end|>", "normalized": False, "special": is_special}
+    other = {"id": 2, "content": "<|other|>", "normalized": False, "special": False}
+    (workdir / "base/tokenizer.json").write_text(json.dumps({"added_tokens": [added, other]}))
+    config = {"added_tokens_decoder": {"2": other}} | ({"chat_template": CHATML} if where.endswith("json") else {})
+    (workdir / "base/tokenizer_config.json").write_text(json.dumps(config))
+    (workdir / "base/config.json").write_text("{}")
+    if where.endswith("jinja"):
+        (workdir / "base" / where).write_text(CHATML)
+    (workdir / "rows.jsonl").write_text('{"prompt": "how?", "completion": "so"}\n')
+    cfg = compose_config("train", ["model=path", "model.name=base", "data=jsonl", "data.source.path=rows.jsonl"])
+    assert ("chat" in versions.versions(config_container(cfg))) is not is_special
+
+
+def test_a_template_that_wants_a_system_message_is_taught_with_one() -> None:
+    """Its own probes begin with one too: the end of turn is known, and the checkpoint ends there."""
+    wants = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('begin with a system message') }}{% endif %}"
+    for template in (wants + CHATML, wants + CHATML.replace("m['content']", "m['content'][0]['text']")):
+        tokenizer = not_special(template)
+        tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+        ((_, reply),) = taught(encode(tokenizer, TALKS["system"])[-1])
+        assert str(tokenizer.decode(reply)) == "four<|im_end|>"
+        assert stopping(ChatFormat(tokenizer)).eos_token == "<|im_end|>"
+        with pytest.raises(QTargetError, match="begin with a system message"):
+            encode(tokenizer, TALKS["single"])

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qtarget.data.control import is_control
 from qtarget.model.folders import model_folder, names_a_folder
 
 _MARKED = re.compile(rb'"type"\s*:\s*"(Metaspace|Prepend)"|"add_prefix_space"\s*:\s*true')
 """Of a tokenizer.json: what puts a mark before a text, so that a reply was read as if a text began with it."""
-_SPECIAL = re.compile(rb'"content"\s*:\s*("(?:[^"\\]|\\.)*")[^{}]*"special"\s*:\s*true')
+_ADDED = re.compile(rb'"content"\s*:\s*("(?:[^"\\]|\\.)*")[^{}]*"special"\s*:\s*(true|false)')
 _OTHER = ("strftime_now", "<|return|>", "<|END_RESPONSE|>")
 """In templates: today's date, and ends of turn that were taken for the first special token behind a reply."""
 
@@ -21,10 +22,14 @@ def is_written_otherwise(config: Mapping[str, Any]) -> bool:
     """Of a resolved configuration, as far as the files beside it tell: a model of the hub is not looked up."""
     model = config["model"]
     folder, own = _folder(model.get("name")), model.get("chat_template")
-    if any(mark in (own or _template(folder)) for mark in _OTHER):
+    template = own or _template(folder)
+    if any(mark in template for mark in _OTHER):
         return True
     tokenizer = _bytes(folder, "tokenizer.json").partition(b'"vocab"')[0]
-    return bool(_MARKED.search(tokenizer)) or _holds_a_token(config["data"], tokenizer)
+    special, others = _added(tokenizer, b"true"), _added(tokenizer, b"false")
+    if bool(_MARKED.search(tokenizer)) or any(is_control(token) and token in template for token in others):
+        return True
+    return any(token.encode() in content for content in _rows(config["data"]) for token in special)
 
 
 def _folder(name: Any) -> Path | None:
@@ -32,14 +37,18 @@ def _folder(name: Any) -> Path | None:
 
 
 def _template(folder: Path | None) -> str:
-    files = ("chat_template.jinja", "tokenizer_config.json")
-    return "".join(_bytes(folder, file).decode(errors="replace") for file in files)
+    """Of chat_template.jinja and of tokenizer_config.json, which also lists tokens that a template doesn't write."""
+    held = _bytes(folder, "tokenizer_config.json") or b"{}"
+    own = _bytes(folder, "chat_template.jinja").decode(errors="replace")
+    try:
+        return f"{own}{json.loads(held).get('chat_template', '')}"
+    except (ValueError, AttributeError):  # the job itself says what is wrong with it
+        return own
 
 
-def _holds_a_token(data: Mapping[str, Any], tokenizer: bytes) -> bool:
-    """Whether a local file of rows spells one of the tokenizer's special tokens."""
-    tokens = {json.loads(token).encode() for token in _SPECIAL.findall(tokenizer)} - {b""}
-    return bool(tokens) and any(token in content for content in _rows(data) for token in tokens)
+def _added(tokenizer: bytes, special: bytes) -> set[str]:
+    """Tokens that a tokenizer.json calls special (true), or doesn't (false)."""
+    return {json.loads(token) for token, called in _ADDED.findall(tokenizer) if called == special} - {""}
 
 
 def _rows(node: Mapping[str, Any]) -> list[bytes]:

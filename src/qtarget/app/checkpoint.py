@@ -122,9 +122,10 @@ def stopping(chat: ChatFormat) -> Any:
 def _written(tokenizer: Any) -> list[Any]:
     chat: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     template = ChatFormat(tokenizer).template
-    asked = template.render(chat[:1], reply=True)
+    asked, talk = [*template.opening, *chat[:1]], [*template.opening, *chat]
     ids = tokenizer("a b", add_special_tokens=True)["input_ids"]
-    return [asked, template.render(chat, reply=False), template.render([*chat, *chat], reply=False), ids]
+    written = [template.attempt(asked, reply=True), *(template.attempt(t, reply=False) for t in (talk, [*talk, *chat]))]
+    return [*written, ids]
 
 
 def end_generation(folder: Path, chat: ChatFormat) -> None:

@@ -108,7 +108,8 @@ class ChatFormat:
     @cached_property
     def ends(self) -> frozenset[int]:
         """The tokens at which a reply ends: the end of turn, the eos, and what closes a call of a tool."""
-        talk: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [_CALL]}]
+        called_by: Message = {"role": "assistant", "tool_calls": [_CALL]}
+        talk = [*self.template.opening, {"role": "user", "content": "a"}, called_by]
         tools = [{"type": "function", "function": {**_CALL, "description": "", "parameters": {}}}]
         after = self.template.attempt(talk, tools, reply=False)
         last = [one.text for one in self.template.controls(after)[-1:] if not after[one.stop :].strip()]
@@ -118,10 +119,9 @@ class ChatFormat:
 
     @cached_property
     def plain_tokens(self) -> list[int]:
-        """The vocabulary without special tokens, in order."""
-        added = self.tokenizer.added_tokens_decoder
-        special = {token for token, known in added.items() if known.special} | {*self.tokenizer.all_special_ids}
-        return sorted({*self.tokenizer.get_vocab().values()} - special)
+        """The vocabulary without special and other control tokens, in order."""
+        control = {_id(self.tokenizer, token) for token in self.template.special | self.template.guarded}
+        return sorted({*self.tokenizer.get_vocab().values()} - control)
 
     def notes(self, rows: Iterable[Demonstration]) -> list[str]:
         """What of these rows reaches the tokens otherwise than it stands there, in words."""

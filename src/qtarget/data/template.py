@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from qtarget.data.control import is_content, is_control
 from qtarget.data.example import Message
 from qtarget.errors import QTargetError
 
@@ -21,12 +22,12 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 TODAY = date(2024, 7, 26)
 """What a template that writes today's date writes instead: rows and prompts are the same on every day."""
 NOT_WRITTEN = ("role", "weight")
-CONTENT_TOKENS = re.compile(
-    r"[<\[]\|?/?(begin_of_|end_of_)?(think|thought|reasoning|tool_call|tool_response)s?\|?[>\]]", re.I
-)
-"""Marks that models write within a reply: where a tokenizer calls them special, they are content all the same."""
 _FAULTS = (TemplateError, ValueError, IndexError, KeyError, TypeError, AttributeError)
 _PROBE = "qzx"
+_ASKED: tuple[list[Message], ...] = (
+    [{"role": "user", "content": _PROBE}],
+    [{"role": "system", "content": "a"}, {"role": "user", "content": _PROBE}],
+)
 
 
 def plain(text: str) -> str:
@@ -58,14 +59,22 @@ class Template:
     @cached_property
     def in_parts(self) -> bool:
         """Whether content is read as a list of parts alone, as some templates of vision models do."""
-        talk = [{"role": "user", "content": _PROBE}]
-        texts = []
-        for parts in (False, True):
-            try:
-                texts.append(self._applied(talk, (), False, parts))
-            except _FAULTS:
-                texts.append("")
-        return _PROBE not in texts[0] and _PROBE in texts[1]
+        texts = [self._probed(talk, in_parts) for in_parts in (False, True) for talk in _ASKED]
+        half = len(_ASKED)
+        return not any(_PROBE in text for text in texts[:half]) and any(_PROBE in text for text in texts[half:])
+
+    @cached_property
+    def opening(self) -> list[Message]:
+        """What a conversation begins with: nothing, or a system message for templates that refuse one without."""
+        taken = [talk[:-1] for talk in _ASKED if self._probed(talk, self.in_parts)]
+        return taken[0] if taken else []
+
+    def _probed(self, talk: Sequence[Message], in_parts: bool, *, reply: bool = False) -> str:
+        """The text of a conversation that holds no control token, empty where the template refuses."""
+        try:
+            return self._text([self._message(message, False, in_parts) for message in talk], None, reply)
+        except _FAULTS:
+            return ""
 
     @cached_property
     def closing(self) -> str:
@@ -74,8 +83,12 @@ class Template:
         The last of those that stand behind it both at the end of a conversation and where one goes on. Phi-3 writes an
         end of text behind a whole conversation, harmony (gpt-oss) another token than behind a turn that is history.
         """
-        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
-        ends = self.controls(self.render(talk, reply=False).rpartition(_PROBE)[2])
+        talk: list[Message] = [
+            *self.opening,
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": _PROBE},
+        ]
+        ends = self.controls(self.attempt(talk, reply=False).rpartition(_PROBE)[2])
         more = self.attempt([*talk, {"role": "user", "content": "c"}], reply=True)
         goes_on = self.controls(more.rpartition(_PROBE)[2])
         shared = [one.text for one, other in zip(ends, goes_on, strict=False) if one.text == other.text]
@@ -131,10 +144,23 @@ class Template:
 
     @cached_property
     def guarded(self) -> frozenset[str]:
-        """Special tokens, which are structure: in a message they are text."""
+        """Special tokens, and others that the template writes around messages: in a message they are text."""
+        return frozenset(token for token in self.special | self._structural if not is_content(token))
+
+    @cached_property
+    def special(self) -> frozenset[str]:
+        """What the tokenizer itself can read as text where it is told so."""
         added = self.tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special} | {*self.tokenizer.all_special_tokens}
-        return frozenset(token for token in special if not CONTENT_TOKENS.fullmatch(token))
+        return frozenset({token.content for token in added if token.special} | {*self.tokenizer.all_special_tokens})
+
+    @property
+    def _structural(self) -> frozenset[str]:
+        """Tokens that aren't called special, and stand in what the template writes for words alone."""
+        words = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
+        talks = [words[:1], words[:2], words[:3], words]
+        told = [self._probed([*self.opening, *talk], self.in_parts, reply=bool(len(talk) % 2)) for talk in talks]
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if not token.special}
+        return frozenset(token for token in added if is_control(token) and any(token in text for text in told))
 
     @cached_property
     def _guarded(self) -> re.Pattern[str]:

@@ -13,6 +13,8 @@ from qtarget.data.example import Span
 from qtarget.data.template import CLOSE, OPEN, Template, plain
 from qtarget.errors import QTargetError
 
+_CUT = "\ufdd2"
+"""Where a text is cut: a noncharacter of Unicode, as OPEN and CLOSE are."""
 _BEFORE = ("\n", "a", ".")
 """Characters to put before a text so that it isn't the beginning of one."""
 
@@ -42,16 +44,12 @@ class Tokeniser:
         """Tokens of a text; in it, what stands between OPEN and CLOSE is no control token."""
         if OPEN not in text:
             return self._tokens(text)
-        ids: list[int] = []
-        offsets: list[Span] | None = [] if self.tokenizer.is_fast else None
-        begin = 0
+        joined, begin = self._tokens(""), 0
         for piece, is_text in self._pieces(text):
-            tokens = self._inner(piece, begin > 0) if is_text else self._tokens(piece)
-            ids += tokens.ids
-            if offsets is not None and tokens.offsets is not None:
-                offsets += [(low + begin, high + begin) for low, high in tokens.offsets]
-            begin += len(plain(piece))
-        return Tokens(ids, offsets)
+            for part in self._parts(piece) if is_text else [piece]:
+                tokens = self._inner(part, begin > 0) if is_text else self._tokens(part)
+                joined, begin = _joined(joined, tokens, begin), begin + len(plain(part))
+        return joined
 
     def reply(self, asked: str, prompt: Sequence[int], text: str) -> Tokens:
         """Tokens of a reply behind its prompt, apart from it, as a model writes them itself.
@@ -79,6 +77,15 @@ class Tokeniser:
             f"the tokenizer joins {text[:20]!r} with whatever stands before it, so that no reply can begin with it: "
             "let the reply begin otherwise"
         )
+
+    def _parts(self, piece: str) -> list[str]:
+        """A piece in parts that hold no token which a tokenizer can't read as text, as it can special ones."""
+        cut = re.sub(f"({OPEN}.)([^{CLOSE}]*)", self._cut, piece)
+        return cut.split(_CUT)
+
+    def _cut(self, found: re.Match[str]) -> str:
+        is_special = found[0].removeprefix(OPEN) in self.template.special
+        return found[0] if is_special else f"{found[1]}{_CUT}{found[2]}"
 
     def _inner(self, piece: str, behind: bool) -> Tokens:
         """A piece without control tokens of the template; those it reads like are text."""
@@ -117,6 +124,14 @@ class Tokeniser:
         )
         offsets = [(int(low), int(high)) for low, high in encoded["offset_mapping"]] if fast else None
         return Tokens(list(encoded["input_ids"]), offsets)
+
+
+def _joined(tokens: Tokens, more: Tokens, characters: int) -> Tokens:
+    """With the tokens of what stands behind so many characters."""
+    if tokens.offsets is None or more.offsets is None:
+        return Tokens([*tokens.ids, *more.ids], None)
+    behind = [(low + characters, high + characters) for low, high in more.offsets]
+    return Tokens([*tokens.ids, *more.ids], [*tokens.offsets, *behind])
 
 
 def _behind(tokens: Tokens, ids: int, characters: int) -> Tokens:
