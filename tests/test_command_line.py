@@ -1,4 +1,4 @@
-"""The command line: any order of arguments, ranges that are what they say, help everywhere."""
+"""The command line: any order of arguments, help everywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from qtarget.app.cli import COMMANDS
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import with_search_path
 
 ORDERS = {
     "config last": ["target=dft", "seed=7", "--cfg", "job"],
@@ -76,11 +75,6 @@ def test_a_users_part_is_found_in_every_order(workdir: Path, capsys: pytest.Capt
         assert "lr: 0.125" in capsys.readouterr().out
 
 
-def test_a_search_path_of_the_users_own_stands_for_ours(folder: Path) -> None:
-    mine = "hydra.searchpath=['file:///elsewhere']"
-    assert with_search_path([mine, "-m", "seed=1"]) == [mine, "seed=1", "-m"]
-
-
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_every_command_has_help(command: str, place: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,49 +109,3 @@ def test_the_command_is_a_module_too(
         runpy.run_module(module, run_name="__main__")
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("qtarget ")
-
-
-# Ranges: Hydra 1.3.8
-
-
-@pytest.mark.parametrize(
-    ("override", "values"),
-    [
-        ("optim.lr=range(0,0.9,0.3)", "0.0,0.3,0.6"),  # a fourth, 0.8999999999999999
-        ("optim.lr=range(0.1,0.5,0.1)", "0.1,0.2,0.3,0.4"),  # the third is 0.30000000000000004
-        ("optim.lr=range(0.1,0.4,0.1)", "0.1,0.2,0.3"),  # and a fourth
-        ("optim.lr=sort(range(0.1,0.5,0.1))", "0.1,0.2,0.3,0.4"),
-        ("optim.lr=tag(rates,range(0.1,0.5,0.1))", "0.1,0.2,0.3,0.4"),
-        ("+optim.lr=shuffle(range(0,0.9,0.3))", "0.0,0.3,0.6"),
-    ],
-)
-def test_a_range_that_is_not_what_it_says_is_refused(
-    override: str, values: str, workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert qtarget_cli(["train", "-m", "model=tiny", override]) == 2
-    assert f"write the values out, {override.partition('=')[0]}={values}" in capfd.readouterr().err
-    assert not (workdir / "outputs").exists()
-
-
-def test_a_step_of_nothing_is_refused(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert qtarget_cli(["train", "-m", "seed=range(0,3,0)"]) == 2
-    assert "can't be 0" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("values", ["range(0,2)", "range(4,0,-2)", "sort(range(1,3))"])
-def test_ranges_of_whole_numbers_are_taken(values: str, workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert qtarget_cli(["train", "-m", "model=tiny", "trainer.precision=none", f"seed={values}"]) == 2
-    assert "2 of 2 jobs failed" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize("launcher", ["basic", "slots"])
-def test_ranges_of_an_experiment_are_looked_at_too(
-    launcher: str, workdir: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (workdir / "conf" / "experiment").mkdir(parents=True)
-    yaml = (
-        "# @package _global_\nhydra:\n  mode: MULTIRUN\n  sweeper:\n    params:\n      optim.lr: range(0.1,0.5,0.1)\n"
-    )
-    (workdir / "conf" / "experiment" / "mine.yaml").write_text(yaml)
-    assert qtarget_cli(["train", "experiment=mine", "model=tiny", f"hydra/launcher={launcher}"]) == 2
-    assert "optim.lr=range(0.1,0.5,0.1) is 0.1, 0.2, 0.30000000000000004, 0.4 to Hydra" in capfd.readouterr().err

@@ -1,159 +1,156 @@
-"""Completion: what can stand at the end of a line, and the shells that ask for it."""
+"""Completion, asked as the shells ask it, and in a real bash, zsh and fish at a terminal."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pty
 import re
-import select
-import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import pexpect
 import pytest
 
 from qtarget.app.cli import COMMANDS
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.completion import OPTIONS, SCRIPTS, candidates
+from qtarget.app.completion import SCRIPTS, answers
+from qtarget.app.configs import options
 
-HERE = Path(sys.executable).parent
-LINES = {
-    "qtarget tr": ["train"],
-    "qtarget --v": ["--version"],
-    "qtarget train target=label": ["target=label_smoothing"],
-    "qtarget train targ": ["target.", "target/", "target="],
-    "qtarget train target/resid": ["target/residual="],
-    "qtarget train target/residual=te": ["target/residual=teacher"],
-    "qtarget train optim.weight": ["optim.weight_decay="],
-    "qtarget train trainer.max_steps=": ["trainer.max_steps=60"],
-    "qtarget train target=sft reference@references.teacher=fro": ["reference@references.teacher=frozen"],
-    "qtarget train -m target=sft,label": ["target=sft,label_smoothing"],
-    "qtarget train --mult": ["--multirun"],
-    "qtarget cache det": ["detail="],
-    "qtarget show target=label": ["target=label_smoothing"],
-    "qtarget compare --group": ["--group-by"],
-    "qtarget completion f": ["fish"],
-    "qtarget nonsense ": [],
-    "qtarget train 'tar": [],
+BASH_BREAKS = " \t\n\"'@><=;|&(:"  # COMP_WORDBREAKS of bash 5.2 as it starts
+
+LINES: dict[str, tuple[str, set[str]]] = {
+    "commands": ("qtarget tr", {"train "}),
+    "help of commands": ("qtarget help sh", {"show "}),
+    "designs": ("qtarget train target=kd_t", {"target=kd_temperature ", "target=kd_truncated "}),
+    "behind a comma": ("qtarget train -m target=sft,ta", {"target=sft,talr ", "target=sft,target_sft "}),
+    "parts": ("qtarget train target/re", {"target/reliance=", "target/residual="}),
+    "a part's options": ("qtarget train target/weight=i", {"target/weight=inverse_prior "}),
+    "group@package": ("qtarget train reference@references.te", {"reference@references.teacher="}),
+    "its options": ("qtarget train reference@references.old=s", {"reference@references.old=snapshot "}),
+    "below a group": ("qtarget train optim.w", {"optim.warmup=", "optim.weight_decay="}),
+    "of the design chosen": ("qtarget train target=dft target.reliance.al", {"target.reliance.alpha="}),
+    "of the source chosen": ("qtarget train data=jsonl data.source.pa", {"data.source.path="}),
+    "true or false": ("qtarget train trainer.dry=", {"trainer.dry=true ", "trainer.dry=false "}),
+    "what it is": ("qtarget train optim.lr=", {"optim.lr=0.0001 "}),
+    "experiments in folders": (
+        "qtarget train experiment=fair/",
+        {"experiment=fair/learning_rate ", "experiment=fair/update_norm "},
+    ),
+    "a launcher": ("qtarget train -m hydra/launcher=s", {"hydra/launcher=slots ", "hydra/launcher=submitit_slurm "}),
+    "options": ("qtarget train --mu", {"--multirun "}),
+    "an option's values": ("qtarget train target=sft --cfg ", {"job ", "hydra ", "all "}),
+    "behind an option": ("qtarget train --cfg job model=ti", {"model=tiny "}),
+    "cache's keys": ("qtarget cache det", {"detail="}),
+    "their values": ("qtarget cache role=", {"role=prior ", "role=teacher "}),
+    "cache's overrides": ("qtarget cache detail=topk model=ti", {"model=tiny "}),
+    "evaluate": ("qtarget evaluate checkp", {"checkpoint=", "checkpoint."}),
+    "show": ("qtarget show target=talr", {"target=talr "}),
+    "lens": ("qtarget lens ro", {"rows=", "role="}),
+    "compare": ("qtarget compare here --format m", {"md "}),
+    "sweep's options": ("qtarget sweep here.yaml --sl", {"--slots "}),
+    "sweep's overrides": ("qtarget sweep here.yaml model=ti", {"model=tiny "}),
+    "agents": ("qtarget agents --re", {"--restarts "}),
+    "dashboard": ("qtarget dashboard --p", {"--project "}),
+    "shells": ("qtarget completion z", {"zsh "}),
+    "no command": ("qtarget trane mod", set()),
+    "no such group": ("qtarget train nothing=x", set()),
+    "behind what doesn't compose": ("qtarget train target=nope optim.", set()),
+    "open quotes": ("qtarget train 'name=a b' optim.lr", {"optim.lr="}),
 }
 
 
-@pytest.mark.parametrize("line", LINES)
-def test_the_last_word_is_completed(line: str, workdir: Path) -> None:
-    assert candidates(line) == LINES[line]
+@pytest.mark.parametrize("case", LINES)
+def test_a_line_is_completed(case: str, workdir: Path) -> None:
+    line, wanted = LINES[case]
+    assert set(answers(line)) == wanted
+    word = line.split(" ")[-1]
+    kept = len(word) - len(re.split(f"[{re.escape(BASH_BREAKS)}]", word)[-1])
+    assert set(answers(line, BASH_BREAKS)) == {one[kept:] for one in wanted}
 
 
-def test_a_new_word_may_be_any(workdir: Path) -> None:
-    assert set(COMMANDS) < set(candidates("qtarget "))
-    assert {"target=", "target/", "data=", "optim.", "seed="} <= set(candidates("qtarget train "))
-    assert "detail=" in candidates("qtarget cache ")
-    assert candidates("qtarget completion ") == sorted(SCRIPTS)
+def test_every_group_and_command_is_offered() -> None:
+    assert {name.strip() for name in answers("qtarget ")} == {*COMMANDS, "help", "--help", "--version"}
+    assert {"target=", "target/", "model=", "data=", "optim.", "seed=", "experiment="} <= set(answers("qtarget train "))
+    assert answers("qtarget train target=") == [f"target={name} " for name in options("target")]
 
 
-def test_the_users_own_options_are_among_them(workdir: Path) -> None:
+def test_files_and_the_users_own_designs_are_offered(workdir: Path) -> None:
     (workdir / "conf" / "target").mkdir(parents=True)
-    (workdir / "conf" / "target" / "label_my_own.yaml").write_text("defaults: [sft]\n")
-    assert candidates("qtarget train target=label") == ["target=label_my_own", "target=label_smoothing"]
-
-
-@pytest.mark.parametrize("command", ["sweep", "compare", "agents", "dashboard", "train"])
-def test_options_are_those_of_the_commands_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert qtarget_cli([command, "--hydra-help" if command == "train" else "--help"]) == 0
-    told = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
-    listed = {option for option in OPTIONS[command] if option.startswith("--")}
-    assert listed <= told
-    if command != "train":  # Hydra has some that are no use here
-        assert told == listed
+    (workdir / "conf" / "target" / "mine.yaml").write_text("defaults: [dft]\n")
+    (workdir / "runs" / "one").mkdir(parents=True)
+    (workdir / "mine.yaml").touch()
+    (workdir / "mine of today.yaml").touch()  # would have to be quoted
+    assert answers("qtarget train target=mi") == ["target=mine "]
+    assert answers("qtarget show target=mi", BASH_BREAKS) == ["mine "]
+    assert answers("qtarget evaluate checkpoint=ru") == ["checkpoint=runs/"]
+    assert answers("qtarget compare runs/") == ["runs/one/"]
+    assert answers("qtarget sweep mi") == ["mine.yaml "]
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)
-def test_the_script_of_a_shell_is_printed(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_of_a_shell_is_printed_and_is_legal(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert qtarget_cli(["completion", shell]) == 0
-    assert capsys.readouterr().out == SCRIPTS[shell]
-
-
-# Shells
-
-
-def environment(folder: Path) -> dict[str, str]:
-    return os.environ | {"PATH": f"{HERE}:{os.environ['PATH']}", "HOME": str(folder), "TERM": "dumb", "PS1": "$ "}
-
-
-@pytest.mark.parametrize("breaks", ["", " '\"><;|&("], ids=["breaks at =", "doesn't break at ="])
-def test_bash_completes_lines(breaks: str, workdir: Path) -> None:
-    """A real one, on a terminal: Tab is typed, then the line is shown by printf put before it."""
-    setup = 'eval "$(qtarget completion bash)"' + (f"; COMP_WORDBREAKS={shlex.quote(breaks)}" if breaks else "")
-    lines = {
-        "qtarget train target=label": "_smoothing ",
-        "qtarget train target/residual=te": "acher ",
-        "qtarget train reference@references.teacher=fro": "zen ",
-        "qtarget train optim.weight": "_decay=",
-        "qtarget dash": "board ",
-    }
-    with terminal(["bash", "--norc", "--noprofile", "-i"], workdir) as shell:
-        answer(shell, f"{setup}; echo re'ady'\n", "ready")
-        for typed, rest in lines.items():
-            answer(shell, f"{typed}\t", rest)
-            shown = answer(shell, "\x01printf '<%s>\\n' '\x05'; echo do'ne'\n", "done")
-            assert f"<{typed}{rest}>" in shown, shown
-
-
-@contextmanager
-def terminal(shell: list[str], folder: Path) -> Iterator[int]:
-    """A shell on a terminal of its own."""
-    descriptor, its = pty.openpty()
-    options: dict[str, Any] = {"stdin": its, "stdout": its, "stderr": its, "start_new_session": True}
-    with subprocess.Popen(shell, env=environment(folder), **options) as process:
-        os.close(its)
-        try:
-            yield descriptor
-        finally:
-            process.kill()
-            os.close(descriptor)
-
-
-def answer(shell: int, keys: str, until: str) -> str:
-    """What a shell shows after some keys, until it shows a text."""
-    os.write(shell, keys.encode())
-    shown, deadline = "", time.monotonic() + 60
-    while until not in shown and time.monotonic() < deadline:
-        if select.select([shell], [], [], 0.5)[0]:
-            shown += os.read(shell, 4096).decode(errors="replace")
-    return shown
-
-
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
-def test_zsh_reads_its_script_and_offers_the_same(workdir: Path) -> None:
-    """compadd is replaced by one that prints: it works only within a completion."""
-    play = (
-        "compdef() {}; compadd() { print -rl -- $@ }; _files() { print files }\n"
-        f"{SCRIPTS['zsh']}\nwords=(qtarget train target=label); CURRENT=3; _qtarget_completion\n"
-        "words=(qtarget train optim.weight); CURRENT=3; _qtarget_completion\n"
-        "words=(qtarget train nonsense=); CURRENT=3; _qtarget_completion\n"
+    script = capsys.readouterr().out
+    assert f"qtarget completion {shell}" in script.splitlines()[0]  # how it is installed
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    subprocess.run(
+        [shell, "-n", "-c", script] if shell != "fish" else [shell, "-n"], input=script, text=True, check=True
     )
-    done = subprocess.run(
-        ["zsh", "-f", "-c", play], env=environment(workdir), capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [
-        *("-Q", "--", "target=label_smoothing"),
-        *("-Q", "-S", "--", "optim.weight_decay="),
-        "files",
-    ]
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
-@pytest.mark.parametrize(
-    ("typed", "offered"), [("train target=label", "target=label_smoothing"), ("dash", "dashboard")]
-)
-def test_fish_reads_its_script_and_offers_the_same(typed: str, offered: str, workdir: Path) -> None:
-    play = f"qtarget completion fish | source; complete --do-complete 'qtarget {typed}'"
-    done = subprocess.run(
-        ["fish", "--no-config", "-c", play], env=environment(workdir), capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == [offered]
+START = {"bash": ["--norc", "--noprofile", "-i"], "zsh": ["-f", "-i"], "fish": ["--no-config", "-i"]}
+SOURCE = {
+    "bash": 'eval "$(qtarget completion bash)"',
+    "zsh": 'eval "$(qtarget completion zsh)"',
+    "fish": "qtarget completion fish | source",
+}
+TYPED = [
+    ("qtarget comple\t", "completion"),
+    ("qtarget show target=tal\t", "show target=talr"),
+    ("qtarget train reference@references.prior=cac\tmodel=ti\t", "train reference@references.prior=cached model=tiny"),
+    ("qtarget train -m target=sft,tal\t", "train -m target=sft,talr"),
+    ("qtarget cache detail=hid\t--help", "cache detail=hidden --help"),
+]
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_a_shell_completes_what_is_typed_at_a_terminal(shell: str, workdir: Path) -> None:
+    """A real shell, and a qtarget that notes what Enter runs; the questions of the script reach the real one."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    noted = workdir / "noted"
+    command = workdir / "bin" / "qtarget"
+    command.parent.mkdir()
+    asks = f'"completion "*) exec {sys.executable} -m qtarget "$@" ;;'
+    command.write_text(f"""#!/bin/sh\ncase "$*" in {asks} *) echo "$*" >> {noted} ;; esac\n""")
+    command.chmod(0o755)
+    path = f"{command.parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "HOME": str(workdir), "TERM": "dumb" if shell != "fish" else "xterm"}
+    terminal = pexpect.spawn(shell, START[shell], env=environment, encoding="utf8", timeout=60, dimensions=(24, 250))
+    try:
+        terminal.sendline(f"{SOURCE[shell]}; echo rea''dy")
+        terminal.expect("ready\r?\n")
+        for count, (typed, _) in enumerate(TYPED, 1):
+            terminal.send(f"{typed}\r")
+            assert _until(terminal, lambda count=count: len(_lines(noted)) >= count), terminal.before
+    finally:
+        terminal.close(force=True)
+    assert _lines(noted) == [wanted for _, wanted in TYPED]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _until(terminal: pexpect.spawn, holds: Callable[[], bool]) -> bool:
+    """Whether it comes to hold within a minute, while what the terminal prints is read."""
+    until = time.monotonic() + 60
+    while not holds() and time.monotonic() < until:
+        with contextlib.suppress(pexpect.TIMEOUT):
+            terminal.expect("\n", timeout=0.1)
+    return holds()

@@ -25,14 +25,12 @@ class JobsLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """What became of each job stands in the task's `outcomes`; a failed one doesn't stop the others."""
         from qtarget.app.launch import check_no_agent
-        from qtarget.app.ranges import check_swept
         from qtarget.app.slots import Job
         from qtarget.errors import QTargetError
 
         if self.config.trainer.dry:
             raise QTargetError("trainer=dry runs nothing and needs no launcher: leave hydra/launcher=… out")
         check_no_agent()
-        check_swept(self.config.hydra.sweeper.get("params"))
         settings = [self._composed(list(overrides), initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
         jobs = [Job.of(config, list(overrides)) for config, overrides in zip(settings, job_overrides, strict=True)]
         outcomes: Any = self.task.outcomes  # type: ignore[attr-defined]

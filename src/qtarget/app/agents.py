@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import signal
@@ -21,7 +20,8 @@ import psutil
 from qtarget import checks
 from qtarget.app.became import all_well, runs_in
 from qtarget.app.lifeline import GRACE
-from qtarget.app.slots import Slot, gpus, slots, start, told
+from qtarget.app.parsers import agents_parser
+from qtarget.app.slots import Slot, slots, start, told
 from qtarget.errors import QTargetError
 from qtarget.stopping import Stop
 from qtarget.track.record import make_folder
@@ -35,7 +35,7 @@ GAVE_UP = re.compile(r"Detected .*, shutting down")
 
 def agents(arguments: Sequence[str]) -> int:
     """Run agents until the sweep is over. 0, or 1 where one gave up, or a run of theirs has failed or was lost."""
-    options = _parser().parse_args(arguments)
+    options = agents_parser().parse_args(arguments)
     if options.agents is not None:
         checks.whole("--agents", options.agents, 1)
     if options.count is not None:
@@ -54,17 +54,6 @@ def agents(arguments: Sequence[str]) -> int:
         ended = _kept(Keeper(command(sweep, options.count), options.restarts, options.pause), places, logs)
         well = all_well(sweep, runs_in(map(_written_since, before, logs)))
     return 0 if ended and well else 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="qtarget agents", description="W&B agents on this machine, one per GPU.")
-    parser.add_argument("sweep", metavar="ENTITY/PROJECT/ID", help="what `wandb sweep FILE` has printed")
-    parser.add_argument("--gpus", type=gpus, metavar="0-7", help="CUDA devices: 0-7 or 0,1 (default: all visible)")
-    parser.add_argument("--agents", type=int, metavar="N", help="so many in all (default: one per GPU, or one)")
-    parser.add_argument("--count", type=int, metavar="N", help="runs of each agent (default: until the sweep is over)")
-    parser.add_argument("--restarts", type=int, default=3, metavar="N", help="of an agent that crashes (%(default)s)")
-    parser.add_argument("--pause", type=float, default=10.0, metavar="S", help="seconds before that (%(default)s)")
-    return parser
 
 
 def command(sweep: Sweep, count: int | None) -> list[str]:

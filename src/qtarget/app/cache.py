@@ -12,23 +12,14 @@ from qtarget.app import compose
 from qtarget.app.caching import build_missing, described, role_of
 from qtarget.app.configs import compose_config
 from qtarget.app.train import prepare_process
-from qtarget.errors import QTargetError
 from qtarget.model.scores import KEPT
 
 OWN = ("detail", "role")
 ROLES = ("prior", "teacher")
-USAGE = """cache takes detail=label|topk|hidden (hidden), role=prior|teacher (prior) and overrides of `qtarget train`:
-  qtarget cache data=gsm_symbolic detail=label
-  qtarget cache role=teacher references.teacher.name=MODEL detail=topk references.teacher.topk=50"""
 
 
 def build(arguments: Sequence[str]) -> int:
     """`qtarget cache data=… model=… detail=label|topk|hidden [role=prior|teacher] [overrides of qtarget train]`."""
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
-    if odd := [argument for argument in arguments if "=" not in argument and not argument.startswith("~")]:
-        raise QTargetError(f"got {odd[0]!r}; {USAGE}")
     own, overrides = _split(arguments)
     role, detail = own.get("role", "prior"), own.get("detail", "hidden")
     checks.choice("role", role, ROLES)

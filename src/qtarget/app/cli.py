@@ -6,29 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
 
-if TYPE_CHECKING:
-    import argparse
+from qtarget.app.usage import TEXTS, USAGE
 
-USAGE = """qtarget: fine-tune language models towards designed targets, and compare the designs
-
-  qtarget train [-m] [overrides]     fine-tune one configuration, or with -m every combination
-                                     qtarget train -m target=sft,dft,target_sft model=tiny
-  qtarget sweep FILE [--slots N] …   a W&B sweep file without W&B: grid, random, bayes, early_terminate
-  qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
-  qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
-  qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
-  qtarget agents SWEEP --gpus 0-7    a W&B agent per GPU, for a sweep that `wandb sweep sweeps/NAME.yaml` made
-  qtarget dashboard --project NAME   a workspace and a report at W&B that set the project's designs side by side
-  qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
-  qtarget lens target=NAME,…         what a design teaches, as curves; with checkpoint=RUN token by token
-  qtarget doctor                     versions, device, where the model comes from, what is missing
-  qtarget completion bash|zsh|fish   what your shell needs to complete all of this; --help says where to put it
-
-Overrides are Hydra's: key=value, group=option. `qtarget train --cfg job` prints the whole configuration,
-`qtarget train --help` the groups and their options. HYDRA_FULL_ERROR=1 shows full tracebacks.
-"""
+HELP = ("-h", "--help")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,10 +38,10 @@ def _end_as_asked(code: int) -> None:
 
 
 def run(given: Sequence[str]) -> int:
-    if not given or given[0] in ("-h", "--help", "help"):
+    if not given or given[0] in HELP or list(given) == ["help"]:
         print(USAGE)
         return 0
-    name, *rest = given
+    name, *rest = (given[1], HELP[0]) if given[0] == "help" else given
     if name in ("-V", "--version"):
         from qtarget import __version__
 
@@ -78,7 +60,17 @@ def _command(name: str, rest: list[str]) -> int:
     from qtarget.extras import require_lab
 
     require_lab(f"`qtarget {name}`")
+    if name != "train" and set(HELP) & set(rest):  # wherever it stands; Hydra's help of train is of a configuration
+        print(_help(name))
+        return 0
     return COMMANDS[name](as_swept(rest))
+
+
+def _help(name: str) -> str:
+    from qtarget.app.parsers import parser_of
+
+    parser = parser_of(name)
+    return parser.format_help().rstrip() if parser else TEXTS[name]
 
 
 def command(*arguments: str) -> None:
@@ -100,7 +92,13 @@ def guarded(command: Callable[[], int]) -> int:
     from qtarget.stopping import EXIT_CODE, Terminated
 
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has seen enough: `qtarget train --cfg job | head`
+        with suppress(OSError):  # a notebook's output has no descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except SystemExit as ended:  # argparse's way
         return ended.code if isinstance(ended.code, int) else 2
     except QTargetError as error:
@@ -124,32 +122,33 @@ def _train(rest: list[str]) -> int:
 
 
 def _sweep(rest: list[str]) -> int:
-    import argparse
     from pathlib import Path
 
-    from qtarget.app.slots import gpus
-
-    parser = argparse.ArgumentParser(prog="qtarget sweep", description="Run a W&B sweep file on this machine alone.")
-    parser.add_argument("file", type=Path, help="the sweep, such as sweeps/smoothing.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value for every job")
-    parser.add_argument("--slots", type=int, metavar="N", help="jobs at once (default: one a GPU, or one)")
-    parser.add_argument("--gpus", type=gpus, metavar="0-7", help="CUDA devices: 0-7 or 0,1 (default: all visible)")
-    parser.add_argument("--count", type=int, metavar="N", help="points in all (default: the file's run_cap)")
-    parser.add_argument("--seed", type=int, default=0, help="of random and Bayesian search (default: 0)")
-    parser.add_argument("--retry", type=int, default=0, help="how often a job that crashed is started again")
-    options = parser.parse_intermixed_args(rest)
-
+    from qtarget.app.parsers import sweep_parser
     from qtarget.app.sweep import sweep
 
+    options = sweep_parser().parse_intermixed_args(rest)
+    file, overrides = _file_and_overrides([options.file, *options.overrides])
     return sweep(
-        options.file,
-        options.overrides,
+        Path(file),
+        overrides,
         count=options.slots,
         devices=options.gpus,
         cap=options.count,
         seed=options.seed,
         retry=options.retry,
     )
+
+
+def _file_and_overrides(words: list[str]) -> tuple[str, list[str]]:
+    """The sweep's file, before or behind key=value."""
+    from qtarget.errors import QTargetError
+
+    files = [word for word in words if "=" not in word] or words[:1]
+    if len(files) > 1:
+        raise QTargetError(f"sweep takes one file, got {', '.join(files)}; overrides are key=value")
+    words.remove(files[0])
+    return files[0], words
 
 
 def _cache(rest: list[str]) -> int:
@@ -165,7 +164,9 @@ def _evaluate(rest: list[str]) -> int:
 
 
 def _compare(rest: list[str]) -> int:
-    parser = _compare_parser()
+    from qtarget.app.parsers import compare_parser
+
+    parser = compare_parser()
     options = parser.parse_intermixed_args(rest)
     keys, best_of = ([key for key in text.split(",") if key] for text in (options.group_by, options.best_of))
     if options.by and not best_of:
@@ -194,40 +195,6 @@ def _compare(rest: list[str]) -> int:
     )
 
 
-def _compare_parser() -> argparse.ArgumentParser:
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="qtarget compare", description="Compare the runs below folders.")
-    parser.add_argument("paths", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
-    parser.add_argument("--out", help="where report.html and comparison.png go (default: the first DIR)")
-    parser.add_argument("--format", choices=("rich", "md", "csv", "tex"), default="rich", help="of the printed table")
-    parser.add_argument(
-        "--group-by",
-        metavar="KEY,…",
-        default="",
-        help="take runs together that agree in these keys (target,data.noise.rate) and differ in their seed",
-    )
-    parser.add_argument(
-        "--metric",
-        help="of --group-by, and of the page's plots over what differs (default: test/accuracy, or test/nll where "
-        "nothing was answered; without --group-by a sweep's own)",
-    )
-    parser.add_argument(
-        "--against", metavar="KEY=VALUE", action="append", default=[], help="the group that others are set against"
-    )
-    parser.add_argument(
-        "--best-of",
-        metavar="KEY,…",
-        default="",
-        help="show each group at its best value of these keys (optim.lr), all seeds of it, chosen by --by",
-    )
-    parser.add_argument("--by", help="the validation metric that --best-of chooses by (default: val/accuracy)")
-    parser.add_argument(
-        "--paired", metavar="METRIC", help="of two runs: their difference in accuracy, pass@8, … prompt by prompt"
-    )
-    return parser
-
-
 def _show(rest: list[str]) -> int:
     from qtarget.app.show import show
 
@@ -253,11 +220,11 @@ def _dashboard(rest: list[str]) -> int:
 
 
 def _doctor(rest: list[str]) -> int:
-    import argparse
-
-    argparse.ArgumentParser(prog="qtarget doctor", description="What this machine has and lacks.").parse_args(rest)
     from qtarget.app.doctor import doctor
+    from qtarget.errors import QTargetError
 
+    if rest:
+        raise QTargetError(f"doctor takes no arguments, got {rest[0]!r}")
     return doctor()
 
 
@@ -281,6 +248,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "completion": _completion,
 }
 
-
-if __name__ == "__main__":  # python -m qtarget.app.cli, as python -m qtarget
+if __name__ == "__main__":  # python -m qtarget.app.cli; processes that a run starts import this module anew
     main()

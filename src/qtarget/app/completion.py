@@ -1,144 +1,159 @@
-"""`qtarget completion SHELL`: what a shell needs to complete the command, and the completions themselves."""
+"""`qtarget completion SHELL`: the script that a shell evaluates, and the candidates that the script asks for.
+
+The scripts ask `qtarget completion SHELL --line LINE`, LINE up to the cursor, and get a candidate a line. One that is
+whole ends with a space; one that goes on (`target=`, `optim.`) doesn't. bash completes what stands behind the last of
+its COMP_WORDBREAKS alone, which hold = and : by default: it gets the rest of each candidate.
+"""
 
 from __future__ import annotations
 
+import argparse
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from qtarget.app.arguments import Parser
 from qtarget.errors import QTargetError
 
-USAGE = """completion takes a shell: bash, zsh or fish. To have commands, groups, options and keys completed:
-  eval "$(qtarget completion bash)"          in ~/.bashrc
-  eval "$(qtarget completion zsh)"           in ~/.zshrc, behind compinit
-  qtarget completion fish | source           in ~/.config/fish/config.fish"""
-
-BASH = """_qtarget_completion() {
-  local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" word breaks found place
-  word="${line##* }"
-  COMPREPLY=($(qtarget completion --line "$line" 2>/dev/null))
-  # bash replaces what stands behind its last word break, and = @ : are among them
-  breaks="${COMP_WORDBREAKS//[^=@:]/}"
-  [[ -n $breaks ]] && found="${word%"${word##*[$breaks]}"}"
-  for place in "${!COMPREPLY[@]}"; do
-    [[ ${COMPREPLY[place]} == *[=./] ]] || COMPREPLY[place]+=' '
-    COMPREPLY[place]="${COMPREPLY[place]#"$found"}"
-  done
+BASH = r"""# qtarget: eval "$(qtarget completion bash)" in ~/.bashrc
+_qtarget_complete() {
+    local candidate
+    COMPREPLY=()
+    while IFS= read -r candidate; do
+        COMPREPLY+=("$candidate")
+    done < <("${COMP_WORDS[0]/#\~/$HOME}" completion bash --line "${COMP_LINE:0:COMP_POINT}" \
+        --breaks "$COMP_WORDBREAKS" 2>/dev/null)
 }
-complete -o nospace -o default -F _qtarget_completion qtarget
+complete -o nospace -o default -F _qtarget_complete qtarget
 """
-ZSH = """_qtarget_completion() {
-  local -a found whole open
-  found=(${(f)"$(qtarget completion --line "${(j: :)words[1,CURRENT]}" 2>/dev/null)"})
-  whole=(${found:#*[=./]})
-  open=(${(M)found:#*[=./]})
-  (( $#found )) || { _files; return }
-  (( $#whole )) && compadd -Q -- $whole
-  (( $#open )) && compadd -Q -S '' -- $open
-  return 0
+ZSH = r"""# qtarget: eval "$(qtarget completion zsh)" in ~/.zshrc
+if ! whence compdef >/dev/null; then autoload -Uz compinit && compinit; fi
+_qtarget_complete() {
+    local -a whole begun
+    local candidate
+    while IFS= read -r candidate; do
+        if [[ $candidate == *' ' ]]; then whole+=("${candidate% }"); else begun+=("$candidate"); fi
+    done < <("${words[1]/#\~/$HOME}" completion zsh --line "${(j: :)words[1,CURRENT-1]} $PREFIX" 2>/dev/null)
+    (( $#whole + $#begun )) || { _files; return }
+    (( $#whole )) && compadd -- $whole
+    (( $#begun )) && compadd -S '' -- $begun
 }
-compdef _qtarget_completion qtarget
+compdef _qtarget_complete qtarget
 """
-FISH = """function __qtarget_completion
-    qtarget completion --line (commandline --cut-at-cursor | string collect) 2>/dev/null
+FISH = r"""# qtarget: qtarget completion fish | source in ~/.config/fish/config.fish
+function __qtarget_complete
+    set -l words (commandline -opc)
+    $words[1] completion fish --line (commandline -cp | string collect) 2>/dev/null
 end
-complete --command qtarget --no-files --arguments '(__qtarget_completion)'
+complete -c qtarget -f -a '(__qtarget_complete)'
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
-HYDRA = ("--cfg", "--config-dir", "--help", "--hydra-help", "--info", "--multirun", "--package", "--resolve", "-m")
-OPTIONS = {
-    "train": HYDRA,
-    "sweep": ("--count", "--gpus", "--help", "--retry", "--seed", "--slots"),
-    "compare": ("--against", "--best-of", "--by", "--format", "--group-by", "--help", "--metric", "--out", "--paired"),
-    "agents": ("--agents", "--count", "--gpus", "--help", "--pause", "--restarts"),
-    "dashboard": ("--help", "--name", "--project"),
-    "completion": tuple(SCRIPTS),
+KEYS: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "cache": {"detail": ("label", "topk", "hidden"), "role": ("prior", "teacher")},
+    "evaluate": {"checkpoint": None},
+    "lens": {"out": None, "checkpoint": None, "rows": ()},
 }
-"""What a command takes beside overrides; every other command takes --help."""
-OWN = {
-    "cache": ("detail=", "role="),
-    "evaluate": ("checkpoint=",),
-    "lens": ("checkpoint=", "out=", "rows="),
-}
-DESIGNS = ("show", "lens")
-"""Commands that take several designs at once, and of the configuration `target` alone."""
-TRAINS = ("train", "cache", "evaluate", "lens", "sweep")
+"""Command → the keys of its own and their values; None: a path."""
+CONFIGS = {"train": "train", "cache": "train", "evaluate": "train", "lens": "train", "sweep": "train", "show": "design"}
+PATHS = ("sweep", "compare")
+"""Commands whose words may be files."""
 
 
 def completion(arguments: Sequence[str]) -> int:
-    """Print the script of a shell; with --line LINE what can stand at the end of a command line, one a line."""
-    if arguments[:1] == ["--line"] and len(arguments) == 2:
-        print("\n".join(candidates(arguments[1])))
+    """Print a script, or what could stand at the end of a line."""
+    options = completion_parser().parse_args(arguments)
+    if options.shell not in SCRIPTS:
+        from qtarget.app.configs import nearest
+
+        raise QTargetError(f"completion of {options.shell!r} is unknown{nearest(options.shell, SCRIPTS)}")
+    if options.line is None:
+        print(SCRIPTS[options.shell], end="")
         return 0
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
-    if len(arguments) != 1 or arguments[0] not in SCRIPTS:
-        raise QTargetError(USAGE)
-    print(SCRIPTS[arguments[0]], end="")
+    for candidate in answers(options.line, options.breaks):
+        print(candidate.rstrip() if options.shell == "fish" else candidate)
     return 0
 
 
-def candidates(line: str) -> list[str]:
-    """What the last word of a command line can become, whole words, sorted."""
-    from qtarget.app.cli import COMMANDS
+def completion_parser() -> Parser:
+    parser = Parser(prog="qtarget completion")
+    parser.add_argument("shell")
+    parser.add_argument("--line", help=argparse.SUPPRESS)
+    parser.add_argument("--breaks", default="", help=argparse.SUPPRESS)
+    return parser
 
-    words = _words(line)[1:] or [""]
-    *before, word = words
-    if not before:
-        return [name for name in sorted({*COMMANDS, "--help", "--version"}) if name.startswith(word)]
-    command, *before = before
-    if command not in COMMANDS:
-        return []
-    found = [option for option in OPTIONS.get(command, ("--help",)) if option.startswith(word)] if word else []
-    found += [key for key in OWN.get(command, ()) if key.startswith(word)]
-    if not word.startswith("-") and command in {*TRAINS, *DESIGNS}:
-        found += _overrides(command, before, word)
-    return sorted({*found, *(OPTIONS[command] if command == "completion" and not word else ())})
+
+def answers(line: str, breaks: str = "") -> list[str]:
+    """The candidates for the last word of a line, without what the shell keeps of it. breaks: bash's word breaks."""
+    *before, word = _words(line)
+    kept = re.match(f"(.*[{re.escape(breaks)}])?", word, re.DOTALL) if breaks else None
+    start = len(kept[0]) if kept else 0
+    return [one[start:] for one in sorted(set(_candidates(before[1:], word))) if one.startswith(word)]
 
 
 def _words(line: str) -> list[str]:
-    """As the shell reads it; the last is empty where a new one begins."""
+    """A line's words, the last of which is empty behind a space; quotes that aren't closed are left alone."""
     try:
         words = shlex.split(line)
-    except ValueError:  # within a quotation
-        return line.split(" ")
-    return [*words, ""] if line.endswith(" ") else words
+    except ValueError:
+        words = line.split()
+    return [*words, ""] if not line or line[-1].isspace() else words
 
 
-def _overrides(command: str, before: Sequence[str], word: str) -> list[str]:
-    """Of a list, target=sft,d…, the last value is completed."""
-    key, equals, values = word.partition("=")
-    done, comma, last = values.rpartition(",")
-    group, at, _ = key.partition("@")  # GROUP@PACKAGE=OPTION: Hydra completes the option of GROUP alone
-    found = _query([one for one in before if "=" in one and "," not in one], f"{group}{equals}{last}")
-    if at:
-        return [f"{key}={done}{comma}{one.partition('=')[2]}" for one in found] if equals else []
-    if command in DESIGNS and command not in TRAINS:
-        found = [one for one in found if one.startswith("target")]
-    return [one.replace("=", f"={done}{comma}", 1) for one in found] if comma else found
+def _candidates(before: Sequence[str], word: str) -> Iterable[str]:
+    from qtarget.app.cli import COMMANDS
+
+    if not before:
+        return [f"{name} " for name in (*COMMANDS, "help", "--help", "--version")]
+    name, *rest = before
+    if name == "help":
+        return [f"{command} " for command in COMMANDS]
+    if name not in COMMANDS:
+        return []
+    return _option_values(name, rest) or [*_options(name, word), *_words_of(name, rest, word)]
 
 
-def _query(before: Sequence[str], word: str) -> list[str]:
-    """Hydra's own completion of overrides, on our configurations and the user's."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from hydra.plugins.completion_plugin import DefaultCompletionPlugin
-    from omegaconf.errors import OmegaConfBaseException
+def _option_values(name: str, rest: Sequence[str]) -> list[str]:
+    """What the option before takes, where it takes one of a few."""
+    from qtarget.app.parsers import parser_of
 
-    from qtarget.app.configs import composing, search_path_override
-
-    line = " ".join([*search_path_override(), *before, word])
-    with composing():
-        plugin = DefaultCompletionPlugin(GlobalHydra.instance().config_loader())
-        try:
-            found = [str(one) for one in plugin._query("train", line or " ")]
-        except (HydraException, OmegaConfBaseException):  # what stands before is wrong already
-            return []
-    shown = [one for one in found if word.startswith("hydra") or not one.startswith("hydra")]
-    return [named for one in shown for named in _named(one, word)]
+    parser = parser_of(name)
+    return [f"{value} " for value in parser.values.get(rest[-1], ())] if parser and rest else []
 
 
-def _named(found: str, word: str) -> list[str]:
-    """A group that has options, and groups of its own, is named without what may follow it."""
-    open_ended = "=" not in word and not found.endswith(("=", ".", "/"))
-    return [f"{found}=", f"{found}/"] if open_ended else [found]
+def _options(name: str, word: str) -> list[str]:
+    from qtarget.app.parsers import parser_of
+
+    parser = parser_of(name)
+    names = parser.names if parser else ()
+    return [f"{option} " for option in (*names, "-h", "--help")] if word.startswith("-") else []
+
+
+def _words_of(name: str, rest: Sequence[str], word: str) -> list[str]:
+    """Files, keys of the command's own, and Hydra's."""
+    key, equals, value = word.partition("=")
+    mine = KEYS.get(name, {})
+    if equals and key in mine:
+        values = mine[key]
+        return [f"{key}={one}" for one in (_paths(value) if values is None else (f"{one} " for one in values))]
+    found = [] if equals else [f"{one}=" for one in mine]
+    found += _paths(word) if name in PATHS and not equals else []
+    found += [f"{shell} " for shell in SCRIPTS] if name == "completion" and not rest else []
+    if name in CONFIGS and not word.startswith("-"):
+        from qtarget.app.keys import keys
+
+        given = [one for one in rest if "=" in one and one.partition("=")[0] not in mine]
+        found += keys(CONFIGS[name], given, word)
+    return found
+
+
+def _paths(beginning: str) -> list[str]:
+    """Files and folders that begin so, of names that need no quotes."""
+    folder, name = re.fullmatch(r"(.*/)?([^/]*)", beginning, re.DOTALL).groups()  # type: ignore[union-attr]
+    try:
+        there = sorted(Path(folder or ".").expanduser().iterdir())
+    except OSError:
+        return []
+    plain = [path for path in there if path.name == shlex.quote(path.name) and path.name.startswith(name)]
+    shown = [path for path in plain if name or not path.name.startswith(".")]
+    return [f"{folder or ''}{path.name}" + ("/" if path.is_dir() else " ") for path in shown]

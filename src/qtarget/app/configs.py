@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,10 +20,7 @@ from qtarget.app.names import as_typed
 from qtarget.errors import QTargetError
 
 HYDRA_VERSION_BASE = "1.3"
-WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
-"""Options of Hydra that a value follows."""
-INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-"""What may follow --info."""
+SEARCH_PATH = "hydra.searchpath"
 
 
 def conf_dir() -> Path:
@@ -38,34 +36,26 @@ def user_conf_dir() -> Path | None:
     return local if local.is_dir() and local.resolve() != conf_dir() else None
 
 
-def search_path_override() -> list[str]:
-    """The Hydra override that puts the user's conf folder behind ours on the search path."""
-    local = user_conf_dir()
-    return [f"hydra.searchpath=['file://{local}']"] if local else []
+def with_search_path(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
+    """The overrides, and the one that puts the user's conf folder behind ours on Hydra's search path.
 
-
-def with_search_path(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command that Hydra reads, with the user's conf folder and in an order that it can read.
-
-    Its parser takes overrides in one place only: those behind an option, `-m KEY=VALUE --cfg job KEY=VALUE`, are
-    unknown to it. Here overrides come first, in their order, and options behind them.
+    Hydra reads one `hydra.searchpath`: folders named there by the user go first. config_dir: another one of the user's.
     """
-    overrides, options = [], []
-    left = list(arguments)
-    while left:
-        one = left.pop(0)
-        if not one.startswith("-"):
-            overrides.append(one)
-        elif one in WITH_VALUE:
-            options += [one, *left[:1]]
-            del left[:1]
-        elif one in ("--info", "-i"):
-            topic = left.pop(0) if left and left[0] in INFO else "all"
-            options += ["--info", topic]
-        else:
-            options.append(one)
-    own = any(one.lstrip("+").startswith("hydra.searchpath=") for one in overrides)
-    return [*([] if own else search_path_override()), *overrides, *options]
+    mine = [f"file://{folder}" for folder in (config_dir and Path(config_dir).absolute(), user_conf_dir()) if folder]
+    if not mine:
+        return list(overrides)
+    others = [one for one in overrides if one.partition("=")[0].lstrip("+") != SEARCH_PATH]
+    theirs = [folder for one in overrides if one not in others for folder in _folders(one)]
+    quoted = ("'" + folder.replace("\\", "\\\\").replace("'", "\\'") + "'" for folder in (*theirs, *mine))
+    return [*others, f"{SEARCH_PATH}=[{','.join(quoted)}]"]
+
+
+def _folders(override: str) -> list[str]:
+    """Of an override of the search path."""
+    value = OverridesParser.create().parse_override(override).value()
+    if not isinstance(value, list):
+        raise QTargetError(f"{SEARCH_PATH} is a list of folders, such as [file://conf], got {override!r}")
+    return [str(folder) for folder in value]
 
 
 @contextmanager
@@ -84,12 +74,23 @@ def compose_config(config_name: str, overrides: Sequence[str] = (), *, with_hydr
 
     with_hydra: with Hydra's own settings under `hydra`.
     """
+    check_keyed(overrides)
     with composing():
         try:
-            told = [*search_path_override(), *as_typed(overrides)]
+            told = with_search_path(as_typed(overrides))
             return compose(config_name, overrides=told, return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException) as error:
             raise config_error(error, config_name, overrides) from error
+
+
+def check_keyed(overrides: Sequence[str]) -> None:
+    """Raise QTargetError for an argument that sets nothing, with the group that it is an option of."""
+    for argument in overrides:
+        if "=" in argument or argument.startswith("~"):
+            continue
+        meant = [group for group in ("target", "model", "data", "experiment", "eval") if argument in options(group)]
+        hint = f": did you mean {meant[0]}={argument}?" if meant else ""
+        raise QTargetError(f"overrides are KEY=VALUE or GROUP=OPTION, got {argument!r}{hint}")
 
 
 def options(group: str) -> list[str]:
@@ -169,7 +170,9 @@ def config_error(error: Exception, config_name: str, overrides: Iterable[str]) -
 
 def _unknown_key(key: str, config_name: str, overrides: Iterable[str]) -> QTargetError:
     """The message for a key that isn't in the configuration: what stands beside the place it was looked for."""
-    cfg = compose_config(config_name, [o for o in overrides if o.partition("=")[0] != key and "," not in o])
+    given = {override: override.partition("=")[0] for override in overrides}
+    others = [one for one, its in given.items() if its == SEARCH_PATH or (its != key and "," not in one)]
+    cfg = compose_config(config_name, others)
     if key.startswith("target/"):
         parts = sorted(
             str(part) for part, node in cfg.target.items() if isinstance(node, DictConfig) and part != "about"

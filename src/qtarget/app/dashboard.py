@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import unicodedata
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from qtarget.app.parsers import dashboard_parser
 from qtarget.errors import QTargetError
 
-NAME = "Target designs"
 LONGEST = 128
 NEXT = "next: open them; runs that come later appear by themselves. The same command again saves new ones beside these"
 
 
 def dashboard(arguments: Sequence[str]) -> int:
     """Save both and print where they are."""
-    options = _parser().parse_args(arguments)
+    options = dashboard_parser().parse_args(arguments)
     if find_spec("wandb_workspaces") is None:
         raise QTargetError("`qtarget dashboard` needs wandb-workspaces: pip install 'qtarget[dashboard]'")
     _check_name(options.name)
@@ -28,15 +27,6 @@ def dashboard(arguments: Sequence[str]) -> int:
         print(f"  {kind:<10} {shown.save(make(project, options.name), project)}")
     print(NEXT)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="qtarget dashboard", description="Target designs compared at W&B.")
-    parser.add_argument(
-        "--project", required=True, metavar="ENTITY/PROJECT", help="or PROJECT alone, of your default entity"
-    )
-    parser.add_argument("--name", default=NAME, help="of the workspace and the report (default: %(default)s)")
-    return parser
 
 
 def _check_name(name: str) -> None:

@@ -17,6 +17,7 @@ from qtarget.app.engine import on_gpu
 from qtarget.app.job import config_container, config_hash
 from qtarget.app.reading import run_folder, trained_config
 from qtarget.app.train import finished_before, held, prepare_process
+from qtarget.app.usage import EVALUATE as USAGE
 from qtarget.app.versions import versions
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import FILE, save_samples
@@ -26,16 +27,10 @@ from qtarget.track.sinks import Nothing
 FOLDER = "evaluations"
 JUDGED = ("heldout", "validation", "test", "like_validation")
 """Counts of rows that an evaluation has to do with."""
-USAGE = """evaluate takes checkpoint=WHERE (a run, a model's folder or its id) and overrides of `qtarget train`:
-  qtarget evaluate checkpoint=outputs/runs/HASH eval.samples=8 eval.temperature=1
-  qtarget evaluate checkpoint=MODEL data=gsm_symbolic eval=small name=ROW_LABEL"""
 
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Judge one checkpoint; what has been judged the same way before is shown, not done again."""
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     where, overrides = _split(arguments)
     cfg = evaluation_config(where, overrides)
     folder = Path(cfg.output_dir) / FOLDER / config_hash(cfg)

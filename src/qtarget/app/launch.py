@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from qtarget.app.configs import HYDRA_VERSION_BASE, conf_dir, config_error, with_search_path
+from qtarget.app.arguments import Arguments, arranged
+from qtarget.app.configs import (
+    HYDRA_VERSION_BASE,
+    check_keyed,
+    compose_config,
+    conf_dir,
+    config_error,
+    nearest,
+    with_search_path,
+)
 from qtarget.app.job import register_resolvers
 from qtarget.app.names import as_typed
-from qtarget.app.ranges import check_ranges, check_swept
+from qtarget.app.ranges import check_ranges
 from qtarget.errors import FULL_ERROR, QTargetError
 
 
@@ -40,18 +49,26 @@ class Outcome:
         return f"{where}\n          {self.error}" if self.error else where
 
 
-def launch(arguments: list[str]) -> int:
-    """`qtarget train ARGUMENTS`. Returns the exit code."""
+def launch(given: Sequence[str]) -> int:
+    """`qtarget train GIVEN`. Returns the exit code."""
+    arguments = arranged(as_typed(given))
+    check_keyed(arguments.overrides)
     register_resolvers()
-    check_ranges(arguments)
     outcomes: list[Outcome] = []
     task = hydra.main(config_path=str(conf_dir()), config_name="train", version_base=HYDRA_VERSION_BASE)
     raises = bool(os.environ.get(FULL_ERROR))
     try:
+        if arguments.runs:
+            found = with_search_path(arguments.overrides, arguments.config_dir)
+            check_ranges(found, multirun=arguments.multirun)
         with _hydra_raises(arguments):
             task(_job(outcomes, raises))()
+    except SystemExit as ended:
+        raise _not_shown(ended, arguments) from ended
     except (HydraException, OmegaConfBaseException) as error:
-        raise config_error(error, "train", [a for a in arguments if not a.startswith("-")]) from error
+        raise config_error(error, "train", with_search_path(arguments.overrides, arguments.config_dir)) from error
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if outcomes:
             raise
@@ -59,6 +76,14 @@ def launch(arguments: list[str]) -> int:
             f"can't make the folder for results: {error}. Set output_dir=FOLDER to one you can write"
         ) from error
     return _summary(outcomes)
+
+
+def _not_shown(ended: SystemExit, arguments: Arguments) -> BaseException:
+    """Hydra 1.3 ends with 1 where --package names nothing."""
+    if not ended.code or arguments.package is None:
+        return ended
+    known = compose_config("train", with_search_path(arguments.overrides, arguments.config_dir))
+    return QTargetError(f"--package {arguments.package}: no such part{nearest(arguments.package, map(str, known))}")
 
 
 def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
@@ -78,7 +103,6 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
         choices = {group: option for group, option in settings.runtime.choices.items() if "hydra/" not in group}
         label = " ".join(overrides) or "defaults"
         try:
-            check_swept(settings.sweeper.get("params"))
             if cfg.trainer.dry:
                 with suppress(OSError):
                     folder.rmdir()  # Hydra made it
@@ -110,10 +134,10 @@ def check_no_agent() -> None:
 
 
 @contextmanager
-def _hydra_raises(arguments: list[str]) -> Iterator[None]:
+def _hydra_raises(arguments: Arguments) -> Iterator[None]:
     """Hydra reads sys.argv, and prints and exits on errors unless told to raise them; both are put back."""
     argv, full = sys.argv, os.environ.get(FULL_ERROR)
-    sys.argv = ["qtarget train", *with_search_path(as_typed(arguments))]
+    sys.argv = ["qtarget train", *with_search_path(arguments.overrides), *arguments.options]
     os.environ[FULL_ERROR] = "1"
     # Hydra's own plugins for Slurm and Ray, where installed, have configurations of the same names; ours count
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore")

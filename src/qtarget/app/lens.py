@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qtarget.app.compare import near
 from qtarget.app.configs import about, compose_target, instantiate_design, options
 from qtarget.app.show import split_target, train_command
+from qtarget.app.usage import LENS as USAGE
 from qtarget.errors import QTargetError
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 OUT, ROWS = "outputs/lens", 4
 SHOWN = ("sft", "label_smoothing", "dft", "one_minus_prior", "kd", "target_sft")
 """Where every design is drawn these come first, and their curves are on to begin with."""
-USAGE = (
-    "lens takes target=NAME,…, target/PART=OPTION, target.PART.FIELD=VALUE and out=FOLDER; with checkpoint=WHERE also "
-    "rows=N and the overrides of `qtarget train`"
-)
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,6 @@ def lens(arguments: Sequence[str]) -> int:
     """Write lens.html and the pictures, and say where they are."""
     from qtarget.track.lens import World
 
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
     request, world = read_request(arguments), World.default()
     curves = traced(request, world)
     shown = None

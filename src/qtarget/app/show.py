@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qtarget.app.configs import about, compose_target, instantiate_design, list_designs, options
+from qtarget.app.usage import SHOW as USAGE
 from qtarget.errors import QTargetError
 
 SLOTS = {
@@ -19,9 +20,6 @@ SLOTS = {
 }
 
 
-USAGE = "show takes target=NAME,…, target/PART=OPTION and target.PART.FIELD=VALUE"
-
-
 def show(arguments: Sequence[str]) -> int:
     """Print each named design, with any part or field changed as on the training command line."""
     from rich.console import Console
@@ -30,9 +28,6 @@ def show(arguments: Sequence[str]) -> int:
 
     names, changes, others = split_target(arguments)
     console = Console(markup=False, emoji=False, highlight=False)  # formulas hold brackets and colons
-    if {"-h", "--help"} & set(others):
-        console.print(USAGE)
-        return 0
     if others:
         hint = f": did you mean target={others[0]}?" if others[0] in options("target") else ""
         raise QTargetError(f"{USAGE}; got {others[0]!r}{hint}")
