@@ -271,6 +271,40 @@ def test_parquet_keeps_its_own_types() -> None:
     refused("column 'nothing' must hold text or numbers, got NaN or an infinity", "rows.parquet", completion="nothing")
 
 
+def test_numbers_of_narrow_columns_are_shown_with_their_own_digits() -> None:
+    """datasets 5.2 makes 0.10000000149011612 of a 0.1 of 32 bits."""
+    for name, kind in (("a", pa.float32()), ("b", pa.float16())):
+        pq.write_table(pa.table({"q": ["x", "y"], name: pa.array([0.1, 2.5], kind)}), f"{name}.parquet")
+    assert completions("a.parquet") == ["0.1", "2.5"]
+    assert completions("b.parquet", completion="b") == ["0.1", "2.5"]
+    assert mended(*HUB, "data.source.path=a.parquet")
+    assert not mended(*HUB, "data.source.path=a.parquet", "data.source.completion=q")
+
+
+def test_a_folder_of_several_formats_is_refused_where_datasets_drops_one() -> None:
+    """datasets 5.2 takes the most frequent format of a folder, and says nothing of the others."""
+    written("both/a.jsonl", '{"q": "x", "a": "007"}\n')
+    written("both/b.csv", "q,a\ny,1.10\n")
+    refused("both holds files of several formats, and b.csv would not be read: name the files", "both")
+    written("one/a.csv", "q,a\ny,1.10\n")
+    written("one/dataset_infos.json", "{}")
+    assert completions("one") == ["1.10"]
+
+
+def test_weights_conversations_and_options_stand_in_csv_as_text() -> None:
+    path = written("w.csv", "q,a,w\nx,1,0.5\ny,2,0\nz,3,\n")
+    assert [row.weight for row in qtarget.read_rows(path, **PAIR, weight="w")] == [0.5, 0.0, 1.0]
+    refused("w must be a number of at least 0, got 'high'", written("h.csv", "q,a,w\nx,1,high\n"), weight="w")
+    turns = json.dumps([{"role": "user", "content": "007"}, {"role": "assistant", "content": "1.10", "weight": 0.5}])
+    (row,) = qtarget.read_rows(written("m.csv", f"turns\n{quoted(turns)}\n"), messages="turns")
+    assert (row.messages[0]["content"], row.completion, row.messages[1]["weight"]) == ("007", "1.10", 0.5)
+    options = quoted('["007", "1.10"]')
+    path = written("o.csv", f"q,a,o\nx,B,{options}\n")
+    (row,) = qtarget.read_rows(path, **PAIR, verifier="choice", answer="a", options="o")
+    assert row.entry
+    assert row.entry["options"] == {"A": "007", "B": "1.10"}
+
+
 def test_what_datasets_guesses_of_files_on_the_hub_is_refused() -> None:
     """Its reader of CSV and JSON, on a local file in place of one on the hub."""
     written("zip.csv", "q,a\nx,00501\n")

@@ -125,8 +125,49 @@ def test_sharegpt_like_rows(tmp_path: Path) -> None:
     assert [message["role"] for message in row.messages] == ["system", "user", "assistant", "user", "assistant"]
     assert [message.get("weight") for message in row.messages] == [None, None, 0.0, None, 1.0]
     assert (list(row.tools), list(row.unread)) == ([TOOL], ["id"])
-    with pytest.raises(QTargetError, match=r"messages\[0\] has no 'role'; its keys: from, value"):
-        one(tmp_path, {"messages": [{"from": "human", "value": "a"}]})
+
+
+def test_sharegpt_rows_are_the_same_in_openais_words(tmp_path: Path) -> None:
+    """LLaMA-Factory's data/README: from and value; function_call holds a call, observation what came of it."""
+    call = json.dumps({"name": "lamp", "arguments": {"on": True}})
+    told = (("human", "light"), ("function_call", call), ("observation", "ok"), ("gpt", "done"))
+    row = one(tmp_path, {"conversations": [{"from": who, "value": what} for who, what in told], "system": "s"})
+    assert [message["role"] for message in row.messages] == ["system", "user", "assistant", "tool", "assistant"]
+    assert row.messages[2]["tool_calls"][0]["function"] == {"name": "lamp", "arguments": {"on": True}}
+    assert (row.messages[3]["content"], row.completion) == ("ok", "done")
+    weighed = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0}]
+    assert one(tmp_path, {"messages": weighed}).messages[1]["weight"] == 0.0
+    assert one(tmp_path, {"conversations": [USER, REPLY]}).completion == REPLY["content"]
+    assert list(one(tmp_path, talk(USER, REPLY, conversations=[USER])).unread) == ["conversations"]
+
+
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        ({"from": "narrator", "value": "a"}, r"conversations\[0\] is from 'narrator'; known: human, user, gpt"),
+        ({"from": "human", "value": "a", "content": "b"}, r"conversations\[0\] has value and content: keep one"),
+        ({"from": "function_call", "value": "lamp on"}, r"conversations\[0\].value is text that can't be read as JSON"),
+        ({"from": "human", "value": "a", "mood": "good"}, r"conversations\[0\].mood is not read"),
+        ({"from": "human", "value": ""}, r"conversations\[0\].content is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_turn_of_sharegpt_is_said(turn: Any, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(QTargetError, match=f"row 1: {expected}"):
+        one(tmp_path, {"conversations": [turn, {"from": "gpt", "value": "a"}]})
+
+
+def test_history_beside_a_prompt_is_read_and_not_called_unread(tmp_path: Path) -> None:
+    row = one(tmp_path, {"prompt": "and", "completion": "d", "history": [["a", "b"]], "input": "x"})
+    assert [message["content"] for message in row.messages] == ["a", "b", "and", "d"]
+    assert list(row.unread) == ["input"]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("chosen", "Of preference rows, name the chosen one"), ("response", "other")]
+)
+def test_rows_with_keys_of_other_names_are_told_how_they_are_read(key: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(QTargetError, match=rf"{words}.*data=hub data.source.path=FILE data.source.prompt=KEY"):
+        one(tmp_path, {"prompt": "q", key: "a"})
 
 
 def test_content_in_parts_of_text_is_their_text(tmp_path: Path) -> None:

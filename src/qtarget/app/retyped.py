@@ -22,6 +22,7 @@ Node = Mapping[str, Any]
 Columns = tuple[str, ...] | None
 HUB, JSONL = "qtarget.data.sources.hub.Hub", "qtarget.data.sources.jsonl.Jsonl"
 TEXTS = ("messages", "prompt", "completion", "answer", "key")
+PARQUET = ".parquet"
 BLOCK = 10_000
 """Rows of which pandas chose the types together."""
 LARGEST = 1 << 28
@@ -47,10 +48,12 @@ DATE = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 def is_retyped(source: Node) -> bool:
-    """Whether a source of data reads such a file. Ids of the hub and Parquet: never."""
+    """Whether a source of data reads such a file. Ids of the hub: never."""
     try:
         if source.get("_target_") == HUB:
             columns = _columns(source)
+            if any(_is_narrow(*_facts(file), columns) for file in _files(source, PARQUET)):
+                return True
             return any(_is_retyped(*_facts(file), columns, source.get("delimiter")) for file in _files(source))
         path = Path(str(source.get("path")))
         judged = source.get("_target_") == JSONL and source.get("verifier")
@@ -59,11 +62,32 @@ def is_retyped(source: Node) -> bool:
         return True  # the run itself says what is wrong
 
 
-def _files(source: Node) -> Iterator[Path]:
+def _files(source: Node, suffix: str | None = None) -> Iterator[Path]:
+    """Local files that a source names, or that lie in its folder: CSV and JSON, or those of a suffix."""
     named = [source.get("path"), *(source.get("files") or {}).values()]
     for one in [one for many in named for one in (many if isinstance(many, list) else [many]) if one]:
         path = Path(str(one)).expanduser()
-        yield from (file for file in (path.rglob("*") if path.is_dir() else [path]) if form(file) and file.is_file())
+        yield from (
+            file for file in (path.rglob("*") if path.is_dir() else [path]) if _is_of(file, suffix) and file.is_file()
+        )
+
+
+def _is_of(file: Path, suffix: str | None) -> bool:
+    return file.suffix.lower() == suffix if suffix else form(file) is not None
+
+
+@lru_cache(maxsize=256)
+def _is_narrow(file: Path, _size: int, _mtime: int, _ctime: int, columns: Columns) -> bool:
+    """Whether a column of Parquet that is shown as text holds numbers of 16 or 32 bits, once shown with 64's digits."""
+    import pyarrow  # takes a while, and only this kind of file needs it
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(file)
+    except (OSError, pyarrow.ArrowException):
+        return False  # the run itself says what is wrong
+    narrow = {field.name for field in schema if field.type in (pyarrow.float32(), pyarrow.float16())}
+    return bool(narrow & (narrow if columns is None else set(columns)))
 
 
 def _columns(source: Node) -> Columns:

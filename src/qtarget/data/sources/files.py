@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qtarget.data.sources.conversation import kind
-from qtarget.data.sources.written import HOOKS, Twice, parsed
+from qtarget.data.sources.written import HOOKS, Number, Twice, parsed
 from qtarget.errors import QTargetError
 
 FORMATS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"}
@@ -27,6 +27,10 @@ PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 LONGEST = 2**31 - 1
 """Characters of a cell; Python's csv stops at 131072 unless told otherwise."""
 DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
+
+
+NARROW = ("float16", "float32")
+"""Types of columns whose numbers Python's own floats write with digits that aren't theirs."""
 
 
 class Cells(dict[str, Any]):
@@ -112,7 +116,17 @@ class Typed:
     table: Any
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return iter(self.table)
+        return self._written(self.table)
+
+    def _written(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """0.1 of a column of 32 bits is 0.1, and not 0.10000000149011612, which `datasets` makes of it."""
+        import numpy as np
+
+        kinds = {column: str(getattr(feature, "dtype", "")) for column, feature in self.table.features.items()}
+        narrow = {column: getattr(np, kind) for column, kind in kinds.items() if kind in NARROW}
+        for row in rows:
+            held = [column for column in narrow if row[column] is not None]
+            yield {**row, **{column: Number(str(narrow[column](row[column]))) for column in held}} if held else row
 
     @property
     def column_names(self) -> list[str]:
@@ -125,7 +139,7 @@ class Typed:
         return Typed(self.table.select_columns(list(columns)))
 
     def at(self, places: Sequence[int]) -> Iterator[Mapping[str, Any]]:
-        return (self.table[place] for place in places)
+        return self._written(self.table[place] for place in places)
 
 
 Table = Written | Typed

@@ -16,7 +16,7 @@ from qtarget.data.sources.conversation import VERIFIERS, entry, exchange, letter
 from qtarget.data.sources.files import Cells, Table, is_same, other_delimiter
 from qtarget.data.sources.keys import UNKNOWN, Keys, weight, without_nulls
 from qtarget.data.sources.loading import check_not_guessed, loaded
-from qtarget.data.sources.message import conversation, tools
+from qtarget.data.sources.message import conversation, tools, unpacked
 from qtarget.data.sources.template import columns_of, filled
 from qtarget.errors import QTargetError
 
@@ -198,7 +198,7 @@ class Hub:
             row=place,
             entry=judged,
             tools=tools(row.get(self._column("tools") or "")),
-            weight=1.0 if factor is None else weight(factor, self._column("weight") or ""),
+            weight=1.0 if factor is None else _weight(factor, self._column("weight") or ""),
             unread=keys.unread,
         )
 
@@ -223,6 +223,7 @@ class Hub:
             found = row[self.options]
         else:
             found = self.options if isinstance(self.options, Mapping) else [row[column] for column in self.options]
+        found = unpacked(found, "options") if isinstance(found, str) and found.lstrip()[:1] in ("[", "{") else found
         if isinstance(found, Mapping):  # a column of objects has every key in every row, null where it isn't there
             found = {letter: option for letter, option in found.items() if option is not None}
         return lettered(found)
@@ -286,6 +287,16 @@ class Hub:
         if self.verifier == "choice" and self.options is None:
             raise QTargetError("data.source.verifier=choice needs data.source.options, where the options stand")
         self._columns()  # templates are read
+
+
+def _weight(cell: object, column: str) -> float:
+    """That of a row; in a file of text alone it is written out, and an empty cell is none."""
+    if not isinstance(cell, str):
+        return weight(cell, column)
+    try:
+        return weight(float(cell), column) if cell.strip() else 1.0
+    except ValueError:
+        return weight(cell, column)
 
 
 def _untyped(row: Row) -> Row:

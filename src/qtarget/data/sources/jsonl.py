@@ -20,27 +20,34 @@ from qtarget.errors import QTargetError
 
 SCHEMAS = {
     "messages": ("messages",),
+    "conversations": ("conversations",),
     "prompt/completion": ("prompt", "completion"),
     "instruction/output": ("instruction", "output"),
 }
 """What rows may look like → the keys that tell it. A file has one of them."""
 BESIDE = ("system", "tools", "weight", "span_weights")
 """Keys that rows of any schema may have."""
-ALPACA = ("input", "history")
+BEYOND = {"instruction/output": ("input", "history"), "prompt/completion": ("history",)}
+"""Keys that rows of a schema may have beside these."""
 EXPECTED = (
     '{"messages": [{"role": "system|developer|user|assistant|tool", "content": …}, …]}, '
+    '{"conversations": [{"from": "human|gpt|…", "value": …}, …]}, '
     '{"prompt": …, "completion": …} or {"instruction": …, "input": …, "output": …}'
 )
+NAMED = "data=hub data.source.path=FILE data.source.prompt=KEY data.source.completion=KEY"
+"""How keys of other names are read."""
 
 
 @dataclass(frozen=True)
 class Jsonl:
     """A file of {"messages": [{"role", "content"}, …]}, {"prompt", "completion"} or {"instruction", "input", "output"}.
 
+    ShareGPT's {"conversations": [{"from", "value"}, …]} is read as messages.
+
     All rows are of the first one's schema; for the keys of a message see qtarget.data.sources.message, and a key that
     is null isn't there. Beside them a row may have `system`, its own system message; `tools`, the functions that may be
     called; `weight`, a factor of its loss; `span_weights`, [[start, stop, weight], …], factors on characters of its
-    last message; and next to `instruction` Alpaca's `history`, [[question, answer], …], which is taught as well.
+    last message; and next to `instruction` or `prompt` Alpaca's `history`, [[question, answer], …], taught as well.
     unknown: what becomes of keys that are not read. null: one of a message is refused, one of a row is named with its
     count of rows; "error": both are refused; "ignore": both are named.
     heldout_share in [0, 1): share of the rows kept for evaluation, chosen by a hash of the prompt, so that no prompt
@@ -131,13 +138,12 @@ class Jsonl:
     def _known(self) -> tuple[str, ...]:
         """Keys that are read of a row."""
         judged = {None: (), "choice": ("answer", "options")}.get(self.verifier, ("answer",))
-        alpaca = ALPACA if self._schema == "instruction/output" else ()
-        return (*SCHEMAS[self._schema], *alpaca, *BESIDE, *self.columns, *judged)
+        return (*SCHEMAS[self._schema], *BEYOND.get(self._schema, ()), *BESIDE, *self.columns, *judged)
 
     def _messages(self, row: Mapping[str, Any], keys: Keys) -> list[Message]:
         system = None if is_nothing(row.get("system")) else text(row["system"], "system")
-        if self._schema == "messages":
-            return _opened(conversation(row["messages"], keys=keys), system)
+        if self._schema in ("messages", "conversations"):
+            return _opened(conversation(row[self._schema], self._schema, keys), system)
         if self._schema == "prompt/completion":
             prompt, completion = "prompt", "completion"
         else:
@@ -172,7 +178,9 @@ def _schema(row: Mapping[str, Any]) -> str:
     held = [name for name, keys in SCHEMAS.items() if all(key in row for key in keys)]
     found = [name for name in held if all(row[key] is not None for key in SCHEMAS[name])] or held
     if not found:
-        raise QTargetError(f"expected {EXPECTED}; the keys are: {listed(row)}")
+        also = "of preference rows, name the chosen one: " if "chosen" in row else "keys of other names: "
+        raise QTargetError(f"expected {EXPECTED}; the keys are: {listed(row)}. {also[0].upper()}{also[1:]}{NAMED}")
+    found = [name for name in found if name != "conversations"] or found  # beside another it is a key that is not read
     if len(found) > 1:
         raise QTargetError(f"the row is {' and '.join(found)} at once: keep the keys of one")
     return found[0]

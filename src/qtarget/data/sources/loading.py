@@ -17,6 +17,8 @@ from qtarget.errors import QTargetError
 TYPED = {".parquet": "parquet"}
 BUILDERS = {"Csv": "csv", "Json": "json"}
 """Class of a builder of `datasets` 5 → the format whose types it guesses."""
+SAID = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json", "config.json")
+"""Files that say something of a data set and are none of its data."""
 READ = ("data_files", "data_dir", "features", "name", "version", "description", "sep", "delimiter")
 """Of what a data card may say of its CSV and JSON files, what is heeded or makes no difference."""
 
@@ -57,7 +59,10 @@ def _of_files(source: Named, files: list[Path], split: str) -> Table:
     written = form(files[0])
     if written:
         return Written((Part(tuple(files)),), written, source.delimiter)
-    named: dict[str, Any] = {"path": TYPED[files[0].suffix], "data_files": {split: [str(file) for file in files]}}
+    named: dict[str, Any] = {
+        "path": TYPED[files[0].suffix.lower()],
+        "data_files": {split: [str(file) for file in files]},
+    }
     return Typed(_asked(source, split, cache_dir=_cache(files), **named))
 
 
@@ -65,6 +70,7 @@ def _of_folder(source: Named, folder: Path, split: str) -> Table:
     """A folder, whose card and names of files say what belongs to a split."""
     named: dict[str, Any] = {"path": str(folder), "name": source.name}
     builder = _asked(source, split, built=True, **named)
+    _check_left_out(source, folder, builder)
     written = next((BUILDERS[base.__name__] for base in type(builder).__mro__ if base.__name__ in BUILDERS), None)
     if written is None:
         cache = _cache([file for file in folder.rglob("*") if file.is_file()])
@@ -73,6 +79,23 @@ def _of_folder(source: Named, folder: Path, split: str) -> Table:
     files = {str(name): tuple(map(Path, held)) for name, held in builder.config.data_files.items()}
     delimiter = source.delimiter or _own_delimiter(builder.config)
     return Written(_parts(source, files, split, written, delimiter), written, delimiter)
+
+
+def _check_left_out(source: Named, folder: Path, builder: Any) -> None:
+    """Raise QTargetError for a folder without a card in which `datasets` chooses one format and drops the others."""
+    if (folder / "README.md").exists() or builder.config.data_files is None:
+        return
+    read = {Path(file).resolve() for held in builder.config.data_files.values() for file in held}
+    formats = {form(file) or TYPED.get(file.suffix.lower()) for file in read}
+    others = (
+        file for file in folder.rglob("*") if (form(file) or TYPED.get(file.suffix.lower())) not in {None, *formats}
+    )
+    left = sorted(str(file.relative_to(folder)) for file in others if file.name not in SAID)
+    if left:
+        raise QTargetError(
+            f"{source.described} holds files of several formats, and {listed(left)} would not be read: name the files "
+            "in data.source.files={SPLIT: [FILE, …]}, or put each format into a folder of its own"
+        )
 
 
 def _parts(
@@ -154,7 +177,7 @@ def _checked_files(given: Mapping[Any, Any], split: str) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise QTargetError(f"no data file at {file} (from {Path.cwd()}): set data.source.files")
-    formats = {form(file) or TYPED.get(file.suffix) for file in files}
+    formats = {form(file) or TYPED.get(file.suffix.lower()) for file in files}
     if None in formats or len(formats) != 1:
         raise QTargetError(
             f"{listed([file.name for file in files])}: files of a split must all be of one of "

@@ -1,8 +1,9 @@
 """One message of a row: role and content, and what stands beside them.
 
-The keys are those of OpenAI's chat format (role, content, weight, tool_calls, tool_call_id, name), reasoning_content as
-DeepSeek, Qwen and others write it, thinking as gpt-oss's template reads it, and `train`, Axolotl's word for a weight of
-0 or 1. A key that is null isn't there.
+ShareGPT's {"from": "human", "value": …}, with LLaMA-Factory's function_call and observation, is read as the same in
+OpenAI's words. The keys are those of OpenAI's chat format (role, content, weight, tool_calls, tool_call_id, name),
+reasoning_content as DeepSeek, Qwen and others write it, thinking as gpt-oss's template reads it, and `train`, Axolotl's
+word for a weight of 0 or 1. A key that is null isn't there.
 """
 
 from __future__ import annotations
@@ -23,11 +24,28 @@ BESIDE = {
     "tool": ("tool_call_id",),
 }
 """Role → keys beside those of all."""
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+"""ShareGPT's "from" → role."""
 PART, CALL, FUNCTION = ("type", "text"), ("id", "type", "function"), ("name", "arguments")
 
 
-def conversation(messages: object, name: str = "messages", keys: Keys | None = None) -> list[Message]:
-    """Checked messages: known roles and keys, text or calls in every turn, an answer at the end."""
+def conversation(value: object, name: str = "messages", keys: Keys | None = None) -> list[Message]:
+    """Checked messages: known roles and keys, text or calls in every turn, an answer at the end.
+
+    value: a list of them, or the JSON text of one.
+    """
+    messages = unpacked(value, name) if isinstance(value, str) and value.lstrip().startswith("[") else value
     if not isinstance(messages, list):
         raise QTargetError(f"{name} must be a list of messages, got {kind(messages)}")
     if not messages:
@@ -42,6 +60,7 @@ def _message(message: object, name: str, keys: Keys) -> Message:
     """A checked message. Raises QTargetError, with its name, for what is wrong with it."""
     if not isinstance(message, dict):
         raise QTargetError(f"{name} must be an object with role and content, got {kind(message)}")
+    message = _of_sharegpt(message, name)
     role = message.get("role")
     if role is None:
         raise QTargetError(f"{name} has no 'role'; its keys: {listed(message)}")
@@ -56,6 +75,24 @@ def _message(message: object, name: str, keys: Keys) -> Message:
     result = {"role": role, **_beside(held, name, keys)}
     result["content"] = _content(held, name, keys, calls="tool_calls" in result)
     return result
+
+
+def _of_sharegpt(message: dict[str, Any], name: str) -> dict[str, Any]:
+    """A message of ShareGPT's in OpenAI's keys; any other as it is."""
+    if "role" in message or not isinstance(message.get("from"), str):
+        return message
+    speaker = message["from"]
+    if speaker not in SPEAKERS:
+        raise QTargetError(f"{name} is from {speaker[:40]!r}; known: {', '.join(SPEAKERS)}")
+    said = "tool_calls" if speaker == "function_call" else "content"
+    if said in message:
+        raise QTargetError(f"{name} has value and {said}: keep one of them")
+    beside = {key: value for key, value in message.items() if key not in ("from", "value")}
+    value = message.get("value")
+    if speaker == "function_call":
+        calls = unpacked(value, f"{name}.value")
+        value = calls if isinstance(calls, list) else [calls]
+    return {"role": SPEAKERS[speaker], said: value, **beside}
 
 
 def _without_weight(held: Mapping[str, Any], name: str, keys: Keys) -> dict[str, Any]:

@@ -106,6 +106,10 @@ class ReasoningGym:
 
     def _demonstration(self, task: _Task, entry: Mapping[str, Any], row: int) -> Demonstration:
         solution = entry["answer"] if task.answer == "answer" else entry["metadata"].get(task.answer)
+        if solution is None and task.answer == "answer":
+            raise QTargetError(
+                f"{task.name} gives no answer to its problems, only a scorer of answers: there is nothing to train on"
+            )
         if solution is None:
             raise QTargetError(f"{task.name} has no worked solution {task.answer!r} in its metadata; use answer=answer")
         spans = {"critical": _critical(str(solution), str(entry["answer"]))}
