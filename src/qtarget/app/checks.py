@@ -73,6 +73,7 @@ MAY_BE_NULL = (
 def check(cfg: DictConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
     _check_complete(cfg)
+    _check_options(cfg)
     check_texts(cfg)
     _check_values(cfg)
 
@@ -97,9 +98,9 @@ def processes(trainer: DictConfig) -> int:
 def reference_name(cfg: DictConfig, role: str) -> str | None:
     """The model that a role is configured to be; the prior's default is where training starts. None: no such role."""
     node = cfg.references.get(role)
-    if isinstance(node, str):
+    if node is not None and not isinstance(node, DictConfig):
         raise QTargetError(
-            f"references.{role}={node} sets a text, not a reference: write reference@references.{role}={node}"
+            f"references.{role}={node} sets a value, not a reference: write reference@references.{role}={node}"
         )
     if node is None:
         return None
@@ -129,6 +130,13 @@ def _check_adapter_off(cfg: DictConfig, role: str) -> None:
         )
 
 
+def _check_options(cfg: DictConfig) -> None:
+    """Parts of the data are options of a group, and no values."""
+    for key in ("data.source", "data.noise"):
+        if not isinstance(node := OmegaConf.select(cfg, key), DictConfig):
+            raise QTargetError(f"{key}={node} sets a value, not an option: write {key.replace('.', '/')}={node}")
+
+
 def _check_complete(cfg: DictConfig) -> None:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -142,7 +150,7 @@ def _check_values(cfg: DictConfig) -> None:
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
         # a reference of another kind has other fields
-        if name in node and not (node[name] is None and key in MAY_BE_NULL):
+        if isinstance(node, DictConfig) and name in node and not (node[name] is None and key in MAY_BE_NULL):
             checks.whole(key, node[name], least)
     if isinstance(trainer.clip, str) or trainer.clip < 0:
         raise QTargetError(f"trainer.clip must be a number of at least 0 (0: no clipping), got {trainer.clip!r}")

@@ -42,6 +42,8 @@ OF_A_SOURCE = (
     "files",
 )
 """Fields of qtarget's own sources of data that are text, or null."""
+FILES = ("path", "files")
+"""Those that may name several."""
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[\[\](),]|(?:\\.|[^\[\](),'"\\])+|.""", re.DOTALL)
 """What a value is made of: quoted text, a bracket, a comma, or what lies between them."""
 
@@ -113,17 +115,18 @@ def _names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             of_node = OF_A_SOURCE
         for name in of_node:
             if name in node:
-                yield from _values(f"{place}.{name}".lstrip("."), node[name])
+                key = f"{place}.{name}".lstrip(".")
+                yield from _files(key, node[name]) if name in FILES else ((key, node[name]),)
 
 
-def _values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Of several files each, as of {train: FILE, heldout: [FILE, FILE]}."""
+def _files(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each, as of {train: FILE, heldout: [FILE, FILE]}."""
     if isinstance(value, Mapping):
         for below, one in value.items():
-            yield from _values(f"{key}.{below}", one)
+            yield from _files(f"{key}.{below}", one)
     elif isinstance(value, list):
         for one in value:
-            yield from _values(key, one)
+            yield from _files(key, one)
     else:
         yield key, value
 
