@@ -68,6 +68,7 @@ def test_answers_are_judged_by_the_tasks_own_scorer() -> None:
     [
         (ReasoningGym("chain_sun"), "refuses task 'chain_sun'"),
         (ReasoningGym("chain_sum", {"min_terms": 9, "max_terms": 2}), "refuses task"),
+        (ReasoningGym("graph_color"), "graph_color gives no answer to its problems, only a scorer"),
         (ReasoningGym("chain_sum", answer="answer_cot"), "no worked solution 'answer_cot'"),
         (ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}), "yields only"),
     ],

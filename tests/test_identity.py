@@ -65,7 +65,8 @@ def test_runs_judged_by_another_comparison_of_mathematics_are_new(earlier: str) 
         (["data=gsm8k", "data.heldout_rows=0"], set()),
         (["data=jsonl", "data.source.path=rows.jsonl", "data.source.verifier=math"], {"verdict"}),
         (["data=jsonl", "data.source.path=rows.jsonl", "data.source.verifier=exact"], set()),
-        (["data=m23k", "eval=medical"], {"thought"}),
+        (["data=m23k", "eval=medical"], {"thought", "choice"}),
+        (["data=medqa"], {"choice"}),
         (["data=gsm_symbolic"], set()),
     ],
 )

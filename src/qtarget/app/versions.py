@@ -67,6 +67,10 @@ def _judges_mathematics(config: Node) -> bool:
     return any(source.get("verifier") == "math" for source in _judged(config))
 
 
+def _judges_choices(config: Node) -> bool:
+    return any(source.get("verifier") == "choice" for source in _judged(config))
+
+
 def _judges_thoughts(config: Node) -> bool:
     """Where the data say that replies think, which is all that a configuration tells of it."""
     judged = any(source.get("verifier") in {"choice", "exact"} for source in _judged(config))
@@ -103,6 +107,7 @@ MENDS: tuple[Mend, ...] = (
     Mend("mass", 2, "the weights of kd_truncated add up to what its teacher kept", _divides_by_a_truncated_mass),
     Mend("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
     Mend("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
+    Mend("choice", 2, "a key with another option's text, and what is denied, choose nothing", _judges_choices),
     Mend("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
 )
 """In no order; a part stands here once, with its newest version."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from qtarget.data.example import FINAL
-from qtarget.evaluate.verify.verdict import Entry, Verdict, boxed, final_answer, normal
+from qtarget.evaluate.verify.verdict import Entry, Verdict, boxed, final_answer, normal, tagged
 
 LEADS = 10
 """So many "answer is" are looked at, from the last on."""
@@ -16,8 +16,10 @@ LONGEST = 1000
 _LEAD = re.compile(r"\b(?:answer|option|choice)(?:\s+is\b\s*:?|\s*:)", re.IGNORECASE)
 _DRESS = " \t*_`$\"'“”(){}[]<>"
 _LABEL = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*{|(?:option|choice|answer|letter)\s+", re.IGNORECASE)
-_AFTER_KEY = r"(?:\W*$|\s*[)\]}:;*\"'”]|\s*[.,](?!\d)|\s+[-–—]|\s+is\s+(?:the\s+)?(?:answer|best|correct|right|true)\b)"
+_AFTER_KEY = r"(?:\W*$|\s*[)\]}:;*\"'”]|\s*[.,](?!\d)|\s+[-–—]|\s+(?:because|since|as)\b"
+_AFTER_KEY += r"|\s+is\s+(?:the\s+)?(?:answer|best|correct|right|true)\b)"
 _AFTER_TEXT = r"(?!\w|[.,]\d)"
+_DENIED = r"\W*\s(?:(?:is|was)\s+(?:not|never|wrong|incorrect|false)|(?:isn|wasn|can)['’]t|cannot)\b"
 
 
 def verdict(completion: str, entry: Entry) -> Verdict:
@@ -26,8 +28,11 @@ def verdict(completion: str, entry: Entry) -> Verdict:
     Looked at in turn: the last \boxed{…}; what follows the last ####; what follows "answer is", "answer:", "option:"
     and the like, the last first; the first and the last line, which must not differ. Each of them chooses an option
     where it is, or begins with, the option's key ("B", "(b)", "**B.**", "B) Paris", "B is correct") or the option's
-    full text ("Paris", "yes, it does"). A letter within a sentence chooses nothing, nor do two ("A or B").
+    full text ("Paris", "yes, it does"). A letter within a sentence chooses nothing, nor do two ("A or B"), nor a key
+    with another option's text behind it, nor what is denied ("Rome is not the answer"). Of a completion with
+    <answer>…</answer> only what stands there is looked at.
     """
+    completion = tagged(completion)
     options = {str(key): str(text) for key, text in entry["options"].items()}
     chosen = next(filter(None, (_chosen(text, options) for text in _statements(completion))), None)
     chosen = chosen or _of_lines(completion, options)
@@ -59,9 +64,17 @@ def _chosen(statement: str, options: Mapping[str, str]) -> str:
         return keys.get(said) or texts[said]
     if _names_two(said, keys, longest_first):
         return ""
-    by_key = (keys[name] for name in keys if re.match(re.escape(name) + _AFTER_KEY, said))
-    by_text = (texts[text] for text in longest_first if re.match(re.escape(text) + _AFTER_TEXT, said))
-    return next(by_key, None) or next(by_text, "")
+    key = next((name for name in keys if re.match(re.escape(name) + _AFTER_KEY, said)), None)
+    if key is not None:
+        behind = _beginning(said[len(key) :].lstrip(" )]}:;.,-–—*\"'”"), longest_first)
+        return keys[key] if behind is None or texts[behind] == keys[key] else ""
+    found = _beginning(said, longest_first)
+    return "" if found is None or re.match(re.escape(found) + _DENIED, said) else texts[found]
+
+
+def _beginning(said: str, longest_first: Iterable[str]) -> str | None:
+    """The option's text that it begins with."""
+    return next((text for text in longest_first if re.match(re.escape(text) + _AFTER_TEXT, said)), None)
 
 
 def _names_two(said: str, keys: Iterable[str], texts: Iterable[str]) -> bool:
