@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from resuming import SMALL, only_run
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from qtarget import QTargetError
 from qtarget.app.cli import run as qtarget_cli
@@ -124,6 +124,35 @@ def test_an_adapter_of_the_output_layer_is_refused(tied: bool, options: dict[str
         Lora(rank=4, targets=["lm_head"], options=options)(policy(tied=tied))
 
 
+@pytest.mark.parametrize(
+    ("config", "targets", "named"),
+    [
+        (GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=ROWS, bos_token_id=1, eos_token_id=2), "wte", "wte"),
+        (BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=ROWS), "word_embeddings", "word_embeddings"),
+    ],
+)
+def test_the_way_on_names_the_models_own_embeddings(config: Any, targets: str, named: str) -> None:
+    made = Policy(AutoModelForCausalLM.from_config(config), ROWS)
+    with pytest.raises(QTargetError, match=rf"modules_to_save=\[{named}\]"):
+        Lora(rank=4, targets=[targets])(made)
+    made = Policy(AutoModelForCausalLM.from_config(config), ROWS)
+    assert Lora(rank=4, options={"modules_to_save": [named]})(made) is made
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "message"),
+    [
+        (["q_proj", "v_porj"], {}, r"targets names v_porj, .* no such layer.*v_proj"),
+        ("all-linear", {"modules_to_save": ["embed_out"]}, r"modules_to_save names embed_out, .*lm_head"),
+        (["layers.2.self_attn.q_proj", "v_proj"], {}, r"targets names layers\.2\.self_attn\.q_proj"),
+    ],
+)
+def test_a_layer_that_the_model_does_not_have_is_refused(targets: Any, options: dict[str, Any], message: str) -> None:
+    """Peft 0.21 trains the others in silence; embed_out is what GPT-NeoX's lm_head was called until transformers 5."""
+    with pytest.raises(QTargetError, match=message):
+        Lora(rank=4, targets=targets, options=options)(policy(tied=False))
+
+
 REFUSED: dict[str, dict[str, Any]] = {
     "alora_invocation_tokens": {"alora_invocation_tokens": [1]},
     "layer_replication": {"layer_replication": [[0, 2], [1, 2]]},
@@ -196,6 +225,7 @@ def test_making_an_adapter_leaves_weights_and_draws_as_peft_does() -> None:
 
 # The command
 
+SAVED = ("checkpoint/model.safetensors", "adapter/adapter_model.safetensors")
 RUN = ["train", *SMALL, "trainer.max_steps=2", "trainer.eval_every=0", "model/adapter=lora", "optim.lr=1e-2"]
 
 
@@ -215,6 +245,25 @@ def test_the_adapter_folder_and_the_checkpoint_say_the_same(options: list[str], 
     with torch.no_grad():
         torch.testing.assert_close(read(IDS).logits, adapted(input_ids=IDS).logits, atol=1e-5, rtol=0)
     assert (run / "adapter/tokenizer.json").is_file()
+
+
+def test_an_adapter_on_bf16_weights_merges_in_fp32(workdir: Path) -> None:
+    """Merged into bfloat16, as peft does by itself, q_proj would be off by up to 2⁻⁹ of itself."""
+    beside = ["model.dtype=bfloat16", "trainer.precision=bf16-mixed", "model.adapter.targets=[q_proj]"]
+    assert qtarget_cli([*RUN, *beside, "checkpoint.dtype=float32"]) == 0
+    run = only_run(Path("outputs"))
+    from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+
+    start = tiny_model(tiny_config(len(tiny_tokenizer()))).state_dict()
+    saved, trained = (load_file(run / name) for name in SAVED)
+    name = "model.layers.0.self_attn.q_proj"
+    scale = 32.0 / 16
+    change = (
+        scale * trained[f"base_model.model.{name}.lora_B.weight"] @ trained[f"base_model.model.{name}.lora_A.weight"]
+    )
+    weight = start[f"{name}.weight"].bfloat16().float()
+    assert float(change.abs().max()) > 1e-4
+    torch.testing.assert_close(saved[f"{name}.weight"], weight + change, atol=1e-7, rtol=0)
 
 
 def test_a_merge_that_goes_wrong_is_told_and_loses_nothing(

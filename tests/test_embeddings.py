@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from resuming import only_run
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from qtarget import encode
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.embeddings import with_pad
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
@@ -78,7 +79,7 @@ def test_a_padding_token_without_an_embedding_is_replaced(workdir: Path) -> None
 def test_a_tokenizer_without_pad_and_eos_pads_with_its_end_of_turn(workdir: Path) -> None:
     words = tiny_tokenizer()
     words.eos_token = words.pad_token = None
-    assert with_pad(words, 260).pad_token == "<|end|>"
+    assert with_pad(words, {"the model": 260}).pad_token == "<|end|>"
     words.eos_token = words.pad_token = None
     model(workdir / "base", words, 260)
     rows()
@@ -88,8 +89,55 @@ def test_a_tokenizer_without_pad_and_eos_pads_with_its_end_of_turn(workdir: Path
 def test_a_padding_token_that_has_an_embedding_stays() -> None:
     words = tiny_tokenizer()
     words.pad_token = "<|user|>"
-    assert with_pad(words, 260).pad_token == "<|user|>"
-    assert with_pad(words, None).pad_token == "<|user|>"
+    assert with_pad(words, {"the model": 260}).pad_token == "<|user|>"
+    assert with_pad(words, {"the model": None}).pad_token == "<|user|>"
+
+
+def test_padding_has_an_embedding_in_the_teacher_too(workdir: Path) -> None:
+    words = tiny_tokenizer()
+    words.add_special_tokens({"pad_token": "<pad>"})
+    assert words.pad_token_id == 260
+    model(workdir / "base", words, 261)
+    model(workdir / "teacher", words, 260)
+    rows()
+    teacher = ["target=kd", "reference@references.teacher=frozen", "references.teacher.name=teacher"]
+    assert qtarget_cli([*RUN, *teacher]) == 0
+
+
+def test_ids_that_no_token_has_are_counted(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As of tokenizers with holes: here 260 tokens, of which k is number 299."""
+    model(workdir / "base", tiny_tokenizer(), 280)
+    path = Path("base/tokenizer.json")
+    kept = json.loads(path.read_text())
+    kept["model"]["vocab"]["k"] = 299
+    path.write_text(json.dumps(kept))
+    rows()
+    assert qtarget_cli([*RUN]) == 2
+    refusal = capfd.readouterr().err
+    assert "the tokenizer has 300 tokens and the model has 280 embedding rows: k have none" in refusal
+    assert "resize_token_embeddings(300)" in refusal
+
+
+def test_a_tokenizer_without_offsets_is_trained_as_it_is_asked(workdir: Path) -> None:
+    """ByT5's is Python alone in transformers 5.23: it can't tell where in a text a token stands."""
+    words = ByT5Tokenizer(extra_ids=0)
+    words.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    words.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    assert not words.is_fast
+    model(workdir / "base", words, len(words))
+    talk = [{"role": "user", "content": "a é"}, {"role": "assistant", "content": "ok"}]
+    (example,) = encode(words, talk)
+    prompt = words("<|im_start|>user\na é<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    reply = words("ok<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert list(example.input_ids) == prompt + reply
+    assert [one for one, taught in zip(example.input_ids, example.supervised, strict=True) if taught] == reply
+    rows()
+    assert qtarget_cli([*RUN]) == 0
+    saved = json.loads((only_run(Path("outputs")) / "checkpoint/generation_config.json").read_text())
+    assert saved["eos_token_id"][0] == reply[-1]
 
 
 # The dtype of what is trained
@@ -111,6 +159,16 @@ def test_weights_in_bf16_are_trained_where_that_is_allowed(workdir: Path) -> Non
     bf16 = ["model.dtype=bfloat16", "trainer.precision=32-true", "eval.kl_prior=false"]
     assert qtarget_cli([*RUN, *bf16, "optim.allow_bf16_rounding=true"]) == 0
     assert "allow_bf16_rounding: true" in (only_run(Path("outputs")) / "config.yaml").read_text()
+
+
+def test_steps_of_a_length_are_refused_for_bf16_layers_beside_an_adapter(
+    workdir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model(workdir / "base", tiny_tokenizer(), 260)
+    rows()
+    beside = ["model.dtype=bfloat16", "model/adapter=lora", "+model.adapter.options.modules_to_save=[lm_head]"]
+    assert qtarget_cli([*RUN, *beside, "optim=equal_norm", "optim.allow_bf16_rounding=true"]) == 2
+    assert "optim.update_norm keeps the length of a step, and 1 weights are trained in bf" in capfd.readouterr().err
 
 
 def test_bf16_weights_under_an_adapter_are_trained_in_fp32(workdir: Path) -> None:

@@ -203,9 +203,14 @@ def _check_step_size(cfg: DictConfig) -> None:
 def check_trained_dtypes(policy: Policy, cfg: DictConfig) -> None:
     """Raise QTargetError where weights are trained that are not fp32, such as whole layers beside an adapter."""
     narrow = [name for name, p in policy.named_parameters() if p.requires_grad and p.dtype != torch.float32]
-    if narrow and not cfg.optim.get("allow_bf16_rounding"):
-        dtype = str(dict(policy.named_parameters())[narrow[0]].dtype).removeprefix("torch.")
-        raise _rounds(f"{len(narrow)} weights are trained in {dtype} ({narrow[0]}, …)")
+    if not narrow:
+        return
+    dtype = str(dict(policy.named_parameters())[narrow[0]].dtype).removeprefix("torch.")
+    what = f"{len(narrow)} weights are trained in {dtype} ({narrow[0]}, …)"
+    if cfg.optim.get("update_norm") is not None:
+        raise QTargetError(f"optim.update_norm keeps the length of a step, and {what}: set model.dtype=float32")
+    if not cfg.optim.get("allow_bf16_rounding"):
+        raise _rounds(what)
 
 
 def _rounds(what: str) -> QTargetError:

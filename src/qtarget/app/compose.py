@@ -161,7 +161,8 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     data_config = instantiate(cfg.data)
     model = provide.resolve(cfg.model.name)
     config = provide.load_config(model)
-    tokenizer = with_pad(provide.load_tokenizer(model, cfg.model.chat_template), provide.embedding_rows(config))
+    rows = sizes(config, model, references)
+    tokenizer = with_pad(provide.load_tokenizer(model, cfg.model.chat_template), rows)
     for role, source in references.items():
         provide.load_config(source)  # refuses what is no language model
         _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
@@ -170,7 +171,7 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     prepared, beside = prepare(data_config, tokenizer, context), outside(cfg.eval, tokenizer, context)
     for verified in (prepared.heldout_rows, *beside.benchmarks.values()):
         check_scorers(verified)
-    check_embeddings(sizes(config, model, references), tokenizer, prepared, beside)
+    check_embeddings(rows, tokenizer, prepared, beside)
     _check_rows(cfg, prepared)
     test = _test_rows(cfg.eval, prepared)
     _check_benchmarks(cfg.eval, prepared, beside)

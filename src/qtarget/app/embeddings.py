@@ -15,11 +15,12 @@ NAMED = 5
 """Tokens that a message names."""
 
 
-def with_pad(tokenizer: Any, rows: int | None) -> Any:
-    """A padding token that the model has a row for: padding is never seen, but it is looked up.
+def with_pad(tokenizer: Any, sizes: Mapping[str, int | None]) -> Any:
+    """A padding token that every model has a row for: padding is never seen, but it is looked up.
 
-    The tokenizer's own; else its eos, else the end of turn, which the rows have anyway.
+    The tokenizer's own; else its eos, else the end of turn, which the rows have anyway. sizes: as `check_embeddings`.
     """
+    rows = min((rows for rows in sizes.values() if rows is not None), default=None)
     given = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     if not _has_row(given[0], rows):
         pad = given[1] if _has_row(given[1], rows) else ChatFormat(tokenizer).end_of_turn
@@ -43,6 +44,7 @@ def check_embeddings(sizes: Mapping[str, int | None], tokenizer: Any, prepared: 
 
 
 def _check(name: str, rows: int, tokenizer: Any, texts: Iterable[tuple[str, Iterable[int]]]) -> None:
+    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))  # some have ids that no token has
     lacking = {where: {token for token in ids if token >= rows} for where, ids in texts}
     users = {where: tokens for where, tokens in lacking.items() if tokens}
     if not users:
@@ -50,9 +52,9 @@ def _check(name: str, rows: int, tokenizer: Any, texts: Iterable[tuple[str, Iter
     tokens = sorted(set().union(*users.values()))
     listed = ", ".join(map(str, tokenizer.convert_ids_to_tokens(tokens[:NAMED]))) + ", …" * (len(tokens) > NAMED)
     raise QTargetError(
-        f"the tokenizer has {len(tokenizer)} tokens and {name} has {rows} embedding rows: {listed} have none, and "
+        f"the tokenizer has {size} tokens and {name} has {rows} embedding rows: {listed} have none, and "
         f"{len(users)} rows or prompts use them (the first: {next(iter(users))}). Give the model rows for them "
-        f"(resize_token_embeddings({len(tokenizer)}) in transformers, and save it), or take a model.chat_template "
+        f"(resize_token_embeddings({size}) in transformers, and save it), or take a model.chat_template "
         "without these tokens"
     )
 

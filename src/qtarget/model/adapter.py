@@ -71,16 +71,32 @@ class Lora:
         """
         is_real = policy.lm.device.type != "meta"
         before = measured_logits(policy) if is_real else None
-        was_tied = _is_tied(policy.lm)
+        was_tied, names = _is_tied(policy.lm), _names_of_embeddings(policy.lm)
+        self._check_names(policy.lm)
         policy.lm = self._adapted(policy.lm)
         if was_tied:
-            _check_tied(policy)
-        _check_head(policy)
+            _check_tied(policy, names[0])
+        _check_head(policy, names[1])
         if before is not None:
             with _moved(policy):
                 check_logits(policy)
                 policy.adapter_off_is_base = _is_base(policy, before)
         return policy
+
+    def _check_names(self, lm: Any) -> None:
+        """Names that a model has no layer of: peft 0.21 leaves them out in silence where another one is there."""
+        layers = dict.fromkeys(name for name, _ in lm.named_modules())
+        listed = {"targets": self.targets, "options.modules_to_save": self.options.get("modules_to_save")}
+        for key, value in listed.items():
+            names = [] if value is None or isinstance(value, str) else list(value)
+            lacking = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
+            if lacking:
+                kinds = dict.fromkeys(layer.rpartition(".")[2] for layer in layers)
+                own = ", ".join(kind for kind in kinds if kind and not kind.isdecimal())
+                raise QTargetError(
+                    f"model.adapter.{key} names {', '.join(lacking)}, and the model has no such layer: leave it out, "
+                    f"or take one of {own}"
+                )
 
     def _adapted(self, lm: Any) -> Any:
         from peft import LoraConfig, get_peft_model  # takes a second to import, and only adapters need it
@@ -117,12 +133,12 @@ def _check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def _check_head(policy: Policy) -> None:
+def _check_head(policy: Policy, name: str) -> None:
     """The loss multiplies by the output layer's own weight, and would not see an adapter there."""
     if _has_lora(plain(policy.lm).get_output_embeddings()):
         raise QTargetError(
             "model.adapter.targets names the output layer, which the loss reads without its adapter: leave it out, or "
-            "train it whole with +model.adapter.options.modules_to_save=[lm_head]"
+            f"train it whole with +model.adapter.options.modules_to_save=[{name}]"
         )
 
 
@@ -131,7 +147,13 @@ def _is_tied(lm: Any) -> bool:
     return out is not None and getattr(out, "weight", None) is getattr(words, "weight", 0)
 
 
-def _check_tied(policy: Policy) -> None:
+def _names_of_embeddings(lm: Any) -> list[str]:
+    """Of the input and the output ones, as a list of layers would name them: GPT-2 has wte, BLOOM word_embeddings."""
+    names = {id(module): name.rpartition(".")[2] for name, module in lm.named_modules()}
+    return [names.get(id(layer), "") for layer in (lm.get_input_embeddings(), lm.get_output_embeddings())]
+
+
+def _check_tied(policy: Policy, name: str) -> None:
     """An adapter of one of two uses of a weight has no place in a model that holds the weight once."""
     lm = plain(policy.lm)
     words, out = lm.get_input_embeddings(), lm.get_output_embeddings()
@@ -141,7 +163,7 @@ def _check_tied(policy: Policy) -> None:
         raise QTargetError(
             "the model's input and output embeddings are one weight, and model.adapter would change one of its two "
             "uses: merged into the checkpoint it would change both. Leave the embeddings out of model.adapter.targets, "
-            "or train them with +model.adapter.options.modules_to_save=[embed_tokens] (all rows; the checkpoint then "
+            f"or train them with +model.adapter.options.modules_to_save=[{name}] (all rows; the checkpoint then "
             "holds two weights) or +model.adapter.options.trainable_token_indices=[IDS] (some rows)"
         )
 
