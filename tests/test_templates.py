@@ -322,3 +322,24 @@ def test_a_template_that_wants_a_system_message_is_taught_with_one() -> None:
         assert stopping(ChatFormat(tokenizer)).eos_token == "<|im_end|>"
         with pytest.raises(QTargetError, match="begin with a system message"):
             encode(tokenizer, TALKS["single"])
+
+
+@pytest.mark.parametrize("kind", ["first", "always", "prepend"])
+def test_a_control_token_in_a_reply_stays_text_where_the_prompt_joins_the_reply(kind: str) -> None:
+    """The prompt's last space and the reply are one piece of the text, so that the reply is read apart."""
+    made = Tokenizer.from_str(marking(kind).backend_tokenizer.to_str())
+    model = json.loads(made.to_str())["model"]
+    words = {**model["vocab"], "▁w": len(model["vocab"])}
+    made.model = models.BPE(vocab=words, merges=[("▁", "w")], unk_token="?")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="</s>", unk_token="?")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% else %}{{ eos_token }}{% endif %}"
+    )
+    talk = [asks("b"), says("with </s> and é"), asks("c"), says("w </s>")]
+    end = tokenizer.eos_token_id
+    examples = encode(tokenizer, talk)
+    assert [list(example.input_ids).count(end) for example in examples] == [1, 1]
+    replies = [reply for example in examples for _, reply in taught(example)]
+    assert tokenizer.convert_ids_to_tokens(replies[0]) == [*"with▁</s>▁and▁?\n", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(replies[1]) == [*"w▁</s>\n", "</s>"]

@@ -102,9 +102,13 @@ class Template:
         """The control tokens that the template wrote, in order; not those of a message."""
         return [Control(*found.span(), found[0]) for found in self._tokens.finditer(text) if found[0][0] != OPEN]
 
+    def spelt(self, text: str) -> list[str]:
+        """The control tokens that a text reads like."""
+        return self._guarded.findall(text)
+
     def held(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> set[str]:
         """The control tokens that text of messages and tools reads like."""
-        return {token for value in _texts([*messages, *tools]) for token in self._guarded.findall(value)}
+        return {token for value in _texts([*messages, *tools]) for token in self.spelt(value)}
 
     def _applied(self, messages: Sequence[Message], tools: Sequence[Any], reply: bool, in_parts: bool) -> str:
         held = bool(self.held(messages, tools))

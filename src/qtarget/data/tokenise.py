@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from transformers import PreTrainedTokenizerBase
 
@@ -62,20 +62,21 @@ class Tokeniser:
         both = self.whole(asked + text)
         if both.ids[: len(prompt)] == list(prompt):
             return _behind(both, len(prompt), len(plain(asked)))
-        return self._behind_another(text)
+        return self._behind_another(text, self.whole)
 
     @cached_property
     def _marks_beginnings(self) -> bool:
         return self._tokens("\na").ids != [*self._tokens("\n").ids, *self._tokens("a").ids]
 
-    def _behind_another(self, text: str, *, as_text: bool = False) -> Tokens:
+    def _behind_another(self, text: str, read: Callable[[str], Tokens]) -> Tokens:
+        """The tokens of a text that begins nothing, as `read` has them."""
         for before in _BEFORE:
-            first, both = (self._tokens(before + more, as_text=as_text) for more in ("", plain(text)))
+            first, both = read(before), read(before + text)
             if both.ids[: len(first.ids)] == first.ids:
                 return _behind(both, len(first.ids), len(before))
         raise QTargetError(
-            f"the tokenizer joins {text[:20]!r} with whatever stands before it, so that no reply can begin with it: "
-            "let the reply begin otherwise"
+            f"the tokenizer joins {plain(text)[:20]!r} with whatever stands before it, so that no reply can begin with "
+            "it: let the reply begin otherwise"
         )
 
     def _parts(self, piece: str) -> list[str]:
@@ -89,12 +90,13 @@ class Tokeniser:
 
     def _inner(self, piece: str, behind: bool) -> Tokens:
         """A piece without control tokens of the template; those it reads like are text."""
-        marked = behind and self._marks_beginnings
-        tokens = self._behind_another(piece, as_text=True) if marked else self._tokens(plain(piece), as_text=True)
-        forbidden = {self.tokenizer.convert_tokens_to_ids(token) for token in self.template.guarded}
-        if forbidden & {*tokens.ids}:
-            token = self.tokenizer.convert_ids_to_tokens(min(forbidden & {*tokens.ids}))
-            raise QTargetError(f"a message holds the control token {token!r}, which the tokenizer can't read as text")
+        as_text = partial(self._tokens, as_text=True)
+        tokens = self._behind_another(piece, as_text) if behind and self._marks_beginnings else as_text(piece)
+        for token in set(self.template.spelt(piece)):
+            if self.tokenizer.convert_tokens_to_ids(token) in tokens.ids:
+                raise QTargetError(
+                    f"a message holds the control token {token!r}, which the tokenizer can't read as text"
+                )
         return tokens
 
     def _pieces(self, text: str) -> Iterator[tuple[str, bool]]:
