@@ -9,7 +9,7 @@ from typing import Any
 from qtarget.app.chatted import is_written_otherwise
 from qtarget.app.retyped import is_retyped
 from qtarget.app.rowkeys import has_new_keys
-from qtarget.evaluate.verify.thought import MARKS
+from qtarget.data.thought import MARKS
 from qtarget.model.mended import named_head_changed
 
 Node = Mapping[str, Any]

@@ -134,6 +134,10 @@ class ChatFormat:
         told = [f"{count} rows hold the control token {token!r} as text" for token, count in sorted(held.items())]
         if unnamed:
             told.append(f"the chat template leaves out the names in {unnamed} rows")
+        if self.template.head:
+            told.append(
+                f"the chat template has no generation prompt: replies are taught with their head {self.template.head!r}"
+            )
         if self.template.writes_the_date:
             told.append(f"the template's date is {TODAY:%d %b %Y} in all rows and prompts, not today's (strftime_now)")
         return told

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from qtarget.data.thought import MARKS
+
 _CONTENT = re.compile(
     r"[<\[]\|?/?(begin_of_|end_of_)?(think|thought|reasoning|tool_call|tool_response)s?\|?[>\]]", re.I
 )
@@ -12,7 +14,7 @@ _BRACKETED = re.compile(r"[<\[【]\S*[>\]】]")
 
 def is_content(token: str) -> bool:
     """Whether models write it within a reply: where a tokenizer calls it special, it is content all the same."""
-    return bool(_CONTENT.fullmatch(token))
+    return bool(_CONTENT.fullmatch(token)) or any(token in pair for pair in MARKS)
 
 
 def is_control(token: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from qtarget.data.calls import Calls, read_calls
 from qtarget.data.control import is_content, is_control
 from qtarget.data.example import Message
 from qtarget.errors import QTargetError
@@ -24,6 +24,7 @@ TODAY = date(2024, 7, 26)
 NOT_WRITTEN = ("role", "weight")
 _FAULTS = (TemplateError, ValueError, IndexError, KeyError, TypeError, AttributeError)
 _PROBE = "qzx"
+_USER: Message = {"role": "user", "content": "a"}
 _ASKED: tuple[list[Message], ...] = (
     [{"role": "user", "content": _PROBE}],
     [{"role": "system", "content": "a"}, {"role": "user", "content": _PROBE}],
@@ -85,7 +86,7 @@ class Template:
         """
         talk: list[Message] = [
             *self.opening,
-            {"role": "user", "content": "a"},
+            _USER,
             {"role": "assistant", "content": _PROBE},
         ]
         ends = self.controls(self.attempt(talk, reply=False).rpartition(_PROBE)[2])
@@ -93,6 +94,17 @@ class Template:
         goes_on = self.controls(more.rpartition(_PROBE)[2])
         shared = [one.text for one, other in zip(ends, goes_on, strict=False) if one.text == other.text]
         return (shared or [one.text for one in ends][:1] or [""])[-1]
+
+    @cached_property
+    def head(self) -> str:
+        """What stands before a reply and not in its prompt, of a template without a generation prompt; else empty."""
+        talk = [*self.opening, _USER]
+        asked = self.attempt(talk, reply=True)
+        after = self.attempt([*talk, {"role": "assistant", "content": _PROBE}], reply=False)
+        if asked != self.attempt(talk, reply=False) or not after.startswith(asked):
+            return ""
+        head = after[len(asked) :].partition(_PROBE)[0].strip()
+        return head if any(map(str.isalnum, head)) else ""
 
     @property
     def writes_the_date(self) -> bool:
@@ -112,12 +124,9 @@ class Template:
 
     def _applied(self, messages: Sequence[Message], tools: Sequence[Any], reply: bool, in_parts: bool) -> str:
         held = bool(self.held(messages, tools))
-        given = [self._message(message, held, in_parts) for message in messages]
-        schemas = [self._marked(tool) if held else tool for tool in tools] or None
-        try:
-            return self._text(given, schemas, reply)
-        except TypeError:  # DeepSeek's template writes the arguments of a call as text
-            return self._text([_with_text_arguments(message) for message in given], schemas, reply)
+        given = [self._message(self._with_calls(message), held, in_parts) for message in messages]
+        schemas = [self.marked(tool) if held else tool for tool in tools] or None
+        return self._text(given, schemas, reply)
 
     def _text(self, messages: list[dict[str, Any]], tools: list[Any] | None, reply: bool) -> str:
         template = self.tokenizer.get_chat_template(None, tools)
@@ -128,23 +137,32 @@ class Template:
             )
         )
 
+    def _with_calls(self, message: Message) -> Message:
+        if not message.get("tool_calls"):
+            return message
+        return {**message, "tool_calls": [self.calls.given(call) for call in message["tool_calls"]]}
+
+    @cached_property
+    def calls(self) -> Calls:
+        """In which form the template reads the arguments of a call."""
+        return read_calls(lambda message: self._probed([*self.opening, _USER, message], self.in_parts))
+
     def _message(self, message: Message, held: bool, in_parts: bool) -> dict[str, Any]:
-        """As the template is to read it: without what is empty, and calls in the form that transformers documents."""
+        """As the template is to read it, without what is empty."""
         given = {key: value for key, value in message.items() if key != "weight" and value not in (None, [], ())}
-        if "tool_calls" in given:
-            given["tool_calls"] = [_call(call) for call in given["tool_calls"]]
         if held:
-            given = {key: value if key == "role" else self._marked(value) for key, value in given.items()}
+            given = {key: value if key == "role" else self.marked(value) for key, value in given.items()}
         if in_parts:
             given["content"] = [{"type": "text", "text": given.get("content", "")}]
         return given
 
-    def _marked(self, value: Any) -> Any:
+    def marked(self, value: Any) -> Any:
+        """With OPEN and CLOSE around what reads like a control token."""
         if isinstance(value, str):
             return self._guarded.sub(lambda found: OPEN + found[0] + CLOSE, plain(value))
         if isinstance(value, Mapping):
-            return {key: self._marked(item) for key, item in value.items()}
-        return [self._marked(item) for item in value] if isinstance(value, list | tuple) else value
+            return {key: self.marked(item) for key, item in value.items()}
+        return [self.marked(item) for item in value] if isinstance(value, list | tuple) else value
 
     @cached_property
     def guarded(self) -> frozenset[str]:
@@ -196,35 +214,6 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
-
-
-def _call(call: Any) -> Any:
-    """A tool call as {"type": "function", "function": {"name", "arguments"}}, arguments a mapping where they can be."""
-    if not isinstance(call, Mapping):
-        return call
-    function = call.get("function", {key: call[key] for key in ("name", "arguments") if key in call})
-    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
-        function = {**function, "arguments": _mapping(function["arguments"])}
-    rest = {key: value for key, value in call.items() if key not in ("function", "name", "arguments", "type")}
-    return {"type": call.get("type", "function"), **rest, "function": function}
-
-
-def _mapping(arguments: str) -> Any:
-    try:
-        value = json.loads(arguments)
-    except json.JSONDecodeError:
-        return arguments
-    return value if isinstance(value, dict) else arguments
-
-
-def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    if "tool_calls" not in message:
-        return message
-    calls = [dict(call, function=dict(call["function"])) for call in message["tool_calls"]]
-    for call in calls:
-        if isinstance(call["function"].get("arguments"), dict):
-            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-    return {**message, "tool_calls": calls}
 
 
 def _with_date(template: str) -> str:

@@ -10,13 +10,15 @@ from typing import Any
 
 from qtarget.data.example import Message, Span
 from qtarget.data.template import Template, plain
+from qtarget.data.thought import MARKS
 from qtarget.errors import QTargetError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of a thought beside the content; transformers 5.23 hands each to templates under all of them."""
 Tools = Sequence[Mapping[str, Any]]
-_OPENED = re.compile(r"(<think>|\[THINK\])\s*$")
-_CLOSED = {"<think>": "</think>", "[THINK]": "[/THINK]"}
+_CLOSED = dict(MARKS)
+_OPENED = re.compile(f"({'|'.join(map(re.escape, _CLOSED))})\\s*$")
+_PROBE = "qzx"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Turn:
 
 def turn(template: Template, messages: Sequence[Message], index: int, tools: Tools) -> Turn:
     """Of the assistant message at `index`. Raises QTargetError where its text isn't what the template's prompt asks."""
+    if not index:
+        raise QTargetError(_FIRST)
     asked = template.render(messages[:index], tools, reply=True)
     after = template.render(messages[: index + 1], tools, reply=False)
     opened = _OPENED.search(asked)
@@ -61,7 +65,7 @@ def turn(template: Template, messages: Sequence[Message], index: int, tools: Too
     if after.startswith(asked):
         reply = after[len(asked) :]
     elif opened:
-        reply = _thought(messages[index], asked, after, opened)
+        reply = _thought(template, messages[: index + 1], tools, asked, opened)
     else:
         raise QTargetError(_rewritten(template, asked, after))
     located = _ended(template, asked, reply, opening)
@@ -105,29 +109,37 @@ def _ended(template: Template, asked: str, reply: str, opening: str) -> Turn:
     return Turn(asked, reply, opening, len(plain(reply)), False)
 
 
-def _thought(message: Message, asked: str, after: str, opened: re.Match[str]) -> str:
+def _thought(template: Template, messages: Sequence[Message], tools: Tools, asked: str, opened: re.Match[str]) -> str:
     """The reply to a prompt that opens a thought, under a template that leaves thoughts out of what it writes."""
     mark, close = opened[1], _CLOSED[opened[1]]
-    content = str(message.get("content") or "")
-    base, text = asked[: opened.start()], content.lstrip()
-    if not after.startswith(base):
-        raise QTargetError(_REWRITES)
+    text = template.marked(str(messages[-1].get("content") or "")).lstrip()
     if not text.startswith(mark) or close not in text:
         raise QTargetError(
             f"the template's generation prompt ends in {mark}: a model begins with its thought, and this reply has "
             f"none in its content: write it as {mark}…{close} before the answer ({mark}{close} for none), or give a "
             "template whose generation prompt opens no thought with model.chat_template"
         )
+    after, closing = template.render(messages, tools, reply=False), _closing(template, messages, tools)
+    written = after.removesuffix(closing)
     answer = text.rpartition(close)[2].strip()
-    place = after.find(answer, len(base))
-    if place < 0:
+    if not after.startswith(asked[: opened.start()]) or not written.rstrip().endswith(answer):
         raise QTargetError(_REWRITES)
     space = opened[0][len(mark) :]
     thought = text[len(mark) :]
     thought = thought[len(space) :] if thought.startswith(space) else thought.lstrip()
-    return thought.rstrip() + after[place + len(answer) :]
+    return thought.rstrip() + written[len(written.rstrip()) :] + closing
 
 
+def _closing(template: Template, messages: Sequence[Message], tools: Tools) -> str:
+    """What the template writes behind the content of the last message."""
+    probe = [*messages[:-1], {**messages[-1], "content": _PROBE}]
+    return template.render(probe, tools, reply=False).rpartition(_PROBE)[2]
+
+
+_FIRST = (
+    'the first message is the assistant\'s, and before it a model is asked nothing: "weight": 0 makes it context, '
+    "data.supervise=last teaches the last reply alone, or let a message of another role stand before it"
+)
 _REWRITES = (
     "the chat template rewrites earlier text when a reply is added, so the reply can't be located; use a template that "
     "appends"
@@ -153,8 +165,18 @@ def _check_written(template: Template, messages: Sequence[Message], tools: Tools
         value = message.get(key)
         if isinstance(value, str) and squeezed(value) not in text and unread(template, messages, key, tools):
             raise QTargetError(_left_out(key, "assistant", message))
-        if key == "content" and isinstance(value, str) and squeezed(value) not in text and "</think>" in value:
-            raise QTargetError("the chat template leaves the thought in the reply's content out, so it can't be taught")
+        if key == "content" and isinstance(value, str) and not _in_order(value, text):
+            raise QTargetError(
+                f"the chat template leaves a part of the reply's content out, such as its thought, which can't be "
+                f"taught so: of {value[:40]!r} it writes {plain(located.reply)[:40]!r}. Take it out of the content, or "
+                "use a template that writes it (model.chat_template)"
+            )
+
+
+def _in_order(value: str, text: str) -> bool:
+    """Whether all letters and digits of a message stand in a text, whatever else a template does to it."""
+    rest = iter(text.casefold())
+    return all(letter in rest for letter in value.casefold() if letter.isalnum())
 
 
 def check_context(template: Template, messages: Sequence[Message], tools: Tools) -> None:
