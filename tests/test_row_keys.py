@@ -209,12 +209,21 @@ def test_a_weight_where_nothing_is_taught_is_named(tmp_path: Path) -> None:
         ({"tool_calls": [{"type": "custom", "custom": {}}]}, "of the type 'custom'"),
         ({"tool_calls": [{"function": {"name": "f", "arguments": "{oops"}}]}, "arguments is text that can't be read"),
         ({"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}, "arguments must be an object"),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": '{"a": NaN}'}}]}, "arguments.a holds nan, which JSON"),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": {"a": [1e999]}}}]}, "arguments.a holds inf"),
         ({"tool_call_id": "x"}, r"messages\[1\].tool_call_id is not read"),
     ],
 )
 def test_what_is_wrong_with_a_message_is_said(message: Any, expected: str, tmp_path: Path) -> None:
     with pytest.raises(QTargetError, match=f"row 1: .*{expected}"):
         one(tmp_path, talk(USER, {**REPLY, **message}))
+
+
+def test_a_weight_that_stands_twice_is_neither(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b", "weight": 0, "weight": 1}\n')
+    with pytest.raises(QTargetError, match="weight must be a number of at least 0, got 'two different values"):
+        Jsonl(str(path), heldout_share=0).rows("train", None)
 
 
 def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> None:

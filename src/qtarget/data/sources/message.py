@@ -8,6 +8,7 @@ word for a weight of 0 or 1. A key that is null isn't there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -229,6 +230,8 @@ def _checked(value: Any, name: str) -> Any:
         return [_checked(held, name) for held in value]
     if isinstance(value, str):
         return encodable(value, name)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise QTargetError(f"{name} holds {value}, which JSON has no number for: write it as text")
     if value is None or isinstance(value, bool | int | float):
         return value
     raise QTargetError(f"{name} holds {kind(value)}, which JSON doesn't: write it as text")

@@ -31,6 +31,9 @@ class Number(float):
 class Twice:
     """What stands under a key that an object has twice, with different values: none of them is *the* value."""
 
+    def __repr__(self) -> str:
+        return "two different values under one key"
+
 
 def parsed(text: str | bytes) -> Any:
     """The value of a JSON text. Raises QTargetError where it is none.
