@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from resuming import only_run
+from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from qtarget import QTargetError
 from qtarget.app.checkpoint import end_generation, stopping
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.data.chat import ChatFormat
@@ -168,3 +172,31 @@ def test_answers_end_at_the_token_that_ended_them_in_the_run() -> None:
     (sample,) = answer_problems(Policy(lm, len(words)), words, rows, new_tokens=3, batch=1)
     assert sample.ended
     assert sample.tokens == 0
+
+
+SPEC = find_spec("trl")
+SHIPPED = sorted((Path(str(SPEC.origin)).parent / "chat_templates").glob("*.jinja")) if SPEC else []
+CONTROL = re.compile(r"<[|｜][^<>\n'\"{}]{1,40}[|｜]>|<(?:start|end)_of_\w+>|<end_of_utterance>|<turn\|>|<\|turn>")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_checkpoint_under_each_shipped_template_asks_and_ends_as_its_run_did(path: Path, tmp_path: Path) -> None:
+    """Templates of TRL 1.16, several of which write the eos that the checkpoint's tokenizer changes."""
+    words, template = tiny_tokenizer(), path.read_text()
+    names = sorted({match[0] for match in CONTROL.finditer(template)})
+    words.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+    words.add_special_tokens({"bos_token": "<bos>", "eos_token": "<eos>"})
+    words.chat_template = template
+    chat, talk = ChatFormat(words), [{"role": "user", "content": "a"}]
+    (tmp_path / "generation_config.json").write_text("{}")
+    end_generation(tmp_path, chat)
+    saved = GenerationConfig.from_pretrained(tmp_path).eos_token_id
+    assert (saved[0], set(saved)) == (chat.end_of_turn, chat.ends)
+    stopping(chat).save_pretrained(tmp_path)
+    read = ChatFormat(AutoTokenizer.from_pretrained(tmp_path))
+    assert (read.end_of_turn, read.ends) == (chat.end_of_turn, chat.ends)
+    try:
+        asked = chat.prompt_ids(talk)
+    except QTargetError:
+        return
+    assert read.prompt_ids(talk) == asked

@@ -139,8 +139,8 @@ def end_generation(folder: Path, chat: ChatFormat) -> None:
         return
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings.pop("_from_model_config", None)  # transformers 4 made them again from config.json where this is true
-    given, text = settings.get("eos_token_id"), set(chat.plain_tokens)
-    own = given if isinstance(given, list) else [] if given is None else [given]
-    ends = [chat.end_of_turn, *sorted(chat.ends), *(token for token in own if token not in text)]
+    given, added = settings.get("eos_token_id"), chat.tokenizer.added_tokens_decoder
+    own = given if isinstance(given, list) else [given]
+    ends = [chat.end_of_turn, *sorted(chat.ends), *(token for token in own if token in added)]
     settings |= {"eos_token_id": list(dict.fromkeys(ends)), "pad_token_id": int(chat.tokenizer.pad_token_id)}
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
