@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra._internal.utils import get_args_parser  # what Hydra reads its arguments with, 1.3 and 1.4
 
 import qtarget
 from qtarget.app.arguments import OPTIONS, REFUSED, arranged
 from qtarget.app.cli import COMMANDS
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import with_search_path
+from qtarget.app.configs import compose_config, with_search_path
 from qtarget.app.parsers import sweep_parser
+from qtarget.app.slots import Job
 
 PIECES: dict[str, list[list[str]]] = {
     "configuration": [["target=dft"], ["model=tiny"], ["--cfg", "job"], ["--package", "target"], ["--resolve"]],
@@ -86,14 +88,68 @@ def test_folders_named_on_the_command_line_are_searched_beside_conf(
     assert "unknown key 'optim.lrr': did you mean 'lr'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [["-m", "target=mine,sft"], ["target=mine,sft", "-m"], ["target=mine,sft", "--mult"]])
+@pytest.mark.parametrize(
+    "given",
+    [["-m", "target=mine,sft"], ["target=mine,sft", "-m"], ["seed=0", "--mult", "target=mine,sft"]],
+    ids=" ".join,
+)
 def test_a_multirun_is_one_wherever_m_stands(
     given: list[str], workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Up to Hydra's launch of two jobs, which refuse themselves: nothing is trained."""
     _own_design(Path("conf"))
-    dry = ["trainer=dry", "data.rows=8", "data.heldout_rows=4"]
-    assert qtarget_cli(["train", "model=tiny", *given, *dry]) == 0
-    assert capsys.readouterr().out.count("prior: frozen, for measuring drift from it") == 2
+    assert qtarget_cli(["train", *given, "model=tiny", "trainer.precision=none"]) == 2
+    assert "2 of 2 jobs failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["detail=topk", "optim=mine", "--cfg=job"])))
+def test_cache_shows_its_configuration_in_any_order(
+    order: tuple[str, ...], workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workdir / "conf" / "optim").mkdir(parents=True)
+    (workdir / "conf" / "optim" / "mine.yaml").write_text("defaults: [adamw]\nlr: 0.125\n")
+    assert qtarget_cli(["cache", *order]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["optim"]["lr"], shown["references"]["prior"]["detail"]) == (0.125, "topk")
+    assert [path.name for path in workdir.iterdir()] == ["conf"]
+
+
+def test_evaluate_shows_its_configuration(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for given in (["--cfg", "job", "checkpoint=tiny", "seed=7"], ["checkpoint=tiny", "-c", "job", "seed=7"]):
+        assert qtarget_cli(["evaluate", *given]) == 0
+        shown = yaml.safe_load(capsys.readouterr().out)
+        assert (shown["seed"], shown["trainer"]["max_steps"]) == (7, 0)
+    assert not any(workdir.iterdir())
+
+
+@pytest.mark.parametrize("words", [["a.yaml", "model=tiny"], ["model=tiny", "a.yaml"]])
+def test_the_file_of_a_sweep_may_stand_behind_overrides(
+    words: list[str], workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert qtarget_cli(["sweep", "--slots", "1", *words]) == 2
+    assert "a.yaml" in capsys.readouterr().err
+    Path("a.yaml").write_text("method: grid\nparameters:\n  seed:\n    values: []\n")
+    assert qtarget_cli(["sweep", *words, "--slots", "1"]) == 2
+    assert "seed: values must be a list of at least one" in capsys.readouterr().err
+
+
+def test_paths_of_compare_may_stand_around_its_options(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two"):
+        (workdir / name).mkdir()
+    assert qtarget_cli(["compare", "one", "--format", "md", "two"]) == 2
+    assert "one, two" in capsys.readouterr().err
+
+
+def test_jobs_in_processes_of_their_own_search_the_same_folders(workdir: Path) -> None:
+    """hydra/launcher=slots, submitit_slurm and ray start `qtarget train` anew."""
+    Path("conf").mkdir()
+    _own_design(Path("own"))
+    overrides = with_search_path(["target=mine", "model=tiny"], "own")
+    config = compose_config("train", [*overrides, "hydra.job.num=0"], with_hydra=True)
+    command = Job.of(config, ["target=mine", "model=tiny"]).command
+    arguments = arranged(command[4:])
+    assert f"hydra.searchpath=['file://{workdir}/own','file://{workdir}/conf']" in arguments.overrides
+    assert compose_config("train", arguments.overrides).target.reliance.alpha == 0.125
 
 
 def _own_design(folder: Path) -> None:
@@ -166,8 +222,13 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "option of dashboard": (["dashboard"], "dashboard: the following arguments are required: --project"),
     "argument of doctor": (["doctor", "now"], "doctor takes no arguments, got 'now'"),
     "shell": (["completion", "tcsh"], "Allowed: bash, fish, zsh"),
-    "option of cache": (["cache", "--detail", "topk"], "overrides are KEY=VALUE or GROUP=OPTION, got '--detail'"),
+    "option of cache": (["cache", "--detail", "topk"], "unrecognized arguments: --detail. Allowed: --cfg, -c"),
     "value of cache": (["cache", "detail=top"], "detail must be one of label, topk, hidden"),
+    "several values": (["cache", "data=arithmetic,gsm8k"], "data takes one value here, got arithmetic,gsm8k"),
+    "range of one": (["evaluate", "checkpoint=tiny", "seed=range(3)"], "seed takes one value here, got range(3)"),
+    "run alone": (["evaluate", "outputs/runs/x"], "did you mean checkpoint=outputs/runs/x?"),
+    "argument of show": (["show", "now"], "got 'now'"),
+    "option of lens": (["lens", "--row"], "got '--row'"),
     "option's name alone": (["train", "dft"], "got 'dft': did you mean target=dft?"),
     "key": (["train", "optim.l=1"], "unknown key 'optim.l': did you mean 'lr'? Allowed:"),
     "group": (["train", "modle=tiny"], "unknown key 'modle': did you mean 'model'? Allowed:"),

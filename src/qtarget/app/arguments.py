@@ -54,9 +54,10 @@ class Parser(argparse.ArgumentParser):
         from qtarget.app.configs import nearest
 
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        hint = nearest(unknown[1].partition("=")[0], self.names) if unknown else ""
+        if unknown:
+            message = unknown[0] + nearest(unknown[1].partition("=")[0], self.names)
         name = self.prog.removeprefix("qtarget ")
-        raise QTargetError(f"{name}: {message}{hint}. `{self.prog} --help` shows what it takes")
+        raise QTargetError(f"{name}: {message}. `{self.prog} --help` shows what it takes")
 
 
 @dataclass(frozen=True)

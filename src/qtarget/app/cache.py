@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qtarget import checks
 from qtarget.app import compose
 from qtarget.app.caching import build_missing, described, role_of
 from qtarget.app.configs import compose_config
+from qtarget.app.parsers import keys_parser
 from qtarget.app.train import prepare_process
 from qtarget.model.scores import KEPT
 
@@ -20,12 +21,16 @@ ROLES = ("prior", "teacher")
 
 def build(arguments: Sequence[str]) -> int:
     """`qtarget cache data=… model=… detail=label|topk|hidden [role=prior|teacher] [overrides of qtarget train]`."""
-    own, overrides = _split(arguments)
+    options = keys_parser("cache").parse_intermixed_args(arguments)
+    own, overrides = _split(options.keys)
     role, detail = own.get("role", "prior"), own.get("detail", "hidden")
     checks.choice("role", role, ROLES)
     checks.choice("detail", detail, KEPT)
     chosen = [f"reference@references.{role}=cached", f"references.{role}.detail={detail}"]
     cfg = compose_config("train", [*chosen, *overrides])
+    if options.cfg:
+        print(OmegaConf.to_yaml(cfg), end="")
+        return 0
     prepare_process(cfg.seed)
     _build(cfg, role)
     named = any(override.startswith("target=") for override in overrides)

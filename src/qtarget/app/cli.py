@@ -67,10 +67,9 @@ def _command(name: str, rest: list[str]) -> int:
 
 
 def _help(name: str) -> str:
-    from qtarget.app.parsers import parser_of
+    from qtarget.app.parsers import PARSERS
 
-    parser = parser_of(name)
-    return parser.format_help().rstrip() if parser else TEXTS[name]
+    return TEXTS[name] if name in TEXTS else PARSERS[name]().format_help().rstrip()
 
 
 def command(*arguments: str) -> None:

@@ -46,8 +46,13 @@ def with_search_path(overrides: Sequence[str], config_dir: str | None = None) ->
         return list(overrides)
     others = [one for one in overrides if one.partition("=")[0].lstrip("+") != SEARCH_PATH]
     theirs = [folder for one in overrides if one not in others for folder in _folders(one)]
-    quoted = ("'" + folder.replace("\\", "\\\\").replace("'", "\\'") + "'" for folder in (*theirs, *mine))
-    return [*others, f"{SEARCH_PATH}=[{','.join(quoted)}]"]
+    return [*others, search_path([*theirs, *mine])]
+
+
+def search_path(folders: Sequence[str]) -> str:
+    """Hydra's override for folders such as file:///home/me/conf."""
+    quoted = ("'" + folder.replace("\\", "\\\\").replace("'", "\\'") + "'" for folder in dict.fromkeys(folders))
+    return f"{SEARCH_PATH}=[{','.join(quoted)}]"
 
 
 def _folders(override: str) -> list[str]:
@@ -80,7 +85,19 @@ def compose_config(config_name: str, overrides: Sequence[str] = (), *, with_hydr
             told = with_search_path(as_typed(overrides))
             return compose(config_name, overrides=told, return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException) as error:
-            raise config_error(error, config_name, overrides) from error
+            raise _several(error) or config_error(error, config_name, overrides) from error
+
+
+def _several(error: Exception) -> QTargetError | None:
+    """Of several values where one is taken; Hydra's advice is --multirun, which `qtarget train` alone has."""
+    swept = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?=.*)'", str(error))
+    if not swept or "--multirun" not in str(error):
+        return None
+    key, _, values = swept[1].partition("=")
+    return QTargetError(
+        f"{key} takes one value here, got {values}; `qtarget train -m` takes several. A list is {key}=[A,B], and a "
+        f"text with a comma is quoted twice: {key}='\"A,B\"'"
+    )
 
 
 def check_keyed(overrides: Sequence[str]) -> None:

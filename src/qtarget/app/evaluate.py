@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from qtarget.app import compose
 from qtarget.app.compare import near
 from qtarget.app.configs import compose_target
 from qtarget.app.engine import on_gpu
 from qtarget.app.job import config_container, config_hash
+from qtarget.app.parsers import keys_parser
 from qtarget.app.reading import run_folder, trained_config
 from qtarget.app.train import finished_before, held, prepare_process
 from qtarget.app.usage import EVALUATE as USAGE
@@ -31,8 +32,13 @@ JUDGED = ("heldout", "validation", "test", "like_validation")
 
 def evaluate(arguments: Sequence[str]) -> int:
     """Judge one checkpoint; what has been judged the same way before is shown, not done again."""
+    options = keys_parser("evaluate").parse_intermixed_args(arguments)
+    arguments = options.keys
     where, overrides = _split(arguments)
     cfg = evaluation_config(where, overrides)
+    if options.cfg:
+        print(OmegaConf.to_yaml(cfg), end="")
+        return 0
     folder = Path(cfg.output_dir) / FOLDER / config_hash(cfg)
     with held(folder):
         result = finished_before(cfg, folder, "evaluated") or _fresh(cfg, folder, _info(cfg, where, arguments))
@@ -47,7 +53,11 @@ def evaluate(arguments: Sequence[str]) -> int:
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The checkpoint, and Hydra's overrides."""
     named = [argument.partition("=")[2] for argument in arguments if argument.partition("=")[0] == "checkpoint"]
-    if len(named) != 1 or not named[0] or not all("=" in argument for argument in arguments):
+    odd = [argument for argument in arguments if "=" not in argument]
+    if odd:
+        hint = "" if named else f": did you mean checkpoint={odd[0]}?"
+        raise QTargetError(f"got {odd[0]!r}{hint}; {USAGE}")
+    if len(named) != 1 or not named[0]:
         raise QTargetError(USAGE)
     return named[0], [argument for argument in arguments if argument.partition("=")[0] != "checkpoint"]
 

@@ -137,7 +137,7 @@ def check_no_agent() -> None:
 def _hydra_raises(arguments: Arguments) -> Iterator[None]:
     """Hydra reads sys.argv, and prints and exits on errors unless told to raise them; both are put back."""
     argv, full = sys.argv, os.environ.get(FULL_ERROR)
-    sys.argv = ["qtarget train", *with_search_path(arguments.overrides), *arguments.options]
+    sys.argv = ["qtarget train", *with_search_path(arguments.overrides, arguments.config_dir), *arguments.options]
     os.environ[FULL_ERROR] = "1"
     # Hydra's own plugins for Slurm and Ray, where installed, have configurations of the same names; ours count
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from qtarget.app.arguments import Parser, train_parser
 
 DASHBOARD = "Target designs"
@@ -10,6 +13,14 @@ DASHBOARD = "Target designs"
 def parser_of(name: str) -> Parser | None:
     """None: the command takes keys alone."""
     return PARSERS[name]() if name in PARSERS else None
+
+
+def keys_parser(name: str) -> Parser:
+    """Of a command that takes keys, and shows the configuration that they make."""
+    parser = Parser(prog=f"qtarget {name}", add_help=False)
+    parser.add_argument("keys", nargs="*")
+    parser.add_argument("--cfg", "-c", choices=("job",))
+    return parser
 
 
 def sweep_parser() -> Parser:
@@ -82,9 +93,11 @@ def dashboard_parser() -> Parser:
     return parser
 
 
-PARSERS = {
+PARSERS: dict[str, Callable[[], Parser]] = {
     "train": train_parser,
     "sweep": sweep_parser,
+    "cache": partial(keys_parser, "cache"),
+    "evaluate": partial(keys_parser, "evaluate"),
     "compare": compare_parser,
     "agents": agents_parser,
     "dashboard": dashboard_parser,

@@ -22,6 +22,7 @@ import psutil
 from omegaconf import DictConfig
 
 from qtarget import checks
+from qtarget.app.configs import search_path
 from qtarget.app.job import config_hash
 from qtarget.app.launch import Outcome
 from qtarget.app.lifeline import GRACE, LIFELINE
@@ -53,11 +54,14 @@ class Job:
     identity: str
     overrides: tuple[str, ...]
     name: str = ""
+    searched: tuple[str, ...] = ()
+    """Folders of the user's, beside ./conf, where its configurations are found."""
 
     @classmethod
     def of(cls, config: DictConfig, overrides: Sequence[str]) -> Job:
         """The job of a composed configuration."""
-        return cls(Path(config.hydra.sweep.dir, config.hydra.sweep.subdir), config_hash(config), tuple(overrides))
+        folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)
+        return cls(folder, config_hash(config), tuple(overrides), searched=tuple(config.hydra.searchpath or ()))
 
     @property
     def label(self) -> str:
@@ -66,7 +70,8 @@ class Job:
     @property
     def command(self) -> list[str]:
         here = ["hydra.mode=RUN", "hydra/launcher=basic", f"hydra.run.dir='{self.folder}'"]
-        return [sys.executable, "-m", "qtarget", "train", *self.overrides, *here]
+        searched = [search_path(self.searched)] if self.searched else []
+        return [sys.executable, "-m", "qtarget", "train", *self.overrides, *searched, *here]
 
     @property
     def finished(self) -> bool:

@@ -27,13 +27,15 @@ CACHE = """qtarget cache: score a data set once with the prior or a teacher, bef
   detail=label|topk|hidden    what is kept of each token (default: hidden)
   role=prior|teacher          whose scores (default: prior)
   KEY=VALUE, GROUP=OPTION     any override of `qtarget train`: data, model, references.teacher.name, …
+  --cfg job                   print the configuration, score nothing
 
   qtarget cache data=gsm_symbolic detail=label
   qtarget cache role=teacher references.teacher.name=MODEL detail=topk references.teacher.topk=50"""
 
 EVALUATE = """evaluate takes checkpoint=WHERE (a run, a model's folder or its id) and overrides of `qtarget train`:
   qtarget evaluate checkpoint=outputs/runs/HASH eval.samples=8 eval.temperature=1
-  qtarget evaluate checkpoint=MODEL data=gsm_symbolic eval=small name=ROW_LABEL"""
+  qtarget evaluate checkpoint=MODEL data=gsm_symbolic eval=small name=ROW_LABEL
+With --cfg job it prints the configuration and evaluates nothing."""
 
 SHOW = "show takes target=NAME,…, target/PART=OPTION and target.PART.FIELD=VALUE"
 
