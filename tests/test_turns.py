@@ -113,6 +113,8 @@ FORMS = {
     "text or objects (Qwen3)": "{{ c.arguments if c.arguments is string else c.arguments | tojson }}",
     "text (DeepSeek-V3)": "{{ '' + c.arguments }}",
     "text, objects as Python writes them": "{{ c.arguments }}",
+    "text, objects in a form of its own (Gemma 4)": "{% if c.arguments is string %}{{ c.arguments }}"
+    "{% else %}{% for k, v in c.arguments.items() %}{{ k }}={{ v | tojson }};{% endfor %}{% endif %}",
     "objects (Llama 3.1)": "{{ c.arguments | tojson }}",
     "objects, key by key": "{% for k, v in c.arguments.items() %}{{ k }}={{ v | tojson }};{% endfor %}",
 }
@@ -120,6 +122,7 @@ WRITTEN = {
     "text or objects (Qwen3)": (SPACED, '{"on": true, "s": "é"}'),
     "text (DeepSeek-V3)": (SPACED, '{"on": true, "s": "é"}'),
     "text, objects as Python writes them": (SPACED, '{"on": true, "s": "é"}'),
+    "text, objects in a form of its own (Gemma 4)": ('on=true;s="é";',) * 2,
     "objects (Llama 3.1)": ('{"on": true, "s": "é"}',) * 2,
     "objects, key by key": ('on=true;s="é";',) * 2,
 }

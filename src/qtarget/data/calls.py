@@ -15,9 +15,9 @@ _OBJECT = {"a": 1}
 
 @dataclass(frozen=True)
 class Calls:
-    """text: whether the template writes arguments that are JSON text as they stand (Qwen3, DeepSeek-V3). objects:
-    whether it writes arguments that are objects as JSON or in a form of its own; DeepSeek-V3 fails at them, and a plain
-    {{ arguments }} writes them as Python does, {'on': True}.
+    """text: whether the template writes arguments that are JSON text as they stand (Qwen3, DeepSeek-V3), and none of a
+    form of its own for objects (Gemma 4: {on:true}). objects: whether it writes arguments that are objects as JSON or in
+    a form of its own; DeepSeek-V3 fails at them, and a plain {{ arguments }} writes them as Python does, {'on': True}.
     """
 
     text: bool
@@ -45,7 +45,9 @@ def read_calls(written: Callable[[Message], str]) -> Calls:
     """written: what the template makes of a conversation that ends with a message; "" where it refuses."""
     text, objects = (written(_calling(arguments)) for arguments in (_TEXT, _OBJECT))
     as_text = _TEXT in text
-    return Calls(text=as_text, objects=not as_text or (bool(objects) and repr(_OBJECT) not in objects))
+    as_objects = not as_text or (bool(objects) and repr(_OBJECT) not in objects)
+    is_json = any(form in objects for form in (json.dumps(_OBJECT), json.dumps(_OBJECT, separators=(",", ":"))))
+    return Calls(text=as_text and (is_json or not as_objects), objects=as_objects)
 
 
 def _calling(arguments: Any) -> Message:
