@@ -15,9 +15,9 @@ _OBJECT = {"a": 1}
 
 @dataclass(frozen=True)
 class Calls:
-    """text: whether the template writes arguments that are JSON text as they stand (Qwen3, DeepSeek-V3), and none of a
-    form of its own for objects (Gemma 4: {on:true}). objects: whether it writes arguments that are objects as JSON or in
-    a form of its own; DeepSeek-V3 fails at them, and a plain {{ arguments }} writes them as Python does, {'on': True}.
+    """text: whether the template writes arguments that are JSON text as they stand (Qwen3, DeepSeek-V3), and has no
+    form of its own for objects (Gemma 4: {on:true}). objects: whether it writes objects as JSON or in such a form;
+    DeepSeek-V3 fails at them, and a plain {{ arguments }} writes them as Python does, {'on': True}.
     """
 
     text: bool
