@@ -11,7 +11,7 @@ from steps import SETTING, device
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from qtarget.app import compose
-from qtarget.app.configs import compose_config
+from qtarget.app.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.data.example import Example
 
@@ -39,7 +39,7 @@ class Ground:
     overrides: tuple[str, ...]
 
     def plan(self, *overrides: str) -> compose.Plan:
-        return compose.plan(compose_config("train", [*self.overrides, *overrides]))
+        return compose.plan(RunConfig.compose([*self.overrides, *overrides]))
 
     def load(self) -> PreTrainedModel:
         """The model as transformers has it, in fp32."""
@@ -56,5 +56,5 @@ Contender = Callable[[Ground, int], Clock]
 
 def ground(more: Sequence[str] = ()) -> Ground:
     overrides = (*SETTING, *DATA, *OPTIMISER, *more)
-    made = compose.plan(compose_config("train", list(overrides)))
+    made = compose.plan(RunConfig.compose(list(overrides)))
     return Ground(made.model.location, made.tokenizer, made.prepared.train, overrides)

@@ -15,7 +15,7 @@ from table import Row, Section
 from torch import Tensor
 
 from qtarget.app import compose
-from qtarget.app.configs import compose_config
+from qtarget.app.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.model.policy import Policy
 from qtarget.train.module import QTargetModule
@@ -112,7 +112,7 @@ def autocast() -> AbstractContextManager[Any]:
 
 def trained(overrides: Sequence[str], share: Trained | None = None) -> Trained:
     """A variant ready to train, by the project's own path; `share`: take its policy and optimizer, not new ones."""
-    plan = compose.plan(compose_config("train", [*SETTING, *overrides]))
+    plan = compose.plan(RunConfig.compose([*SETTING, *overrides]))
     policy, frozen = compose.load_models(plan)
     made = Trained(plan, share.module.policy if share else policy, frozen)
     made.optimizer = share.optimizer if share else made.optimizer

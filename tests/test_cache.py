@@ -16,7 +16,7 @@ from training import batches, eight_rows, module, one_step, other_policy
 import qtarget
 from qtarget.app import compose, dry
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config
+from qtarget.app.run_config import RunConfig
 from qtarget.data.collate import Collate
 from qtarget.errors import QTargetError
 from qtarget.math.distribution import STATISTICS
@@ -441,7 +441,7 @@ def test_what_a_dry_run_counts(
     workdir: Path, options: list[str], bytes_per_weight: int, operations_per_weight: int
 ) -> None:
     """Weights, gradients, two moments, a copy for a live prior; 2 operations forward, 4 backward, 2 for the prior."""
-    made = compose.plan(compose_config("train", [*SMALL, *options]))
+    made = compose.plan(RunConfig.compose([*SMALL, *options]))
     policy = provide.outline(made.model, len(made.tokenizer))
     weights = sum(tensor.numel() for tensor in other_policy().parameters())
     assert dry._memory(made, policy) - 4 * CHUNK_BYTES == bytes_per_weight * weights

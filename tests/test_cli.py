@@ -94,7 +94,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "teacher named, not chosen": (["references.teacher.name=tiny"], "add reference@references.teacher=frozen"),
     "no data path": (["data=jsonl"], "data.source.path must be set"),
     "no model name": (["model=path"], "model.name must be set"),
-    "clip": (["trainer.clip=-1"], "trainer.clip must be a number of at least 0"),
+    "clip": (["trainer.clip=-1"], "trainer.clip must lie in [0, ∞), got -1"),
     "chunk": (["loss.chunk_size=-1"], "loss.chunk_size must be a whole number of at least 1"),
     "eval batch": (["eval.batch_size=0"], "eval.batch_size must be a whole number of at least 1"),
     "rows": (["data.rows=null"], "set data.rows and data.heldout_rows"),

@@ -23,7 +23,7 @@ import qtarget
 from qtarget.app import ranks
 from qtarget.app import train as application
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config
+from qtarget.app.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.data.example import Example
 from qtarget.data.module import DataConfig, SFTData, prepare
@@ -118,7 +118,7 @@ def trained(case: Case, strategy: str, devices: int, accumulate: int) -> dict[st
     """What two optimizer steps leave behind; a large ε keeps the size of Adam's steps, so that a wrong scale shows."""
     settings = {"devices": devices, "strategy": strategy, "accumulate": accumulate, "clip": case.clip}
     settings |= {"max_steps": STEPS, "accelerator": "cpu", "precision": "32-true"}
-    cfg = compose_config("train", ["model=tiny", *(f"trainer.{key}={value}" for key, value in settings.items())])
+    cfg = RunConfig.compose(["model=tiny", *(f"trainer.{key}={value}" for key, value in settings.items())])
     frozen = FrozenModel(policy(offset=0.05))
     references = {"prior": frozen, "teacher": frozen, "old": Snapshot(policy(), every=1)}
     module = QTargetModule(
@@ -231,7 +231,7 @@ def test_the_first_to_fail_is_raised() -> None:
 
 
 def test_processes_that_somebody_else_started_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = compose_config("train", ["trainer.devices=4", "trainer.num_nodes=2"]).trainer
+    trainer = RunConfig.compose(["trainer.devices=4", "trainer.num_nodes=2"]).trainer
     with pytest.raises(qtarget.QTargetError, match="start the same command on every node with torchrun or srun"):
         ranks.check_started(trainer)
     for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():

@@ -8,7 +8,7 @@ from itertools import count, product
 import pytest
 
 from qtarget.app import compose
-from qtarget.app.configs import compose_config
+from qtarget.app.run_config import RunConfig
 from qtarget.data.epochs import Reading
 from qtarget.data.example import Example
 from qtarget.data.module import Order, SFTData
@@ -99,7 +99,7 @@ def test_the_loader_reads_as_many_rows_as_are_said(rows: int, batch_size: int, a
 
 def plan(*given: str) -> compose.Plan:
     sizes = ["data.rows=40", "data.heldout_rows=4", "trainer.batch_size=16"]
-    return compose.plan(compose_config("train", ["target=sft", "model=tiny", *sizes, *given]))
+    return compose.plan(RunConfig.compose(["target=sft", "model=tiny", *sizes, *given]))
 
 
 def test_an_epoch_that_ends_within_the_accumulated_batches_is_said() -> None:

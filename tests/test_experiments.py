@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from qtarget.app import compose, dry, pace
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.configs import compose_config, conf_dir, options
+from qtarget.app.run_config import RunConfig
 from qtarget.data.chat import ChatFormat
 from qtarget.data.epochs import steps_an_epoch
 from qtarget.data.example import Demonstration
@@ -145,7 +146,7 @@ def test_ranks_share_an_epoch() -> None:
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 6), (2, 12), (0.5, 3), (0.01, 1), (0, 0)])
 def test_epochs_become_steps(epochs: float, steps: int) -> None:
     given = ["model=tiny", "data.rows=24", "data.heldout_rows=2", "trainer.batch_size=4", "trainer.max_steps=null"]
-    cfg = compose_config("train", [*given, f"trainer.epochs={epochs}"])
+    cfg = RunConfig.compose([*given, f"trainer.epochs={epochs}"])
     plan = compose.plan(cfg)
     assert plan.cfg.trainer.max_steps == steps
     assert plan.extent.startswith(
@@ -157,14 +158,14 @@ def test_epochs_become_steps(epochs: float, steps: int) -> None:
 @pytest.mark.parametrize("given", [["trainer.epochs=1"], ["trainer.max_steps=null"]])
 def test_exactly_one_of_steps_and_epochs_is_given(given: list[str]) -> None:
     with pytest.raises(QTargetError, match=r"exactly one of trainer\.max_steps and trainer\.epochs says how long"):
-        compose.checked(compose_config("train", ["model=tiny", *given]))
+        compose.checked(RunConfig.compose(["model=tiny", *given]))
 
 
 # What a dry run says of time
 
 
 def trainer(*overrides: str) -> Any:
-    return compose_config("train", overrides).trainer
+    return RunConfig.compose(overrides).trainer
 
 
 def test_time_is_operations_at_a_share_of_what_devices_can_do() -> None:
@@ -199,14 +200,14 @@ def test_times_are_told_in_fitting_units(seconds: float, said: str) -> None:
 @pytest.mark.parametrize("given", ["trainer.utilisation=0", "trainer.utilisation=40", "trainer.device_tflops=fast"])
 def test_what_a_dry_run_assumes_is_checked(given: str) -> None:
     with pytest.raises(QTargetError, match=given.partition("=")[0]):
-        compose.checked(compose_config("train", ["model=tiny", given]))
+        compose.checked(RunConfig.compose(["model=tiny", given]))
 
 
 def test_a_sharded_policy_takes_its_share_of_each_device() -> None:
     tiny = ["model=tiny", "data.rows=16", "data.heldout_rows=2", "eval.kl_prior=false"]
 
     def memory(*more: str) -> int:
-        plan = compose.plan(compose_config("train", [*tiny, *more]))
+        plan = compose.plan(RunConfig.compose([*tiny, *more]))
         return dry._memory(plan, provide.outline(plan.model, 260)) - 4 * dry.CHUNK_BYTES
 
     eighth = memory("trainer.devices=8", "trainer.strategy=fsdp2", "trainer.accelerator=cpu")
@@ -246,15 +247,13 @@ def test_every_setting_composes_as_it_stands(name: str) -> None:
     if missing:
         pytest.skip(f"no {', '.join(missing)}")
     for target in TARGETS:
-        cfg = compose_config("train", [f"experiment=paper/{name}", f"target={target}"])
-        assert not OmegaConf.missing_keys(cfg)
-        compose.check(cfg)
+        assert RunConfig.compose([f"experiment=paper/{name}", f"target={target}"]).model.name
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_every_setting_says_what_it_would_take(name: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"experiment=paper/{name}", *stand_ins(workdir, name), "trainer.device_tflops=989"]
-    dry.dry_run(compose_config("train", [*given, "target=target_sft"]), name)
+    dry.dry_run(RunConfig.compose([*given, "target=target_sft"]), name)
     said = capsys.readouterr().out
     assert f"{name}, nothing is run:" in said
     # Eight ranks are given equally many of the 36 rows, so four rows are read twice.

@@ -18,8 +18,8 @@ import pytest
 
 import qtarget
 from qtarget.app import versions
-from qtarget.app.configs import compose_config
-from qtarget.app.job import config_container, config_hash
+from qtarget.app.configs import compose_config, config_container
+from qtarget.app.job import config_hash
 from qtarget.data.sources.adapt import LetterOf
 from qtarget.data.sources.files import Typed
 from qtarget.data.sources.hub import Hub

@@ -16,6 +16,7 @@ from training import other_policy, tiny_policy
 from qtarget.app import compose, dry
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.configs import compose_config, instantiate, options
+from qtarget.app.run_config import RunConfig
 from qtarget.errors import QTargetError
 from qtarget.math.head import Head
 from qtarget.math.loss import IGNORE
@@ -47,7 +48,7 @@ def flaw(name: str, role: str = "prior") -> list[str]:
 
 
 def planned(*overrides: str) -> compose.Plan:
-    return compose.plan(compose_config("train", [*SMALL, *overrides]))
+    return compose.plan(RunConfig.compose([*SMALL, *overrides]))
 
 
 # Laws

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from qtarget.app import compose
 from qtarget.app.configs import compose_config
 from qtarget.app.job import config_hash
+from qtarget.app.run_config import RunConfig
 from qtarget.errors import QTargetError
 from qtarget.model import provide
 from qtarget.model.adapter import Lora
@@ -250,5 +251,5 @@ def test_a_cache_of_wrong_logits_is_not_read_again(workdir: Path) -> None:
         saved(made(model_type, vocab_size=260, max_position_embeddings=512), workdir / model_type)
         tiny_tokenizer().save_pretrained(workdir / model_type)
         overrides = ["model=path", f"model.name={model_type}", "target=asft", "reference@references.prior=cached"]
-        plan = compose.plan(compose_config("train", [*overrides, "data.rows=8", "data.heldout_rows=2"]))
+        plan = compose.plan(RunConfig.compose([*overrides, "data.rows=8", "data.heldout_rows=2"]))
         assert plan.caches["prior"].identity.get("head") == version

@@ -9,8 +9,8 @@ import pytest
 
 from qtarget.app import versions
 from qtarget.app.compare import compare
-from qtarget.app.configs import compose_config
-from qtarget.app.job import config_container, config_hash
+from qtarget.app.configs import compose_config, config_container
+from qtarget.app.job import config_hash
 from qtarget.app.versions import Mend
 
 OWN = '{"prompt": "say hi", "completion": "hi"}\n{"prompt": "say ho", "completion": "ho"}\n'

@@ -491,8 +491,8 @@ def test_a_runs_configuration_takes_overrides_and_refuses_others(trained: Path, 
         "data.noise.rate=0.5",
     ]
     cfg = run_config(str(trained), overrides)
-    assert (cfg.data.source.path, cfg.data.rows, cfg.data.noise.rate) == ("rows.jsonl", 4, 0.5)
-    assert cfg.references.prior.name == "tiny"
+    assert (cfg.data["source"]["path"], cfg.data["rows"], cfg.data["noise"]["rate"]) == ("rows.jsonl", 4, 0.5)
+    assert cfg.reference_name("prior") == "tiny"
     shown = read(trained, "sft", overrides=overrides, rows=2)
     assert EVIL + " π" in "".join(token.text.replace("\ufffd", "") for token in shown.rows[0].supervised)
     for override, message in (

@@ -26,7 +26,8 @@ import qtarget
 from qtarget import Head, QTargetError, Reference
 from qtarget.app import compose
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, options
+from qtarget.app.configs import options
+from qtarget.app.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.data.collate import Collate
 from qtarget.data.module import DataConfig, prepare
@@ -583,7 +584,7 @@ def test_a_run_with_an_adapter_has_every_reference_of_its_design(name: str) -> N
         topk = [f"references.teacher.topk={TOP_K}"] if name in NEEDS_TOP_K else []
         exact = ["model/adapter=lora", "trainer.precision=32-true"]
         overrides = [f"target={name}", *exact, *OTHERS, *SMALL, *topk, *options]
-        plan = compose.plan(compose_config("train", overrides))
+        plan = compose.plan(RunConfig.compose(overrides))
         made = compose.module(plan, *compose.load_models(plan))
         assert made.references.keys() == needs(plan.design).keys()
         gradient, means = one_step(made, list(compose.data(plan).train_dataloader()))

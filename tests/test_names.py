@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from qtarget.app.checks import check
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import _override, compose_config, compose_target, conf_dir, load_design
-from qtarget.app.job import config_container, config_hash
+from qtarget.app.configs import _override, compose_config, compose_target, conf_dir, config_container, load_design
+from qtarget.app.job import config_hash
 from qtarget.app.names import GROUPS, as_typed
 from qtarget.app.reading import trained_config
+from qtarget.app.run_config import RunConfig
 from qtarget.app.train import _info
 from qtarget.errors import QTargetError
 from qtarget.track.sinks import Wandb
@@ -136,22 +136,22 @@ def test_a_name_that_a_yaml_file_holds_as_something_else_is_refused(place: str, 
     cfg = deepcopy(composed("data=gsm8k", "tracker=wandb"))
     OmegaConf.update(cfg, place, value)
     with pytest.raises(QTargetError, match=message):
-        check(cfg)
+        RunConfig.read(cfg)
 
 
 def test_a_label_may_be_another_keys_number() -> None:
-    cfg = compose_config("train", ["model=tiny", "name=${seed}", "experiment_name=${optim.lr}"])
-    check(cfg)
-    info = _info(cfg, {"target": "sft"}, [])
-    assert (info["name"], info["experiment"]) == ("sft", str(cfg.optim.lr))  # seed 0 is no name
-    assert _info(compose_config("train", ["model=tiny", "name=${seed}", "seed=3"]), {}, [])["name"] == "3"
+    cfg = RunConfig.compose(["model=tiny", "name=${seed}", "experiment_name=${optim.lr}"])
+    info = _info(cfg.container(), {"target": "sft"}, [])
+    assert (info["name"], info["experiment"]) == ("sft", str(cfg.optim["lr"]))  # seed 0 is no name
+    assert _info(RunConfig.compose(["model=tiny", "name=${seed}", "seed=3"]).container(), {}, [])["name"] == "3"
 
 
 def test_a_tag_without_brackets_is_refused_before_the_job(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It became a tag a letter."""
     assert qtarget_cli(["train", "model=tiny", "tracker=wandb", "tracker.tags=fast"]) == 2
     assert "write tracker.tags=[NAME" in capsys.readouterr().err
-    assert not list(workdir.glob("outputs/runs/*/*"))
+    assert not list(workdir.glob("outputs/runs/*/checkpoint"))
+    assert not (workdir / "wandb").exists()  # nothing was sent
 
 
 def record(folder: Path, config: dict[str, Any]) -> None:
@@ -173,7 +173,7 @@ def test_a_name_survives_the_record(name: str, tmp_path: Path) -> None:
 def test_a_record_is_read_with_other_names(tmp_path: Path) -> None:
     record(tmp_path, config_container(composed()))
     cfg = trained_config(str(tmp_path), ["name=7_0", "seed=3", "data.source.task=1e5", "data.max_length=null"])
-    assert (cfg.name, cfg.seed, cfg.data.source.task, cfg.data.max_length) == ("7_0", 3, "1e5", None)
+    assert (cfg.name, cfg.seed, cfg.data["source"]["task"], cfg.data["max_length"]) == ("7_0", 3, "1e5", None)
 
 
 def test_a_record_of_an_earlier_build_may_hold_a_number(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_runs_whose_name_was_a_number_keep_their_folders(text: str, number: floa
 def test_none_of_python_is_null_in_a_design() -> None:
     """Hydra reads `None` as a text of four letters."""
     design = compose_target("label_smoothing", [_override("reliance.smoothing", None)])
-    assert design.reliance.smoothing is None
+    assert design["reliance"]["smoothing"] is None
     assert load_design("dft", **{"reliance.alpha": 1e-05}) != load_design("dft", **{"reliance.alpha": 1e5})
 
 

@@ -14,7 +14,8 @@ from worlds import load_design
 
 from qtarget.app import compose, dry
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, options
+from qtarget.app.configs import options
+from qtarget.app.run_config import RunConfig
 from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.model import provide
@@ -172,12 +173,12 @@ def test_the_length_of_many_weights_is_summed_exactly() -> None:
 )
 def test_what_can_not_be_is_said_before_training(given: list[str], message: str) -> None:
     with pytest.raises(QTargetError, match=message):
-        compose.plan(compose_config("train", ["model=tiny", "data.rows=8", "data.heldout_rows=2", *given]))
+        compose.plan(RunConfig.compose(["model=tiny", "data.rows=8", "data.heldout_rows=2", *given]))
 
 
 def test_a_dry_run_counts_the_copy_of_the_weights() -> None:
     def memory(optim: str) -> int:
-        plan = compose.plan(compose_config("train", ["model=tiny", "data.rows=8", "data.heldout_rows=2", optim]))
+        plan = compose.plan(RunConfig.compose(["model=tiny", "data.rows=8", "data.heldout_rows=2", optim]))
         return dry._memory(plan, provide.outline(plan.model, 260))
 
     weights = sum(weight.numel() for weight in tiny_policy().parameters())

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from resuming import SMALL, assert_same_run, lines, only_run, result
 
 from qtarget import QTargetError, states
 from qtarget.app import ranks, train
 from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config
+from qtarget.app.run_config import RunConfig
 from qtarget.app.train import run_job
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.train import saving
@@ -110,18 +109,18 @@ def test_a_run_whose_weights_find_no_room_beside_its_checkpoint_still_ends(
 
     monkeypatch.setattr(saving, "save_trained", full)
     with pytest.warns(UserWarning, match="if the evaluation fails, the same command trains again"):
-        run_job(compose_config("train", SMALL), workdir / "run", {"target": "sft"}, [])
+        run_job(RunConfig.compose(SMALL), workdir / "run", {"target": "sft"}, [])
     assert result(workdir / "run")["status"] == "finished"
 
 
-def broken_rank(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> None:
+def broken_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> None:
     """A rank whose closing evaluation fails."""
     with pytest.MonkeyPatch.context() as patched:
         breaks(patched)
         train._recorded(cfg, folder, info)
 
 
-def rank_without_steps(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> None:
+def rank_without_steps(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patched:
         trains_no_more(patched)
         train._recorded(cfg, folder, info)
@@ -133,7 +132,7 @@ def test_ranks_evaluate_again_what_they_have_trained(
     strategy: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = ["trainer.devices=2", f"trainer.strategy={strategy}"]
-    cfg, start = compose_config("train", [*SMALL, *two]), ranks.start
+    cfg, start = RunConfig.compose([*SMALL, *two]), ranks.start
 
     def as_if(run: Any) -> Any:
         return lambda count, _, *given: start(count, run, *given)

@@ -20,7 +20,7 @@ from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from qtarget.app import slots, sweep, sweep_points, sweep_run
+from qtarget.app import run_config, slots, sweep, sweep_points, sweep_run
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.configs import compose_config
 from qtarget.errors import QTargetError
@@ -74,6 +74,7 @@ def stand_ins(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = workdir / "stand_in.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(sweep_points, "compose_config", composed)
+    monkeypatch.setattr(run_config, "compose_config", composed)
     monkeypatch.setattr(slots, "_visible", list)
     monkeypatch.setattr(
         slots.Job,

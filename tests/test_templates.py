@@ -17,8 +17,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from qtarget import encode
 from qtarget.app import versions
 from qtarget.app.checkpoint import stopping
-from qtarget.app.configs import compose_config
-from qtarget.app.job import config_container
+from qtarget.app.configs import compose_config, config_container
 from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.module import DataConfig, prepare

@@ -22,6 +22,7 @@ import qtarget
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.configs import compose_config, options
 from qtarget.app.job import config_hash
+from qtarget.app.run_config import RunConfig
 from qtarget.app.train import run_job
 from qtarget.data.batch import Batch
 from qtarget.data.module import DataConfig, SFTData, prepare
@@ -432,7 +433,7 @@ def test_no_held_out_rows_means_no_held_out_metrics(workdir: Path) -> None:
 
 
 def test_a_folder_of_another_configuration_is_refused(workdir: Path) -> None:
-    first, second = compose_config("train", SMALL), compose_config("train", [*SMALL, "seed=5"])
+    first, second = RunConfig.compose(SMALL), RunConfig.compose([*SMALL, "seed=5"])
     run_job(first, Path("here"), {"target": "sft"}, [])
     with pytest.raises(QTargetError, match="holds a run of another configuration"):
         run_job(second, Path("here"), {"target": "sft"}, [])
@@ -446,7 +447,7 @@ def test_two_processes_do_not_run_one_job(workdir: Path) -> None:
 
     Path("here").mkdir()
     with FileLock("here/.lock"), pytest.raises(QTargetError, match="another process is running this job"):
-        run_job(compose_config("train", SMALL), Path("here"), {"target": "sft"}, [])
+        run_job(RunConfig.compose(SMALL), Path("here"), {"target": "sft"}, [])
 
 
 def test_an_interrupted_run_says_so_and_runs_again(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-
-from omegaconf import DictConfig, OmegaConf
+from dataclasses import replace
 
 from qtarget import checks
 from qtarget.app import compose
 from qtarget.app.caching import build_missing, described, role_of
-from qtarget.app.configs import compose_config
+from qtarget.app.configs import compose_config, in_yaml
 from qtarget.app.parsers import keys_parser
+from qtarget.app.run_config import RunConfig
 from qtarget.app.train import prepare_process
 from qtarget.model.scores import KEPT
 
@@ -27,10 +27,11 @@ def build(arguments: Sequence[str]) -> int:
     checks.choice("role", role, ROLES)
     checks.choice("detail", detail, KEPT)
     chosen = [f"reference@references.{role}=cached", f"references.{role}.detail={detail}"]
-    cfg = compose_config("train", [*chosen, *overrides])
+    composed = compose_config("train", [*chosen, *overrides])
     if options.cfg:
-        print(OmegaConf.to_yaml(cfg), end="")
+        print(in_yaml(composed), end="")
         return 0
+    cfg = RunConfig.read(composed)
     prepare_process(cfg.seed)
     _build(cfg, role)
     named = any(override.startswith("target=") for override in overrides)
@@ -45,9 +46,9 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return own, [argument for argument in arguments if argument.partition("=")[0] not in OWN]
 
 
-def _build(cfg: DictConfig, role: str) -> None:
-    cfg.eval.benchmarks = {}  # nothing is asked
-    plan = compose.plan(cfg, cached=(role,))
+def _build(cfg: RunConfig, role: str) -> None:
+    asked = replace(cfg.eval, benchmarks={})  # nothing is
+    plan = compose.plan(replace(cfg, eval=asked), cached=(role,))
     for name, cache in plan.caches.items():
         print(described(name, cache, plan.references[role_of(name)]))
     if all(cache.is_built for cache in plan.caches.values()):

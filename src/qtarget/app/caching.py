@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from qtarget.app.checks import flaw_of
+from qtarget.app import references
+from qtarget.app.run_config import RunConfig
 from qtarget.data.collate import Collate
 from qtarget.data.example import Example
 from qtarget.data.ranks import leads
-from qtarget.math.target import Design, needs, wants_support
+from qtarget.math.target import Design
 from qtarget.model import provide
 from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure, in_words
 from qtarget.model.flaw import NoFlaw
@@ -29,27 +28,15 @@ from qtarget.progress import Progress
 HELDOUT, RETENTION = "heldout", "retention"
 WATCHED = (HELDOUT, RETENTION)
 """Beside the roles: the prior over the rows on which drift from it is measured, whole and without its flaw."""
-FULL_DETAIL = {"label": "label", "topk": "topk", "hidden": "full"}
-"""What a cache keeps → what a design may look at."""
 
 
-def kept_detail(node: DictConfig, role: str, design: Design) -> str:
-    """How much a cached role keeps: as configured, or the least that makes no difference to the design."""
-    if node.detail:
-        return str(node.detail)
-    if needs(design).get(role) == "label":
-        return "label"
-    return "topk" if wants_support(design) else "hidden"
-
-
-def details_read(cfg: DictConfig, sources: Iterable[str], design: Design) -> dict[str, str]:
-    """Cached role that a design looks at → how much is kept of it."""
-    nodes = {role: cfg.references[role] for role in sources if role in needs(design)}
-    return {role: kept_detail(node, role, design) for role, node in nodes.items() if node.kind == "cached"}
+def cached_details(cfg: RunConfig, roles: Iterable[str], design: Design) -> dict[str, str]:
+    """Cached role → how much is kept of it."""
+    return {role: node.kept(design) for role in roles if isinstance(node := cfg.references[role], references.Cached)}
 
 
 def cache_plans(
-    cfg: DictConfig,
+    cfg: RunConfig,
     sources: Mapping[str, provide.Source],
     details: Mapping[str, str],
     train: Sequence[Example],
@@ -63,12 +50,12 @@ def cache_plans(
         return _plan(cfg, name, sources[role_of(name)], rows, detail=detail, tokenizer=tokenizer)
 
     found = {role: planned(role, train, detail) for role, detail in details.items()}
-    drift = cfg.eval.kl_prior and "prior" in sources and cfg.references.prior.kind == "cached"
+    drift = cfg.eval.kl_prior and "prior" in sources and cfg.references["prior"].KIND == "cached"
     return found | {name: planned(name, rows, "hidden") for name, rows in watched.items() if drift and rows}
 
 
 def _plan(
-    cfg: DictConfig,
+    cfg: RunConfig,
     name: str,
     source: provide.Source,
     rows: Sequence[Example],
@@ -76,10 +63,11 @@ def _plan(
     detail: str,
     tokenizer: Any,
 ) -> CachePlan:
-    node, precision = cfg.references[role_of(name)], cfg.trainer.precision
-    flaw = {} if name in WATCHED or flaw_of(node) == NoFlaw() else {"flaw": repr(flaw_of(node))}
-    exact = "bfloat16" if precision == "bf16-mixed" else "float32"  # what the product with the head takes anyway
-    recipe = Recipe(detail, node.topk, node.store_dtype or exact, precision)
+    node = cfg.references[role_of(name)]
+    assert isinstance(node, references.Cached)
+    flaw = {} if name in WATCHED or node.made_flaw == NoFlaw() else {"flaw": repr(node.made_flaw)}
+    exact = "bfloat16" if cfg.trainer.is_mixed else "float32"  # what the product with the head takes anyway
+    recipe = Recipe(detail, node.topk, node.store_dtype or exact, cfg.trainer.precision)
     identity = {
         "format": str(FORMAT),
         "vocabulary": str(len(tokenizer)),
@@ -92,10 +80,10 @@ def _plan(
     }
     made_from = {
         "model": source.location,
-        "data": str(cfg.data.source),
-        "noise": str(cfg.data.noise),
+        "data": str(cfg.data["source"]),
+        "noise": str(cfg.data["noise"]),
         "chat template": _digest(str(tokenizer.chat_template).encode()),
-        "truncation": f"{cfg.data.truncation} at {cfg.data.max_length}",
+        "truncation": f"{cfg.data['truncation']} at {cfg.data['max_length']}",
         **flaw,
     }
     folder = f"{detail}-{_digest(json.dumps(identity, sort_keys=True).encode())}"

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.app.caching import (
-    FULL_DETAIL,
     HELDOUT,
     RETENTION,
     WATCHED,
     build_missing,
     cache_plans,
+    cached_details,
     check_built,
-    details_read,
-    kept_detail,
     role_of,
 )
-from qtarget.app.checks import check, check_trained_dtypes, flaw_of, processes, reference_name, sampling
+from qtarget.app.checks import check_trained_dtypes
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.embeddings import check_embeddings, sizes, with_pad
-from qtarget.app.engine import Engine, attention, choose, on_gpu
+from qtarget.app.engine import Engine, attention, choose
 from qtarget.app.outside import Outside, outside
+from qtarget.app.references import NamedReference
+from qtarget.app.references import Snapshot as SnapshotConfig
 from qtarget.app.room import check_room
+from qtarget.app.run_config import EvalConfig, RunConfig, TrainerConfig
 from qtarget.data.epochs import Reading
 from qtarget.data.module import Prepared, SFTData, prepare
 from qtarget.data.overlap import unseen
@@ -61,7 +60,7 @@ HOW_TO_ADD = {
 class Plan:
     """Everything that can be wrong about a run, checked, before any weights are loaded."""
 
-    cfg: DictConfig
+    cfg: RunConfig
     design: Design
     optim: AdamW
     prepared: Prepared
@@ -74,11 +73,13 @@ class Plan:
     outside: Outside = field(default_factory=Outside)
     test: Sequence[int] | None = None
     """The places of the held-out rows that closing numbers are of; None: all."""
+    wanted: float | None = None
+    """Epochs that the configuration asks for; None: steps, which `cfg` has in any case."""
 
     @property
     def epochs(self) -> float:
         """How often training reads a row."""
-        return _reading(self.cfg.trainer, self.prepared).epochs(self.cfg.trainer.max_steps)
+        return _reading(self.cfg.trainer, self.prepared).epochs(self.cfg.trainer.steps)
 
     @property
     def extent(self) -> str:
@@ -89,9 +90,9 @@ class Plan:
         read_as = f" of {self.prepared.described}" if self.prepared.described else ""
         of = f"{packed} rows{self._made_of}{read_as}"
         return (
-            f"{reading.in_words(trainer.max_steps, of)} "
+            f"{reading.in_words(trainer.steps, of)} "
             f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}{self.prepared.losses}"
-            f"{reading.why(trainer.max_steps)}{self._rounded}"
+            f"{reading.why(trainer.steps)}{self._rounded}"
         )
 
     @property
@@ -106,10 +107,9 @@ class Plan:
     @property
     def _rounded(self) -> str:
         """That whole steps read more than the epochs that were wanted, where it shows."""
-        wanted = self.cfg.trainer.epochs
-        if wanted is None or self.epochs <= 1.05 * wanted:
+        if self.wanted is None or self.epochs <= 1.05 * self.wanted:
             return ""
-        return f"; trainer.epochs={wanted:g} is rounded up to whole steps"
+        return f"; trainer.epochs={self.wanted:g} is rounded up to whole steps"
 
     @property
     def _split(self) -> str:
@@ -126,7 +126,7 @@ class Plan:
         """
         if self.test is None:
             return self.prepared.counts
-        held, validation = len(self.prepared.heldout_rows), int(self.cfg.eval.problems_in_training)
+        held, validation = len(self.prepared.heldout_rows), self.cfg.eval.problems_in_training or 0
         split = {
             "validation": validation,
             "test": len(self.test),
@@ -144,15 +144,14 @@ class Plan:
         return told | step | {"repr": repr(self.design)}
 
 
-def checked(cfg: DictConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.Source]]:
+def checked(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.Source]]:
     """What can be told without reading data: design and references. Raises QTargetError where they don't fit."""
-    check(cfg)
     instantiate(cfg.optim)
     design = instantiate_design(cfg.target)
     return design, _reference_sources(cfg, design, cached)
 
 
-def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
+def plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     """Check a configuration and prepare its data. Raises QTargetError for what the user has to mend.
 
     cached: roles whose caches are wanted whether the design looks at them or not.
@@ -166,29 +165,31 @@ def plan(cfg: DictConfig, cached: Sequence[str] = ()) -> Plan:
     for role, source in references.items():
         provide.load_config(source)  # refuses what is no language model
         _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
-        flaw_of(cfg.references[role]).check(len(tokenizer))
+        cfg.references[role].made_flaw.check(len(tokenizer))
     context = provide.context_length(config)
-    prepared, beside = prepare(data_config, tokenizer, context), outside(cfg.eval, tokenizer, context)
+    prepared, beside = (
+        prepare(data_config, tokenizer, context),
+        outside(cfg.eval.benchmarks, cfg.eval.retention, tokenizer, context),
+    )
     for verified in (prepared.heldout_rows, *beside.benchmarks.values()):
         check_scorers(verified)
     check_embeddings(rows, tokenizer, prepared, beside)
     _check_rows(cfg, prepared)
     test = _test_rows(cfg.eval, prepared)
     _check_benchmarks(cfg.eval, prepared, beside)
-    check_room(cfg.eval, model, tokenizer, prepared, beside)
-    cfg = _with_steps(cfg, prepared)
+    check_room(cfg.eval.new_tokens, model, tokenizer, prepared, beside)
+    wanted, cfg = cfg.trainer.epochs, _with_steps(cfg, prepared)
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
-    details = {role: kept_detail(cfg.references[role], role, design) for role in cached}
-    details |= details_read(cfg, references, design)
+    details = cached_details(cfg, [*cached, *(role for role in references if role in needs(design))], design)
     watched = {HELDOUT: prepared.heldout, RETENTION: beside.retention}
     caches = cache_plans(cfg, references, details, prepared.train, watched, tokenizer=tokenizer)
     check_built(caches)
     optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
-    return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside, test)
+    return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside, test, wanted)
 
 
-def _check_rows(cfg: DictConfig, prepared: Prepared) -> None:
+def _check_rows(cfg: RunConfig, prepared: Prepared) -> None:
     if prepared.train or cfg.trainer.max_steps == 0:
         return
     lost = prepared.losses or "; none was asked for"
@@ -198,9 +199,9 @@ def _check_rows(cfg: DictConfig, prepared: Prepared) -> None:
     )
 
 
-def _test_rows(node: DictConfig, prepared: Prepared) -> Sequence[int] | None:
+def _test_rows(node: EvalConfig, prepared: Prepared) -> Sequence[int] | None:
     """The places of the held-out rows to test on, None: all; validation reads the first ones."""
-    if node.test_on == "all" or not prepared.heldout_rows:
+    if node.problems_in_training is None or node.test_on == "all" or not prepared.heldout_rows:
         return None
     found = unseen(prepared.heldout_rows, node.problems_in_training)
     if not found:
@@ -212,7 +213,7 @@ def _test_rows(node: DictConfig, prepared: Prepared) -> Sequence[int] | None:
     return found
 
 
-def _check_benchmarks(node: DictConfig, prepared: Prepared, beside: Outside) -> None:
+def _check_benchmarks(node: EvalConfig, prepared: Prepared, beside: Outside) -> None:
     """With eval.test_on=rest what validation asks is asked nowhere else."""
     if node.test_on == "all":
         return
@@ -225,33 +226,32 @@ def _check_benchmarks(node: DictConfig, prepared: Prepared, beside: Outside) -> 
             )
 
 
-def _with_steps(cfg: DictConfig, prepared: Prepared) -> DictConfig:
+def _with_steps(cfg: RunConfig, prepared: Prepared) -> RunConfig:
     """The configuration with the steps that its epochs make of these rows."""
     if cfg.trainer.epochs is None:
         return cfg
     steps = cfg.trainer.epochs * _reading(cfg.trainer, prepared).steps
-    cfg = deepcopy(cfg)
-    cfg.trainer.max_steps = math.ceil(round(steps, 6))  # 0.1 × 30 is not quite 3
-    return cfg
+    whole = math.ceil(round(steps, 6))  # 0.1 × 30 is not quite 3
+    return replace(cfg, trainer=replace(cfg.trainer, max_steps=whole, epochs=None))
 
 
-def _reading(trainer: DictConfig, prepared: Prepared) -> Reading:
-    return Reading(len(prepared.rows), trainer.batch_size, trainer.accumulate, processes(trainer))
+def _reading(trainer: TrainerConfig, prepared: Prepared) -> Reading:
+    return Reading(len(prepared.rows), trainer.batch_size, trainer.accumulate, trainer.processes)
 
 
-def _attention(cfg: DictConfig, prepared: Prepared) -> str:
+def _attention(cfg: RunConfig, prepared: Prepared) -> str:
     rows_read = prepared.rows or prepared.heldout
     longest = max((sum(map(len, row)) if isinstance(row, tuple) else len(row) for row in rows_read), default=0)
-    gpu, rows = on_gpu(cfg.trainer.accelerator), cfg.trainer.batch_size
-    return attention(cfg.model.attention, on_gpu=gpu, rows=rows, longest=longest)
+    rows = cfg.trainer.batch_size
+    return attention(cfg.model.attention, on_gpu=cfg.trainer.on_gpu, rows=rows, longest=longest)
 
 
-def _engine(cfg: DictConfig, prepared: Prepared, vocab_size: int) -> Engine:
+def _engine(cfg: RunConfig, prepared: Prepared, vocab_size: int) -> Engine:
     trainer = cfg.trainer
     tokens = sum(example.labels for example in prepared.train) / max(1, len(prepared.rows))
-    rows = _reading(trainer, prepared).read(trainer.max_steps) / processes(trainer)
+    rows = _reading(trainer, prepared).read(trainer.steps) / trainer.processes
     scored = tokens * rows * vocab_size  # by one process
-    return choose(cfg.loss.compile, on_gpu=on_gpu(trainer.accelerator), scored=scored)
+    return choose(cfg.loss.compile, on_gpu=trainer.on_gpu, scored=scored)
 
 
 def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy, dict[str, Frozen]]:
@@ -265,7 +265,7 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
     policy = adapted(plan, _load(plan, plan.model, cfg.model.dtype, compiled=cfg.model.compile))
     if cfg.trainer.max_steps:
         check_trained_dtypes(policy, cfg)
-    if cfg.data.packing:
+    if cfg.packing:
         check_packing(policy)
     policy.train()  # transformers hands models out in eval mode
     frozen = {role: _frozen(plan, role, policy) for role in plan.references if role in wanted}
@@ -286,7 +286,7 @@ def _watching(plan: Plan, prior: Frozen | None, policy: Policy) -> dict[str, Fro
 
 def has_flaw(plan: Plan, role: str) -> bool:
     """Whether something is wrong on purpose with a reference."""
-    return flaw_of(plan.cfg.references[role]) != NoFlaw()
+    return plan.cfg.references[role].made_flaw != NoFlaw()
 
 
 def _read_in_training(plan: Plan) -> set[str]:
@@ -328,12 +328,13 @@ def reloaded(plan: Plan, folder: Path) -> Policy:
 def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:
     role = role_of(name)
     node = plan.cfg.references[role]
-    if node.kind == "adapter_off":
-        return AdapterOff(policy)
-    if node.kind == "cached":
-        return Cached(plan.caches[role], node.tail)
-    if node.kind == "snapshot":
+    if isinstance(node, SnapshotConfig):
         return Snapshot(adapted(plan, _load(plan, plan.references[role], node.dtype)), node.every)
+    assert isinstance(node, NamedReference)
+    if node.KIND == "adapter_off":
+        return AdapterOff(policy)
+    if node.KIND == "cached":
+        return Cached(plan.caches[role], node.tail)
     return FrozenModel(_still(plan, name), node.topk, node.tail)
 
 
@@ -343,9 +344,9 @@ def _still(plan: Plan, name: str) -> Policy:
     One of `WATCHED`: the prior without its flaw, because drift is measured from where training really started.
     """
     node = plan.cfg.references[role_of(name)]
-    flaw = NoFlaw() if name in WATCHED else flaw_of(node)
+    flaw = NoFlaw() if name in WATCHED else node.made_flaw
     model = flaw(_load(plan, plan.references[role_of(name)], node.dtype))
-    if plan.cfg.trainer.precision == "bf16-mixed":
+    if plan.cfg.trainer.is_mixed:
         cast_products(model, torch.bfloat16)
     return model
 
@@ -353,13 +354,13 @@ def _still(plan: Plan, name: str) -> Policy:
 def scoring_model(plan: Plan, name: str) -> Policy:
     """The model of a cache, by the cache's name, where it scores fastest."""
     model = _still(plan, name)
-    return model.to("cuda") if on_gpu(plan.cfg.trainer.accelerator) else model
+    return model.to("cuda") if plan.cfg.trainer.on_gpu else model
 
 
 def module(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen]) -> QTargetModule:
     """Policy, design and the references that the design looks at."""
     used = {role: frozen[role] for role in _read_in_training(plan)}
-    steps, chunk_size = plan.cfg.trainer.max_steps, plan.cfg.loss.chunk_size
+    steps, chunk_size = plan.cfg.trainer.steps, plan.cfg.loss.chunk_size
     compiled = plan.engine.compiled
     return QTargetModule(
         policy, plan.design, used, plan.optim, total_steps=steps, chunk_size=chunk_size, compiled=compiled
@@ -380,7 +381,7 @@ def data(plan: Plan) -> SFTData:
 
 def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) -> Evaluator:
     """What judges the policy on held-out demonstrations, at the precision of training."""
-    mixed = plan.cfg.trainer.precision == "bf16-mixed"
+    mixed = plan.cfg.trainer.is_mixed
     priors = {name: frozen[name].to(device) for name in WATCHED if name in frozen}
     return Evaluator(
         tokenizer=plan.tokenizer,
@@ -391,7 +392,7 @@ def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) ->
         autocast=partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed),
         new_tokens=plan.cfg.eval.new_tokens,
         batch_size=plan.cfg.eval.batch_size,
-        sampling=sampling(plan.cfg.eval),
+        sampling=plan.cfg.eval.sampling,
         benchmarks=plan.outside.benchmarks,
         retention=plan.outside.retention,
         retention_prior=priors.get(RETENTION),
@@ -399,9 +400,9 @@ def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) ->
     )
 
 
-def _reference_sources(cfg: DictConfig, design: Design, cached: Sequence[str]) -> dict[str, provide.Source]:
+def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) -> dict[str, provide.Source]:
     """The references a run has to load: those its design needs, and the prior where drift from it is measured."""
-    configured = {role: reference_name(cfg, role) for role in ROLES}
+    configured = {role: cfg.reference_name(role) for role in ROLES}
     wanted = dict.fromkeys(cached, "label") | dict(needs(design))
     for role, detail in wanted.items():
         if configured.get(role) is None:
@@ -409,19 +410,12 @@ def _reference_sources(cfg: DictConfig, design: Design, cached: Sequence[str]) -
             raise QTargetError(
                 f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
             )
-    held = {role: _detail(cfg, role, design) for role, name in configured.items() if name}
-    check_references(design, held, {role: cfg.references[role].tail for role, kept in held.items() if kept == "topk"})
+    held = {role: cfg.references[role].held(design) for role, name in configured.items() if name}
+    tails = {role: getattr(cfg.references[role], "tail", "") for role, kept in held.items() if kept == "topk"}
+    check_references(design, held, tails)
     if cfg.eval.kl_prior and configured["prior"]:
         wanted.setdefault("prior", "full")
     return {role: provide.resolve(name) for role, name in configured.items() if role in wanted and name}
-
-
-def _detail(cfg: DictConfig, role: str, design: Design) -> str:
-    """How much of a role's distribution the run will hold."""
-    node = cfg.references[role]
-    if node.kind == "cached":
-        return FULL_DETAIL[kept_detail(node, role, design)]
-    return "topk" if node.get("topk") else "full"
 
 
 def _check_columns(design: Design, prepared: Prepared) -> None:

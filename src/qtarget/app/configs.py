@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,31 @@ def check_keyed(overrides: Sequence[str]) -> None:
         raise QTargetError(f"overrides are KEY=VALUE or GROUP=OPTION, got {argument!r}{hint}")
 
 
+def register_resolver(name: str, of_configuration: Callable[[Mapping[Any, Any]], str]) -> None:
+    """${NAME:} stands for what a function makes of the whole configuration."""
+    OmegaConf.register_new_resolver(name, lambda *, _root_: of_configuration(_root_), replace=True)
+
+
+def config_container(cfg: Mapping[Any, Any]) -> dict[str, Any]:
+    """A composed configuration as plain data, resolved, without Hydra's own node; a copy of one that is plain."""
+    if not isinstance(cfg, DictConfig):
+        return {str(key): deepcopy(value) for key, value in cfg.items() if key != "hydra"}
+    visible = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    container = OmegaConf.to_container(visible, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def in_yaml(cfg: Mapping[Any, Any]) -> str:
+    """A configuration as `--cfg job` prints it."""
+    return OmegaConf.to_yaml(cfg if isinstance(cfg, DictConfig) else literal(cfg))
+
+
+def referring(cfg: Mapping[Any, Any], keys: Iterable[str]) -> list[str]:
+    """Those of the keys whose values other keys give: name=${seed}."""
+    return [key for key in keys if isinstance(cfg, DictConfig) and OmegaConf.is_interpolation(cfg, key)]
+
+
 def options(group: str) -> list[str]:
     """The names a configuration group offers, ours and the user's."""
     folders = [conf_dir() / group] + ([user / group] if (user := user_conf_dir()) else [])
@@ -122,15 +148,15 @@ def list_designs() -> dict[str, dict[str, Any]]:
 
 
 def about(name: str) -> dict[str, Any]:
-    told = OmegaConf.select(compose_target(name), "about") or {}
+    told = compose_target(name).get("about") or {}
     return {field: told.get(field, "–") for field in ("formula", "paper", "year", "differs")}
 
 
-def compose_target(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+def compose_target(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The composed yaml of one design; overrides are dotted below `target`, as on the command line."""
     if name not in options("target"):
         raise QTargetError(f"unknown target {name!r}{nearest(name, options('target'))}")
-    target: DictConfig = compose_config("design", [f"target={name}", *overrides]).target
+    target: dict[str, Any] = config_container(compose_config("design", [f"target={name}", *overrides]))["target"]
     return target
 
 
@@ -145,25 +171,31 @@ def load_design(name: str, /, **changes: Any) -> Any:
     return instantiate_design(compose_target(name, [_override(key, value) for key, value in changes.items()]))
 
 
-def instantiate_design(target: DictConfig) -> Any:
+def instantiate_design(target: Mapping[str, Any]) -> Any:
     """The design a composed `target` node describes. `about` is documentation and stays behind."""
-    node = OmegaConf.to_container(target, resolve=True)
-    assert isinstance(node, dict)
-    node.pop("about", None)
-    return instantiate(node)
+    return instantiate({key: value for key, value in target.items() if key != "about"})
 
 
-def instantiate(node: Mapping[Any, Any] | DictConfig) -> Any:
+def instantiate(node: Mapping[Any, Any]) -> Any:
     """Hydra's instantiate; errors raised by a part reach the user as they were written."""
     from hydra.utils import instantiate as hydra_instantiate  # keeps start-up light
 
     try:
-        return hydra_instantiate(node, _convert_="all")
+        return hydra_instantiate(node if isinstance(node, DictConfig) else literal(node), _convert_="all")
     except HydraException as error:
         causes = list(_causes(error))
         mine = next((cause for cause in causes if isinstance(cause, QTargetError)), None)
         told = str(error).split(", set env var")[0]
         raise mine or QTargetError(f"{told}: {causes[-1]}") from error
+
+
+def literal(resolved: Any) -> Any:
+    """Plain data that Hydra is to read as they are: everything is resolved, so ${…} is text, and no reference."""
+    if isinstance(resolved, Mapping):
+        return {key: literal(value) for key, value in resolved.items()}
+    if isinstance(resolved, list | tuple):
+        return [literal(value) for value in resolved]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", resolved) if isinstance(resolved, str) else resolved
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

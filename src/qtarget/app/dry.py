@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from omegaconf import DictConfig
 from torch import nn
 
 from qtarget.app import compose
 from qtarget.app.caching import HELDOUT, described, role_of
-from qtarget.app.checks import processes
 from qtarget.app.pace import estimate
+from qtarget.app.run_config import RunConfig
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import provide
@@ -23,7 +22,7 @@ OPTIMIZER_BYTES = 4 + 8
 """Per trained parameter: an fp32 gradient, and the two moments of AdamW."""
 
 
-def dry_run(cfg: DictConfig, title: str) -> None:
+def dry_run(cfg: RunConfig, title: str) -> None:
     """Print the plan of a run. Raises QTargetError for whatever the run itself would refuse before it starts."""
     plan = compose.plan(cfg)
     print(f"{title}, nothing is run:")
@@ -52,7 +51,7 @@ def _facts(plan: compose.Plan) -> Iterator[tuple[str, str]]:
 def _references(plan: compose.Plan) -> Iterator[tuple[str, str]]:
     for role in plan.references:
         told = "" if role in needs(plan.design) else ", for measuring drift from it"
-        yield "reference", f"{role}: {plan.cfg.references[role].kind}{told}"
+        yield "reference", f"{role}: {plan.cfg.references[role].KIND}{told}"
     for name, cache in plan.caches.items():
         yield "cache", described(name, cache, plan.references[role_of(name)])
         yield "", f"{in_words(free_bytes(cache.folder))} free there"
@@ -88,7 +87,7 @@ def _operations(plan: compose.Plan, policy: Policy, read: float, scored: float) 
 
 def _live(plan: compose.Plan) -> dict[str, int]:
     """Role → weights of the model that runs beside the policy."""
-    kinds = {role: plan.cfg.references[role].kind for role in plan.references}
+    kinds = {role: plan.cfg.references[role].KIND for role in plan.references}
     vocab = len(plan.tokenizer)
     live = {
         role: _size(provide.outline(plan.references[role], vocab)) for role, kind in kinds.items() if kind != "cached"
@@ -99,12 +98,12 @@ def _live(plan: compose.Plan) -> dict[str, int]:
 
 def _memory(plan: compose.Plan, policy: Policy) -> int:
     """Bytes on each device: all of it, but under fsdp2 only a share of the policy."""
-    shares = processes(plan.cfg.trainer) if plan.cfg.trainer.strategy == "fsdp2" else 1
+    shares = plan.cfg.trainer.processes if plan.cfg.trainer.strategy == "fsdp2" else 1
     width = DTYPES[plan.cfg.model.dtype].itemsize
     copies = 0
     for role, size in _live(plan).items():
         node = plan.cfg.references[role_of(role)]
-        copies += 0 if node.kind == "adapter_off" else DTYPES[node.dtype].itemsize * size
+        copies += 0 if node.KIND == "adapter_off" else DTYPES[node.dtype].itemsize * size
     optimizer = OPTIMIZER_BYTES + (width if plan.optim.update_norm else 0)  # it copies the weights of a step
     held = width * _size(policy) + optimizer * _trained(policy)
     return held // shares + copies + 4 * CHUNK_BYTES

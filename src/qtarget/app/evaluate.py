@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from qtarget.app import compose
 from qtarget.app.compare import near
-from qtarget.app.configs import compose_target
-from qtarget.app.engine import on_gpu
-from qtarget.app.job import config_container, config_hash
+from qtarget.app.configs import compose_target, in_yaml
 from qtarget.app.parsers import keys_parser
-from qtarget.app.reading import run_folder, trained_config
+from qtarget.app.reading import NO_NOISE, run_folder, trained_config
+from qtarget.app.run_config import RunConfig
 from qtarget.app.train import finished_before, held, prepare_process
 from qtarget.app.usage import EVALUATE as USAGE
 from qtarget.app.versions import versions
@@ -37,9 +36,9 @@ def evaluate(arguments: Sequence[str]) -> int:
     where, overrides = _split(arguments)
     cfg = evaluation_config(where, overrides)
     if options.cfg:
-        print(OmegaConf.to_yaml(cfg), end="")
+        print(in_yaml(cfg.container()), end="")
         return 0
-    folder = Path(cfg.output_dir) / FOLDER / config_hash(cfg)
+    folder = Path(cfg.output_dir) / FOLDER / cfg.hash
     with held(folder):
         result = finished_before(cfg, folder, "evaluated") or _fresh(cfg, folder, _info(cfg, where, arguments))
     _show(result["name"], result["metrics"])
@@ -62,30 +61,32 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return named[0], [argument for argument in arguments if argument.partition("=")[0] != "checkpoint"]
 
 
-def evaluation_config(where: str, overrides: Sequence[str]) -> DictConfig:
+def evaluation_config(where: str, overrides: Sequence[str]) -> RunConfig:
     """As the run was configured, but for what only training needs: one process, and no training row."""
     cfg, run = trained_config(where, overrides), run_folder(where)
-    if not cfg.name:
-        cfg.name = _run_result(run).get("name") if run else Path(where).name
-    cfg.experiment_name = FOLDER
-    cfg.target = compose_target("sft")  # no design is trained with, so none asks for a teacher
-    cfg.data.rows, cfg.data.reserve_rows, cfg.data.packing = 0, 0, None
-    cfg.data.noise = {"_target_": "qtarget.data.noise.NoNoise"}
-    cfg.trainer.max_steps, cfg.trainer.epochs = 0, None
-    cfg.trainer.devices, cfg.trainer.num_nodes, cfg.trainer.strategy = 1, 1, "auto"
-    cfg.loss.compile = "off"
-    if cfg.model.attention == "auto":
-        cfg.model.attention = _run_result(run).get("attention", "sdpa") if run else "sdpa"
-    if run is None and not cfg.references.prior.name:
-        cfg.eval.kl_prior = False  # a model doesn't drift from itself
-    return cfg
+    attention = cfg.model.attention
+    if attention == "auto":
+        attention = _run_result(run).get("attention", "sdpa") if run else "sdpa"
+    # a model doesn't drift from itself
+    drifts = run is not None or bool(getattr(cfg.references["prior"], "name", None))
+    return replace(
+        cfg,
+        name=cfg.name or (_run_result(run).get("name") if run else Path(where).name),
+        experiment_name=FOLDER,
+        target=compose_target("sft"),  # no design is trained with, so none asks for a teacher
+        data={**cfg.data, "rows": 0, "reserve_rows": 0, "packing": None, "noise": NO_NOISE},
+        trainer=replace(cfg.trainer, max_steps=0, epochs=None, devices=1, num_nodes=1, strategy="auto"),
+        loss=replace(cfg.loss, compile="off"),
+        model=replace(cfg.model, attention=attention),
+        eval=replace(cfg.eval, kl_prior=cfg.eval.kl_prior and drifts),
+    )
 
 
 def _run_result(run: Path) -> dict[str, Any]:
     return stored_result(run) or {}
 
 
-def _info(cfg: DictConfig, where: str, arguments: Sequence[str]) -> dict[str, Any]:
+def _info(cfg: RunConfig, where: str, arguments: Sequence[str]) -> dict[str, Any]:
     """What the record says of an evaluation; of a run's checkpoint also how that was trained."""
     run = run_folder(where)
     trained: dict[str, Any] = _run_result(run) if run else {"role": "base"}
@@ -101,29 +102,29 @@ def _info(cfg: DictConfig, where: str, arguments: Sequence[str]) -> dict[str, An
         "checkpoint": where,
         "overrides": list(arguments),
         "seed": cfg.seed,
-        "config_hash": config_hash(cfg),
-        "mends": versions(config_container(cfg)),
+        "config_hash": cfg.hash,
+        "mends": versions(cfg.container()),
     }
 
 
-def _fresh(cfg: DictConfig, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+def _fresh(cfg: RunConfig, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     record = Record(folder, Nothing())
     try:
         with record.beating():
-            record.start(info, config_container(cfg))
+            record.start(info, cfg.container())
             return record.finish(_judged(cfg, record))
     except BaseException as error:
         record.fail(error)
         raise
 
 
-def _judged(cfg: DictConfig, record: Record) -> dict[str, float]:
+def _judged(cfg: RunConfig, record: Record) -> dict[str, float]:
     prepare_process(cfg.seed)
     plan = compose.plan(cfg)
     judged = {name: rows for name, rows in plan.counts.items() if name in JUDGED}
     record.note(rows=judged, attention=plan.attention)
     policy, frozen = compose.load_models(plan)
-    device = torch.device("cuda" if on_gpu(cfg.trainer.accelerator) else "cpu")
+    device = torch.device("cuda" if cfg.trainer.on_gpu else "cpu")
     evaluation = compose.evaluator(plan, frozen, device)(policy.to(device))
     record.note(calibration=evaluation.calibration)
     save_samples(record.folder, evaluation.samples)
@@ -151,7 +152,7 @@ def _number(value: float | None) -> str:
     return "not finite" if value is None else f"{value:,.4g}"
 
 
-def _next_command(cfg: DictConfig, where: str, arguments: Sequence[str], folder: Path) -> str:
+def _next_command(cfg: RunConfig, where: str, arguments: Sequence[str], folder: Path) -> str:
     """Greedy answers are followed by drawn ones; those by a second checkpoint on the same prompts."""
     if cfg.eval.samples == 1:
         return shlex.join(["qtarget", "evaluate", *arguments, "eval.samples=8", "eval.temperature=1"])

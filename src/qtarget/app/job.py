@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from qtarget.app.configs import config_container, register_resolver
 from qtarget.app.names import LABELS, as_hashed
 from qtarget.app.versions import sources, versions, without_unchanged
 from qtarget.model.digest import fingerprint, sampled_digest
@@ -21,16 +20,8 @@ ONLY_SAID = ("device_tflops", "utilisation")
 """Of trainer: what a dry run reckons with."""
 
 
-def config_container(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain data, without Hydra's own node."""
-    visible = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    container = OmegaConf.to_container(visible, resolve=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
-
-
-def config_hash(cfg: DictConfig) -> str:
-    """12 hex digits of what makes a run what it is."""
+def config_hash(cfg: Mapping[Any, Any]) -> str:
+    """12 hex digits of what makes a run what it is. cfg: composed, as plain data or as Hydra's."""
     identity = config_container(cfg)
     for key in NOT_IDENTITY:
         _leave_out(identity, *key.split("."))
@@ -57,7 +48,7 @@ def _leave_out(node: dict[str, Any], *path: str) -> None:
 
 def register_resolvers() -> None:
     """${qtarget_job:} in hydra.run.dir: one folder per configuration, whatever launched it."""
-    OmegaConf.register_new_resolver("qtarget_job", lambda *, _root_: config_hash(_root_), replace=True)
+    register_resolver("qtarget_job", config_hash)
 
 
 def _named_inputs(identity: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from qtarget.app.arguments import Arguments, arranged
@@ -86,13 +85,11 @@ def _not_shown(ended: SystemExit, arguments: Arguments) -> BaseException:
     return QTargetError(f"--package {arguments.package}: no such part{nearest(arguments.package, map(str, known))}")
 
 
-def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
+def _job(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
     """The function Hydra runs per job: notes what became of it, so that a failing one doesn't stop the others."""
 
-    def job(cfg: DictConfig) -> Any:
-        from qtarget.app.dry import dry_run
-        from qtarget.app.ranks import environment
-        from qtarget.app.train import run_job  # torch and transformers come in here
+    def job(composed: Any) -> Any:
+        from qtarget.app.ranks import environment  # torch and transformers come in here
 
         settings = HydraConfig.get()
         if settings.mode == RunMode.MULTIRUN:
@@ -103,11 +100,9 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
         choices = {group: option for group, option in settings.runtime.choices.items() if "hydra/" not in group}
         label = " ".join(overrides) or "defaults"
         try:
-            if cfg.trainer.dry:
-                with suppress(OSError):
-                    folder.rmdir()  # Hydra made it
-                return dry_run(cfg, cfg.name or choices["target"])
-            result = run_job(cfg, folder, choices, overrides)
+            result = _of_job(composed, folder, choices, overrides)
+            if result is None:
+                return None
         except Exception as error:
             if raises or environment() or not settings.launcher._target_.endswith("BasicLauncher"):
                 raise  # whoever started this process learns of failures in no other way
@@ -120,6 +115,25 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[DictConfig], Any]:
 
     job.outcomes = outcomes  # type: ignore[attr-defined]  # where a launcher of processes notes what became of them
     return job
+
+
+def _of_job(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any] | None:
+    """The result of a job; None where it was only to say what it would do."""
+    from qtarget.app.configs import config_container
+    from qtarget.app.dry import dry_run
+    from qtarget.app.run_config import RunConfig
+    from qtarget.app.train import refused, run_job
+
+    try:
+        cfg = RunConfig.read(composed)
+    except QTargetError as error:
+        return refused(config_container(composed), folder, choices, overrides, error)
+    if cfg.trainer.dry:
+        with suppress(OSError):
+            folder.rmdir()  # Hydra made it
+        dry_run(cfg, cfg.name or choices["target"])
+        return None
+    return run_job(cfg, folder, choices, overrides)
 
 
 def check_no_agent() -> None:

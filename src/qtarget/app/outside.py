@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig
-
 from qtarget import checks
 from qtarget.app.configs import instantiate
 from qtarget.data.example import Demonstration, Example
@@ -27,47 +25,48 @@ class Outside:
     retention: Sequence[Example] = ()
 
 
-def check_outside(node: DictConfig) -> None:
-    """Raise QTargetError for an `eval` node that can't be read as this."""
-    for key, place in (("benchmarks", "benchmarks.NAME.source"), ("retention", "retention.source")):
-        if not isinstance(node[key], DictConfig):
-            raise QTargetError(
-                f"eval.{key}={node[key]} sets a value, not a source: write +data/source@eval.{place}=OPTION"
-            )
-    for name, benchmark in node.benchmarks.items():
+def check_outside(benchmarks: Any, retention: Any) -> None:
+    """Raise QTargetError for eval.benchmarks and eval.retention that can't be read as this."""
+    for key, node, place in (
+        ("benchmarks", benchmarks, "benchmarks.NAME.source"),
+        ("retention", retention, "retention.source"),
+    ):
+        if not isinstance(node, Mapping):
+            raise QTargetError(f"eval.{key}={node} sets a value, not a source: write +data/source@eval.{place}=OPTION")
+    for name, benchmark in benchmarks.items():
         if name in TAKEN or not re.fullmatch(r"[\w.@-]+", str(name)):
             raise QTargetError(
                 f"eval.benchmarks.{name}: a benchmark's name heads its metrics and can't be one of {', '.join(TAKEN)}, "
                 "nor hold spaces or slashes"
             )
         _check_rows(f"eval.benchmarks.{name}", benchmark)
-    if node.retention.source is not None:
-        _check_rows("eval.retention", node.retention)
+    if retention.get("source") is not None:
+        _check_rows("eval.retention", retention)
 
 
 def _check_rows(key: str, node: Any) -> None:
-    source = node.get("source") if isinstance(node, DictConfig) else None
-    if not isinstance(source, DictConfig):
+    source = node.get("source") if isinstance(node, Mapping) else None
+    if not isinstance(source, Mapping):
         raise QTargetError(f"{key} needs a source: add +data/source@{key}.source=NAME, one of `data/source`")
     if node.get("rows") is not None:
-        checks.whole(f"{key}.rows", node.rows, 1)
+        checks.whole(f"{key}.rows", node["rows"], 1)
 
 
-def outside(node: DictConfig, tokenizer: Any, context: int) -> Outside:
-    """Read what an `eval` node names. Raises QTargetError for a benchmark with rows that nothing can judge."""
-    benchmarks = {str(name): _problems(str(name), benchmark) for name, benchmark in node.benchmarks.items()}
-    if node.retention.source is None:
-        return Outside(benchmarks)
+def outside(benchmarks: Mapping[str, Any], retention: Mapping[str, Any], tokenizer: Any, context: int) -> Outside:
+    """Read what `eval` names. Raises QTargetError for a benchmark with rows that nothing can judge."""
+    problems = {str(name): _problems(str(name), benchmark) for name, benchmark in benchmarks.items()}
+    if retention.get("source") is None:
+        return Outside(problems)
     # Text that is only read may stop anywhere: what the model has room for is enough.
-    return Outside(benchmarks, encoded(_rows(node.retention), tokenizer, context, "cut"))
+    return Outside(problems, encoded(_rows(retention), tokenizer, context, "cut"))
 
 
-def _rows(node: DictConfig) -> list[Demonstration]:
-    rows: list[Demonstration] = instantiate(node.source).rows("heldout", node.get("rows"))
+def _rows(node: Mapping[str, Any]) -> list[Demonstration]:
+    rows: list[Demonstration] = instantiate(node["source"]).rows("heldout", node.get("rows"))
     return rows
 
 
-def _problems(name: str, node: DictConfig) -> list[Demonstration]:
+def _problems(name: str, node: Mapping[str, Any]) -> list[Demonstration]:
     rows = _rows(node)
     unjudged = sum(row.entry is None for row in rows)
     if unjudged or not rows:

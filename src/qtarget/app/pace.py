@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 
 import torch
-from omegaconf import DictConfig
 
-from qtarget.app.checks import processes
-from qtarget.app.engine import on_gpu
+from qtarget.app.run_config import TrainerConfig
 
 KEYS = "(trainer.utilisation, trainer.device_tflops)"
 MEASURED_FOR = 0.2  # seconds
@@ -16,12 +14,12 @@ SIDES = {"cpu": 1024, "cuda": 8192}
 """Of the square product that is timed: large enough to fill the device, small enough to take a moment."""
 
 
-def estimate(trainer: DictConfig, operations: float) -> str:
+def estimate(trainer: TrainerConfig, operations: float) -> str:
     """How long `operations` take, and what that assumes; without trainer.device_tflops this machine is measured."""
-    share, count = f"{100 * trainer.utilisation:g} %", processes(trainer)
+    share, count = f"{100 * trainer.utilisation:g} %", trainer.processes
     each = trainer.device_tflops
     if each is None:
-        device = "cuda" if on_gpu(trainer.accelerator) else "cpu"
+        device = "cuda" if trainer.on_gpu else "cpu"
         count = count if device == "cuda" else 1  # processes of a CPU share it
         each = product_rate(device, trainer.precision) / 1e12
         at = f"the {each:.3g} TFLOP/s just measured"

@@ -17,7 +17,6 @@ from typing import Any
 from hydra import __version__
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
-from omegaconf import DictConfig
 
 from qtarget.app.configs import compose_config
 from qtarget.errors import QTargetError
@@ -49,7 +48,7 @@ def _read(texts: Sequence[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(list(texts))
 
 
-def _hydra(overrides: Sequence[str]) -> DictConfig:
+def _hydra(overrides: Sequence[str]) -> Any:
     """Hydra's own settings; its defaults where Hydra itself will say what is wrong, or finds files elsewhere."""
     try:
         return compose_config("train", overrides, with_hydra=True).hydra

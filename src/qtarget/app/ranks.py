@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from omegaconf import DictConfig
 
+from qtarget.app.run_config import TrainerConfig
 from qtarget.errors import QTargetError
 
 PATIENCE = 5.0
@@ -61,9 +61,9 @@ def _slurm() -> ClusterEnvironment:
         raise QTargetError(str(error)) from error
 
 
-def check_started(trainer: DictConfig) -> None:
+def check_started(trainer: TrainerConfig) -> None:
     """Raise QTargetError where the processes there are, or could be started, aren't those the configuration wants."""
-    here, wanted = environment(), trainer.devices * trainer.num_nodes
+    here, wanted = environment(), trainer.processes
     if here is None and trainer.num_nodes > 1:
         raise QTargetError(
             f"trainer.num_nodes={trainer.num_nodes}: start the same command on every node with torchrun or srun, "

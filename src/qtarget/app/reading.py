@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,20 +12,20 @@ import torch
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from qtarget.app import compose
-from qtarget.app.checks import reference_name
-from qtarget.app.configs import compose_config, compose_target, nearest, options
+from qtarget.app.configs import compose_config, compose_target, config_container, nearest, options
 from qtarget.app.names import OF_A_RUN, as_typed
+from qtarget.app.references import Frozen as FrozenConfig
+from qtarget.app.references import NamedReference, read_references
+from qtarget.app.run_config import NODES, RunConfig
 from qtarget.app.train import prepare_process
 from qtarget.data.batch import Batch
 from qtarget.data.collate import Collate
 from qtarget.data.example import Example
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE, LossOutput
-from qtarget.math.tokens import ROLES
 from qtarget.model.folders import model_folder, names_a_folder
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
@@ -36,6 +35,9 @@ from qtarget.track.runs import without_places
 from qtarget.track.tokens import Alternative, Demonstrations, Pull, Reading, Row, Token
 
 Made = TypeVar("Made")
+NO_NOISE = {"_target_": "qtarget.data.noise.NoNoise"}
+OF_EARLIER_RUNS = {kind.PLACE: kind for kind in NODES}
+"""Nodes of which an earlier run's record may know fewer keys."""
 OTHERS = 3  # likeliest alternatives named per token
 
 
@@ -74,31 +76,38 @@ def read_demonstrations(
 # The configuration
 
 
-def run_config(where: str, overrides: Sequence[str] = ()) -> DictConfig:
+def run_config(where: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The training configuration that a checkpoint is read with."""
-    cfg = trained_config(where, overrides)
-    cfg.eval.kl_prior = True  # has the prior loaded wherever one is configured
-    cfg.eval.benchmarks, cfg.eval.retention.source = {}, None  # nothing is asked
-    cfg.data.heldout_rows = 0
-    cfg.trainer.precision = "32-true"
-    OmegaConf.update(cfg, "optim.allow_bf16_rounding", True, force_add=True)  # nothing is trained
-    return cfg
+    cfg = trained_config(where, overrides, **{"optim.allow_bf16_rounding": True})  # nothing is trained
+    nothing = {**cfg.eval.retention, "source": None}
+    return replace(
+        cfg,
+        eval=replace(cfg.eval, kl_prior=True, benchmarks={}, retention=nothing),  # the prior is loaded, nothing asked
+        data={**cfg.data, "heldout_rows": 0},
+        trainer=replace(cfg.trainer, precision="32-true"),
+    )
 
 
-def trained_config(where: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """How a run was trained, or would be from a model, its references live and the policy what is to be looked at."""
+def trained_config(where: str, overrides: Sequence[str] = (), **changes: Any) -> RunConfig:
+    """How a run was trained, or would be from a model, its references live and the policy what is to be looked at.
+
+    changes: values by dotted key.
+    """
     run = run_folder(where)
-    return _of_model(where, overrides) if run is None else _of_run(run, overrides)
+    composed = _of_model(where, overrides) if run is None else _of_run(run, overrides)
+    for key, value in changes.items():
+        _put(composed, key, value)
+    return RunConfig.read(composed)
 
 
-def _run_live(cfg: DictConfig) -> None:
+def _run_live(cfg: dict[str, Any]) -> None:
     """A few rows are read by the models themselves: no cache holds them, and a checkpoint's adapter is merged."""
-    for role in ROLES:
-        name, node = reference_name(cfg, role), cfg.references[role]
-        if name and node.kind in ("cached", "adapter_off"):
-            topk = node.topk if node.get("detail") == "topk" else None
-            live = {"kind": "frozen", "name": name, "dtype": node.dtype, "topk": topk, "tail": node.tail}
-            cfg.references[role] = OmegaConf.create(live | {"flaw": node.get("flaw")})
+    for role, node in read_references(cfg["references"]).items():
+        if isinstance(node, NamedReference) and node.KIND in ("cached", "adapter_off"):
+            topk = node.topk if getattr(node, "detail", None) == "topk" else None
+            name = node.model(cfg["model"]["name"])
+            live = FrozenConfig(role=role, name=name, dtype=node.dtype, topk=topk, tail=node.tail, flaw=node.flaw)
+            cfg["references"][role] = live.container()
 
 
 def run_folder(where: str) -> Path | None:
@@ -110,44 +119,49 @@ def run_folder(where: str) -> Path | None:
     return folder.parent if is_run else None
 
 
-def _of_model(where: str, overrides: Sequence[str]) -> DictConfig:
+def _of_model(where: str, overrides: Sequence[str]) -> dict[str, Any]:
     if any(override.partition("=")[0] == "model" for override in overrides):
         raise QTargetError("checkpoint=WHERE names the model: leave model=… away")
-    cfg = compose_config("train", [*overrides, "model=path"])
-    cfg.model.name = where
+    cfg = config_container(compose_config("train", [*overrides, "model=path"]))
+    cfg["model"]["name"] = where
     _run_live(cfg)
     return cfg
 
 
-def _of_run(run: Path, overrides: Sequence[str]) -> DictConfig:
+def _of_run(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """As the run was configured, with its trained weights as policy; its prior stays where training started."""
     cfg = _saved(run / "config.yaml")
-    cfg.eval = OmegaConf.merge(compose_config("train").eval, cfg.eval)  # an older run knows fewer settings
     _run_live(cfg)
-    if prior := reference_name(cfg, "prior"):
-        cfg.references.prior.name = prior
-    cfg.model.name = str(run / "checkpoint")
-    cfg.model.adapter = {}
+    prior = read_references(cfg["references"])["prior"].model(cfg["model"]["name"])
+    if prior:
+        cfg["references"]["prior"]["name"] = prior
+    cfg["model"] |= {"name": str(run / "checkpoint"), "adapter": {}}
     for override in sorted(overrides, key=lambda override: not _picks_option(override)):
         path, value = (_option if _picks_option(override) else _field)(cfg, override)
-        OmegaConf.update(cfg, path, value, merge=False, force_add=True)
+        _put(cfg, path, value)
     return cfg
 
 
-def _saved(file: Path) -> DictConfig:
+def _put(cfg: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value by its dotted key."""
+    *path, name = key.split(".")
+    for part in path:
+        cfg = cfg.setdefault(part, {})
+    cfg[name] = value
+
+
+def _at(cfg: Any, key: str) -> Any:
+    """The value of a dotted key, None where there is none."""
+    for part in key.split(".") if key else ():
+        cfg = cfg.get(part) if isinstance(cfg, dict) else None
+    return cfg
+
+
+def _saved(file: Path) -> dict[str, Any]:
     """The configuration that a record holds, text as the text it is: OmegaConf's own reader takes 1e5 for a number."""
     held = yaml.safe_load(file.read_text(encoding="utf-8"))
     numbers = {key: str(held[key]) for key in OF_A_RUN if held.get(key) is not None}  # in runs of earlier builds
-    return OmegaConf.create(_literal(held | numbers))
-
-
-def _literal(saved: Any) -> Any:
-    """Everything is resolved in a record: ${…} is text there, and no reference."""
-    if isinstance(saved, dict):
-        return {key: _literal(value) for key, value in saved.items()}
-    if isinstance(saved, list):
-        return [_literal(value) for value in saved]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", saved) if isinstance(saved, str) else saved
+    return config_container(held | numbers)
 
 
 def _picks_option(override: str) -> bool:
@@ -155,25 +169,27 @@ def _picks_option(override: str) -> bool:
     return bool(options(override.lstrip("+").partition("=")[0].partition("@")[0]))
 
 
-def _option(cfg: DictConfig, override: str) -> tuple[str, Any]:
+def _option(cfg: dict[str, Any], override: str) -> tuple[str, Any]:
     key, _, _ = override.lstrip("+").partition("=")
     group, _, package = key.partition("@")
     path = package or group.replace("/", ".")
-    value = OmegaConf.select(compose_config("train", [override]), path)
+    value = _at(config_container(compose_config("train", [override])), path)
     if value is None or path == "model":
         raise QTargetError(
-            f"{override} can't be changed: the run in {cfg.model.name} says it. Give a model's folder instead"
+            f"{override} can't be changed: the run in {cfg['model']['name']} says it. Give a model's folder instead"
         )
     return path, value
 
 
-def _field(cfg: DictConfig, override: str) -> tuple[str, Any]:
+def _field(cfg: dict[str, Any], override: str) -> tuple[str, Any]:
     override, is_new = override.removeprefix("+"), override.startswith("+")
     key, _, _ = override.partition("=")
     parent, _, name = key.rpartition(".")
-    holder = OmegaConf.select(cfg, parent) if parent else cfg
-    known = list(map(str, holder.keys())) if isinstance(holder, DictConfig) else list(map(str, cfg.keys()))
-    if not isinstance(holder, DictConfig) or (name not in known and not is_new):
+    holder = _at(cfg, parent)
+    known = list(map(str, holder if isinstance(holder, dict) else cfg))
+    if parent in OF_EARLIER_RUNS:
+        known += [one.key for one in OF_EARLIER_RUNS[parent].settings()]
+    if not isinstance(holder, dict) or (name not in known and not is_new):
         raise QTargetError(f"unknown key {key!r} in the run's config.yaml{nearest(name, known)}")
     return key, _value(override)
 
@@ -186,21 +202,16 @@ def _value(override: str) -> Any:
         raise QTargetError(f"{override} can't be read: {str(error).splitlines()[0]}") from error
 
 
-def _with_target(cfg: DictConfig, name: str, changes: Sequence[str] = ()) -> DictConfig:
-    changed = cfg.copy()
-    changed.target = compose_target(name, changes)
-    return changed
+def _with_target(cfg: RunConfig, name: str, changes: Sequence[str] = ()) -> RunConfig:
+    return replace(cfg, target=compose_target(name, changes))
 
 
 # Models and losses
 
 
-def _quick(cfg: DictConfig) -> DictConfig:
+def _quick(cfg: RunConfig) -> RunConfig:
     """The same with one row as it is: the rows are the same for all designs, and have been prepared once."""
-    quick = cfg.copy()
-    quick.data.rows, quick.data.reserve_rows = 1, 0
-    quick.data.noise = {"_target_": "qtarget.data.noise.NoNoise"}
-    return quick
+    return replace(cfg, data={**cfg.data, "rows": 1, "reserve_rows": 0, "noise": NO_NOISE})
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from omegaconf import DictConfig
-
 from qtarget.app.outside import Outside
 from qtarget.data.chat import ChatFormat
 from qtarget.data.module import Prepared
@@ -17,7 +15,7 @@ from qtarget.model.positions import is_bounded
 
 
 def check_room(
-    node: DictConfig,
+    new_tokens: int | None,
     model: provide.Source,
     tokenizer: Any,
     prepared: Prepared,
@@ -25,7 +23,8 @@ def check_room(
 ) -> None:
     """Raise QTargetError where an answer could run past the last position; a model that goes on there is warned of.
 
-    node: `eval`. The last token of an answer is never read: prompt + new tokens − 1 positions are needed.
+    new_tokens: eval.new_tokens. The last token of an answer is never read: prompt + new tokens − 1 positions are
+    needed.
     """
     context = provide.context_length(provide.load_config(model))
     problems = {
@@ -38,7 +37,7 @@ def check_room(
         if not asked:
             continue
         prompt = max(len(chat.prompt_ids(row.prompt)) for row in asked)
-        new = node.new_tokens or longest_answer(tokenizer, asked, prepared.heldout)
+        new = new_tokens or longest_answer(tokenizer, asked, prepared.heldout)
         if prompt + new - 1 > context:
             _exceeded(name, prompt, new, context, bounded=is_bounded(model, len(tokenizer), context))
 

@@ -51,9 +51,9 @@ def _ways(plan: Plan) -> Iterator[str]:
 def _references(plan: Plan) -> Iterator[str]:
     cfg = plan.cfg
     for role in sorted({"prior", "teacher"} & needs(plan.design).keys()):
-        if cfg.references[role].kind == "frozen":
+        if cfg.references[role].KIND == "frozen":
             yield f"reference@references.{role}=cached, which keeps no second model (now frozen)"
-            if role == "prior" and cfg.model.adapter and not cfg.references.prior.name:
+            if role == "prior" and cfg.model.adapter and not getattr(cfg.references["prior"], "name", None):
                 yield "or reference@references.prior=adapter_off, which shares the policy's weights"
 
 

@@ -13,13 +13,13 @@ import sys
 import time
 from argparse import ArgumentTypeError
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
-from omegaconf import DictConfig
 
 from qtarget import checks
 from qtarget.app.configs import search_path
@@ -58,10 +58,11 @@ class Job:
     """Folders of the user's, beside ./conf, where its configurations are found."""
 
     @classmethod
-    def of(cls, config: DictConfig, overrides: Sequence[str]) -> Job:
-        """The job of a composed configuration."""
-        folder = Path(config.hydra.sweep.dir, config.hydra.sweep.subdir)
-        return cls(folder, config_hash(config), tuple(overrides), searched=tuple(config.hydra.searchpath or ()))
+    def of(cls, config: Mapping[Any, Any], overrides: Sequence[str]) -> Job:
+        """The job of a composed configuration, with Hydra's own settings."""
+        hydra = config["hydra"]
+        folder = Path(hydra["sweep"]["dir"], hydra["sweep"]["subdir"])
+        return cls(folder, config_hash(config), tuple(overrides), searched=tuple(hydra.get("searchpath") or ()))
 
     @property
     def label(self) -> str:

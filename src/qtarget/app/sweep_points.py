@@ -8,18 +8,20 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.types import RunMode
-from omegaconf import DictConfig
 
 from qtarget.app.configs import compose_config
-from qtarget.app.job import NOT_IDENTITY, config_hash
+from qtarget.app.job import NOT_IDENTITY
 from qtarget.app.quoting import override, quoted
 from qtarget.app.slots import Job
 from qtarget.app.sweep_file import SweepFile
 from qtarget.app.sweep_space import Choice, Distribution
 from qtarget.errors import QTargetError
+
+if TYPE_CHECKING:
+    from qtarget.app.run_config import RunConfig
 
 PLACES = ("experiment_name", "output_dir", "tracker", "hydra")
 REPEATS = 1000
@@ -90,13 +92,12 @@ class Jobs:
 
     def checked(self, values: Values) -> Job:
         """The job of a point; raises QTargetError, before anything runs, where its configuration is wrong."""
-        from qtarget.app.checks import check  # seconds
-        from qtarget.app.configs import instantiate_design
+        from qtarget.app.configs import instantiate_design  # seconds
+        from qtarget.app.run_config import RunConfig
 
         arguments = self.arguments(values)
         try:
-            cfg = compose_config("train", arguments)
-            check(cfg)
+            cfg = RunConfig.compose(arguments)
             if cfg.trainer.dry:
                 raise QTargetError("trainer=dry leaves no results to search by")
             instantiate_design(cfg.target)
@@ -104,10 +105,10 @@ class Jobs:
             raise QTargetError(f"{self.file.path}: {self.label(values)}: {error}") from error
         return self._job(cfg, arguments, values)
 
-    def _job(self, cfg: DictConfig, arguments: Sequence[str], values: Values) -> Job:
-        identity = config_hash(cfg)
-        folder = Path(cfg.output_dir, str(cfg.experiment_name), identity)
-        return Job(folder, identity, tuple(arguments), self.label(values))
+    def _job(self, cfg: RunConfig, arguments: Sequence[str], values: Values) -> Job:
+        return Job(
+            Path(cfg.output_dir, str(cfg.experiment_name), cfg.hash), cfg.hash, tuple(arguments), self.label(values)
+        )
 
     def check_fixed(self) -> None:
         """No override may stand beside the values of a swept key, and no key may be swept that places results."""

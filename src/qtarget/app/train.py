@@ -17,14 +17,14 @@ import transformers
 from filelock import FileLock, Timeout
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from omegaconf import DictConfig
 
 from qtarget.app import compose, ranks
 from qtarget.app.checkpoint import CHECKPOINT, discard_checkpoint, save_checkpoint
-from qtarget.app.checks import check_texts, processes
 from qtarget.app.configs import instantiate
-from qtarget.app.job import config_container, config_hash
+from qtarget.app.job import config_hash
 from qtarget.app.lifeline import patience
+from qtarget.app.names import check_names
+from qtarget.app.run_config import RunConfig, TrainerConfig
 from qtarget.app.shortage import explained
 from qtarget.app.versions import versions
 from qtarget.data.collate import Collate
@@ -51,7 +51,7 @@ TRUST_ROWS = 64
 """Training rows that are read for the table of trust."""
 
 
-def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
     """Train, evaluate and record one configuration; a finished one is returned, not trained again.
 
     One that was stopped goes on from its last state, if it has one.
@@ -59,9 +59,8 @@ def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides
     On several devices it runs in as many processes: those that torchrun or srun started, of which this is one, or else
     processes of its own. Rank 0 writes the record; only there is the result returned whole.
     """
-    check_texts(cfg)  # where results go, which begins before the data are read
-    info = _info(cfg, choices, overrides)
-    several = processes(cfg.trainer) > 1
+    info = _info(cfg.container(), choices, overrides)
+    several = cfg.trainer.processes > 1
     ranks.check_started(cfg.trainer)
     if several and ranks.environment():
         return _as_rank(cfg, folder, info)
@@ -74,7 +73,7 @@ def run_job(cfg: DictConfig, folder: Path, choices: Mapping[str, Any], overrides
         return _on_ranks(cfg, folder, info) if several else _recorded(cfg, folder, info, stop)
 
 
-def _as_rank(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+def _as_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     """This process's part in a run whose processes are there already."""
     ranks.connect()
     if not leads():
@@ -85,14 +84,14 @@ def _as_rank(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, A
         return stored or _recorded(cfg, folder, info)
 
 
-def _on_ranks(cfg: DictConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+def _on_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     """The run in processes of its own; here only what no rank can do, to record that one of them was lost."""
     record = Record(folder, Nothing())
     try:
         if _last_state(cfg, folder):
             record.reread()  # rank 0 goes on from it
         else:
-            record.start(info, config_container(cfg))
+            record.start(info, cfg.container())
         compose.checked(cfg)  # said at once: processes take a while to start
         ranks.start(cfg.trainer.devices, _recorded, cfg, folder, info)
     except BaseException as error:
@@ -114,12 +113,16 @@ def held(folder: Path) -> Iterator[None]:
         raise QTargetError(f"another process is running this job in {folder}: wait for it, or stop it") from error
 
 
-def finished_before(cfg: DictConfig, folder: Path, done: str = "trained") -> dict[str, Any] | None:
+def finished_before(cfg: RunConfig, folder: Path, done: str = "trained") -> dict[str, Any] | None:
     """The result of a finished job of the same configuration; refuses a folder of another one. done: what a job is."""
+    return _finished(cfg.hash, folder, done)
+
+
+def _finished(identity: str, folder: Path, done: str) -> dict[str, Any] | None:
     result = stored_result(folder)
     if result is None:
         return None
-    if result.get("config_hash") != config_hash(cfg):
+    if result.get("config_hash") != identity:
         raise QTargetError(
             f"{folder} holds a run of another configuration ({result.get('name')}): choose another folder with "
             "hydra.run.dir, or remove it"
@@ -130,28 +133,55 @@ def finished_before(cfg: DictConfig, folder: Path, done: str = "trained") -> dic
     return result
 
 
-def _info(cfg: DictConfig, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """What the record says of a run from its start."""
+def refused(
+    config: Mapping[str, Any], folder: Path, choices: Mapping[str, Any], overrides: list[str], error: QTargetError
+) -> dict[str, Any]:
+    """What becomes of a configuration that can't be read: its record says why, and the error is raised.
+
+    A finished run of an earlier build, which read it, is returned. config: composed, as plain data.
+    """
+    rank = ranks.environment()
+    if rank and rank.global_rank():
+        raise error
+    with held(folder):
+        if stored := _finished(config_hash(config), folder, "trained"):
+            return stored
+        record = Record(folder, _tracker(config))
+        record.start(_info(config, choices, overrides), config)
+        record.fail(error)
+    raise error
+
+
+def _tracker(config: Mapping[str, Any]) -> Any:
+    try:
+        check_names(config)
+        return instantiate(config["tracker"])
+    except QTargetError:  # which may be what is wrong
+        return Nothing()
+
+
+def _info(config: Mapping[str, Any], choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """What the record says of a run from its start. config: as plain data."""
     return {
-        "name": str(cfg.name or choices["target"]),
-        "role": cfg.role,
-        "experiment": str(cfg.experiment_name),
+        "name": str(config["name"] or choices["target"]),
+        "role": config["role"],
+        "experiment": str(config["experiment_name"]),
         "choices": dict(choices),
         "overrides": overrides,
-        "seed": cfg.seed,
-        "config_hash": config_hash(cfg),
-        "mends": versions(config_container(cfg)),
+        "seed": config["seed"],
+        "config_hash": config_hash(config),
+        "mends": versions(config),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
 
 
-def _recorded(cfg: DictConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
+def _recorded(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
     """stop: what ends the run between two steps, with its state saved; None in one of several processes."""
     record = Record(folder, instantiate(cfg.tracker)) if leads() else Unrecorded(folder)
     keeper = _keeper(cfg, record, stop)
     try:
         with record.beating():
-            record.start(info, config_container(cfg), keeper.state.facts if keeper.state else None)
+            record.start(info, cfg.container(), keeper.state.facts if keeper.state else None)
             result = record.finish(_train(cfg, record, keeper, title=info["name"]))
     except BaseException as error:
         record.fail(error)
@@ -161,7 +191,7 @@ def _recorded(cfg: DictConfig, folder: Path, info: dict[str, Any], stop: Stop | 
     return result
 
 
-def _keeper(cfg: DictConfig, record: Record | Unrecorded, stop: Stop | None) -> StateKeeper:
+def _keeper(cfg: RunConfig, record: Record | Unrecorded, stop: Stop | None) -> StateKeeper:
     """With the state that the run goes on from, where there is one. Of several ranks, rank 0 says which."""
     state = _last_state(cfg, record.folder) if leads() else None
     if stop is None:
@@ -172,17 +202,17 @@ def _keeper(cfg: DictConfig, record: Record | Unrecorded, stop: Stop | None) -> 
     return StateKeeper(holder, every, record, stop or Stop(), state, at_end=at_end)
 
 
-def _last_state(cfg: DictConfig, folder: Path) -> State | None:
+def _last_state(cfg: RunConfig, folder: Path) -> State | None:
     holder = folder / STATE
     if cfg.resume == "never":
         discard(holder)
     state = last_state(holder)
-    if state and state.facts.get("config_hash") != config_hash(cfg):
+    if state and state.facts.get("config_hash") != cfg.hash:
         raise QTargetError(f"{state.folder} is the state of another configuration: remove {holder}")
     return state
 
 
-def _train(cfg: DictConfig, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
+def _train(cfg: RunConfig, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
     prepare_process(cfg.seed)
     plan = compose.plan(cfg)
@@ -275,16 +305,16 @@ def prepare_process(seed: int) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
+def _trainer(cfg: RunConfig, callbacks: list[L.Callback]) -> L.Trainer:
     return L.Trainer(
         accelerator=cfg.trainer.accelerator,
         devices=cfg.trainer.devices,
         num_nodes=cfg.trainer.num_nodes,
         strategy=_strategy(cfg.trainer),
         # one process is one process, on a machine with srun or within an allocation too
-        plugins=ranks.environment() if processes(cfg.trainer) > 1 else LightningEnvironment(),
+        plugins=ranks.environment() if cfg.trainer.processes > 1 else LightningEnvironment(),
         precision=cfg.trainer.precision,
-        max_steps=cfg.trainer.max_steps,
+        max_steps=cfg.trainer.steps,
         max_epochs=-1,
         accumulate_grad_batches=cfg.trainer.accumulate,
         gradient_clip_val=cfg.trainer.clip,
@@ -299,12 +329,12 @@ def _trainer(cfg: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
     )
 
 
-def _strategy(trainer: DictConfig) -> Strategy | str:
+def _strategy(trainer: TrainerConfig) -> Strategy | str:
     """Lightning's, by our name: ddp where auto meets several devices."""
     if trainer.strategy == "fsdp2":
-        world = processes(trainer)
+        world = trainer.processes
         return ModelParallelStrategy(world, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    return "ddp" if processes(trainer) > 1 else "auto"
+    return "ddp" if trainer.processes > 1 else "auto"
 
 
 def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
@@ -320,7 +350,7 @@ def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
 
 
 def _in_training(
-    cfg: DictConfig, evaluator: Evaluator, module: QTargetModule, record: Record | Unrecorded
+    cfg: RunConfig, evaluator: Evaluator, module: QTargetModule, record: Record | Unrecorded
 ) -> PeriodicEvaluation:
     def evaluate() -> dict[str, float]:
         return evaluator(module.policy, limit=cfg.eval.problems_in_training, closing=False).named("val")

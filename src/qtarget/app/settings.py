@@ -1,0 +1,170 @@
+"""Fields of a configuration: what each means, what it may be, and the check that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol, Self
+
+from qtarget import checks
+from qtarget.errors import QTargetError
+
+
+class Kind(Protocol):
+    """What a value may be. text: in words, for the manual."""
+
+    @property
+    def text(self) -> str: ...
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise QTargetError, with the key's name, for any other value."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number of at least `least`."""
+
+    least: int = 0
+
+    @property
+    def text(self) -> str:
+        return f"whole number ≥ {self.least}"
+
+    def check(self, name: str, value: Any) -> None:
+        checks.whole(name, value, self.least)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number in [low, high]."""
+
+    low: float = 0.0
+    high: float = float("inf")
+
+    @property
+    def text(self) -> str:
+        return f"number in {checks.interval(self.low, self.high)}"
+
+    def check(self, name: str, value: Any) -> None:
+        checks.number(name, value, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values."""
+
+    legal: tuple[Any, ...]
+
+    @property
+    def text(self) -> str:
+        return ", ".join("null" if value is None else _yaml(value) for value in self.legal)
+
+    def check(self, name: str, value: Any) -> None:
+        checks.choice(name, value, self.legal)
+
+
+FLAG = Choice((True, False))
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text; also a number or a date where it is meant as a name."""
+
+    text: str = "text"
+
+    def check(self, name: str, value: Any) -> None:
+        if isinstance(value, Mapping | list | bool):
+            raise QTargetError(f"{name} must be text, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is chosen by a group of its own, or built by its `_target_`."""
+
+    text: str
+
+    def check(self, name: str, value: Any) -> None:
+        """Where it is used."""
+
+
+@dataclass(frozen=True)
+class Nullable:
+    """The same, or null."""
+
+    kind: Kind
+
+    @property
+    def text(self) -> str:
+        return f"{self.kind.text}, or null"
+
+    def check(self, name: str, value: Any) -> None:
+        if value is not None:
+            self.kind.check(name, value)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a key of the configuration is. about: in one line, with its unit."""
+
+    key: str
+    kind: Kind
+    about: str
+    default: Any
+
+
+def setting(default: Any, kind: Kind, about: str) -> Any:
+    """A field of a `Node`."""
+    told = {"kind": kind, "about": about}
+    if isinstance(default, dict | list):
+        return field(default_factory=default.copy, metadata=told)
+    return field(default=default, metadata=told)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the configuration, its values checked when it is made."""
+
+    PLACE: ClassVar[str] = ""
+    """Its dotted key."""
+
+    def __post_init__(self) -> None:
+        for one in self.settings():
+            one.kind.check(f"{self.place}.{one.key}".lstrip("."), getattr(self, one.key))
+
+    @property
+    def place(self) -> str:
+        return self.PLACE
+
+    @classmethod
+    def settings(cls) -> Iterator[Setting]:
+        """Its fields, in order."""
+        for one in fields(cls):
+            if "kind" in one.metadata:
+                default = one.default_factory() if callable(one.default_factory) else one.default
+                yield Setting(one.name, one.metadata["kind"], one.metadata["about"], default)
+
+    @classmethod
+    def read(cls, node: Any, **more: Any) -> Self:
+        """From a composed node; keys that it lacks, as records of earlier builds do, have their defaults.
+
+        Raises QTargetError for keys that there are none of, and for a text or a number in a node's place.
+        """
+        place = f"references.{more['role']}" if "role" in more else cls.PLACE
+        if not isinstance(node, Mapping):
+            raise QTargetError(f"{place}={_yaml(node)} sets a value, and {place} has fields: set {place}.FIELD=VALUE")
+        known = [one.key for one in cls.settings()]
+        for name in node:
+            if name not in known:
+                raise QTargetError(
+                    f"unknown key '{place}.{name}'. Allowed: {', '.join(sorted(known))}. A value of your own that "
+                    "others refer to stands at the top level"
+                )
+        return cls(**node, **more)
+
+    def container(self) -> dict[str, Any]:
+        """As plain data."""
+        return {one.key: getattr(self, one.key) for one in self.settings()}
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
