@@ -20,8 +20,8 @@ from qtarget import QTargetError
 from qtarget.app.checkpoint import end_generation, stopping
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.data.chat import ChatFormat
-from qtarget.evaluate.asking import answer_problems
 from qtarget.evaluate.generate import generate
+from qtarget.evaluate.prompting import answer_problems
 from qtarget.model.policy import Policy
 from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 

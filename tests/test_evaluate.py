@@ -18,8 +18,8 @@ import torch
 import qtarget
 from qtarget.data.example import Demonstration
 from qtarget.evaluate import scores
-from qtarget.evaluate.asking import answer_problems, without_thought
 from qtarget.evaluate.generate import GREEDY, Sampling, generate, seed_of
+from qtarget.evaluate.prompting import answer_problems, without_thought
 from qtarget.evaluate.samples import (
     Sample,
     answer_metrics,

@@ -13,7 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from qtarget.app import compose, dry, pace
+from qtarget.app import compose, dry, throughput
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.configs import compose_config, conf_dir, options
 from qtarget.app.run_config import RunConfig
@@ -170,23 +170,23 @@ def trainer(*overrides: str) -> Any:
 
 def test_time_is_operations_at_a_share_of_what_devices_can_do() -> None:
     given = ["trainer.devices=8", "trainer.device_tflops=989", "trainer.utilisation=0.4"]
-    said = pace.estimate(trainer(*given), operations=8 * 989e12 * 0.4 * 3.1 * 3600)
+    said = throughput.estimate(trainer(*given), operations=8 * 989e12 * 0.4 * 3.1 * 3600)
     assert said.startswith("about 3.1 h on 8 devices at 40 % of 989 TFLOP/s each (trainer.utilisation, ")
     assert "evaluation left out" in said
 
 
 def test_a_cpu_is_measured_and_shared_by_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "product_rate", lambda device, precision: {"cpu": 5e11}[device])
+    monkeypatch.setattr(throughput, "product_rate", lambda device, precision: {"cpu": 5e11}[device])
     for devices in (1, 2):
-        said = pace.estimate(trainer(f"trainer.devices={devices}", "trainer.accelerator=cpu"), operations=1.2e13)
+        said = throughput.estimate(trainer(f"trainer.devices={devices}", "trainer.accelerator=cpu"), operations=1.2e13)
         assert said.startswith("about 60 s on 1 device at 40 % of the 0.5 TFLOP/s just measured")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_rate_of_this_machine_is_a_number(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "MEASURED_FOR", 0.01)
-    monkeypatch.setitem(pace.SIDES, "cpu", 128)
-    rate = pace.product_rate("cpu", precision)
+    monkeypatch.setattr(throughput, "MEASURED_FOR", 0.01)
+    monkeypatch.setitem(throughput.SIDES, "cpu", 128)
+    rate = throughput.product_rate("cpu", precision)
     assert 0 < rate < math.inf
 
 
@@ -194,7 +194,7 @@ def test_the_rate_of_this_machine_is_a_number(precision: str, monkeypatch: pytes
     ("seconds", "said"), [(0.25, "0.25 s"), (59, "59 s"), (600, "10 min"), (5400, "1.5 h"), (4e5, "4.6 days")]
 )
 def test_times_are_told_in_fitting_units(seconds: float, said: str) -> None:
-    assert pace.in_time(seconds) == said
+    assert throughput.in_time(seconds) == said
 
 
 @pytest.mark.parametrize("given", ["trainer.utilisation=0", "trainer.utilisation=40", "trainer.device_tflops=fast"])

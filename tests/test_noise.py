@@ -470,7 +470,7 @@ def test_edits_keep_every_span_with_its_characters() -> None:
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_edits_of_any_kind_move_marks_as_if_each_character_carried_its_own(data: st.DataObject) -> None:
-    """Outside what is replaced, a character is marked if it was marked before."""
+    """Benchmarks what is replaced, a character is marked if it was marked before."""
     text = data.draw(st.text("abc ", min_size=1, max_size=12))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), min_size=2, max_size=6, unique=True)))
     spans = [(low, high) for low, high in zip(cuts[::2], cuts[1::2], strict=False)]

@@ -18,8 +18,8 @@ from threading import Event
 import psutil
 
 from qtarget import checks
-from qtarget.app.became import all_well, runs_in
-from qtarget.app.lifeline import GRACE
+from qtarget.app.agent_runs import all_well, runs_in
+from qtarget.app.parent_watch import GRACE
 from qtarget.app.parsers import agents_parser
 from qtarget.app.slots import Slot, slots, start, told
 from qtarget.errors import QTargetError

@@ -15,7 +15,7 @@ HELP = ("-h", "--help")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a job failed, 2 the input has to be mended, 130 and 143 interrupted."""
-    from qtarget.app.lifeline import hold_on
+    from qtarget.app.parent_watch import hold_on
 
     hold_on()
     sys.path.insert(0, os.getcwd())  # parts of your own are found in the folder you work in
@@ -56,7 +56,7 @@ def run(given: Sequence[str]) -> int:
 
 
 def _command(name: str, rest: list[str]) -> int:
-    from qtarget.app.handed import as_swept
+    from qtarget.app.agent_values import as_swept
     from qtarget.extras import require_lab
 
     require_lab(f"`qtarget {name}`")
@@ -176,7 +176,7 @@ def _compare(rest: list[str]) -> int:
     if options.paired and (any(others) or options.format != "rich"):
         parser.error("--paired prints one difference: it goes with no other option")
     if options.paired:
-        from qtarget.app.pairing import compare_paired
+        from qtarget.app.paired_comparison import compare_paired
 
         return compare_paired(options.paths, options.paired)
 

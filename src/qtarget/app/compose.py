@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from qtarget.app.answer_length import check_answer_length
+from qtarget.app.benchmarks import Benchmarks, read_benchmarks
 from qtarget.app.caching import (
     HELDOUT,
     RETENTION,
@@ -26,10 +28,8 @@ from qtarget.app.checks import check_trained_dtypes
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.embeddings import check_embeddings, sizes, with_pad
 from qtarget.app.engine import Engine, attention, choose
-from qtarget.app.outside import Outside, outside
 from qtarget.app.references import NamedReference
 from qtarget.app.references import Snapshot as SnapshotConfig
-from qtarget.app.room import check_room
 from qtarget.app.run_config import EvalConfig, RunConfig, TrainerConfig
 from qtarget.data.epochs import Reading
 from qtarget.data.module import Prepared, SFTData, prepare
@@ -70,7 +70,7 @@ class Plan:
     engine: Engine
     attention: str = "sdpa"
     caches: Mapping[str, CachePlan] = field(default_factory=dict)
-    outside: Outside = field(default_factory=Outside)
+    benchmarks: Benchmarks = field(default_factory=Benchmarks)
     test: Sequence[int] | None = None
     """The places of the held-out rows that closing numbers are of; None: all."""
     wanted: float | None = None
@@ -169,7 +169,7 @@ def plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     context = provide.context_length(config)
     prepared, beside = (
         prepare(data_config, tokenizer, context),
-        outside(cfg.eval.benchmarks, cfg.eval.retention, tokenizer, context),
+        read_benchmarks(cfg.eval.benchmarks, cfg.eval.retention, tokenizer, context),
     )
     for verified in (prepared.heldout_rows, *beside.benchmarks.values()):
         check_scorers(verified)
@@ -177,7 +177,7 @@ def plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     _check_rows(cfg, prepared)
     test = _test_rows(cfg.eval, prepared)
     _check_benchmarks(cfg.eval, prepared, beside)
-    check_room(cfg.eval.new_tokens, model, tokenizer, prepared, beside)
+    check_answer_length(cfg.eval.new_tokens, model, tokenizer, prepared, beside)
     wanted, cfg = cfg.trainer.epochs, _with_steps(cfg, prepared)
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
@@ -213,7 +213,7 @@ def _test_rows(node: EvalConfig, prepared: Prepared) -> Sequence[int] | None:
     return found
 
 
-def _check_benchmarks(node: EvalConfig, prepared: Prepared, beside: Outside) -> None:
+def _check_benchmarks(node: EvalConfig, prepared: Prepared, beside: Benchmarks) -> None:
     """With eval.test_on=rest what validation asks is asked nowhere else."""
     if node.test_on == "all":
         return
@@ -276,7 +276,7 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
 def _watching(plan: Plan, prior: Frozen | None, policy: Policy) -> dict[str, Frozen]:
     """The prior over the rows on which drift from it is measured; prior: the live one that training has already."""
     found: dict[str, Frozen] = {name: Cached(plan.caches[name]) for name in WATCHED if name in plan.caches}
-    wanted = {HELDOUT: plan.prepared.heldout, RETENTION: plan.outside.retention}
+    wanted = {HELDOUT: plan.prepared.heldout, RETENTION: plan.benchmarks.retention}
     missing = [name for name, rows in wanted.items() if rows and name not in found]
     if missing and plan.cfg.eval.kl_prior and "prior" in plan.references:
         live = prior or _frozen(plan, HELDOUT, policy)
@@ -393,8 +393,8 @@ def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) ->
         new_tokens=plan.cfg.eval.new_tokens,
         batch_size=plan.cfg.eval.batch_size,
         sampling=plan.cfg.eval.sampling,
-        benchmarks=plan.outside.benchmarks,
-        retention=plan.outside.retention,
+        benchmarks=plan.benchmarks.benchmarks,
+        retention=plan.benchmarks.retention,
         retention_prior=priors.get(RETENTION),
         test=plan.test,
     )

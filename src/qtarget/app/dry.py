@@ -8,8 +8,8 @@ from torch import nn
 
 from qtarget.app import compose
 from qtarget.app.caching import HELDOUT, described, role_of
-from qtarget.app.pace import estimate
 from qtarget.app.run_config import RunConfig
+from qtarget.app.throughput import estimate
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import provide

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from qtarget.app.outside import Outside
+from qtarget.app.benchmarks import Benchmarks
 from qtarget.data.chat import ChatFormat
 from qtarget.data.module import Prepared
 from qtarget.errors import QTargetError
@@ -32,7 +32,7 @@ def _has_row(token: int | None, rows: int | None) -> bool:
     return token is not None and (rows is None or token < rows)
 
 
-def check_embeddings(sizes: Mapping[str, int | None], tokenizer: Any, prepared: Prepared, beside: Outside) -> None:
+def check_embeddings(sizes: Mapping[str, int | None], tokenizer: Any, prepared: Prepared, beside: Benchmarks) -> None:
     """Raise QTargetError where rows, or what is asked of the model, hold a token behind a model's last embedding.
 
     sizes: by name of the model, how many rows its embeddings have; None: its configuration doesn't say.
@@ -59,7 +59,7 @@ def _check(name: str, rows: int, tokenizer: Any, texts: Iterable[tuple[str, Iter
     )
 
 
-def _texts(tokenizer: Any, prepared: Prepared, beside: Outside) -> Iterator[tuple[str, Iterable[int]]]:
+def _texts(tokenizer: Any, prepared: Prepared, beside: Benchmarks) -> Iterator[tuple[str, Iterable[int]]]:
     kinds = {"training row": prepared.train, "held-out row": prepared.heldout, "retention row": beside.retention}
     for kind, examples in kinds.items():
         yield from ((f"{kind} {example.row}", example.input_ids) for example in examples)

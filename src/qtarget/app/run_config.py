@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Self
 import torch
 
 from qtarget.app import engine
+from qtarget.app.benchmarks import check_benchmarks
 from qtarget.app.checks import check
 from qtarget.app.configs import compose_config, config_container, referring
 from qtarget.app.job import config_hash
 from qtarget.app.names import LABELS, check_names
-from qtarget.app.outside import check_outside
 from qtarget.app.references import ReferenceConfig, read_references
 from qtarget.app.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
 from qtarget.errors import QTargetError
@@ -147,7 +147,7 @@ class EvalConfig(Node):
                 "eval.problems_in_training=null it sees them all: say how many are for validation, such as 100"
             )
         _ = self.sampling
-        check_outside(self.benchmarks, self.retention)
+        check_benchmarks(self.benchmarks, self.retention)
 
     @property
     def sampling(self) -> Sampling:

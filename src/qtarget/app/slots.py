@@ -25,7 +25,7 @@ from qtarget import checks
 from qtarget.app.configs import search_path
 from qtarget.app.job import config_hash
 from qtarget.app.launch import Outcome
-from qtarget.app.lifeline import GRACE, LIFELINE
+from qtarget.app.parent_watch import GRACE, LIFELINE
 from qtarget.errors import QTargetError
 from qtarget.stopping import Stop
 from qtarget.track.record import make_folder, stored_result

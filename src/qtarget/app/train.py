@@ -22,10 +22,10 @@ from qtarget.app import compose, ranks
 from qtarget.app.checkpoint import CHECKPOINT, discard_checkpoint, save_checkpoint
 from qtarget.app.configs import instantiate
 from qtarget.app.job import config_hash
-from qtarget.app.lifeline import patience
 from qtarget.app.names import check_names
+from qtarget.app.out_of_memory import explained
+from qtarget.app.parent_watch import patience
 from qtarget.app.run_config import RunConfig, TrainerConfig
-from qtarget.app.shortage import explained
 from qtarget.app.versions import versions
 from qtarget.data.collate import Collate
 from qtarget.data.module import SFTData

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qtarget.app.chatted import is_written_otherwise
-from qtarget.app.retyped import is_retyped
-from qtarget.app.rowkeys import has_new_keys
+from qtarget.app.chat_mend import is_written_otherwise
+from qtarget.app.file_mend import is_retyped
+from qtarget.app.row_mend import has_new_keys
 from qtarget.data.thought import MARKS
 from qtarget.model.mended import named_head_changed
 

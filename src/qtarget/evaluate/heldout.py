@@ -18,9 +18,9 @@ from qtarget.data.batch import Batch
 from qtarget.data.collate import Collate
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.ranks import leads
-from qtarget.evaluate.asking import answer_problems
 from qtarget.evaluate.calibration import Bin, Reliability
 from qtarget.evaluate.generate import GREEDY, Sampling
+from qtarget.evaluate.prompting import answer_problems
 from qtarget.evaluate.retention import retention_metrics
 from qtarget.evaluate.samples import HELDOUT, Sample, answer_metrics
 from qtarget.evaluate.tokens import token_metrics

@@ -106,7 +106,7 @@ def ensure(
         plan.folder.mkdir(parents=True, exist_ok=True)
     with _alone(plan.folder, say):
         if not plan.is_built:
-            check_room(plan.folder, needed - plan.bytes_held)
+            check_answer_length(plan.folder, needed - plan.bytes_held)
             _build(plan, load, watch)
 
 
@@ -224,7 +224,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "digest": sampled_digest(path)}
 
 
-def check_room(folder: Path, needed: int) -> None:
+def check_answer_length(folder: Path, needed: int) -> None:
     """Raise QTargetError, before anything is scored, where the disk hasn't `needed` bytes left."""
     free = free_bytes(folder)
     if needed > free:

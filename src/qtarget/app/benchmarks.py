@@ -18,14 +18,14 @@ TAKEN = ("train", "val", "test", "target", "detection", "retention", "heldout")
 
 
 @dataclass(frozen=True)
-class Outside:
+class Benchmarks:
     """benchmarks: name → problems with a verifier; retention: text outside the task, as tokens."""
 
     benchmarks: Mapping[str, Sequence[Demonstration]] = field(default_factory=dict)
     retention: Sequence[Example] = ()
 
 
-def check_outside(benchmarks: Any, retention: Any) -> None:
+def check_benchmarks(benchmarks: Any, retention: Any) -> None:
     """Raise QTargetError for eval.benchmarks and eval.retention that can't be read as this."""
     for key, node, place in (
         ("benchmarks", benchmarks, "benchmarks.NAME.source"),
@@ -52,13 +52,15 @@ def _check_rows(key: str, node: Any) -> None:
         checks.whole(f"{key}.rows", node["rows"], 1)
 
 
-def outside(benchmarks: Mapping[str, Any], retention: Mapping[str, Any], tokenizer: Any, context: int) -> Outside:
+def read_benchmarks(
+    benchmarks: Mapping[str, Any], retention: Mapping[str, Any], tokenizer: Any, context: int
+) -> Benchmarks:
     """Read what `eval` names. Raises QTargetError for a benchmark with rows that nothing can judge."""
     problems = {str(name): _problems(str(name), benchmark) for name, benchmark in benchmarks.items()}
     if retention.get("source") is None:
-        return Outside(problems)
+        return Benchmarks(problems)
     # Text that is only read may stop anywhere: what the model has room for is enough.
-    return Outside(problems, encoded(_rows(retention), tokenizer, context, "cut"))
+    return Benchmarks(problems, encoded(_rows(retention), tokenizer, context, "cut"))
 
 
 def _rows(node: Mapping[str, Any]) -> list[Demonstration]:

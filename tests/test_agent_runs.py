@@ -12,7 +12,7 @@ import wandb
 from wandb_server import ENTITY, Backend
 
 from qtarget.app import agents
-from qtarget.app.became import Runs, all_well, runs_in
+from qtarget.app.agent_runs import Runs, all_well, runs_in
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.track.sweep import Sweep
 

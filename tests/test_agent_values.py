@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.sdk.lib.config_util import save_config_file_from_dict
 
+from qtarget.app.agent_values import as_swept
 from qtarget.app.configs import compose_config
-from qtarget.app.handed import as_swept
 from qtarget.app.job import config_hash
 from qtarget.app.sweep_file import read_sweep
 from qtarget.app.sweep_points import Jobs, grid_points

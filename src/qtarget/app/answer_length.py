@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from qtarget.app.outside import Outside
+from qtarget.app.benchmarks import Benchmarks
 from qtarget.data.chat import ChatFormat
 from qtarget.data.module import Prepared
 from qtarget.errors import QTargetError
@@ -14,12 +14,12 @@ from qtarget.model import provide
 from qtarget.model.positions import is_bounded
 
 
-def check_room(
+def check_answer_length(
     new_tokens: int | None,
     model: provide.Source,
     tokenizer: Any,
     prepared: Prepared,
-    beside: Outside,
+    beside: Benchmarks,
 ) -> None:
     """Raise QTargetError where an answer could run past the last position; a model that goes on there is warned of.
 
