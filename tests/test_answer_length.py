@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from test_row_keys import TEMPLATE, TOOL
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from qtarget import QTargetError
+from qtarget.app.answer_length import check_answer_length
+from qtarget.app.benchmarks import Benchmarks
 from qtarget.app.cli import run as qtarget_cli
+from qtarget.data.example import Demonstration
+from qtarget.data.module import Prepared
 from qtarget.model.positions import is_bounded
 from qtarget.model.provide import Source, context_length
 from qtarget.model.tiny import tiny_tokenizer
@@ -65,6 +71,25 @@ def test_the_context_is_read_where_the_configuration_has_it() -> None:
     assert context_length(CONFIG_MAPPING["mpt"](max_seq_len=55)) == 55
     assert context_length(CONFIG_MAPPING["gpt2"](n_positions=44)) == 44
     assert context_length(CONFIG_MAPPING["bloom"]()) == 2**20
+
+
+def test_the_tools_of_a_prompt_count(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    saved_config(tmp_path, "gpt2", n_positions=64)
+    talk = [{"role": "user", "content": "weather?"}, {"role": "assistant", "content": "sunny"}]
+    entry = {"verifier": "exact", "answer": "sunny"}
+    for tools, fits in (([], True), ([TOOL], False)):
+        row = Demonstration(talk, row=1, tools=tools, entry=entry)
+        prepared = Prepared([], [], [row], {}, [])
+        given = (5, Source(str(tmp_path)), tokenizer, prepared, Benchmarks())
+        if fits:
+            check_answer_length(*given)
+            continue
+        with pytest.raises(
+            QTargetError, match=r"has 64 positions, and the longest prompt of the held-out rows has \d{3}"
+        ):
+            check_answer_length(*given)
 
 
 def model(folder: Path, kind: str, positions: int) -> None:

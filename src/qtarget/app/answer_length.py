@@ -33,11 +33,11 @@ def check_answer_length(
     }
     chat = ChatFormat(tokenizer)
     for name, rows in problems.items():
-        asked = [row for row in rows if row.entry is not None]
+        asked = list(chat.asked(rows))
         if not asked:
             continue
-        prompt = max(len(chat.prompt_ids(row.prompt)) for row in asked)
-        new = new_tokens or longest_answer(tokenizer, asked, prepared.heldout)
+        prompt = max(len(ids) for _, ids in asked)
+        new = new_tokens or longest_answer(tokenizer, [row for row, _ in asked], prepared.heldout)
         if prompt + new - 1 > context:
             _exceeded(name, prompt, new, context, bounded=is_bounded(model, len(tokenizer), context))
 

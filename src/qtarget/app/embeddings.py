@@ -65,8 +65,7 @@ def _texts(tokenizer: Any, prepared: Prepared, beside: Benchmarks) -> Iterator[t
         yield from ((f"{kind} {example.row}", example.input_ids) for example in examples)
     chat = ChatFormat(tokenizer)
     for name, problems in {"held-out": prepared.heldout_rows, **beside.benchmarks}.items():
-        asked = (row for row in problems if row.entry is not None)
-        yield from ((f"prompt of {name} row {row.row}", chat.prompt_ids(row.prompt, row.tools)) for row in asked)
+        yield from ((f"prompt of {name} row {row.row}", ids) for row, ids in chat.asked(problems))
 
 
 def sizes(config: Any, model: provide.Source, references: Mapping[str, provide.Source]) -> dict[str, int | None]:

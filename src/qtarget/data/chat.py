@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -80,6 +80,12 @@ class ChatFormat:
     def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Tokens of a prompt, up to where a reply begins."""
         return self.tokens.ids(self.template.render(messages, tools, reply=True))
+
+    def asked(self, rows: Iterable[Demonstration]) -> Iterator[tuple[Demonstration, list[int]]]:
+        """The rows that can be judged, each with the tokens of its prompt."""
+        for row in rows:
+            if row.entry is not None:
+                yield row, self.prompt_ids(row.prompt, row.tools)
 
     def encode(self, demonstration: Demonstration) -> list[Example]:
         """The supervised assistant turns and their end-of-turn tokens are labels; all other text is context.
