@@ -139,3 +139,11 @@ def test_a_finished_run_that_an_earlier_build_could_read_is_returned(
     assert qtarget_cli(BAD) == 0
     assert "finished already, not trained again" in capfd.readouterr().out
     assert path.read_text() == before
+
+
+def test_a_dry_run_of_what_can_not_be_read_leaves_nothing_behind(
+    workdir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert qtarget_cli([*BAD, "trainer=dry"]) == 2
+    assert "model.dtype=bfloat16 trains all weights in that dtype" in capfd.readouterr().err
+    assert not list(workdir.glob("outputs/runs/*"))

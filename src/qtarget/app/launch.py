@@ -124,15 +124,16 @@ def _of_job(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: 
     from qtarget.app.run_config import RunConfig
     from qtarget.app.train import refused, run_job
 
+    if composed.trainer.dry:
+        with suppress(OSError):
+            folder.rmdir()  # Hydra made it
+        cfg = RunConfig.read(composed)
+        dry_run(cfg, cfg.name or choices["target"])
+        return None
     try:
         cfg = RunConfig.read(composed)
     except QTargetError as error:
         return refused(config_container(composed), folder, choices, overrides, error)
-    if cfg.trainer.dry:
-        with suppress(OSError):
-            folder.rmdir()  # Hydra made it
-        dry_run(cfg, cfg.name or choices["target"])
-        return None
     return run_job(cfg, folder, choices, overrides)
 
 
