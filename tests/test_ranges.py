@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import qtarget
+from qtarget.app import ranges
 from qtarget.app.cli import run as qtarget_cli
 from qtarget.app.ranges import check_ranges
 
@@ -134,3 +135,9 @@ def _given(text: str) -> list[str]:
     """What Hydra's own sweeper makes of it."""
     (override,) = OverridesParser.create().parse_overrides([text])
     return list(override.sweep_string_iterator())
+
+
+def test_a_job_of_a_launcher_composes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told to be one job, so nothing of its configuration can sweep."""
+    monkeypatch.delattr(ranges, "compose_config")
+    check_ranges(["optim.lr=0.1", "hydra.mode=RUN"], multirun=False)

@@ -28,6 +28,14 @@ class Runs:
     stopped: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """Our own record of a run."""
+
+    folder: Path
+    status: str
+
+
 def runs_in(logs: Iterable[str]) -> Runs:
     """From what agents have written."""
     text = "\n".join(logs)
@@ -39,12 +47,13 @@ def all_well(sweep: Sweep, runs: Runs) -> bool:
     """Whether every run has finished, or was stopped by the sweep; says which haven't, and what to do."""
     if not runs.had:
         return True
-    ends = _ends(sweep, runs)
+    records = _records()
+    ends = _ends(sweep, runs, records)
     good = sum(end in ("finished", "stopped by the sweep") for end in ends.values())
     print(f"{sweep.path}: {good} of the {len(ends)} runs of these agents are well", file=sys.stderr)
     lost = {run: end for run, end in ends.items() if end not in ("finished", "stopped by the sweep")}
     for run, end in list(lost.items())[:SHOWN]:
-        print(f"LOST      {run} ({end}){_place(run)}", file=sys.stderr)
+        print(f"LOST      {run} ({end}){_place(records, run)}", file=sys.stderr)
     if len(lost) > SHOWN:
         print(f"          and {len(lost) - SHOWN} more", file=sys.stderr)
     if lost:
@@ -56,18 +65,18 @@ def all_well(sweep: Sweep, runs: Runs) -> bool:
     return not lost
 
 
-def _ends(sweep: Sweep, runs: Runs) -> dict[str, str]:
+def _ends(sweep: Sweep, runs: Runs, records: Mapping[str, Recorded]) -> dict[str, str]:
     """Run → how it ended: as W&B has it, and where it has no end of it as our own record does.
 
     A run whose process was killed is running to W&B until its heartbeat is missed for some minutes.
     """
-    records = _records()
     try:
         known: Mapping[str, str] = states(sweep.path)
     except QTargetError as error:
         print(f"W&B doesn't say what became of the runs, the records here do: {error}", file=sys.stderr)
         known = {}
-    return {run: _end(known.get(run, "unknown"), records.get(run, ""), run in runs.stopped) for run in runs.had}
+    recorded = {run: records[run].status if run in records else "" for run in runs.had}
+    return {run: _end(known.get(run, "unknown"), recorded[run], run in runs.stopped) for run in runs.had}
 
 
 def _end(state: str, recorded: str, stopped: bool) -> str:
@@ -79,12 +88,15 @@ def _end(state: str, recorded: str, stopped: bool) -> str:
     return "killed" if "running" in (state, recorded) else recorded or state
 
 
-def _records() -> dict[str, str]:
-    """Run at W&B → the status of its record."""
-    results = (stored_result(path.parent) or {} for path in Path().glob(WHERE))
-    return {str(result["tracked_as"]): str(result["status"]) for result in results if result.get("tracked_as")}
+def _records() -> dict[str, Recorded]:
+    """By run at W&B."""
+    results = ((path.parent, stored_result(path.parent) or {}) for path in Path().glob(WHERE))
+    return {
+        str(result["tracked_as"]): Recorded(folder, str(result["status"]))
+        for folder, result in results
+        if result.get("tracked_as")
+    }
 
 
-def _place(run: str) -> str:
-    found = (path.parent for path in Path().glob(WHERE) if (stored_result(path.parent) or {}).get("tracked_as") == run)
-    return "".join(f"  →  {folder}" for folder in found)
+def _place(records: Mapping[str, Recorded], run: str) -> str:
+    return f"  →  {records[run].folder}" if run in records else ""

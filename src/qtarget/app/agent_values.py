@@ -45,13 +45,14 @@ def _restored(argument: str, values: Mapping[str, Any]) -> Iterator[str]:
     """What stands for one argument: itself, where it isn't the agent's."""
     from qtarget.app.quoting import override
     from qtarget.app.sweep_space import check_value, is_number_to_hydra
+    from qtarget.track.sinks import flatten
 
     prefix, key, text = re.fullmatch(r"(\+{0,2})([^=]*)=?(.*)", argument, re.DOTALL).groups()  # type: ignore[union-attr]
     value = values.get(key)
     if key not in values or not (isinstance(value, Mapping) or text == str(value)):
         yield argument
         return
-    for place, one in _flat(key, value):
+    for place, one in flatten({key: value}).items():
         check_value(place, one)
         _check_quotes(place, one)
         yield f"{prefix}{place}={one}" if is_number_to_hydra(place, one) else override(f"{prefix}{place}", one)
@@ -64,12 +65,3 @@ def _check_quotes(key: str, value: Any) -> None:
             f"{key}: the sweep's value {value} has quotes of its own, which would be part of the text: write "
             f"{value[1:-1]} in the sweep file, in YAML's quotes where YAML needs them"
         )
-
-
-def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """`parameters` below a parameter, key by key."""
-    if not isinstance(value, Mapping):
-        yield key, value
-        return
-    for below, one in value.items():
-        yield from _flat(f"{key}.{below}", one)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qtarget.app import references
+from qtarget.app.references import CachedReference
 from qtarget.app.run_config import RunConfig
 from qtarget.data.collate import Collate
 from qtarget.data.example import Example
@@ -32,7 +32,7 @@ WATCHED = (HELDOUT, RETENTION)
 
 def cached_details(cfg: RunConfig, roles: Iterable[str], design: Design) -> dict[str, str]:
     """Cached role → how much is kept of it."""
-    return {role: node.kept(design) for role in roles if isinstance(node := cfg.references[role], references.Cached)}
+    return {role: node.kept(design) for role in roles if isinstance(node := cfg.references[role], CachedReference)}
 
 
 def cache_plans(
@@ -64,7 +64,7 @@ def _plan(
     tokenizer: Any,
 ) -> CachePlan:
     node = cfg.references[role_of(name)]
-    assert isinstance(node, references.Cached)
+    assert isinstance(node, CachedReference)
     flaw = {} if name in WATCHED or node.made_flaw == NoFlaw() else {"flaw": repr(node.made_flaw)}
     exact = "bfloat16" if cfg.trainer.is_mixed else "float32"  # what the product with the head takes anyway
     recipe = Recipe(detail, node.topk, node.store_dtype or exact, cfg.trainer.precision)

@@ -28,8 +28,7 @@ from qtarget.app.checks import check_trained_dtypes
 from qtarget.app.configs import instantiate, instantiate_design
 from qtarget.app.embeddings import check_embeddings, sizes, with_pad
 from qtarget.app.engine import Engine, attention, choose
-from qtarget.app.references import NamedReference
-from qtarget.app.references import Snapshot as SnapshotConfig
+from qtarget.app.references import NamedReference, SnapshotReference
 from qtarget.app.run_config import EvalConfig, RunConfig, TrainerConfig
 from qtarget.data.epochs import Reading
 from qtarget.data.module import Prepared, SFTData, prepare
@@ -328,7 +327,7 @@ def reloaded(plan: Plan, folder: Path) -> Policy:
 def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:
     role = role_of(name)
     node = plan.cfg.references[role]
-    if isinstance(node, SnapshotConfig):
+    if isinstance(node, SnapshotReference):
         return Snapshot(adapted(plan, _load(plan, plan.references[role], node.dtype)), node.every)
     assert isinstance(node, NamedReference)
     if node.KIND == "adapter_off":
@@ -411,7 +410,8 @@ def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) ->
                 f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
             )
     held = {role: cfg.references[role].held(design) for role, name in configured.items() if name}
-    tails = {role: getattr(cfg.references[role], "tail", "") for role, kept in held.items() if kept == "topk"}
+    named = {role: node for role, node in cfg.references.items() if isinstance(node, NamedReference)}
+    tails = {role: node.tail for role, node in named.items() if held.get(role) == "topk"}
     check_references(design, held, tails)
     if cfg.eval.kl_prior and configured["prior"]:
         wanted.setdefault("prior", "full")

@@ -68,7 +68,7 @@ def evaluation_config(where: str, overrides: Sequence[str]) -> RunConfig:
     if attention == "auto":
         attention = _run_result(run).get("attention", "sdpa") if run else "sdpa"
     # a model doesn't drift from itself
-    drifts = run is not None or bool(getattr(cfg.references["prior"], "name", None))
+    drifts = run is not None or cfg.references["prior"].names_a_model
     return replace(
         cfg,
         name=cfg.name or (_run_result(run).get("name") if run else Path(where).name),

@@ -10,7 +10,7 @@ from typing import Any
 
 from qtarget.app.references import KINDS, KINDS_OF
 from qtarget.app.run_config import NODES, RunConfig
-from qtarget.app.settings import Node
+from qtarget.app.settings import Node, as_yaml
 
 HEAD = """# Configuration
 
@@ -62,11 +62,7 @@ def _table(node: type[Node]) -> Iterator[str]:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "–"
-    return "must be set" if value == "???" else f"`{_yaml(value)}`"
-
-
-def _yaml(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return "must be set" if value == "???" else f"`{as_yaml(value)}`"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qtarget.app.nodes import nodes
 from qtarget.errors import QTargetError
 
 GROUPS = ("target", "data", "model", "optim", "reference", "trainer", "eval", "tracker", "experiment")
@@ -107,7 +108,7 @@ def check_names(config: Mapping[str, Any], referring: Sequence[str] = ()) -> Non
 def _names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of the names in a configuration."""
     fields = {"": OF_A_RUN, "tracker": ("project", "entity"), "model": ("name",)}
-    for place, node in _nodes(config):
+    for place, node in nodes(config):
         of_node = fields.get(place, ())
         if re.fullmatch(r"references\.\w+", place):
             of_node = ("name", "folder")
@@ -129,13 +130,6 @@ def _files(key: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _files(key, one)
     else:
         yield key, value
-
-
-def _nodes(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield place, node
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _nodes(value, f"{place}.{key}".lstrip("."))
 
 
 def as_hashed(name: Any) -> Any:

@@ -53,7 +53,7 @@ def _references(plan: Plan) -> Iterator[str]:
     for role in sorted({"prior", "teacher"} & needs(plan.design).keys()):
         if cfg.references[role].KIND == "frozen":
             yield f"reference@references.{role}=cached, which keeps no second model (now frozen)"
-            if role == "prior" and cfg.model.adapter and not getattr(cfg.references["prior"], "name", None):
+            if role == "prior" and cfg.model.adapter and not cfg.references["prior"].names_a_model:
                 yield "or reference@references.prior=adapter_off, which shares the policy's weights"
 
 

@@ -23,6 +23,8 @@ from qtarget.errors import QTargetError
 
 MOST = 100_000
 """Values of one key. Hydra composes every job before the first one runs, 0.1 s each."""
+ONE_JOB = "hydra.mode=RUN"
+"""What launchers give the jobs that they start: nothing can make a multirun of these, so nothing need be composed."""
 BASIC = "BasicSweeper"
 """Hydra's own; others, such as Optuna's, read a range in ways of their own."""
 INNER = re.compile(r"range\([^()]*\)")
@@ -35,6 +37,8 @@ def check_ranges(overrides: Sequence[str], *, multirun: bool) -> None:
     overrides: of the command line. multirun: whether it says so; a configuration may, too (hydra.mode), and have
     ranges of its own (hydra.sweeper.params).
     """
+    if not multirun and ONE_JOB in overrides:
+        return
     read = _read(overrides)
     hydra = _hydra([text for text, one in zip(overrides, read, strict=True) if not one.is_sweep_override()])
     params = hydra.sweeper.get("params") or {}

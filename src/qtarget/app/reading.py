@@ -17,8 +17,7 @@ from torch import Tensor
 from qtarget.app import compose
 from qtarget.app.configs import compose_config, compose_target, config_container, nearest, options
 from qtarget.app.names import OF_A_RUN, as_typed
-from qtarget.app.references import Frozen as FrozenConfig
-from qtarget.app.references import NamedReference, read_references
+from qtarget.app.references import CachedReference, FrozenReference, NamedReference, read_references
 from qtarget.app.run_config import NODES, RunConfig
 from qtarget.app.train import prepare_process
 from qtarget.data.batch import Batch
@@ -104,9 +103,9 @@ def _run_live(cfg: dict[str, Any]) -> None:
     """A few rows are read by the models themselves: no cache holds them, and a checkpoint's adapter is merged."""
     for role, node in read_references(cfg["references"]).items():
         if isinstance(node, NamedReference) and node.KIND in ("cached", "adapter_off"):
-            topk = node.topk if getattr(node, "detail", None) == "topk" else None
+            topk = node.topk if isinstance(node, CachedReference) and node.detail == "topk" else None
             name = node.model(cfg["model"]["name"])
-            live = FrozenConfig(role=role, name=name, dtype=node.dtype, topk=topk, tail=node.tail, flaw=node.flaw)
+            live = FrozenReference(role=role, name=name, dtype=node.dtype, topk=topk, tail=node.tail, flaw=node.flaw)
             cfg["references"][role] = live.container()
 
 

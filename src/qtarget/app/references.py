@@ -35,6 +35,7 @@ class ReferenceConfig(Node):
     """What every kind has."""
 
     KIND: ClassVar[str] = ""
+    TAKES_A_FLAW: ClassVar[bool] = False
 
     role: str = field(default="prior", kw_only=True)
     flaw: Any = setting(NO_FLAW, Part("a part, reference/flaw@references.ROLE.flaw=OPTION"), "what is wrong on purpose")
@@ -42,7 +43,7 @@ class ReferenceConfig(Node):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.made_flaw != NoFlaw() and not self.takes_a_flaw:
+        if self.made_flaw != NoFlaw() and not self.TAKES_A_FLAW:
             raise QTargetError(
                 f"references.{self.role}.flaw is for a model of its own, kept apart from the policy, and this "
                 f"{self.role} is {self.KIND}: add reference@references.{self.role}=frozen or =cached, or take "
@@ -54,7 +55,8 @@ class ReferenceConfig(Node):
         return f"references.{self.role}"
 
     @property
-    def takes_a_flaw(self) -> bool:
+    def names_a_model(self) -> bool:
+        """Whether it is a model of its own by name."""
         return False
 
     @property
@@ -83,6 +85,10 @@ class NamedReference(ReferenceConfig):
     topk: int | None = setting(None, Nullable(Whole(1)), "the so many likeliest tokens of it; null: all, exactly")
     tail: str = setting("bucket", TAIL, "what the tokens outside the top k are taken to be")
 
+    @property
+    def names_a_model(self) -> bool:
+        return bool(self.name)
+
     def held(self, design: Design) -> str:
         return "topk" if self.topk else "full"
 
@@ -91,21 +97,19 @@ class NamedReference(ReferenceConfig):
 
 
 @dataclass(frozen=True)
-class Frozen(NamedReference):
+class FrozenReference(NamedReference):
     """A frozen copy that runs beside the policy."""
 
     KIND: ClassVar[str] = "frozen"
-
-    @property
-    def takes_a_flaw(self) -> bool:
-        return True
+    TAKES_A_FLAW: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
-class Cached(NamedReference):
+class CachedReference(NamedReference):
     """What a frozen model says of every supervised token: scored once, kept on disk, shared by all runs on the rows."""
 
     KIND: ClassVar[str] = "cached"
+    TAKES_A_FLAW: ClassVar[bool] = True
 
     topk: int = setting(64, Whole(1), "of detail=topk: how many of the likeliest tokens")
     detail: str | None = setting(
@@ -115,10 +119,6 @@ class Cached(NamedReference):
         None, Choice((None, *DTYPES)), "of hidden states on disk; null: that of the products, so that nothing is lost"
     )
     folder: str | None = setting(None, Nullable(Text("a folder")), "holds the caches; null: below QTARGET_CACHE")
-
-    @property
-    def takes_a_flaw(self) -> bool:
-        return True
 
     def kept(self, design: Design) -> str:
         """How much is kept: as configured, or the least that makes no difference to the design."""
@@ -133,7 +133,7 @@ class Cached(NamedReference):
 
 
 @dataclass(frozen=True)
-class AdapterOff(NamedReference):
+class AdapterOffReference(NamedReference):
     """The policy's own weights with its adapter switched off: a prior without a second copy."""
 
     KIND: ClassVar[str] = "adapter_off"
@@ -165,7 +165,7 @@ class NoReference(NamedReference):
 
 
 @dataclass(frozen=True)
-class Snapshot(ReferenceConfig):
+class SnapshotReference(ReferenceConfig):
     """The policy as it was, copied anew every so many optimizer steps."""
 
     KIND: ClassVar[str] = "snapshot"
@@ -177,7 +177,7 @@ class Snapshot(ReferenceConfig):
 
 
 KINDS: dict[str, type[ReferenceConfig]] = {
-    kind.KIND: kind for kind in (Frozen, Cached, AdapterOff, Snapshot, NoReference)
+    kind.KIND: kind for kind in (FrozenReference, CachedReference, AdapterOffReference, SnapshotReference, NoReference)
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -15,6 +15,7 @@ from qtarget.app.checks import check
 from qtarget.app.configs import compose_config, config_container, referring
 from qtarget.app.job import config_hash
 from qtarget.app.names import LABELS, check_names
+from qtarget.app.nodes import nodes
 from qtarget.app.references import ReferenceConfig, read_references
 from qtarget.app.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
 from qtarget.errors import QTargetError
@@ -257,7 +258,10 @@ class RunConfig(Node):
     def read(cls, node: Mapping[Any, Any], **more: Any) -> Self:
         """From a composed configuration, as plain data or as Hydra's. Raises QTargetError for what has to be mended."""
         plain = config_container(node)
-        if missing := sorted(_missing(plain)):
+        missing = sorted(
+            f"{place}.{key}".lstrip(".") for place, one in nodes(plain) for key in one if one[key] == "???"
+        )
+        if missing:
             raise QTargetError(f"{', '.join(missing)} must be set: add {missing[0]}=… to the command line")
         check_names(plain, referring(node, LABELS))
         held = {kind.PLACE: kind.read(plain.pop(kind.PLACE, {})) for kind in NODES}
@@ -290,12 +294,3 @@ class RunConfig(Node):
     def reference_name(self, role: str) -> str | None:
         """The model that a role is configured to be; None: no such role."""
         return self.references[role].model(self.model.name)
-
-
-def _missing(node: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        here = f"{place}.{key}".lstrip(".")
-        if isinstance(value, Mapping):
-            yield from _missing(value, here)
-        elif value == "???":
-            yield here

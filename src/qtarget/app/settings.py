@@ -57,7 +57,7 @@ class Choice:
 
     @property
     def text(self) -> str:
-        return ", ".join("null" if value is None else _yaml(value) for value in self.legal)
+        return ", ".join(map(as_yaml, self.legal))
 
     def check(self, name: str, value: Any) -> None:
         checks.choice(name, value, self.legal)
@@ -151,7 +151,7 @@ class Node:
         """
         place = f"references.{more['role']}" if "role" in more else cls.PLACE
         if not isinstance(node, Mapping):
-            raise QTargetError(f"{place}={_yaml(node)} sets a value, and {place} has fields: set {place}.FIELD=VALUE")
+            raise QTargetError(f"{place}={as_yaml(node)} sets a value, and {place} has fields: set {place}.FIELD=VALUE")
         known = [one.key for one in cls.settings()]
         for name in node:
             if name not in known:
@@ -166,5 +166,8 @@ class Node:
         return {one.key: getattr(self, one.key) for one in self.settings()}
 
 
-def _yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """A value as it is written on the command line: null, true, 0.4."""
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from qtarget.app.chat_mend import is_written_otherwise
 from qtarget.app.file_mend import is_retyped
+from qtarget.app.nodes import nodes
 from qtarget.app.row_mend import has_new_keys
 from qtarget.data.thought import MARKS
 from qtarget.model.mended import named_head_changed
@@ -141,15 +142,8 @@ def outdated(config: Node, recorded: Mapping[str, int]) -> list[str]:
 
 def without_unchanged(config: dict[str, Any]) -> None:
     """Take out, in place, keys that came later and stand at a value that changes nothing."""
-    for place, node in _nodes(config):
+    for place, node in nodes(config):
         for name in {place, str(node.get("_target_", ""))} & set(UNCHANGED):
             for key, values in UNCHANGED[name].items():
                 if key in node and node[key] in values:
                     del node[key]
-
-
-def _nodes(node: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    yield place, node
-    for key, value in list(node.items()):
-        if isinstance(value, dict):
-            yield from _nodes(value, f"{place}.{key}".lstrip("."))
