@@ -10,10 +10,11 @@ import torch
 from steps import SETTING, device
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from qtarget.app import compose
-from qtarget.app.run_config import RunConfig
+from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.data.example import Example
+from qtarget.run import build
+from qtarget.run.plan import Plan, make_plan
 
 BATCH = 8
 LR, CLIP = 1e-5, 1.0
@@ -38,8 +39,8 @@ class Ground:
     rows: Sequence[Example]
     overrides: tuple[str, ...]
 
-    def plan(self, *overrides: str) -> compose.Plan:
-        return compose.plan(RunConfig.compose([*self.overrides, *overrides]))
+    def plan(self, *overrides: str) -> Plan:
+        return make_plan(RunConfig.compose([*self.overrides, *overrides]))
 
     def load(self) -> PreTrainedModel:
         """The model as transformers has it, in fp32."""
@@ -47,7 +48,7 @@ class Ground:
 
     @property
     def batch(self) -> Batch:
-        return next(iter(compose.data(self.plan("target=sft")).train_dataloader()))
+        return next(iter(build.data(self.plan("target=sft")).train_dataloader()))
 
 
 Contender = Callable[[Ground, int], Clock]
@@ -56,5 +57,5 @@ Contender = Callable[[Ground, int], Clock]
 
 def ground(more: Sequence[str] = ()) -> Ground:
     overrides = (*SETTING, *DATA, *OPTIMISER, *more)
-    made = compose.plan(RunConfig.compose(list(overrides)))
+    made = make_plan(RunConfig.compose(list(overrides)))
     return Ground(made.model.location, made.tokenizer, made.prepared.train, overrides)

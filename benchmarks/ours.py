@@ -13,9 +13,10 @@ from steps import autocast, device
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from qtarget.app import compose
 from qtarget.data.batch import Batch
 from qtarget.math.loss import IGNORE
+from qtarget.run import build
+from qtarget.run.plan import Plan
 
 
 class StepClock(L.Callback):
@@ -37,16 +38,16 @@ def qtarget(*overrides: str) -> Contender:
 
     def train(where: Ground, steps: int) -> Clock:
         plan, callback = where.plan(*overrides), StepClock()
-        module = compose.module(plan, *compose.load_models(plan))
+        module = build.module(plan, *build.load_models(plan))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            _trainer(plan, steps, callback).fit(module, datamodule=compose.data(plan))
+            _trainer(plan, steps, callback).fit(module, datamodule=build.data(plan))
         return callback.clock
 
     return train
 
 
-def _trainer(plan: compose.Plan, steps: int, callback: L.Callback) -> L.Trainer:
+def _trainer(plan: Plan, steps: int, callback: L.Callback) -> L.Trainer:
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
     chosen = plan.cfg.trainer
     return L.Trainer(

@@ -14,10 +14,11 @@ import torch
 from table import Row, Section
 from torch import Tensor
 
-from qtarget.app import compose
-from qtarget.app.run_config import RunConfig
+from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.model.policy import Policy
+from qtarget.run import build
+from qtarget.run.plan import Plan, make_plan
 from qtarget.train.module import QTargetModule
 
 LIVE_TEACHER = ("reference@references.teacher=frozen", "references.teacher.name=${model.name}")
@@ -77,11 +78,11 @@ ROWS = (Rows("gsm_symbolic", 8), Rows("arithmetic", 16))
 class Trained:
     """One variant with its model: a call is an optimizer step on its next batch, as Lightning takes it."""
 
-    def __init__(self, plan: compose.Plan, policy: Policy, frozen: Mapping[str, Any]) -> None:
+    def __init__(self, plan: Plan, policy: Policy, frozen: Mapping[str, Any]) -> None:
         self.plan, self.device = plan, device()
-        self.module: QTargetModule = compose.module(plan, policy.to(self.device), frozen).to(self.device)
+        self.module: QTargetModule = build.module(plan, policy.to(self.device), frozen).to(self.device)
         self.module.on_fit_start()
-        self.batches: Iterator[Batch] = itertools.cycle(list(compose.data(plan).train_dataloader()))
+        self.batches: Iterator[Batch] = itertools.cycle(list(build.data(plan).train_dataloader()))
         self.optimizer: torch.optim.Optimizer = self.module.configure_optimizers()["optimizer"]
         self.said = plan.engine.said
 
@@ -112,8 +113,8 @@ def autocast() -> AbstractContextManager[Any]:
 
 def trained(overrides: Sequence[str], share: Trained | None = None) -> Trained:
     """A variant ready to train, by the project's own path; `share`: take its policy and optimizer, not new ones."""
-    plan = compose.plan(RunConfig.compose([*SETTING, *overrides]))
-    policy, frozen = compose.load_models(plan)
+    plan = make_plan(RunConfig.compose([*SETTING, *overrides]))
+    policy, frozen = build.load_models(plan)
     made = Trained(plan, share.module.policy if share else policy, frozen)
     made.optimizer = share.optimizer if share else made.optimizer
     return made

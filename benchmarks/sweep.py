@@ -15,9 +15,9 @@ import timing
 from table import Row, Section
 
 from qtarget.errors import QTargetError
-from qtarget.model.paths import cache_dir
+from qtarget.model.builtin import cache_dir
 
-COMMAND = "from qtarget.app.cli import main; main()"
+COMMAND = "from qtarget.cli import main; main()"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from qtarget.track.record import git_commit, write_atomically
+from qtarget.record.record import git_commit, write_atomically
 
 Row = Mapping[str, str | float | int | None]
 """Column → cell; None where there is nothing to say. Aims stand in a column of their own, as text."""

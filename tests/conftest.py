@@ -61,6 +61,6 @@ def no_wandb(
 @pytest.fixture
 def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose CUDA devices are 0 to 7."""
-    from qtarget.app import slots
+    from qtarget.launch import slots
 
     monkeypatch.setattr(slots, "_visible", lambda: list("01234567"))

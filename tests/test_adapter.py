@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from qtarget import QTargetError
-from qtarget.app.cli import run as qtarget_cli
+from qtarget.cli import run as qtarget_cli
 from qtarget.model import adapter
 from qtarget.model.adapter import OPTIONS, Lora, merge
 from qtarget.model.frozen import AdapterOff
@@ -235,7 +235,7 @@ RUN = ["train", *SMALL, "trainer.max_steps=2", "trainer.eval_every=0", "model/ad
 def test_the_adapter_folder_and_the_checkpoint_say_the_same(options: list[str], workdir: Path) -> None:
     assert qtarget_cli([*RUN, *options, "checkpoint.dtype=float32"]) == 0
     run = only_run(Path("outputs"))
-    from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+    from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 
     base = tiny_model(tiny_config(len(tiny_tokenizer()))).eval()
     with warnings.catch_warnings():
@@ -252,7 +252,7 @@ def test_an_adapter_on_bf16_weights_merges_in_fp32(workdir: Path) -> None:
     beside = ["model.dtype=bfloat16", "trainer.precision=bf16-mixed", "model.adapter.targets=[q_proj]"]
     assert qtarget_cli([*RUN, *beside, "checkpoint.dtype=float32"]) == 0
     run = only_run(Path("outputs"))
-    from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+    from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 
     start = tiny_model(tiny_config(len(tiny_tokenizer()))).state_dict()
     saved, trained = (load_file(run / name) for name in SAVED)
@@ -269,7 +269,7 @@ def test_an_adapter_on_bf16_weights_merges_in_fp32(workdir: Path) -> None:
 def test_a_merge_that_goes_wrong_is_told_and_loses_nothing(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from qtarget.app import checkpoint
+    from qtarget.run import checkpoint
 
     def wrong(made: Policy) -> None:
         merge(made)

@@ -11,10 +11,10 @@ import pytest
 import wandb
 from wandb_server import ENTITY, Backend
 
-from qtarget.app import agents
-from qtarget.app.agent_runs import Runs, all_well, runs_in
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.track.sweep import Sweep
+from qtarget.cli import run as qtarget_cli
+from qtarget.record.wandb_sweep import Sweep
+from qtarget.sweep import agents
+from qtarget.sweep.agent_runs import Runs, all_well, runs_in
 
 # W&B's own command line, whose agents ask for work every fifth of a second and not every five.
 QUICK = "import wandb.wandb_agent as agents; agents.Agent.POLL_INTERVAL = 0.2; from wandb.cli.cli import cli; cli()"

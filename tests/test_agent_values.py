@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from wandb.sdk.lib.config_util import save_config_file_from_dict
 
-from qtarget.app.agent_values import as_swept
-from qtarget.app.configs import compose_config
-from qtarget.app.job import config_hash
-from qtarget.app.sweep_file import read_sweep
-from qtarget.app.sweep_points import Jobs, grid_points
+from qtarget.config.composing import compose_config
+from qtarget.config.identity import config_hash
 from qtarget.errors import QTargetError
+from qtarget.sweep.agent_runs import as_swept
+from qtarget.sweep.file import read_sweep
+from qtarget.sweep.points import Jobs, grid_points
 
 PARSER = OverridesParser.create()
 MACROS = {"": "args_no_hyphens", "+": "args_append_hydra", "++": "args_override_hydra"}

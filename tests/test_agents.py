@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qtarget.app import agents
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.slots import Slot
-from qtarget.track.sweep import Sweep
+from qtarget.cli import run as qtarget_cli
+from qtarget.launch.slots import Slot
+from qtarget.record.wandb_sweep import Sweep
+from qtarget.sweep import agents
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
@@ -98,9 +98,9 @@ def test_a_signal_ends_agents_and_their_runs(number: signal.Signals, workdir: Pa
     script = WITH_A_RUN.format(seconds=600, code=0)
     play = (
         "import sys\n"
-        "from qtarget.app import agents, cli, slots\n"
+        "from qtarget import cli; from qtarget.launch import slots; from qtarget.sweep import agents\n"
         "slots._visible = lambda: ['0']\n"
-        "from qtarget.track.sweep import Sweep\n"
+        "from qtarget.record.wandb_sweep import Sweep\n"
         f"agents.find_sweep = lambda path: Sweep('tester/qtarget/abc', 'RUNNING', {{}})\n"
         f"agents.command = lambda sweep, count: [sys.executable, '-c', {script!r}]\n"
         "cli.main(['agents', 'abc', '--gpus', '0'])\n"

@@ -11,14 +11,13 @@ from test_row_keys import TEMPLATE, TOOL
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from qtarget import QTargetError
-from qtarget.app.answer_length import check_answer_length
-from qtarget.app.benchmarks import Benchmarks
-from qtarget.app.cli import run as qtarget_cli
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.benchmarks import Benchmarks
 from qtarget.data.example import Demonstration
 from qtarget.data.module import Prepared
-from qtarget.model.positions import is_bounded
-from qtarget.model.provide import Source, context_length
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.model.builtin import tiny_tokenizer
+from qtarget.model.provide import Source, context_length, is_bounded
+from qtarget.run.row_checks import check_answer_length
 
 LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": None, "eos_token_id": None}

@@ -12,12 +12,11 @@ import yaml
 from hydra._internal.utils import get_args_parser  # what Hydra reads its arguments with, 1.3 and 1.4
 
 import qtarget
-from qtarget.app.arguments import OPTIONS, REFUSED, arranged
-from qtarget.app.cli import COMMANDS
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, with_search_path
-from qtarget.app.parsers import sweep_parser
-from qtarget.app.slots import Job
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.arguments import OPTIONS, REFUSED, arranged
+from qtarget.config.composing import compose_config, with_search_path
+from qtarget.config.parsers import COMMANDS, sweep_parser
+from qtarget.launch.slots import Job
 
 PIECES: dict[str, list[list[str]]] = {
     "configuration": [["target=dft"], ["model=tiny"], ["--cfg", "job"], ["--package", "target"], ["--resolve"]],
@@ -187,7 +186,7 @@ def test_the_help_of_train_has_its_options_and_groups(workdir: Path, capsys: pyt
         assert "target: asft" in shown
 
 
-@pytest.mark.parametrize("module", ["qtarget", "qtarget.app.cli"])
+@pytest.mark.parametrize("module", ["qtarget", "qtarget.cli"])
 @pytest.mark.parametrize("given", [["--version"], ["trian"], ["cache", "--help"]], ids="-".join)
 def test_the_module_is_the_command(module: str, given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     done = subprocess.run([sys.executable, "-m", module, *given], capture_output=True, text=True, check=False)

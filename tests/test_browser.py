@@ -14,7 +14,7 @@ from browsing import CHROMIUM, WIDTHS, browser, reading
 from test_report import HISTORY
 from test_swept import GRID, write_sweep
 
-from qtarget.app.compare import compare
+from qtarget.compare.command import compare
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -14,10 +14,9 @@ from safetensors.torch import load_file
 from training import batches, eight_rows, module, one_step, other_policy
 
 import qtarget
-from qtarget.app import compose, dry
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.run_config import RunConfig
-from qtarget.data.collate import Collate
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.run_config import RunConfig
+from qtarget.data.batch import Collate
 from qtarget.errors import QTargetError
 from qtarget.math.distribution import STATISTICS
 from qtarget.math.loss import IGNORE
@@ -25,9 +24,11 @@ from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import cache, provide
 from qtarget.model.cache import Cached, CachePlan, check_answer_length, ensure
+from qtarget.model.cached_scores import Recipe
 from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
-from qtarget.model.scores import Recipe
+from qtarget.run import estimate
+from qtarget.run.plan import make_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 SMALL = ["model=tiny", "trainer.max_steps=2", "data.rows=24", "data.heldout_rows=4", "eval.problems_in_training=4"]
@@ -47,7 +48,7 @@ def plan(folder: Path, detail: str = "hidden", dtype: str = "float32", **identit
     return CachePlan(folder, recipe, eight_rows().train, {"kept": str(recipe), **identity}, made_from, Collate(256))
 
 
-def build(made: CachePlan, load: Any = other_policy) -> CachePlan:
+def built(made: CachePlan, load: Any = other_policy) -> CachePlan:
     ensure(made, lambda done: load(), lambda done: None, print)
     return made
 
@@ -66,7 +67,7 @@ def unbuilt() -> Policy:
     ],
 )
 def test_a_token_takes_the_bytes_that_are_promised(tmp_path: Path, detail: str, dtype: str, per_token: int) -> None:
-    made = build(plan(tmp_path / "one", detail, dtype))
+    made = built(plan(tmp_path / "one", detail, dtype))
     held = [tensor for path in made.folder.glob("shard-*") for tensor in load_file(path).values()]
     assert sum(tensor.nbytes for tensor in held) == made.tokens * per_token
     head = 4 * 32 * 260 if detail == "hidden" else 0
@@ -75,7 +76,7 @@ def test_a_token_takes_the_bytes_that_are_promised(tmp_path: Path, detail: str, 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
 def test_hidden_states_are_the_exact_distribution(tmp_path: Path, dtype: str, tolerance: float) -> None:
-    held = Cached(build(plan(tmp_path / "one", "hidden", dtype)))
+    held = Cached(built(plan(tmp_path / "one", "hidden", dtype)))
     for batch in batches(eight_rows(), batch_size=3):
         kept = batch.labels.flatten() != IGNORE
         labels, like = batch.labels.flatten()[kept], torch.empty(int(kept.sum()), 260)
@@ -84,7 +85,7 @@ def test_hidden_states_are_the_exact_distribution(tmp_path: Path, dtype: str, to
 
 
 def test_statistics_are_those_of_the_whole_distribution(tmp_path: Path) -> None:
-    held = Cached(build(plan(tmp_path / "one", "label")))
+    held = Cached(built(plan(tmp_path / "one", "label")))
     (batch,) = batches(eight_rows(), batch_size=8)
     kept = batch.labels.flatten() != IGNORE
     labels, like = batch.labels.flatten()[kept], torch.empty(int(kept.sum()), 260)
@@ -117,7 +118,7 @@ class Killed(BaseException):
 def test_a_killed_build_goes_on_after_its_last_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "SHARD_TOKENS", 150)
     monkeypatch.setattr(cache, "BATCH_TOKENS", 150)
-    whole, scored = build(plan(tmp_path / "whole")), []
+    whole, scored = built(plan(tmp_path / "whole")), []
 
     class Counting(Policy):
         def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
@@ -132,11 +133,11 @@ def test_a_killed_build_goes_on_after_its_last_shard(tmp_path: Path, monkeypatch
 
     made = plan(tmp_path / "killed")
     with pytest.raises(Killed):
-        build(made, load)
+        built(made, load)
     assert not made.is_built
     left = {path.name: path.stat().st_mtime_ns for path in made.folder.glob("shard-*")}
     assert 1 <= len(left) < len(list(whole.folder.glob("shard-*")))
-    build(made, load)
+    built(made, load)
     assert all((made.folder / name).stat().st_mtime_ns == time for name, time in left.items())
     assert sum(scored) < 2 * 8
     for batch in batches(eight_rows(), batch_size=3):  # rows of several shards at once
@@ -151,7 +152,7 @@ def racer(folder: str, turn: Any, loads: Any) -> None:
 
     made = plan(Path(folder))
     turn.wait()
-    build(made, load)
+    built(made, load)
     Cached(made)
 
 
@@ -190,7 +191,7 @@ def refused(made: CachePlan, message: str) -> None:
 
 
 def test_a_damaged_cache_is_refused_with_the_reason(tmp_path: Path) -> None:
-    whole = build(plan(tmp_path / "whole"))
+    whole = built(plan(tmp_path / "whole"))
 
     def copy(name: str) -> CachePlan:
         shutil.copytree(whole.folder, tmp_path / name)
@@ -215,7 +216,7 @@ def test_a_damaged_cache_is_refused_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_cache_of_something_else_is_refused_with_what_differs(tmp_path: Path) -> None:
-    build(plan(tmp_path / "one", rows="first"))
+    built(plan(tmp_path / "one", rows="first"))
     refused(plan(tmp_path / "one", rows="second"), r"is of other rows \(data: 'first', now 'second'\)")
     refused(plan(tmp_path / "one", "label", rows="first"), "is of other kept")
     manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
@@ -340,7 +341,7 @@ def test_under_bf16_products_a_cache_says_what_the_model_says(
     """Scalars are made in fp32 on both sides; only products are rounded."""
     prepared, means = eight_rows(), []
     recipe = Recipe("hidden" if design == "asft" else "label", topk=5, dtype="bfloat16", precision="bf16-mixed")
-    held = build(CachePlan(tmp_path / "one", recipe, prepared.train, {}, {}, Collate(256)))
+    held = built(CachePlan(tmp_path / "one", recipe, prepared.train, {}, {}, Collate(256)))
     (batch,) = batches(prepared, batch_size=8)
     for prior in (FrozenModel(other_policy()), Cached(held)):
         trained = module(design, changes, prior=prior)
@@ -377,7 +378,7 @@ def test_a_wider_padded_teacher_is_cut_to_the_true_vocabulary(tmp_path: Path) ->
     wide.lm.resize_token_embeddings(300, mean_resizing=False)
     with torch.no_grad():
         wide.lm.get_output_embeddings().weight[260:] = 5.0
-    made = build(plan(tmp_path / "narrow"), lambda: narrow), build(plan(tmp_path / "wide"), lambda: wide)
+    made = built(plan(tmp_path / "narrow"), lambda: narrow), built(plan(tmp_path / "wide"), lambda: wide)
     (batch,) = batches(eight_rows(), batch_size=8)
     for vocab in (260, 280, 300):
         like = torch.empty(made[0].tokens, vocab)
@@ -441,9 +442,9 @@ def test_what_a_dry_run_counts(
     workdir: Path, options: list[str], bytes_per_weight: int, operations_per_weight: int
 ) -> None:
     """Weights, gradients, two moments, a copy for a live prior; 2 operations forward, 4 backward, 2 for the prior."""
-    made = compose.plan(RunConfig.compose([*SMALL, *options]))
+    made = make_plan(RunConfig.compose([*SMALL, *options]))
     policy = provide.outline(made.model, len(made.tokenizer))
     weights = sum(tensor.numel() for tensor in other_policy().parameters())
-    assert dry._memory(made, policy) - 4 * CHUNK_BYTES == bytes_per_weight * weights
+    assert estimate._memory(made, policy) - 4 * CHUNK_BYTES == bytes_per_weight * weights
     trunk = weights - 260 * 32
-    assert dry._operations(made, policy, 1, 0) == operations_per_weight * trunk
+    assert estimate._operations(made, policy, 1, 0) == operations_per_weight * trunk

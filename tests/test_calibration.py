@@ -11,9 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from training import batches, eight_rows, other_policy, tiny_policy
 
 from qtarget.data.batch import Batch
-from qtarget.evaluate.calibration import BINS, Reliability
-from qtarget.evaluate.retention import retention_metrics
-from qtarget.evaluate.tokens import token_metrics
+from qtarget.evaluate.calibration import BINS, Reliability, retention_metrics, token_metrics
 from qtarget.math import tokens
 from qtarget.math.loss import IGNORE
 from qtarget.model.frozen import FrozenModel

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from qtarget.data.batch import Collate
 from qtarget.data.chat import ChatFormat, encode
-from qtarget.data.collate import Collate
 from qtarget.data.example import Demonstration, Example
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.model.builtin import tiny_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"

@@ -17,13 +17,13 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from qtarget import QTargetError
-from qtarget.app.checkpoint import end_generation, stopping
-from qtarget.app.cli import run as qtarget_cli
+from qtarget.cli import run as qtarget_cli
 from qtarget.data.chat import ChatFormat
 from qtarget.evaluate.generate import generate
 from qtarget.evaluate.prompting import answer_problems
+from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.policy import Policy
-from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+from qtarget.run.checkpoint import end_generation, stopping
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

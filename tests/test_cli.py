@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import qtarget
-from qtarget.app import doctor
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import composing, load_design, options
-from qtarget.model import embedded, provide
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import composing, load_design, options
+from qtarget.model import builtin, provide
+from qtarget.run import doctor
 
 TINY = ["train", "model=tiny", "data.rows=16", "data.heldout_rows=4", "trainer.max_steps=1"]
 
@@ -134,7 +134,7 @@ def test_a_missing_model_names_both_ways_to_get_it(
 ) -> None:
     """The package is absent and the hub out of reach."""
     monkeypatch.setenv("QTARGET_CACHE", str(workdir / "cache"))
-    monkeypatch.setattr(embedded, "gguf_file", lambda: None)
+    monkeypatch.setattr(builtin, "gguf_file", lambda: None)
     monkeypatch.setenv("HF_HOME", str(workdir / "hub"))
     assert qtarget_cli(["train", "trainer.max_steps=1"]) == 2
     error = capfd.readouterr().err
@@ -160,7 +160,7 @@ def test_unknown_commands_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_imports_nothing_heavy() -> None:
     """Under a second even on a slow machine, because torch, transformers and Hydra stay out."""
     probe = (
-        "import sys; from qtarget.app.cli import run; run(['--help']); "
+        "import sys; from qtarget.cli import run; run(['--help']); "
         "print([name for name in ('torch', 'transformers', 'hydra', 'wandb', 'plotly') if name in sys.modules])"
     )
     started = time.perf_counter()
@@ -207,7 +207,7 @@ def test_doctor_says_what_is_missing(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("QTARGET_CACHE", str(workdir / "cache"))
-    monkeypatch.setattr(embedded, "gguf_file", lambda: None)
+    monkeypatch.setattr(builtin, "gguf_file", lambda: None)
     assert qtarget_cli(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "missing: model" in shown

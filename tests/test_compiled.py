@@ -10,7 +10,7 @@ import torch
 from worlds import World, load_design
 
 import qtarget
-from qtarget.app.configs import options
+from qtarget.config.composing import options
 from qtarget.math import scoring
 
 FIELDS = ("loss", "nll", "reliance", "weight", "mass", "trust", "entropy", "gap", "kl_to_target", "kl_prior")

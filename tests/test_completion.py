@@ -15,10 +15,10 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from qtarget.app.cli import COMMANDS
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.completion import SCRIPTS, answers
-from qtarget.app.configs import options
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.completion import SCRIPTS, answers
+from qtarget.config.composing import options
+from qtarget.config.parsers import COMMANDS
 
 BASH_BREAKS = " \t\n\"'@><=;|&(:"  # COMP_WORDBREAKS of bash 5.2 as it starts
 

@@ -14,9 +14,9 @@ import yaml
 from test_wandb import INFO, SMALL
 from wandb_server import ENTITY, Backend
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.track.dashboard import USUAL, axes, parts
-from qtarget.track.sinks import Wandb
+from qtarget.cli import run as qtarget_cli
+from qtarget.compare.workspace import USUAL, axes, parts
+from qtarget.record.trackers import Wandb
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 NOISY = ["target=one_minus_prior", "data/noise=wrong_answer", "data.noise.rate=0.5"]

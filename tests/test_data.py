@@ -20,9 +20,9 @@ from qtarget.data.module import DataConfig, SFTData, prepare
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.sources.reasoning_gym import ReasoningGym
+from qtarget.data.verify import final_answer, judge
 from qtarget.errors import QTargetError
-from qtarget.evaluate.verify import final_answer, judge
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.model.builtin import tiny_tokenizer
 
 ARITHMETIC = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}, system="")
 

@@ -13,8 +13,8 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 from worlds import World, load_design
 
 import qtarget
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import options
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import options
 from qtarget.math.loss import LossOutput, dense_loss
 from qtarget.train.detection import NoiseDetection, auroc, average_precision, gradient_norm
 

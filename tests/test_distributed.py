@@ -20,19 +20,19 @@ import torch.distributed as dist
 from resuming import lines
 
 import qtarget
-from qtarget.app import ranks
-from qtarget.app import train as application
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.run_config import RunConfig
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.data.example import Example
 from qtarget.data.module import DataConfig, SFTData, prepare
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.reasoning_gym import ReasoningGym
+from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import whole
-from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+from qtarget.run import ranks
+from qtarget.run import train as application
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 

@@ -46,7 +46,7 @@ def test_the_brier_objective_of_the_page_is_the_brier_score() -> None:
     [line.split("#")[0].split()[2:] for line in DESIGNS.splitlines() if line.startswith("    qtarget train ")],
 )
 def test_command_lines_of_the_design_page_compose(command: list[str]) -> None:
-    from qtarget.app.configs import compose_config, instantiate_design
+    from qtarget.config.composing import compose_config, instantiate_design
 
     assert instantiate_design(compose_config("train", command).target)
 

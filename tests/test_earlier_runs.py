@@ -11,9 +11,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 import qtarget
-from qtarget.app.cli import run
+from qtarget.cli import run
+from qtarget.config.composing import instantiate
+from qtarget.record.trackers import Nothing
 
 MADE = Path(__file__).parent / "data" / "runs_0.1.0_08cbad9"
 SFT, DFT = "27762a14e5d7", "f228489c387b"
@@ -32,6 +35,12 @@ def test_a_finished_run_is_returned_not_trained_again(runs: Path, capsys: pytest
     assert run(["train", "-m", "target=sft,dft", *SETTINGS, "eval.new_tokens=4"]) == 0
     assert {path: path.read_bytes() for path in runs.glob("*/result.json")} == before
     assert not (runs / DFT / "checkpoint").exists()
+
+
+def test_parts_that_have_moved_since_are_found(runs: Path) -> None:
+    tracker = yaml.safe_load((runs / SFT / "config.yaml").read_text())["tracker"]
+    assert tracker == {"_target_": "qtarget.track.sinks.Nothing"}
+    assert isinstance(instantiate(tracker), Nothing)
 
 
 def test_compare_reads_them(runs: Path) -> None:

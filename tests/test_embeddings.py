@@ -10,9 +10,9 @@ from resuming import only_run
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from qtarget import encode
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.embeddings import with_pad
-from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+from qtarget.cli import run as qtarget_cli
+from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
+from qtarget.run.row_checks import with_pad
 
 RUN = ["train", "model=path", "model.name=base", "data=jsonl", "data.source.path=rows.jsonl", "data.rows=null"]
 RUN += ["data.heldout_rows=null", "trainer.batch_size=4", "trainer.max_steps=2", "trainer.precision=32-true"]

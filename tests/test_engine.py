@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qtarget.app import engine
-from qtarget.app.cli import run as qtarget_cli
+from qtarget.cli import run as qtarget_cli
+from qtarget.config import loss_engine
 from qtarget.errors import QTargetError
 from qtarget.train.memory import chunk_that_fits
 
@@ -27,7 +27,7 @@ SMALL = ["train", "model=tiny", "data.rows=16", "data.heldout_rows=4", "trainer.
     ],
 )
 def test_auto_compiles_where_it_pays(setting: str, on_gpu: bool, scored: float, compiled: bool, said: str) -> None:
-    assert engine.choose(setting, on_gpu=on_gpu, scored=scored) == engine.Engine(compiled, said)
+    assert loss_engine.choose(setting, on_gpu=on_gpu, scored=scored) == loss_engine.Engine(compiled, said)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_auto_compiles_where_it_pays(setting: str, on_gpu: bool, scored: float, 
 def test_auto_takes_eager_attention_for_short_rows_on_a_cpu(
     setting: str, on_gpu: bool, rows: int, longest: int, chosen: str
 ) -> None:
-    assert engine.attention(setting, on_gpu=on_gpu, rows=rows, longest=longest) == chosen
+    assert loss_engine.attention(setting, on_gpu=on_gpu, rows=rows, longest=longest) == chosen
 
 
 @pytest.mark.parametrize(("free", "expected"), [(80e9, 3114), (1000e9, 8192), (0, 64)])
@@ -58,9 +58,9 @@ def test_a_chunk_on_a_gpu_leaves_room_for_the_rest(free: float, expected: int, m
 def test_without_a_compiler_auto_says_so_and_on_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert engine.choose("auto", on_gpu=False, scored=1e12) == engine.Engine(False, "eager: no C++ compiler")
+    assert loss_engine.choose("auto", on_gpu=False, scored=1e12) == loss_engine.Engine(False, "eager: no C++ compiler")
     with pytest.raises(QTargetError, match=r"loss\.compile=on needs a C\+\+ compiler"):
-        engine.choose("on", on_gpu=False, scored=1e12)
+        loss_engine.choose("on", on_gpu=False, scored=1e12)
 
 
 def stored(folder: Path) -> dict[str, str]:

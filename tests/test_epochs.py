@@ -7,11 +7,11 @@ from itertools import count, product
 
 import pytest
 
-from qtarget.app import compose
-from qtarget.app.run_config import RunConfig
+from qtarget.config.run_config import RunConfig
 from qtarget.data.epochs import Reading
 from qtarget.data.example import Example
 from qtarget.data.module import Order, SFTData
+from qtarget.run.plan import Plan, make_plan
 
 LINE = re.compile(r"(\d+) steps × (\d+) rows = ([\d.e+]+) epochs of (\d+) rows")
 
@@ -97,9 +97,9 @@ def test_the_loader_reads_as_many_rows_as_are_said(rows: int, batch_size: int, a
     ]
 
 
-def plan(*given: str) -> compose.Plan:
+def plan(*given: str) -> Plan:
     sizes = ["data.rows=40", "data.heldout_rows=4", "trainer.batch_size=16"]
-    return compose.plan(RunConfig.compose(["target=sft", "model=tiny", *sizes, *given]))
+    return make_plan(RunConfig.compose(["target=sft", "model=tiny", *sizes, *given]))
 
 
 def test_an_epoch_that_ends_within_the_accumulated_batches_is_said() -> None:

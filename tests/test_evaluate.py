@@ -28,8 +28,8 @@ from qtarget.evaluate.samples import (
     save_samples,
     values_of,
 )
+from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.policy import Policy
-from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 VOCAB = len(tiny_tokenizer())
 PROMPTS = [[5, 6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8], [30, 31]]

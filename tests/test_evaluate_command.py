@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, options
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config, options
 
 SMALL = ["model=tiny", "data.rows=16", "data.heldout_rows=6", "trainer.batch_size=4", "eval.new_tokens=6"]
 TRAIN = ["train", *SMALL, "trainer.max_steps=2", "eval.problems_in_training=3", "trainer.precision=32-true"]

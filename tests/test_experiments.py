@@ -13,18 +13,19 @@ import yaml
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from qtarget.app import compose, dry, throughput
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, conf_dir, options
-from qtarget.app.run_config import RunConfig
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config, conf_dir, options
+from qtarget.config.run_config import RunConfig
 from qtarget.data.chat import ChatFormat
 from qtarget.data.epochs import steps_an_epoch
 from qtarget.data.example import Demonstration
 from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.model import provide
+from qtarget.model.builtin import tiny_tokenizer
 from qtarget.model.provide import Source
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.run import estimate
+from qtarget.run.plan import checked, make_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 PAPER = sorted(path.stem for path in (conf_dir() / "experiment/paper").glob("*.yaml"))
@@ -147,7 +148,7 @@ def test_ranks_share_an_epoch() -> None:
 def test_epochs_become_steps(epochs: float, steps: int) -> None:
     given = ["model=tiny", "data.rows=24", "data.heldout_rows=2", "trainer.batch_size=4", "trainer.max_steps=null"]
     cfg = RunConfig.compose([*given, f"trainer.epochs={epochs}"])
-    plan = compose.plan(cfg)
+    plan = make_plan(cfg)
     assert plan.cfg.trainer.max_steps == steps
     assert plan.extent.startswith(
         f"{steps} steps × 4 rows = {epochs:.2g} epochs" if epochs >= 0.5 else f"{steps} steps"
@@ -158,7 +159,7 @@ def test_epochs_become_steps(epochs: float, steps: int) -> None:
 @pytest.mark.parametrize("given", [["trainer.epochs=1"], ["trainer.max_steps=null"]])
 def test_exactly_one_of_steps_and_epochs_is_given(given: list[str]) -> None:
     with pytest.raises(QTargetError, match=r"exactly one of trainer\.max_steps and trainer\.epochs says how long"):
-        compose.checked(RunConfig.compose(["model=tiny", *given]))
+        checked(RunConfig.compose(["model=tiny", *given]))
 
 
 # What a dry run says of time
@@ -170,23 +171,23 @@ def trainer(*overrides: str) -> Any:
 
 def test_time_is_operations_at_a_share_of_what_devices_can_do() -> None:
     given = ["trainer.devices=8", "trainer.device_tflops=989", "trainer.utilisation=0.4"]
-    said = throughput.estimate(trainer(*given), operations=8 * 989e12 * 0.4 * 3.1 * 3600)
+    said = estimate.estimate(trainer(*given), operations=8 * 989e12 * 0.4 * 3.1 * 3600)
     assert said.startswith("about 3.1 h on 8 devices at 40 % of 989 TFLOP/s each (trainer.utilisation, ")
     assert "evaluation left out" in said
 
 
 def test_a_cpu_is_measured_and_shared_by_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "product_rate", lambda device, precision: {"cpu": 5e11}[device])
+    monkeypatch.setattr(estimate, "product_rate", lambda device, precision: {"cpu": 5e11}[device])
     for devices in (1, 2):
-        said = throughput.estimate(trainer(f"trainer.devices={devices}", "trainer.accelerator=cpu"), operations=1.2e13)
+        said = estimate.estimate(trainer(f"trainer.devices={devices}", "trainer.accelerator=cpu"), operations=1.2e13)
         assert said.startswith("about 60 s on 1 device at 40 % of the 0.5 TFLOP/s just measured")
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_rate_of_this_machine_is_a_number(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "MEASURED_FOR", 0.01)
-    monkeypatch.setitem(throughput.SIDES, "cpu", 128)
-    rate = throughput.product_rate("cpu", precision)
+    monkeypatch.setattr(estimate, "MEASURED_FOR", 0.01)
+    monkeypatch.setitem(estimate.SIDES, "cpu", 128)
+    rate = estimate.product_rate("cpu", precision)
     assert 0 < rate < math.inf
 
 
@@ -194,21 +195,21 @@ def test_the_rate_of_this_machine_is_a_number(precision: str, monkeypatch: pytes
     ("seconds", "said"), [(0.25, "0.25 s"), (59, "59 s"), (600, "10 min"), (5400, "1.5 h"), (4e5, "4.6 days")]
 )
 def test_times_are_told_in_fitting_units(seconds: float, said: str) -> None:
-    assert throughput.in_time(seconds) == said
+    assert estimate.in_time(seconds) == said
 
 
 @pytest.mark.parametrize("given", ["trainer.utilisation=0", "trainer.utilisation=40", "trainer.device_tflops=fast"])
 def test_what_a_dry_run_assumes_is_checked(given: str) -> None:
     with pytest.raises(QTargetError, match=given.partition("=")[0]):
-        compose.checked(RunConfig.compose(["model=tiny", given]))
+        checked(RunConfig.compose(["model=tiny", given]))
 
 
 def test_a_sharded_policy_takes_its_share_of_each_device() -> None:
     tiny = ["model=tiny", "data.rows=16", "data.heldout_rows=2", "eval.kl_prior=false"]
 
     def memory(*more: str) -> int:
-        plan = compose.plan(RunConfig.compose([*tiny, *more]))
-        return dry._memory(plan, provide.outline(plan.model, 260)) - 4 * dry.CHUNK_BYTES
+        plan = make_plan(RunConfig.compose([*tiny, *more]))
+        return estimate._memory(plan, provide.outline(plan.model, 260)) - 4 * estimate.CHUNK_BYTES
 
     eighth = memory("trainer.devices=8", "trainer.strategy=fsdp2", "trainer.accelerator=cpu")
     assert eighth == memory() // 8
@@ -253,7 +254,7 @@ def test_every_setting_composes_as_it_stands(name: str) -> None:
 @pytest.mark.parametrize("name", PAPER)
 def test_every_setting_says_what_it_would_take(name: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"experiment=paper/{name}", *stand_ins(workdir, name), "trainer.device_tflops=989"]
-    dry.dry_run(RunConfig.compose([*given, "target=target_sft"]), name)
+    estimate.dry_run(RunConfig.compose([*given, "target=target_sft"]), name)
     said = capsys.readouterr().out
     assert f"{name}, nothing is run:" in said
     # Eight ranks are given equally many of the 36 rows, so four rows are read twice.

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import qtarget
-from qtarget.app import versions
-from qtarget.app.configs import compose_config, config_container
-from qtarget.app.job import config_hash
+from qtarget.config import identity
+from qtarget.config.composing import compose_config, config_container
+from qtarget.config.identity import config_hash
 from qtarget.data.sources.adapt import LetterOf
 from qtarget.data.sources.files import Typed
 from qtarget.data.sources.hub import Hub
@@ -383,7 +383,7 @@ HUB = ["model=tiny", "data=hub", "data.source.prompt=q", "data.source.completion
 
 
 def mended(*overrides: str) -> bool:
-    return "files" in versions.versions(config_container(compose_config("train", ["model=tiny", *overrides])))
+    return "files" in identity.versions(config_container(compose_config("train", ["model=tiny", *overrides])))
 
 
 @pytest.mark.parametrize(

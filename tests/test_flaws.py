@@ -13,16 +13,17 @@ import pytest
 import torch
 from training import other_policy, tiny_policy
 
-from qtarget.app import compose, dry
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, instantiate, options
-from qtarget.app.run_config import RunConfig
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config, instantiate, options
+from qtarget.config.run_config import RunConfig
 from qtarget.errors import QTargetError
 from qtarget.math.head import Head
 from qtarget.math.loss import IGNORE
 from qtarget.model import provide
 from qtarget.model.flaw import Flaw, NoFlaw, NoisyWeights, Temperature, TokenBias
 from qtarget.model.policy import Policy
+from qtarget.run import build, estimate
+from qtarget.run.plan import Plan, make_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 SMALL = ["model=tiny", "trainer.max_steps=1", "data.rows=16", "data.heldout_rows=4", "trainer.precision=32-true"]
@@ -47,8 +48,8 @@ def flaw(name: str, role: str = "prior") -> list[str]:
     return [f"reference/flaw@references.{role}.flaw={name}"]
 
 
-def planned(*overrides: str) -> compose.Plan:
-    return compose.plan(RunConfig.compose([*SMALL, *overrides]))
+def planned(*overrides: str) -> Plan:
+    return make_plan(RunConfig.compose([*SMALL, *overrides]))
 
 
 # Laws
@@ -147,10 +148,10 @@ def test_a_flaw_leaves_no_trace_in_other_models(name: str) -> None:
 # Live and cached
 
 
-def distributions(plan: compose.Plan, role: str = "prior") -> dict[str, torch.Tensor]:
+def distributions(plan: Plan, role: str = "prior") -> dict[str, torch.Tensor]:
     """What a role says of the training tokens, as far as it is kept."""
-    _, frozen = compose.load_models(plan)
-    (batch,) = compose.data(plan).train_dataloader()
+    _, frozen = build.load_models(plan)
+    (batch,) = build.data(plan).train_dataloader()
     kept = batch.labels != IGNORE
     reference = frozen[role].reference(batch)
     reference = reference if reference.supervised_only else reference.select(kept.flatten())
@@ -231,7 +232,9 @@ def test_a_flawed_prior_beside_the_one_for_drift_is_counted() -> None:
     def copies(*chosen: str) -> float:
         made = planned(*chosen)
         policy = provide.outline(made.model, len(made.tokenizer))
-        return (dry._memory(made, policy) - dry._memory(planned("target=sft", "eval.kl_prior=false"), policy)) / weights
+        return (
+            estimate._memory(made, policy) - estimate._memory(planned("target=sft", "eval.kl_prior=false"), policy)
+        ) / weights
 
     assert copies("target=asft") == 4
     assert copies("target=asft", *flaw("temperature")) == 8

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
-from qtarget.app.compare import compare
+from qtarget.compare.command import compare
+from qtarget.compare.groups import group_runs, rows
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import Sample, save_samples
 from qtarget.evaluate.scores import over_seeds
-from qtarget.track.groups import group_runs, rows
-from qtarget.track.runs import read_runs
+from qtarget.record.runs import read_runs
 
 
 def write_run(root: Path, target: str, seed: int, verdicts: list[bool], rate: float = 0.4) -> None:

@@ -13,17 +13,17 @@ from tiny_architectures import small_config, small_model
 from torch import nn
 from transformers import AutoConfig
 
-from qtarget.app import compose
-from qtarget.app.configs import compose_config
-from qtarget.app.job import config_hash
-from qtarget.app.run_config import RunConfig
+from qtarget.config.composing import compose_config
+from qtarget.config.identity import config_hash
+from qtarget.config.row_mends import head_changed
+from qtarget.config.run_config import RunConfig
 from qtarget.errors import QTargetError
 from qtarget.model import provide
 from qtarget.model.adapter import Lora
 from qtarget.model.agreement import check_logits
-from qtarget.model.mended import head_changed
+from qtarget.model.builtin import tiny_tokenizer
 from qtarget.model.policy import Policy, cast_products
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.run.plan import make_plan
 
 REAL = 90
 """Of the 99 rows of the tiny models' output layers; the others are padding."""
@@ -229,7 +229,7 @@ def test_runs_of_models_with_other_logits_are_run_anew(config: dict[str, Any], c
     for role in ("model", "teacher"):
         with pytest.MonkeyPatch.context() as patch:
             now = named("m", config, role)
-            patch.setattr("qtarget.app.versions.MENDS", ())
+            patch.setattr("qtarget.config.identity.MENDS", ())
             assert (named("m", config, role) != now) is changed
 
 
@@ -238,7 +238,7 @@ def test_a_hub_model_is_known_by_its_family() -> None:
         with pytest.MonkeyPatch.context() as patch:
             cfg = compose_config("train", ["model=path", f"model.name={name}"])
             now = config_hash(cfg)
-            patch.setattr("qtarget.app.versions.MENDS", ())
+            patch.setattr("qtarget.config.identity.MENDS", ())
             return config_hash(cfg) != now
 
     assert versions_of("tiiuae/Falcon-H1-0.5B-Base")
@@ -251,5 +251,5 @@ def test_a_cache_of_wrong_logits_is_not_read_again(workdir: Path) -> None:
         saved(made(model_type, vocab_size=260, max_position_embeddings=512), workdir / model_type)
         tiny_tokenizer().save_pretrained(workdir / model_type)
         overrides = ["model=path", f"model.name={model_type}", "target=asft", "reference@references.prior=cached"]
-        plan = compose.plan(RunConfig.compose([*overrides, "data.rows=8", "data.heldout_rows=2"]))
+        plan = make_plan(RunConfig.compose([*overrides, "data.rows=8", "data.heldout_rows=2"]))
         assert plan.caches["prior"].identity.get("head") == version

@@ -15,7 +15,7 @@ from worlds import load_design
 
 import qtarget
 from qtarget.errors import QTargetError
-from qtarget.model.tiny import tiny_config, tiny_model
+from qtarget.model.builtin import tiny_config, tiny_model
 
 V = 260
 LENGTHS = (4, 9, 6, 13)

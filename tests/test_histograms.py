@@ -11,10 +11,10 @@ import pytest
 import torch
 from training import batches, eight_rows, module
 
-from qtarget.app.cli import run as qtarget_cli
+from qtarget.cli import run as qtarget_cli
 from qtarget.data.batch import Batch
 from qtarget.math.loss import IGNORE, LossOutput
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.model.builtin import tiny_tokenizer
 from qtarget.train.histograms import BINS, RANGES, TokenHistograms
 from qtarget.train.trust import AFTER, BEFORE, EACH, trust_table
 

@@ -13,14 +13,14 @@ import pytest
 from hydra.utils import instantiate as hydra_instantiate
 from schemas import NAMED, files_of, openr1, parquet
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, instantiate, options
-from qtarget.app.job import config_hash
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config, instantiate, options
+from qtarget.config.identity import config_hash
 from qtarget.data.example import Demonstration
+from qtarget.data.sources.conversation import columns_of, filled
 from qtarget.data.sources.hub import Hub
-from qtarget.data.sources.template import columns_of, filled
+from qtarget.data.verify import VERIFIERS, Verdict
 from qtarget.errors import QTargetError
-from qtarget.evaluate.verify import VERIFIERS, Verdict
 
 
 @pytest.fixture(autouse=True)

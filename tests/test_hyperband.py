@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qtarget.app.hyperband import hyperband
 from qtarget.errors import QTargetError
+from qtarget.sweep.early_stopping import hyperband
 
 LOSSES = {"a": (10, 9), "b": (10, 10), "c": (10, 8, 8), "d": (10, 7, 7), "e": (10, 6, 6)}
 """The runs of the example in the documentation of W&B's rule, by which b alone is stopped."""

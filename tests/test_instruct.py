@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from qtarget.app.configs import compose_config, instantiate
+from qtarget.config.composing import compose_config, instantiate
+from qtarget.data.edit import words
 from qtarget.data.example import Demonstration
 from qtarget.data.module import prepare
 from qtarget.data.sources import splits
 from qtarget.data.sources.instruct import FAMILIES, Instruct, _in_form, forms, lexicon, tasks
-from qtarget.data.words import words
+from qtarget.data.verify import Verdict, judge
 from qtarget.errors import QTargetError
-from qtarget.evaluate.verify import Verdict, judge
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.model.builtin import tiny_tokenizer
 
 MAKERS = (*tasks.ECHOES, *tasks.ORDER, *tasks.COUNTING, *tasks.TRANSFORMATION)
 ROWS = Instruct(system="").rows("train", 600)

@@ -15,16 +15,16 @@ from training import batches, close, eight_rows, live, module, one_step, other_p
 from worlds import NEEDS_TOP_K
 
 import qtarget
-from qtarget.app.configs import options
-from qtarget.data.collate import Collate
+from qtarget.config.composing import options
+from qtarget.data.batch import Collate
 from qtarget.data.module import Prepared
 from qtarget.math.loss import IGNORE, linear_loss
 from qtarget.math.target import needs
 from qtarget.model.adapter import Lora, merge
 from qtarget.model.cache import Cached, CachePlan, ensure
+from qtarget.model.cached_scores import Recipe
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel
 from qtarget.model.policy import Policy, cast_products
-from qtarget.model.scores import Recipe
 from qtarget.train.module import QTargetModule
 
 DESIGNS = options("target")

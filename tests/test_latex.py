@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from test_groups import write_run
 
-from qtarget.app.compare import compare
-from qtarget.track.latex import escaped, latex_table
+from qtarget.compare.command import compare
+from qtarget.compare.latex import escaped, latex_table
 
 COMMANDS = {
     **{r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<"},

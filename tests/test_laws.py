@@ -16,7 +16,7 @@ from worlds import NEEDS_TOP_K, World, load_design
 
 import qtarget
 from qtarget import QTargetError, Reference
-from qtarget.app.configs import options
+from qtarget.config.composing import options
 from qtarget.math.loss import survey
 from qtarget.math.schedule import scheduled
 from qtarget.math.survey import TokenTable, statistics_of, surveying

@@ -15,20 +15,15 @@ import torch
 from worlds import load_design
 
 import qtarget
-from qtarget.app import compose
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import about, options
-from qtarget.app.lens import every_name, read_request
-from qtarget.app.reading import pieces, read_demonstrations, run_config
-from qtarget.data.collate import Collate
-from qtarget.math.loss import IGNORE, linear_loss
-from qtarget.model import provide
-from qtarget.model.tiny import tiny_tokenizer
-from qtarget.track.lens import PROGRESS, QUANTITIES, STOPS, Curve, Point, World, marks, panels, sweep, trace
-from qtarget.track.lens_page import page, write_lens
-from qtarget.track.lens_picture import draw_lens
-from qtarget.track.page import render
-from qtarget.track.tokens import (
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import about, options
+from qtarget.data.batch import Collate
+from qtarget.lens.command import every_name, read_request
+from qtarget.lens.curves import PROGRESS, QUANTITIES, STOPS, Curve, Point, World, marks, panels, sweep, trace
+from qtarget.lens.page import TEMPLATE, page, write_lens
+from qtarget.lens.picture import draw_lens
+from qtarget.lens.reading import pieces, read_demonstrations
+from qtarget.lens.token_table import (
     CLIP,
     Alternative,
     Demonstrations,
@@ -40,6 +35,12 @@ from qtarget.track.tokens import (
     draw_tokens,
     shade,
 )
+from qtarget.math.loss import IGNORE, linear_loss
+from qtarget.model import provide
+from qtarget.model.builtin import tiny_tokenizer
+from qtarget.plot.page import render
+from qtarget.run.plan import make_plan
+from qtarget.run.stored import run_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 DESIGNS = options("target")
@@ -414,7 +415,7 @@ def test_the_numbers_on_the_page_are_those_of_the_loss(trained: Path, curves: di
     text = written(tmp_path / "lens.html", [curves[name] for name in names], WORLD, demonstrations=shown)
     held = [token for row in data_of(text, "details")["rows"] for token in row]
 
-    plan = compose.plan(run_config(str(trained)))
+    plan = make_plan(run_config(str(trained)))
     rows = sorted(plan.prepared.train, key=lambda example: not any(example.wrong))[:5]
     batch = Collate(int(plan.tokenizer.pad_token_id))(rows)
     policy = provide.load_policy(provide.Source(str(trained / "checkpoint")), len(plan.tokenizer)).eval()
@@ -443,7 +444,7 @@ def test_rows_with_noise_come_first_whole_and_with_their_wrong_tokens(trained: P
     shown = read(trained, "sft", rows=14)
     noisy = [bool(row.wrong) for row in shown.rows]
     assert noisy == [True] * 12 + [False] * 2
-    examples = {example.row: example for example in compose.plan(run_config(str(trained))).prepared.train}
+    examples = {example.row: example for example in make_plan(run_config(str(trained))).prepared.train}
     for row in shown.rows:
         example = examples[row.number]
         assert "".join(token.text for token in row.tokens) == tiny_tokenizer().decode(list(example.input_ids))
@@ -528,7 +529,7 @@ def test_the_lens_of_curves_loads_no_model() -> None:
     import sys
 
     probe = (
-        "import sys; from qtarget.track.lens import *; from qtarget.app.lens import traced, read_request; "
+        "import sys; from qtarget.lens.curves import *; from qtarget.lens.command import traced, read_request; "
         "traced(read_request(['target=sft']), World.default()); print('transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
@@ -538,4 +539,4 @@ def test_the_lens_of_curves_loads_no_model() -> None:
 def test_points_are_plain_data(curves: dict[str, Curve]) -> None:
     assert isinstance(curves["sft"].points[0], Point)
     assert json.dumps(page([curves["sft"]], WORLD)["bars"])
-    assert "What sft teaches" in render("lens.html.j2", page([curves["sft"]], WORLD))
+    assert "What sft teaches" in render(TEMPLATE, page([curves["sft"]], WORLD))

@@ -8,7 +8,7 @@ from torch import Tensor
 from worlds import World, load_design
 
 import qtarget
-from qtarget.app.configs import list_designs
+from qtarget.config.composing import list_designs
 
 
 def truncated(world: World, keep: int) -> dict[str, qtarget.Reference]:

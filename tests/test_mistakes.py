@@ -24,23 +24,22 @@ from worlds import NEEDS_TOP_K, TOP_K, World, load_design
 
 import qtarget
 from qtarget import Head, QTargetError, Reference
-from qtarget.app import compose
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import options
-from qtarget.app.run_config import RunConfig
-from qtarget.data.batch import Batch
-from qtarget.data.collate import Collate
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import options
+from qtarget.config.run_config import RunConfig
+from qtarget.data.batch import Batch, Collate, WindowedLoader
 from qtarget.data.module import DataConfig, prepare
 from qtarget.data.sources.jsonl import Jsonl
-from qtarget.data.window import WindowedLoader
-from qtarget.evaluate.tokens import token_metrics
+from qtarget.evaluate.calibration import token_metrics
 from qtarget.math import loss, scoring
 from qtarget.math.loss import IGNORE
 from qtarget.math.target import columns, needs, wants_negatives
 from qtarget.math.tokens import EarlierTokens
 from qtarget.math.view import TokenView
+from qtarget.model.builtin import tiny_tokenizer
 from qtarget.model.policy import Policy
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.run import build
+from qtarget.run.plan import make_plan
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 
@@ -584,10 +583,10 @@ def test_a_run_with_an_adapter_has_every_reference_of_its_design(name: str) -> N
         topk = [f"references.teacher.topk={TOP_K}"] if name in NEEDS_TOP_K else []
         exact = ["model/adapter=lora", "trainer.precision=32-true"]
         overrides = [f"target={name}", *exact, *OTHERS, *SMALL, *topk, *options]
-        plan = compose.plan(RunConfig.compose(overrides))
-        made = compose.module(plan, *compose.load_models(plan))
+        plan = make_plan(RunConfig.compose(overrides))
+        made = build.module(plan, *build.load_models(plan))
         assert made.references.keys() == needs(plan.design).keys()
-        gradient, means = one_step(made, list(compose.data(plan).train_dataloader()))
+        gradient, means = one_step(made, list(build.data(plan).train_dataloader()))
         assert all("lora_" in key for key in gradient)
         return means
 

@@ -14,15 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import _override, compose_config, compose_target, conf_dir, config_container, load_design
-from qtarget.app.job import config_hash
-from qtarget.app.names import GROUPS, as_typed
-from qtarget.app.reading import trained_config
-from qtarget.app.run_config import RunConfig
-from qtarget.app.train import _info
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import (
+    _override,
+    compose_config,
+    compose_target,
+    conf_dir,
+    config_container,
+    load_design,
+)
+from qtarget.config.identity import config_hash
+from qtarget.config.names import GROUPS, as_typed
+from qtarget.config.run_config import RunConfig
 from qtarget.errors import QTargetError
-from qtarget.track.sinks import Wandb
+from qtarget.record.trackers import Wandb
+from qtarget.run.stored import trained_config
+from qtarget.run.train import _info
 
 PARSER = OverridesParser.create()
 

@@ -15,11 +15,12 @@ from test_chat import CHATML, PLAIN
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, instantiate, options
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config, instantiate, options
 from qtarget.data import noise as noises
+from qtarget.data import verify
+from qtarget.data.batch import Collate
 from qtarget.data.chat import ChatFormat
-from qtarget.data.collate import Collate
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.module import DataConfig, Prepared, prepare
@@ -35,11 +36,10 @@ from qtarget.data.noise import (
     Typo,
     WrongAnswer,
 )
-from qtarget.data.noise.style import FINAL
+from qtarget.data.noise.wording import FINAL
 from qtarget.errors import QTargetError
-from qtarget.evaluate import verify
 from qtarget.math.loss import IGNORE
-from qtarget.model.tiny import SPECIAL, tiny_tokenizer
+from qtarget.model.builtin import SPECIAL, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 END = "<|end|>"

@@ -12,15 +12,16 @@ import torch
 from training import eight_rows, fit, live, tiny_policy
 from worlds import load_design
 
-from qtarget.app import compose, dry
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import options
-from qtarget.app.run_config import RunConfig
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import options
+from qtarget.config.run_config import RunConfig
 from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.model import provide
 from qtarget.model.adapter import Lora
 from qtarget.model.policy import Policy
+from qtarget.run import estimate
+from qtarget.run.plan import make_plan
 from qtarget.train.module import QTargetModule
 from qtarget.train.norm import NormedAdamW, norm
 from qtarget.train.optim import AdamW
@@ -173,13 +174,13 @@ def test_the_length_of_many_weights_is_summed_exactly() -> None:
 )
 def test_what_can_not_be_is_said_before_training(given: list[str], message: str) -> None:
     with pytest.raises(QTargetError, match=message):
-        compose.plan(RunConfig.compose(["model=tiny", "data.rows=8", "data.heldout_rows=2", *given]))
+        make_plan(RunConfig.compose(["model=tiny", "data.rows=8", "data.heldout_rows=2", *given]))
 
 
 def test_a_dry_run_counts_the_copy_of_the_weights() -> None:
     def memory(optim: str) -> int:
-        plan = compose.plan(RunConfig.compose(["model=tiny", "data.rows=8", "data.heldout_rows=2", optim]))
-        return dry._memory(plan, provide.outline(plan.model, 260))
+        plan = make_plan(RunConfig.compose(["model=tiny", "data.rows=8", "data.heldout_rows=2", optim]))
+        return estimate._memory(plan, provide.outline(plan.model, 260))
 
     weights = sum(weight.numel() for weight in tiny_policy().parameters())
     assert memory("optim=equal_norm") - memory("optim=adamw") == 4 * weights

@@ -11,11 +11,11 @@ import torch
 from resuming import SMALL, assert_same_run, lines, only_run, result
 
 from qtarget import QTargetError, states
-from qtarget.app import ranks, train
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.run_config import RunConfig
-from qtarget.app.train import run_job
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.run_config import RunConfig
 from qtarget.evaluate.heldout import Evaluator
+from qtarget.run import ranks, train
+from qtarget.run.train import run_job
 from qtarget.train import saving
 from qtarget.train.module import QTargetModule
 

@@ -18,7 +18,7 @@ from worlds import World, load_design
 
 import qtarget
 from qtarget import QTargetError, Reference
-from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 
 SEEDS = range(5)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.model import embedded, provide
+from qtarget.cli import run as qtarget_cli
+from qtarget.model import builtin, provide
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,7 +51,7 @@ def test_a_converted_model_is_not_converted_again(monkeypatch: pytest.MonkeyPatc
     def never(*args: Any) -> None:
         raise AssertionError("converted twice")
 
-    monkeypatch.setattr(embedded, "_convert", never)
+    monkeypatch.setattr(builtin, "_convert", never)
     assert provide.resolve("smollm2_135m") == first
 
 
@@ -63,7 +63,7 @@ def test_a_conversion_cut_short_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", cut_short)
     with pytest.raises(KeyboardInterrupt):
-        embedded.embedded_model()
+        builtin.embedded_model()
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["smollm2-135m-instruct.lock"]
 
 

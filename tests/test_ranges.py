@@ -9,9 +9,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import qtarget
-from qtarget.app import ranges
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.ranges import check_ranges
+from qtarget.cli import run as qtarget_cli
+from qtarget.config import overrides
+from qtarget.config.overrides import check_ranges
 
 WRONG: dict[str, tuple[str, str]] = {
     # Hydra 1.3.8 adds binary fractions up: a job too many, or other values
@@ -139,5 +139,5 @@ def _given(text: str) -> list[str]:
 
 def test_a_job_of_a_launcher_composes_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told to be one job, so nothing of its configuration can sweep."""
-    monkeypatch.delattr(ranges, "compose_config")
+    monkeypatch.delattr(overrides, "compose_config")
     check_ranges(["optim.lr=0.1", "hydra.mode=RUN"], multirun=False)

@@ -10,14 +10,14 @@ import pytest
 from test_groups import sample
 from test_runs import NOW, write_run
 
-from qtarget.app.compare import compare, print_tables
+from qtarget.compare.command import compare, print_tables
+from qtarget.compare.groups import problems
+from qtarget.compare.report import differences, render
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import save_samples
-from qtarget.track.answers import problems
-from qtarget.track.drawing import page_figures
-from qtarget.track.figures import COLOURS, MOST_POINTS, marks, panels
-from qtarget.track.report import differences, render
-from qtarget.track.runs import read_runs
+from qtarget.plot.drawing import page_figures
+from qtarget.plot.figures import COLOURS, MOST_POINTS, marks, panels
+from qtarget.record.runs import read_runs
 
 HISTORY = "\n".join(
     [json.dumps({"step": step, "train/nll": 2 - step / 20, "target/trust_clean": 0.8}) for step in (5, 10, 15)]

@@ -18,15 +18,15 @@ import torch
 from resuming import SMALL, TEACHER, assert_same_run, lines, only_run, result
 from training import fit, module, weights
 
-from qtarget import states, stopping
-from qtarget.app import ranks
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, config_container
-from qtarget.app.job import config_hash
+from qtarget import signals, states
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config, config_container
+from qtarget.config.identity import config_hash
 from qtarget.data.batch import Batch
 from qtarget.data.module import SFTData
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.model.frozen import Snapshot
+from qtarget.run import ranks
 from qtarget.train import state as run_state
 from qtarget.train.callbacks import PeriodicEvaluation
 from qtarget.train.module import QTargetModule
@@ -291,13 +291,13 @@ def test_a_terminated_multirun_starts_no_other_job(workdir: Path, monkeypatch: p
 
 
 def test_work_that_is_deferred_to_ends_first() -> None:
-    with stopping.Stop() as stop:
+    with signals.Stop() as stop:
         stop.deferred = True
         terminate()
-        with pytest.raises(stopping.Terminated, match="SIGTERM"):
+        with pytest.raises(signals.Terminated, match="SIGTERM"):
             stop.release()
         stop.asked = False
-        with pytest.raises(stopping.Terminated):
+        with pytest.raises(signals.Terminated):
             terminate()
         stop.asked = False
 
@@ -307,25 +307,25 @@ def test_a_signal_is_not_lost_in_what_comes_after(error: type[Exception] | None)
     """Neither a job that still finishes nor one that fails makes a multirun go on."""
 
     def job() -> None:
-        with stopping.Stop() as stop:
+        with signals.Stop() as stop:
             stop.deferred = True
             terminate()
             if error:
                 raise error
 
-    with pytest.raises(stopping.Terminated):
+    with pytest.raises(signals.Terminated):
         job()
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
 def test_a_second_signal_says_what_the_first_has_said(second: signal.Signals) -> None:
     """A scheduler tells every process, and the one that started it passes it on: no reason to drop the state."""
-    with stopping.Stop() as stop:
+    with signals.Stop() as stop:
         stop.deferred = True
         terminate()
         signal.raise_signal(second)
         assert stop.asked
-        with pytest.raises(stopping.Terminated):
+        with pytest.raises(signals.Terminated):
             stop.release()
         stop.asked = False
 
@@ -334,7 +334,7 @@ def test_a_hangup_that_was_put_aside_stays_aside() -> None:
     """nohup means that the end of the terminal is nothing to this process."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping.Stop() as stop:
+        with signals.Stop() as stop:
             signal.raise_signal(signal.SIGHUP)
             assert not stop.asked
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -490,8 +490,8 @@ def test_restored_weights_are_those_of_the_policy_and_of_the_old_one(
 
 
 def test_the_heart_beats_while_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qtarget.track import record as records
-    from qtarget.track.sinks import Nothing
+    from qtarget.record import record as records
+    from qtarget.record.trackers import Nothing
 
     beats: Iterator[int] = itertools.count()
     monkeypatch.setattr(records, "BEAT", 0.01)
@@ -530,7 +530,7 @@ def test_the_tracker_is_asked_to_go_on(
     """Offline there is nobody to ask: what was measured before is repeated."""
     import wandb
 
-    from qtarget.track.sinks import Wandb
+    from qtarget.record.trackers import Wandb
 
     asked: list[dict[str, Any]] = []
     told: list[dict[str, float]] = []
@@ -561,7 +561,7 @@ def test_under_an_agent_a_run_that_goes_on_is_told_from_its_start(
     """It has the id of the agent then, under which W&B holds nothing yet."""
     import wandb
 
-    from qtarget.track import sinks
+    from qtarget.record import trackers
 
     told: list[dict[str, float]] = []
 
@@ -575,8 +575,8 @@ def test_under_an_agent_a_run_that_goes_on_is_told_from_its_start(
     monkeypatch.setenv("WANDB_SWEEP_ID", "s")
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     monkeypatch.setattr(wandb, "init", lambda **options: Run())
-    monkeypatch.setattr(sinks, "find_sweep", lambda path: sinks.Sweep(path, "RUNNING", {}))
+    monkeypatch.setattr(trackers, "find_sweep", lambda path: trackers.Sweep(path, "RUNNING", {}))
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "time": 1.5, "train/nll": 2.0}\n')
     info = {"name": "sft", "experiment": "runs", "role": "design", "choices": {}, "tracked_as": "of before"}
-    assert sinks.Wandb(mode="online").start(tmp_path, info, {}) == "given"
+    assert trackers.Wandb(mode="online").start(tmp_path, info, {}) == "given"
     assert told == [{"step": 5, "train/nll": 2.0}]

@@ -16,7 +16,7 @@ from qtarget.data.overlap import prompt_text
 from qtarget.data.sources.hub import Hub
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.errors import QTargetError
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.model.builtin import tiny_tokenizer
 
 USER, REPLY = {"role": "user", "content": "weather?"}, {"role": "assistant", "content": "sunny"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}

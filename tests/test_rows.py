@@ -13,18 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config
-from qtarget.app.job import config_hash
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config
+from qtarget.config.identity import config_hash
 from qtarget.data.example import Demonstration
 from qtarget.data.module import DataConfig, prepare
 from qtarget.data.overlap import apart, prompt_text
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.sources.mix import Mix
-from qtarget.data.sources.mixing import interleaved
 from qtarget.data.sources.reasoning_gym import ReasoningGym
+from qtarget.data.sources.splits import interleaved
 from qtarget.errors import QTargetError
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.model.builtin import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import qtarget
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, conf_dir, config_container, options
-from qtarget.app.job import config_hash
-from qtarget.app.manual import manual
-from qtarget.app.references import KINDS, KINDS_OF
-from qtarget.app.run_config import NODES, RunConfig
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config, conf_dir, config_container, options
+from qtarget.config.identity import config_hash
+from qtarget.config.manual import manual
+from qtarget.config.references import KINDS, KINDS_OF
+from qtarget.config.run_config import NODES, RunConfig
 
 SOURCE = Path(qtarget.__file__).parent
 SMALL = ["model=tiny", "data=arithmetic"]
@@ -78,7 +78,7 @@ def test_every_key_says_what_it_is() -> None:
 
 
 def test_the_manual_is_that_of_the_dataclasses() -> None:
-    """Where it isn't: python -m qtarget.app.manual > docs/configuration.md"""
+    """Where it isn't: python -m qtarget.config.manual > docs/configuration.md"""
     page = SOURCE.parents[1] / "docs" / "configuration.md"
     assert page.read_text(encoding="utf-8") == manual()
 
@@ -113,7 +113,7 @@ def test_hydras_own_types_are_seen_where_configurations_are_composed_alone() -> 
         for path in SOURCE.rglob("*.py")
         if re.search(r"import .*\b(DictConfig|OmegaConf)\b", path.read_text())
     }
-    assert found == {"app/configs.py", "app/keys.py"}  # composing, and completion, which is Hydra's
+    assert found == {"config/composing.py", "config/keys.py"}  # composing, and completion, which is Hydra's
 
 
 BAD = ["train", *SMALL, "data.rows=16", "data.heldout_rows=4", "trainer.max_steps=1", "model.dtype=bfloat16"]

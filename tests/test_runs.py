@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qtarget.app.compare import compare
+from qtarget.compare.command import compare
+from qtarget.compare.table import COLUMNS, next_command, reading_note, subject
 from qtarget.errors import QTargetError
-from qtarget.track.runs import differing_keys, finished, read_runs, unfinished, without_places
-from qtarget.track.table import COLUMNS, next_command, reading_note, subject
+from qtarget.record.runs import differing_keys, finished, read_runs, unfinished, without_places
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 

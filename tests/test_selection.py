@@ -10,16 +10,16 @@ import pytest
 import yaml
 from test_groups import sample
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.compare import compare
-from qtarget.app.launch import launch
+from qtarget.cli import run as qtarget_cli
+from qtarget.compare.command import compare
+from qtarget.compare.groups import rows
+from qtarget.compare.selection import choose
 from qtarget.data.example import Demonstration
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import save_samples
-from qtarget.track.groups import rows
-from qtarget.track.runs import read_runs
-from qtarget.track.selection import choose
+from qtarget.launch.multirun import launch
+from qtarget.record.runs import read_runs
 
 Named = tuple[str, str, int]
 Curve = list[float | None]

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from qtarget.app import slots
+from qtarget.config.parsers import gpus
 from qtarget.errors import QTargetError
+from qtarget.launch import slots
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
@@ -53,7 +54,7 @@ def records(folder: Path) -> dict[str, dict[str, object]]:
 def test_a_crash_costs_its_job_alone_and_a_second_start_runs_only_that(
     broken_designs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qtarget.app.cli import run
+    from qtarget.cli import run
 
     targets = "sft,dft,label_smoothing,focal,gem,confidence_penalty,raising,killed"
     command = ["train", "-m", "hydra/launcher=slots", "hydra.launcher.devices=[0,1]", f"target={targets}", *SMALL]
@@ -127,20 +128,20 @@ def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
     ("text", "found"), [("0-3", [0, 1, 2, 3]), ("0,1", [0, 1]), ("0-1,6", [0, 1, 6]), ("5", [5]), ("2, 4", [2, 4])]
 )
 def test_devices_are_read(text: str, found: list[int]) -> None:
-    assert slots.gpus(text) == found
+    assert gpus(text) == found
 
 
 @pytest.mark.parametrize("text", ["", "a", "3-1", "0,,1", "0-", "0,0", "0-2,1", "-1"])
 def test_what_names_no_devices_is_refused(text: str) -> None:
     with pytest.raises(ArgumentTypeError, match="write 0-7 or 0,1"):
-        slots.gpus(text)
+        gpus(text)
 
 
 @pytest.mark.parametrize(("launcher", "package"), [("submitit_slurm", "submitit"), ("ray", "ray")])
 def test_a_launcher_whose_package_is_missing_says_what_to_install(
     launcher: str, package: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qtarget.app.cli import run
+    from qtarget.cli import run
 
     monkeypatch.setitem(sys.modules, package, None)
     assert run(["train", "-m", f"hydra/launcher={launcher}", "target=sft,dft", *SMALL]) == 2

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from qtarget.app import on_slurm
-from qtarget.app.cli import run
-from qtarget.app.on_slurm import takes_no_gpu
+from qtarget.cli import run
+from qtarget.launch import slurm as launcher
+from qtarget.launch.slurm import takes_no_gpu
 
 SCRIPTS = Path(__file__).parent / "slurm"
 # A reliance that notes which device it was shown and when. Number 3 fails, number 4 takes its time until told to go on.
@@ -116,8 +116,8 @@ def cluster(slurm: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("SLURM_CONF", str(slurm))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(on_slurm, "LOOK", 0.5)
-    monkeypatch.setattr(on_slurm, "LAG", 3.0)
+    monkeypatch.setattr(launcher, "LOOK", 0.5)
+    monkeypatch.setattr(launcher, "LAG", 3.0)
     return workdir
 
 

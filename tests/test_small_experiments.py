@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, conf_dir
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config, conf_dir
 
 SMALL = ["model=tiny", "trainer.max_steps=2", "data.heldout_rows=4", "eval.new_tokens=2", "trainer.precision=32-true"]
 ROWS, RESERVE = ["data.rows=16"], ["data.rows=0", "data.reserve_rows=16"]

@@ -51,8 +51,8 @@ def command(arguments: Sequence[str], folder: Path) -> None:
     """A process of its own, with everything imported before it was forked; so are the jobs that it starts."""
     import torch
 
-    from qtarget.app import slots
-    from qtarget.app.cli import run
+    from qtarget.cli import run
+    from qtarget.launch import slots
     from qtarget.model import cache
 
     os.chdir(folder)
@@ -89,7 +89,7 @@ def become(arguments: Sequence[str], env: dict[str, str], stdin: int, stdout: in
     """This process as it would be had it just been started."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from qtarget.app.cli import main
+    from qtarget.cli import main
 
     os.setsid()
     for here, there in ((stdin, 0), (stdout, 1), (stdout, 2)):
@@ -113,7 +113,7 @@ def started(arguments: Sequence[str], folder: Path) -> Any:
     """At work already: what is killed is the command, not its imports."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(
-        ["qtarget.app.train", "qtarget.app.launch", "qtarget.app.cache", "qtarget.app.sweep"]
+        ["qtarget.run.train", "qtarget.launch.multirun", "qtarget.run.caching", "qtarget.sweep.command"]
     )
     folder.mkdir(exist_ok=True)
     (folder / READY).unlink(missing_ok=True)

@@ -20,10 +20,14 @@ from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from qtarget.app import run_config, slots, sweep, sweep_points, sweep_run
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config
+from qtarget.cli import run as qtarget_cli
+from qtarget.config import run_config
+from qtarget.config.composing import compose_config
 from qtarget.errors import QTargetError
+from qtarget.launch import slots
+from qtarget.sweep import command as sweep_command
+from qtarget.sweep import jobs as sweep_jobs
+from qtarget.sweep import points as sweep_points
 
 COMMAND = ["${env}", "qtarget", "train", "model=tiny", "${args_no_hyphens}"]
 STAND_IN = """
@@ -293,7 +297,7 @@ def test_bayes_leaves_out_what_is_not_legal_together(
 
     monkeypatch.setattr(sweep_points.Jobs, "checked", refusing)
     file = sweep_file(stand_ins, method="bayes", run_cap=12)
-    monkeypatch.setattr(sweep, "corners", lambda space: [{"optim.lr": 1.0, "seed": 0}])
+    monkeypatch.setattr(sweep_command, "corners", lambda space: [{"optim.lr": 1.0, "seed": 0}])
     for _ in range(2):
         assert qtarget_cli(["sweep", file]) == 0
         assert "left out: not together" in capsys.readouterr().err
@@ -337,7 +341,7 @@ def test_a_job_ends_with_its_driver(workdir: Path) -> None:
 @pytest.mark.slow
 def test_hyperband_stops_a_run_that_does_not_learn(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(sweep_run, "LOOK", 0.1)
+    monkeypatch.setattr(sweep_jobs, "LOOK", 0.1)
     file = sweep_file(
         workdir,
         parameters={"optim.lr": {"values": [3e-3, 1e-9]}},

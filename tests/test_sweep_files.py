@@ -12,10 +12,10 @@ import yaml
 from hydra import compose
 from wandb_server import points
 
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import composing, instantiate_design
-from qtarget.app.run_config import RunConfig
-from qtarget.track.sweep import BEST, best_of
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import composing, instantiate_design
+from qtarget.config.run_config import RunConfig
+from qtarget.record.wandb_sweep import BEST, best_of
 
 FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 COMMAND = ["${env}", "qtarget", "train", "tracker=wandb", "tracker.mode=online", "${args_no_hyphens}"]

@@ -13,12 +13,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qtarget.app.configs import compose_config
-from qtarget.app.quoting import quoted
-from qtarget.app.sweep_file import SweepFile, read_sweep
-from qtarget.app.sweep_points import Jobs, corners, grid_points, random_point, random_points
-from qtarget.app.sweep_space import distribution
+from qtarget.config.composing import compose_config
+from qtarget.config.overrides import quoted
 from qtarget.errors import QTargetError
+from qtarget.sweep.file import SweepFile, read_sweep
+from qtarget.sweep.points import Jobs, corners, grid_points, random_point, random_points
+from qtarget.sweep.space import distribution
 
 SHIPPED = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 COMMAND = ["${env}", "qtarget", "train", "${args_no_hyphens}"]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from qtarget.app.sweep_points import random_point
-from qtarget.app.sweep_space import DISTRIBUTIONS, distribution
 from qtarget.errors import QTargetError
+from qtarget.sweep.points import random_point
+from qtarget.sweep.space import DISTRIBUTIONS, distribution
 
 HALFWAY = (0.0, 0.5, 1.0)
 BY_HAND: list[tuple[dict[str, Any], tuple[Any, ...]]] = [

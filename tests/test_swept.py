@@ -11,16 +11,14 @@ import pytest
 import test_runs
 from test_groups import write_run
 
-from qtarget.app.compare import compare
-from qtarget.app.grouped import Grouping, grouped_rows
+from qtarget.compare.command import compare
+from qtarget.compare.group_table import Grouping, grouped_rows
+from qtarget.compare.report import grouped_panels, render
+from qtarget.compare.sweeps import BINS, Swept, cut, draw_sweep, heat_panels, read_swept, scatter_panels
 from qtarget.errors import QTargetError
-from qtarget.track.curves import grouped_panels
-from qtarget.track.drawing import page_figures
-from qtarget.track.figures import Panel
-from qtarget.track.report import render
-from qtarget.track.runs import read_runs
-from qtarget.track.scatter import BINS, cut, draw_sweep, heat_panels, scatter_panels
-from qtarget.track.swept import Swept, read_swept
+from qtarget.plot.drawing import page_figures
+from qtarget.plot.figures import Panel
+from qtarget.record.runs import read_runs
 
 
 def write_sweep(folder: Path, points: list[tuple[dict[str, Any], float | None]], maximize: bool = False) -> None:

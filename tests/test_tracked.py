@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 from wandb_server import Backend, Run
 
-from qtarget.app.on_ray import slot
-from qtarget.track.best import Best
-from qtarget.track.record import Record, tell_again
-from qtarget.track.sinks import Wandb
+from qtarget.launch.ray import slot
+from qtarget.record.record import Record, tell_again
+from qtarget.record.trackers import Best, Wandb
 
 INFO = {"name": "sft", "role": "design", "experiment": "runs", "choices": {"target": "sft"}, "config_hash": "abc"}
 NAN, INF = math.nan, math.inf

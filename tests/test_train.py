@@ -19,21 +19,21 @@ from training import fit, module, tiny_policy, weights
 from worlds import NEEDS_TOP_K
 
 import qtarget
-from qtarget.app.cli import run as qtarget_cli
-from qtarget.app.configs import compose_config, options
-from qtarget.app.job import config_hash
-from qtarget.app.run_config import RunConfig
-from qtarget.app.train import run_job
+from qtarget.cli import run as qtarget_cli
+from qtarget.config.composing import compose_config, options
+from qtarget.config.identity import config_hash
+from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.data.module import DataConfig, SFTData, prepare
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.errors import QTargetError
-from qtarget.evaluate.tokens import token_metrics
+from qtarget.evaluate.calibration import token_metrics
 from qtarget.math.loss import IGNORE
 from qtarget.model import provide
+from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy
-from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
+from qtarget.run.train import run_job
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
@@ -474,7 +474,7 @@ def test_an_interrupted_run_says_so_and_runs_again(
 
 
 def test_a_tracker_that_fails_costs_a_warning_not_the_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qtarget.track.sinks import Nothing
+    from qtarget.record.trackers import Nothing
 
     def unreachable(*args: Any, **options: Any) -> None:
         raise ConnectionError("gone")

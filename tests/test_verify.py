@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from qtarget import isolated
 from qtarget.data.sources.reasoning_gym import ReasoningGym
+from qtarget.data.verify import VERIFIERS, Verdict, gym, judge
+from qtarget.data.verify.verdict import boxed
 from qtarget.errors import QTargetError
-from qtarget.evaluate.verify import VERIFIERS, Verdict, gym, judge
-from qtarget.evaluate.verify.verdict import boxed
 
 CAPITALS = {"A": "Paris", "B": "Rome", "C": "New York", "D": "York"}
 ANSWERS = {"yes": "yes", "no": "no", "maybe": "maybe"}

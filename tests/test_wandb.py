@@ -18,10 +18,10 @@ import yaml
 from test_sweep_files import COMMAND
 from wandb_server import ENTITY, Backend, Run, Sweep
 
-from qtarget.app.cli import run as qtarget_cli
+from qtarget.cli import run as qtarget_cli
 from qtarget.errors import QTargetError
-from qtarget.track.sinks import Wandb, flatten
-from qtarget.track.sweep import best_of, find_sweep, unlogged
+from qtarget.record.trackers import Wandb, flatten
+from qtarget.record.wandb_sweep import best_of, find_sweep, unlogged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 # W&B's own command line, whose agents ask for work every fifth of a second and not every five.

@@ -12,19 +12,17 @@ import torch
 from torch import Tensor
 from training import batches, close, eight_rows, module, one_step, tiny_policy
 
-from qtarget.data.batch import Batch
+from qtarget.data.batch import Batch, Collate, pack
 from qtarget.data.chat import ChatFormat
-from qtarget.data.collate import Collate
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.module import Prepared, _cut
 from qtarget.data.noise import RandomToken
-from qtarget.data.pack import pack
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE
+from qtarget.model.builtin import tiny_tokenizer
 from qtarget.model.cache import Cached, CachePlan, ensure
-from qtarget.model.scores import Recipe
-from qtarget.model.tiny import tiny_tokenizer
+from qtarget.model.cached_scores import Recipe
 
 
 def row(*replies: tuple[str, float | None], **known: Any) -> Demonstration:

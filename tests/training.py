@@ -13,9 +13,9 @@ from qtarget.data.batch import Batch
 from qtarget.data.module import DataConfig, Prepared, SFTData, prepare
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.reasoning_gym import ReasoningGym
+from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.frozen import Frozen, FrozenModel
 from qtarget.model.policy import Policy
-from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 

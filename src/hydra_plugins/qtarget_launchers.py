@@ -1,4 +1,4 @@
-"""hydra/launcher=slots, submitit_slurm, ray. Hydra finds launchers in packages of this name only; see qtarget.app."""
+"""hydra/launcher=slots, submitit_slurm, ray. Hydra finds launchers in packages of this name only: qtarget.launch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from qtarget.app.launch import Outcome
-    from qtarget.app.slots import Job
+    from qtarget.launch.multirun import Outcome
+    from qtarget.launch.slots import Job
 
 
 class JobsLauncher(Launcher):
@@ -24,9 +24,9 @@ class JobsLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """What became of each job stands in the task's `outcomes`; a failed one doesn't stop the others."""
-        from qtarget.app.launch import check_no_agent
-        from qtarget.app.slots import Job
         from qtarget.errors import QTargetError
+        from qtarget.launch.multirun import check_no_agent
+        from qtarget.launch.slots import Job
 
         if self.config.trainer.dry:
             raise QTargetError("trainer=dry runs nothing and needs no launcher: leave hydra/launcher=… out")
@@ -54,7 +54,7 @@ class SlotsLauncher(JobsLauncher):
         self.slots, self.devices, self.retry = slots, devices, retry
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        from qtarget.app.slots import run_jobs, slots
+        from qtarget.launch.slots import run_jobs, slots
 
         return run_jobs(jobs, slots(self.slots, self.devices), self.retry)
 
@@ -66,7 +66,7 @@ class SlurmLauncher(JobsLauncher):
         self.settings = settings
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        from qtarget.app.on_slurm import run_on_slurm
+        from qtarget.launch.slurm import run_on_slurm
 
         return run_on_slurm(jobs, _plain(self.settings))
 
@@ -78,7 +78,7 @@ class RayLauncher(JobsLauncher):
         self.ray = ray
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        from qtarget.app.on_ray import run_on_ray
+        from qtarget.launch.ray import run_on_ray
 
         return run_on_ray(jobs, **_plain(self.ray))
 

@@ -1,14 +1,18 @@
-"""A micro-batch, and the optimizer step it belongs to."""
+"""Examples → micro-batches that know their optimizer step. Labels are shifted here, once, and nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
+from qtarget.data.example import Example
 from qtarget.math.loss import IGNORE
+from qtarget.parallel import rank_and_world, summed
 
 
 @dataclass(frozen=True)
@@ -98,3 +102,105 @@ class Batch:
             position_ids=None if self.position_ids is None else move(self.position_ids),
             weights=None if self.weights is None else move(self.weights),
         )
+
+
+Pack = tuple[Example, ...]
+"""Demonstrations that share a row."""
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Callable for a DataLoader: a list of examples, or of packs of them → Batch."""
+
+    pad_id: int
+
+    def __call__(self, rows: Sequence[Example] | Sequence[Pack]) -> Batch:
+        packs = [row if isinstance(row, tuple) else (row,) for row in rows]
+        batch = self._padding(len(packs), max(sum(map(len, pack)) for pack in packs), packs[0][0].columns)
+        for row, pack in enumerate(packs):
+            start = 0
+            for example in pack:
+                _write(batch, row, slice(start, start + len(example)), example)
+                start += len(example)
+        examples = [example for pack in packs for example in pack]
+        return replace(
+            batch,
+            real_tokens=sum(map(len, examples)),
+            position_ids=batch.position_ids if rows[0] is packs[0] else None,
+            weights=batch.weights if any(example.weights is not None for example in examples) else None,
+        )
+
+    def _padding(self, rows: int, width: int, columns: Iterable[str]) -> Batch:
+        return Batch(
+            input_ids=torch.full((rows, width), self.pad_id),
+            labels=torch.full((rows, width), IGNORE),
+            columns={name: torch.zeros(rows, width, dtype=torch.bool) for name in columns},
+            places=torch.full((rows, width), -1),
+            position_ids=torch.arange(width).repeat(rows, 1),
+            weights=torch.zeros(rows, width),
+        )
+
+
+def _write(batch: Batch, row: int, at: slice, example: Example) -> None:
+    """One demonstration into its part of a row."""
+    assert batch.position_ids is not None
+    assert batch.weights is not None
+    ids, supervised = torch.tensor(example.input_ids), torch.tensor(example.supervised)[1:]
+    shifted = slice(at.start, at.stop - 1)
+    batch.input_ids[row, at] = ids
+    batch.position_ids[row, at] = torch.arange(len(ids))
+    batch.labels[row, shifted] = torch.where(supervised, ids[1:], IGNORE)
+    batch.places[row, shifted] = torch.where(supervised, example.place + supervised.cumsum(0) - 1, -1)
+    weights = torch.ones(len(supervised)) if example.weights is None else torch.tensor(example.weights)[1:].float()
+    batch.weights[row, shifted] = torch.where(supervised, weights, 0.0)
+    for name, column in batch.columns.items():
+        column[row, shifted] = torch.tensor(example.columns[name])[1:]
+
+
+def pack(examples: Sequence[Example], length: int) -> list[Pack]:
+    """Best fit, longest first: each example goes where the least room is left over in rows of `length` tokens.
+
+    An example longer than `length` has a row of its own. Packs stand in the order of their first example, and an
+    example's place in the data set goes with it.
+    """
+    packs: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, pack), sorted
+    for index in sorted(range(len(examples)), key=lambda index: -len(examples[index])):
+        wanted = len(examples[index])
+        found = bisect_left(rooms, (wanted, 0))
+        room, chosen = rooms.pop(found) if found < len(rooms) else (max(length, wanted), len(packs))
+        if chosen == len(packs):
+            packs.append([])
+        packs[chosen].append(index)
+        insort(rooms, (room - wanted, chosen))
+    return [tuple(examples[index] for index in sorted(members)) for members in sorted(packs, key=min)]
+
+
+@dataclass(frozen=True)
+class WindowedLoader:
+    """Wraps a loader: reads the micro-batches of a coming optimizer step, then hands them out with their StepWindow."""
+
+    loader: Iterable[Batch]
+    accumulate: int = 1
+
+    @property
+    def sampler(self) -> object:
+        """Lightning looks for it here, to tell it the epoch."""
+        return getattr(self.loader, "sampler", None)
+
+    def __len__(self) -> int:
+        assert isinstance(self.loader, Sized)
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self.loader)
+        while micro_batches := list(islice(batches, self.accumulate)):
+            window = self._window(micro_batches)
+            for index, batch in enumerate(micro_batches):
+                yield replace(batch, window=replace(window, index=index))
+
+    def _window(self, micro_batches: list[Batch]) -> StepWindow:
+        counts = torch.tensor([(batch.supervised, batch.sequences) for batch in micro_batches]).sum(0)
+        _, world = rank_and_world()
+        tokens, sequences = summed(counts).tolist()
+        return StepWindow(tokens, sequences, self.accumulate * world, tuple(micro_batches))

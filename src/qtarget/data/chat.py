@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.example import Demonstration, Example, Message, Span
 from qtarget.data.template import TODAY, Template, plain
-from qtarget.data.tokenise import Tokeniser, Tokens
+from qtarget.data.tokenise import Tokeniser, Tokens, message_weight, token_weights
 from qtarget.data.turn import REASONING, Turn, check_context, spanned, turn, unread
-from qtarget.data.weights import message_weight, token_weights
 from qtarget.errors import QTargetError
 
 SUPERVISED = ("all", "last")

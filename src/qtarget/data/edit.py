@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from qtarget.data.example import Demonstration, Span, WeightedSpan
+
+WORD = re.compile(r"[^\W_]+")
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits, case folded."""
+    return WORD.findall(text.casefold())
 
 
 @dataclass(frozen=True)

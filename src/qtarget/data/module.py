@@ -14,19 +14,17 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from qtarget import checks
+from qtarget.data.batch import Collate, Pack, WindowedLoader, pack
 from qtarget.data.chat import SUPERVISED, ChatFormat
-from qtarget.data.collate import Collate, Pack
 from qtarget.data.epochs import Reading
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.overlap import CONTAMINATIONS, apart
-from qtarget.data.pack import pack
-from qtarget.data.ranks import rank_and_world
 from qtarget.data.sources.conversation import listed
-from qtarget.data.sources.reading import Source, read
-from qtarget.data.weights import is_taught
-from qtarget.data.window import WindowedLoader
+from qtarget.data.sources.source import Source, read
+from qtarget.data.tokenise import is_taught
 from qtarget.errors import QTargetError
+from qtarget.parallel import rank_and_world
 
 UNREAD = "unread_"
 TRUNCATIONS = ("error", "drop", "cut")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qtarget import checks
-from qtarget.design import sources
+from qtarget.design import inputs
 from qtarget.errors import QTargetError
 from qtarget.math.schedule import Scalar, scalar, written
 from qtarget.math.tokens import IGNORE
@@ -20,14 +20,14 @@ from qtarget.math.view import TokenView
 
 
 @dataclass(frozen=True)
-class ReverseKL(sources.ReadsDistribution):
+class ReverseKL(inputs.ReadsDistribution):
     """D = KL(p‖π_source): mode-seeking (MiniLLM, arXiv 2306.08543; towards the prior, RL's Razor, arXiv 2509.04259)."""
 
     wants_full_support: ClassVar[bool] = True
     source: str = "teacher"
 
     def __post_init__(self) -> None:
-        sources.check(self.source, sources.REFERENCES)
+        inputs.check(self.source, inputs.REFERENCES)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         return kl(logp, view.of(self.source).logp)
@@ -37,7 +37,7 @@ class ReverseKL(sources.ReadsDistribution):
 
 
 @dataclass(frozen=True)
-class JensenShannon(sources.ReadsDistribution):
+class JensenShannon(inputs.ReadsDistribution):
     """D = β·KL(q‖m) + (1 − β)·KL(p‖m), m = (1 − β)·p + β·q, q = π_source (GKD, arXiv 2306.13649; TRL's convention).
 
     β=0 and β=1 are taken as KL(q‖p) and KL(p‖q), as TRL does: the divergence itself vanishes at both ends.
@@ -52,7 +52,7 @@ class JensenShannon(sources.ReadsDistribution):
 
     def __post_init__(self) -> None:
         scalar("beta", self.beta, 0, 1)
-        sources.check(self.source, sources.REFERENCES)
+        inputs.check(self.source, inputs.REFERENCES)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         beta, logq = view.at(self.beta), view.of(self.source).logp
@@ -69,7 +69,7 @@ class JensenShannon(sources.ReadsDistribution):
 
 
 @dataclass(frozen=True)
-class TemperedKL(sources.ReadsDistribution):
+class TemperedKL(inputs.ReadsDistribution):
     """D = T²·KL(q_T‖p_T), both at temperature T (Hinton et al., arXiv 1503.02531); squared=False leaves T² away.
 
     The gradient is T·(p_T − q_T), or (p_T − q_T)/T. DistillKit multiplies by T², TRL doesn't.
@@ -82,7 +82,7 @@ class TemperedKL(sources.ReadsDistribution):
     def __post_init__(self) -> None:
         scalar("temperature", self.temperature, 1e-2)
         checks.choice("squared", self.squared, (True, False))
-        sources.check(self.source, sources.REFERENCES)
+        inputs.check(self.source, inputs.REFERENCES)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         t = view.at(self.temperature)
@@ -94,7 +94,7 @@ class TemperedKL(sources.ReadsDistribution):
 
 
 @dataclass(frozen=True)
-class SupportKL(sources.ReadsDistribution):
+class SupportKL(inputs.ReadsDistribution):
     """A divergence over the k tokens S that a top-k teacher kept, the others left out of it.
 
     renormalised=True: both renormalised on S, no gradient off it (TRL's loss_add_tail=False). False: neither, Σ_S
@@ -107,7 +107,7 @@ class SupportKL(sources.ReadsDistribution):
 
     def __post_init__(self) -> None:
         checks.choice("renormalised", self.renormalised, (True, False))
-        sources.check(self.source, sources.REFERENCES)
+        inputs.check(self.source, inputs.REFERENCES)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         support = view.of(self.source).support

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qtarget import checks
-from qtarget.design import sources
+from qtarget.design import inputs
 from qtarget.math.distribution import TOP
 from qtarget.math.schedule import Scalar, scalar, written
 from qtarget.math.survey import SCOPES, TokenTable
@@ -54,7 +54,7 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
-class Power(sources.ReadsLabel):
+class Power(inputs.ReadsLabel):
     """γ_t = p(y_t)^α, α ≥ 0. DFT at α=1 (arXiv 2508.05629); the α-family of Beyond-log (arXiv 2510.00526).
 
     source: whose probability p is, "policy" or a reference ("prior" is PriFT's recipe, arXiv 2606.09396).
@@ -65,18 +65,18 @@ class Power(sources.ReadsLabel):
 
     def __post_init__(self) -> None:
         scalar("alpha", self.alpha, 0)
-        sources.check(self.source)
+        inputs.check(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         return (view.at(self.alpha) * view.of(self.source).label_logp).exp()
 
     def __str__(self) -> str:
-        base = sources.shown(self.source)
+        base = inputs.shown(self.source)
         return base if self.alpha == 1 else f"{base}^{written(self.alpha)}"
 
 
 @dataclass(frozen=True)
-class OneMinus(sources.ReadsLabel):
+class OneMinus(inputs.ReadsLabel):
     """γ_t = max((1 − p(y_t))^power, floor): learn what `source` does not predict yet.
 
     Focal loss with its weight detached at source="policy" (arXiv 1708.02002); with "prior" the weight is frozen.
@@ -88,7 +88,7 @@ class OneMinus(sources.ReadsLabel):
 
     def __post_init__(self) -> None:
         scalar("power", self.power, 0)
-        sources.check(self.source)
+        inputs.check(self.source)
         checks.number("floor", self.floor, 0, 1)
 
     def __call__(self, view: TokenView) -> Tensor:
@@ -96,12 +96,12 @@ class OneMinus(sources.ReadsLabel):
         return left.pow(view.at(self.power)).clamp_min(self.floor)
 
     def __str__(self) -> str:
-        base = f"1 − {sources.shown(self.source)}"
+        base = f"1 − {inputs.shown(self.source)}"
         return base if self.power == 1 else f"({base})^{written(self.power)}"
 
 
 @dataclass(frozen=True)
-class Threshold(sources.ReadsLabel):
+class Threshold(inputs.ReadsLabel):
     """γ_t = 1[p(y_t) kept]·p(y_t)^α: a mask on the label's probability, not differentiated.
 
     keep: "above" (p ≥ threshold), "below" (p ≤ threshold) or "between" (threshold ≤ p ≤ upper). α=0 leaves what is kept
@@ -121,7 +121,7 @@ class Threshold(sources.ReadsLabel):
         low = self.threshold if self.keep == "between" and not isinstance(self.threshold, str) else 0
         checks.number("upper", self.upper, low, 1)
         scalar("alpha", self.alpha, 0)
-        sources.check(self.source)
+        inputs.check(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         p, threshold = view.of(self.source).label_logp.exp(), view.at(self.threshold)
@@ -131,7 +131,7 @@ class Threshold(sources.ReadsLabel):
         return kept * p.pow(view.at(self.alpha))
 
     def __str__(self) -> str:
-        p = sources.shown(self.source)
+        p = inputs.shown(self.source)
         band = {"above": f"{p} ≥ {written(self.threshold)}", "below": f"{p} ≤ {written(self.threshold)}"}
         mask = f"1[{band.get(self.keep, f'{written(self.threshold)} ≤ {p} ≤ {self.upper}')}]"
         return mask if self.alpha == 0 else f"{mask}·p(y)^{written(self.alpha)}"
@@ -168,7 +168,7 @@ class RandomDrop:
 
 
 @dataclass(frozen=True)
-class TopEntropy(sources.ReadsLabel):
+class TopEntropy(inputs.ReadsLabel):
     """γ_t = (H_K/norm)^α: the entropy of the `top` likeliest tokens, renormalised (EAFT, arXiv 2601.02151).
 
     norm: "lnk", or a number in nats; the official code divides by 3.0, just above ln 20, so that γ < 1 for K ≤ 20.
@@ -184,7 +184,7 @@ class TopEntropy(sources.ReadsLabel):
         if self.norm != "lnk":
             checks.number('norm ("lnk", or a number of nats)', self.norm, 1e-3)
         scalar("alpha", self.alpha, 0)
-        sources.check(self.source)
+        inputs.check(self.source)
 
     @property
     def needs(self) -> Mapping[str, str]:
@@ -218,7 +218,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class MassAbove(sources.ReadsLabel):
+class MassAbove(inputs.ReadsLabel):
     """γ_t = 1[u_t ≥ threshold], u = π(y) + Σ_{v: π(v) < π(y)} π(v) (PriFT-mass, arXiv 2606.09396).
 
     The paper counts ties into u, the official code (and this) only the label's own mass besides strictly smaller ones.
@@ -229,18 +229,18 @@ class MassAbove(sources.ReadsLabel):
 
     def __post_init__(self) -> None:
         scalar("threshold", self.threshold, 0, 1)
-        sources.check(self.source)
+        inputs.check(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         known = view.of(self.source)
         return (known.label_logp.exp() + known.outranked >= view.at(self.threshold)).to(known.label_logp)
 
     def __str__(self) -> str:
-        return f"1[mass up to {sources.shown(self.source)} ≥ {written(self.threshold)}]"
+        return f"1[mass up to {inputs.shown(self.source)} ≥ {written(self.threshold)}]"
 
 
 @dataclass(frozen=True)
-class Tempered(sources.ReadsLabel):
+class Tempered(inputs.ReadsLabel):
     """γ_t = max(p(y_t)^{1/τ}, floor) (TALR, arXiv 2509.20758).
 
     tau: a number, or "median": the median over the optimizer step's sequences of their mean −log p(y), the lower of two
@@ -255,7 +255,7 @@ class Tempered(sources.ReadsLabel):
         if self.tau != "median":
             checks.number('tau ("median", or a number)', self.tau, 1e-6)
         checks.number("floor", self.floor, 0, 1)
-        sources.check(self.source)
+        inputs.check(self.source)
 
     @property
     def scope(self) -> str | None:
@@ -270,11 +270,11 @@ class Tempered(sources.ReadsLabel):
         return (view.of(self.source).label_logp / tau).exp().clamp_min(self.floor)
 
     def __str__(self) -> str:
-        return f"max({sources.shown(self.source)}^(1/τ), {self.floor:g}), τ={self.tau}"
+        return f"max({inputs.shown(self.source)}^(1/τ), {self.floor:g}), τ={self.tau}"
 
 
 @dataclass(frozen=True)
-class ExcessLoss(sources.ReadsLabel):
+class ExcessLoss(inputs.ReadsLabel):
     """γ_t = 1 for the share `keep` of tokens with the largest log π_source(y) − log p(y) (Rho-1, arXiv 2404.07965).
 
     scope: among the tokens of the "step", the "sequence" or the "batch". Of tokens that tie, the earlier ones are kept.
@@ -286,7 +286,7 @@ class ExcessLoss(sources.ReadsLabel):
 
     def __post_init__(self) -> None:
         checks.number("keep", self.keep, 0, 1)
-        sources.check(self.source, sources.REFERENCES)
+        inputs.check(self.source, inputs.REFERENCES)
         checks.choice("scope", self.scope, SCOPES)
 
     def statistic(self, table: TokenTable) -> Tensor:
@@ -307,7 +307,7 @@ class ExcessLoss(sources.ReadsLabel):
 
 
 @dataclass(frozen=True)
-class EntropyPower(sources.ReadsLabel):
+class EntropyPower(inputs.ReadsLabel):
     """γ_t = p(y)^κ, κ = 1 + ramp·(clip(exp(−(log p(y) + H(p))/β), low, high) − 1) (IDFT, arXiv 2602.12222).
 
     A label likelier than the policy's entropy suggests gets κ < 1, nearly plain SFT; an off-policy one up to p^high.
@@ -324,7 +324,7 @@ class EntropyPower(sources.ReadsLabel):
         checks.number("low", self.low, 0)
         checks.number("high", self.high, self.low)
         scalar("ramp", self.ramp, 0, 1)
-        sources.check(self.source)
+        inputs.check(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         known = view.of(self.source)
@@ -333,13 +333,13 @@ class EntropyPower(sources.ReadsLabel):
         return (exponent * known.label_logp).exp()
 
     def __str__(self) -> str:
-        p = sources.shown(self.source)
+        p = inputs.shown(self.source)
         inner = f"exp(−(log {p}+H)/{written(self.beta)}) in [{self.low:g}, {self.high:g}]"
         return f"{p}^κ, κ = 1 + {written(self.ramp)}·({inner} − 1)"
 
 
 @dataclass(frozen=True)
-class Gibbs(sources.ReadsLabel):
+class Gibbs(inputs.ReadsLabel):
     """γ_t = b·(e^β − 1)/(1 + b·(e^β − 1)), b = max(π_source(y), floor): boosts the label's odds by e^β.
 
     With the prior as residual the target is ∝ π_0·exp(β·1[v = y]) (GIFT, arXiv 2601.09233). The official code floors
@@ -352,7 +352,7 @@ class Gibbs(sources.ReadsLabel):
 
     def __post_init__(self) -> None:
         scalar("beta", self.beta, 0, 80)
-        sources.check(self.source)
+        inputs.check(self.source)
         checks.number("floor", self.floor, 0, 1)
 
     def __call__(self, view: TokenView) -> Tensor:
@@ -361,11 +361,11 @@ class Gibbs(sources.ReadsLabel):
         return odds / (1 + odds)
 
     def __str__(self) -> str:
-        return f"odds of {sources.shown(self.source)} times e^{written(self.beta)}"
+        return f"odds of {inputs.shown(self.source)} times e^{written(self.beta)}"
 
 
 @dataclass(frozen=True)
-class Concentration(sources.ReadsLabel):
+class Concentration(inputs.ReadsLabel):
     """γ_t = p(y)^α·α/(α + eps), α = Σ_v p_v²: log loss where unsure, 1 − p where sure (DEFT, arXiv 2602.11424)."""
 
     eps: float = 1e-6
@@ -373,7 +373,7 @@ class Concentration(sources.ReadsLabel):
 
     def __post_init__(self) -> None:
         checks.number("eps", self.eps, 0)
-        sources.check(self.source)
+        inputs.check(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         known = view.of(self.source)
@@ -381,11 +381,11 @@ class Concentration(sources.ReadsLabel):
         return (alpha * known.label_logp).exp() * alpha / (alpha + self.eps)
 
     def __str__(self) -> str:
-        return f"{sources.shown(self.source)}^Σp²"
+        return f"{inputs.shown(self.source)}^Σp²"
 
 
 @dataclass(frozen=True)
-class Cayley(sources.ReadsLabel):
+class Cayley(inputs.ReadsLabel):
     """γ_t = p^α, α = f + (1 − f)·p/(2 − p) in [0.001, 1], f = half the mean p(y) over `scope`.
 
     Cayley-Trans (arXiv 2602.11424). The official code takes the mean over the micro-batch ("batch"): there the answer
@@ -398,7 +398,7 @@ class Cayley(sources.ReadsLabel):
 
     def __post_init__(self) -> None:
         checks.choice("scope", self.scope, ("batch", "step"))
-        sources.check(self.source)
+        inputs.check(self.source)
 
     def statistic(self, table: TokenTable) -> Tensor:
         p = table.label_logp[self.source].exp()
@@ -411,4 +411,4 @@ class Cayley(sources.ReadsLabel):
         return (alpha * logp).exp()
 
     def __str__(self) -> str:
-        return f"{sources.shown(self.source)}^α, α from the mean of a {self.scope}"
+        return f"{inputs.shown(self.source)}^α, α from the mean of a {self.scope}"

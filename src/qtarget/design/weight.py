@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qtarget import checks
-from qtarget.design import sources
+from qtarget.design import inputs
 from qtarget.math.schedule import Scalar, scalar, written
 from qtarget.math.survey import TokenTable
 from qtarget.math.view import TokenView
@@ -32,7 +32,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class SequenceRatio(sources.ReadsLabel):
+class SequenceRatio(inputs.ReadsLabel):
     """w = clip(exp(temperature·mean_t[log p(y_t) − log π_source(y_t)]), low, high), one per sequence.
 
     iw-SFT (arXiv 2507.12856). The official code is right for one row a micro-batch only; this is for any.
@@ -48,7 +48,7 @@ class SequenceRatio(sources.ReadsLabel):
         checks.number("temperature", self.temperature, 0)
         checks.number("low", self.low, 0)
         checks.number("high", self.high, self.low)
-        sources.check(self.source, sources.REFERENCES)
+        inputs.check(self.source, inputs.REFERENCES)
 
     def statistic(self, table: TokenTable) -> Tensor:
         means, place = table.sequence_means(table.label_logp["policy"] - table.label_logp[self.source])
@@ -62,7 +62,7 @@ class SequenceRatio(sources.ReadsLabel):
 
 
 @dataclass(frozen=True)
-class TokenRatio(sources.ReadsLabel):
+class TokenRatio(inputs.ReadsLabel):
     """w_t = clip(p(y_t)/π_source(y_t), low, high): the token-wise variant of iw-SFT (arXiv 2507.12856)."""
 
     low: float = 0.2
@@ -72,17 +72,17 @@ class TokenRatio(sources.ReadsLabel):
     def __post_init__(self) -> None:
         checks.number("low", self.low, 0)
         checks.number("high", self.high, self.low)
-        sources.check(self.source, sources.REFERENCES)
+        inputs.check(self.source, inputs.REFERENCES)
 
     def __call__(self, view: TokenView) -> Tensor:
         return (view.label_logp - view.of(self.source).label_logp).exp().clamp(self.low, self.high)
 
     def __str__(self) -> str:
-        return f"p(y)/{sources.shown(self.source)} in [{self.low:g}, {self.high:g}]"
+        return f"p(y)/{inputs.shown(self.source)} in [{self.low:g}, {self.high:g}]"
 
 
 @dataclass(frozen=True)
-class ProximalRatio(sources.ReadsLabel):
+class ProximalRatio(inputs.ReadsLabel):
     """w_t = r·1[r ≤ 1 + epsilon], r = p(y)/π_source(y) with |log r| ≤ 20: the gradient of PSFT's clipped ratio.
 
     arXiv 2508.17784. Its lower clip never binds, so there is none. source="old" is a snapshot of the policy, renewed
@@ -94,18 +94,18 @@ class ProximalRatio(sources.ReadsLabel):
 
     def __post_init__(self) -> None:
         scalar("epsilon", self.epsilon, 0)
-        sources.check(self.source, sources.REFERENCES)
+        inputs.check(self.source, inputs.REFERENCES)
 
     def __call__(self, view: TokenView) -> Tensor:
         ratio = (view.label_logp - view.of(self.source).label_logp).clamp(-20, 20).exp()
         return torch.where(ratio <= 1 + view.at(self.epsilon), ratio, 0.0)
 
     def __str__(self) -> str:
-        return f"r=p(y)/{sources.shown(self.source)} where r ≤ 1+{written(self.epsilon)}"
+        return f"r=p(y)/{inputs.shown(self.source)} where r ≤ 1+{written(self.epsilon)}"
 
 
 @dataclass(frozen=True)
-class Inverse(sources.ReadsLabel):
+class Inverse(inputs.ReadsLabel):
     """w_t = min(1/π_source(y_t), clip): inverse propensity, unnormalised; `normalize=weight_sum` fixes its scale."""
 
     clip: Scalar = 10.0
@@ -113,13 +113,13 @@ class Inverse(sources.ReadsLabel):
 
     def __post_init__(self) -> None:
         scalar("clip", self.clip, 0)
-        sources.check(self.source)
+        inputs.check(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         return (-view.of(self.source).label_logp).exp().clamp_max(view.at(self.clip))
 
     def __str__(self) -> str:
-        return f"min(1/{sources.shown(self.source)}, {written(self.clip)})"
+        return f"min(1/{inputs.shown(self.source)}, {written(self.clip)})"
 
 
 @dataclass(frozen=True)

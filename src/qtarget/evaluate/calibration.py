@@ -1,16 +1,20 @@
-"""Calibration of token probabilities: of tokens that the policy is p sure of, is it right about a share p?"""
+"""The policy reads demonstrations: how well its probabilities are calibrated, and what it kept of the model it was."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from qtarget.design import residual
-from qtarget.math.target import Mixture
+from qtarget.data.batch import Batch
+from qtarget.design import reliance, residual, weight
+from qtarget.math.loss import LossOutput, linear_loss
+from qtarget.math.target import Design, Mixture
 from qtarget.math.view import TokenView
+from qtarget.model.frozen import Frozen
+from qtarget.model.policy import Policy
 
 BINS = 15
 Bin = Mapping[str, float | int | None]
@@ -63,3 +67,67 @@ def _bin(place: int, tokens: float, confidence: float, hits: float) -> Bin:
     held = {"confidence": confidence / tokens, "accuracy": hits / tokens} if tokens else {}
     edges = {"low": place / BINS, "high": (place + 1) / BINS, "tokens": int(tokens)}
     return {**edges, "confidence": held.get("confidence"), "accuracy": held.get("accuracy")}
+
+
+@torch.no_grad()
+def read(policy: Policy, prior: Frozen | None, batches: Iterable[Batch], design: Design) -> Iterator[LossOutput]:
+    """What `design` sees of each batch. A batch's logits are never alive as a whole."""
+    for batch in (batch.to(policy.lm.device) for batch in batches):
+        references = {"prior": prior.exact(batch)} if prior else {}
+        hidden = policy(batch.input_ids, batch.position_ids)
+        yield linear_loss(hidden, policy.head, batch.labels, design, references=references)
+
+
+def token_metrics(
+    policy: Policy, prior: Frozen | None, batches: Iterable[Batch], reliability: Reliability | None = None
+) -> dict[str, float]:
+    """Per supervised token, by name, measured the same way for every design:
+
+    nll = mean −log p(y) in nats, perplexity = exp(nll), ece = the calibration error of the likeliest token's
+    probability, and with a prior kl_prior = mean KL(p‖π_0) in nats: what the policy now says, judged by the model it
+    started from. reliability: takes in what the curve is drawn from.
+    """
+    reliability = reliability or Reliability()
+    nll = kl_prior = 0.0
+    tokens = 0
+    for out in read(policy, prior, batches, PROBE):
+        nll += float(out.nll.sum())
+        kl_prior += float(out.kl_prior.sum())
+        tokens += len(out.nll)
+        reliability.update(out.reliance, out.weight)
+    if not tokens:
+        return {}
+    mean = nll / tokens
+    found = {"nll": mean, "perplexity": float(torch.tensor(mean, dtype=torch.float64).exp()), "ece": reliability.error}
+    return found | {"kl_prior": kl_prior / tokens} if prior else found
+
+
+@dataclass(frozen=True)
+class PriorNll:
+    """−log π_0(y) [n], where a design has its weight."""
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return -view.of("prior").label_logp
+
+
+ALONE = Mixture(reliance.Constant(1.0), residual.Self(), weight.Constant(1.0))
+BESIDE_PRIOR = Mixture(reliance.Constant(1.0), residual.Self(), PriorNll())
+
+
+def retention_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Batch]) -> dict[str, float]:
+    """Nats per supervised token of text that wasn't trained on, by name:
+
+    nll = mean −log p(y); with a prior also kl_prior = mean KL(p‖π_0), and nll_drift = mean log π_0(y) − log p(y), which
+    is positive where the text has been forgotten.
+    """
+    nll = kl_prior = prior_nll = 0.0
+    tokens = 0
+    for out in read(policy, prior, batches, BESIDE_PRIOR if prior else ALONE):
+        nll += float(out.nll.sum())
+        kl_prior += float(out.kl_prior.sum())
+        prior_nll += float(out.weight.sum())
+        tokens += len(out.nll)
+    if not tokens:
+        return {}
+    found = {"nll": nll / tokens}
+    return found | {"kl_prior": kl_prior / tokens, "nll_drift": (nll - prior_nll) / tokens} if prior else found

@@ -14,18 +14,15 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
-from qtarget.data.batch import Batch
-from qtarget.data.collate import Collate
+from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Demonstration, Example
-from qtarget.data.ranks import leads
-from qtarget.evaluate.calibration import Bin, Reliability
+from qtarget.evaluate.calibration import Bin, Reliability, retention_metrics, token_metrics
 from qtarget.evaluate.generate import GREEDY, Sampling
 from qtarget.evaluate.prompting import answer_problems
-from qtarget.evaluate.retention import retention_metrics
 from qtarget.evaluate.samples import HELDOUT, Sample, answer_metrics
-from qtarget.evaluate.tokens import token_metrics
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
+from qtarget.parallel import leads
 
 SPARE_TOKENS = 8
 

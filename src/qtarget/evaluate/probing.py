@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtarget.data.example import Demonstration
+from qtarget.data.verify import Verdict, final_answer, judge
 from qtarget.errors import QTargetError
-from qtarget.evaluate.verify import Verdict, final_answer, judge
 
 PROBED = 16
 """Rows of a task that are looked at."""

@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration
+from qtarget.data.verify import judge
+from qtarget.data.verify.verdict import after_thought, opens_thought
 from qtarget.evaluate.generate import GREEDY, Sampling, Written, generate
 from qtarget.evaluate.samples import HELDOUT, Sample
-from qtarget.evaluate.verify import judge
-from qtarget.evaluate.verify.thought import after_thought, opens_thought
 from qtarget.model.policy import Policy
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from qtarget.errors import QTargetError
 from qtarget.model.architecture import ANOTHER, named, plain
-from qtarget.model.evaluating import evaluating
-from qtarget.model.policy import Policy
+from qtarget.model.policy import Policy, evaluating
 
 LENGTH = 6
 """Tokens of each of the two rows that the model reads."""

@@ -30,10 +30,10 @@ from qtarget.files import replace_with
 from qtarget.math.head import Head
 from qtarget.math.reference import Reference
 from qtarget.math.tokens import IGNORE
-from qtarget.model.digest import sampled_digest
+from qtarget.model.cached_scores import Recipe
+from qtarget.model.fingerprint import sampled_digest
 from qtarget.model.frozen import Inputs
 from qtarget.model.policy import Policy
-from qtarget.model.scores import Recipe
 
 FORMAT = 1
 SHARD_TOKENS = 1 << 15

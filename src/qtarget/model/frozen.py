@@ -9,8 +9,7 @@ from torch import Tensor
 
 from qtarget.errors import QTargetError
 from qtarget.math.reference import Reference
-from qtarget.model.evaluating import evaluating
-from qtarget.model.policy import Policy
+from qtarget.model.policy import Policy, evaluating
 from qtarget.model.sharding import whole
 
 

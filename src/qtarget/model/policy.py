@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,18 @@ from torch import Tensor, nn
 from qtarget.errors import QTargetError
 from qtarget.math.head import Head
 from qtarget.model import architecture
-from qtarget.model.evaluating import evaluating
+
+
+@contextmanager
+def evaluating(policy: nn.Module) -> Iterator[None]:
+    """Dropout off meanwhile, and nothing left behind that training would trip over."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(was_training)
+        torch.clear_autocast_cache()  # before torch 2.10 the casts kept there had no graph, for the training pass too
 
 
 class Policy(nn.Module):

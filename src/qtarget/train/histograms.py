@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qtarget.data.ranks import summed
 from qtarget.math.loss import LossOutput
+from qtarget.parallel import summed
 
 BINS = 40
 RANGES = {"histogram/reliance": (0.0, 1.0), "histogram/weight": (0.0, 4.0), "histogram/p": (0.0, 1.0)}

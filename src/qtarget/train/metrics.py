@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from qtarget.data.ranks import summed
 from qtarget.math.loss import LossOutput
-from qtarget.train.exact import exact
+from qtarget.parallel import summed
+from qtarget.train.norm import exact
 
 PER_TOKEN = {
     "train/loss": "loss",

@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qtarget.data.ranks import summed
 from qtarget.model.sharding import is_share, own_part
-from qtarget.train.exact import exact
+from qtarget.parallel import summed
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """fp64, or fp32 on Apple's GPUs, which have no more."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 class NormedAdamW(torch.optim.AdamW):

@@ -29,11 +29,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from qtarget.data.ranks import gathered, leads, rank_and_world
 from qtarget.errors import QTargetError
 from qtarget.model.frozen import Snapshot
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, whole
+from qtarget.parallel import gathered, leads, rank_and_world
 from qtarget.states import MANIFEST, newest, publish
 from qtarget.train.module import QTargetModule
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from qtarget.data.batch import Batch, StepWindow
-from qtarget.data.ranks import gathered, rank_and_world, summed
 from qtarget.math.loss import LossOutput
 from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, counted
-from qtarget.model.evaluating import evaluating
+from qtarget.model.policy import evaluating
+from qtarget.parallel import gathered, rank_and_world, summed
 
 STEP = ("step",)
 PULLED = ("kept", "weight_sum")

@@ -9,7 +9,7 @@ import torch
 
 from qtarget.data.batch import Batch
 from qtarget.math.loss import IGNORE, LossOutput
-from qtarget.model.evaluating import evaluating
+from qtarget.model.policy import evaluating
 from qtarget.train.module import QTargetModule
 
 Decode = Callable[[list[int]], Any]

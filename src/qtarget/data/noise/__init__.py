@@ -2,9 +2,8 @@
 
 from qtarget.data.noise.answers import SwappedDemonstration, WrongAnswer
 from qtarget.data.noise.base import Noise, NoNoise, Several
-from qtarget.data.noise.style import ParaphraseStyle, SpuriousMarker
-from qtarget.data.noise.tokens import RandomToken
-from qtarget.data.noise.words import Truncated, Typo
+from qtarget.data.noise.random_tokens import RandomToken
+from qtarget.data.noise.wording import ParaphraseStyle, SpuriousMarker, Truncated, Typo
 
 __all__ = [
     "NoNoise",

@@ -12,12 +12,10 @@ from qtarget import checks
 from qtarget.data.example import Demonstration, Message
 from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.adapt import Adapt, Row
-from qtarget.data.sources.conversation import VERIFIERS, entry, exchange, lettered, listed, trusted
+from qtarget.data.sources.conversation import VERIFIERS, columns_of, entry, exchange, filled, lettered, listed, trusted
 from qtarget.data.sources.files import Cells, Table, is_same, other_delimiter
-from qtarget.data.sources.keys import UNKNOWN, Keys, weight, without_nulls
 from qtarget.data.sources.loading import check_not_guessed, loaded
-from qtarget.data.sources.message import conversation, tools, unpacked
-from qtarget.data.sources.template import columns_of, filled
+from qtarget.data.sources.message import UNKNOWN, Keys, conversation, tools, unpacked, weight, without_nulls
 from qtarget.errors import QTargetError
 
 MALFORMED = ("error", "drop")

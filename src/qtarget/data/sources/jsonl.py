@@ -13,8 +13,7 @@ from qtarget import checks
 from qtarget.data.example import Demonstration, Message, Span, WeightedSpan
 from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.conversation import VERIFIERS, entry, exchange, kind, listed, text, trusted
-from qtarget.data.sources.keys import UNKNOWN, Keys, is_nothing, weight
-from qtarget.data.sources.message import conversation, tools
+from qtarget.data.sources.message import UNKNOWN, Keys, conversation, is_nothing, tools, weight
 from qtarget.data.sources.written import parsed
 from qtarget.errors import QTargetError
 

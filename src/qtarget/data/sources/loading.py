@@ -9,10 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
-from qtarget.data.ranks import leads
 from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.files import FORMATS, Part, Table, Typed, Written, form
 from qtarget.errors import QTargetError
+from qtarget.parallel import leads
 
 TYPED = {".parquet": "parquet"}
 BUILDERS = {"Csv": "csv", "Json": "json"}

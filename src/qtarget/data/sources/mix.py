@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from qtarget.data.example import Demonstration
-from qtarget.data.sources.mixing import check_weights, interleaved
-from qtarget.data.sources.reading import Source, read
+from qtarget.data.sources.source import Source, read
+from qtarget.data.sources.splits import check_weights, interleaved
 from qtarget.errors import QTargetError
 
 

@@ -11,7 +11,7 @@ from qtarget import isolated
 from qtarget.data.example import Demonstration, Span
 from qtarget.data.sources import splits
 from qtarget.data.sources.conversation import exchange, listed, trusted
-from qtarget.data.sources.mixing import check_weights, interleaved
+from qtarget.data.sources.splits import check_weights, interleaved
 from qtarget.errors import QTargetError
 
 GENERATOR = "qtarget.data.sources.gym_problems"

@@ -10,12 +10,12 @@ from itertools import islice
 from random import Random
 
 from qtarget import checks
+from qtarget.data.edit import words
 from qtarget.data.example import Demonstration, Span
 from qtarget.data.sources import splits
 from qtarget.data.sources.conversation import exchange, trusted
 from qtarget.data.sources.instruct import forms, lexicon, tasks
 from qtarget.data.sources.instruct.forms import Check
-from qtarget.data.words import words
 from qtarget.errors import QTargetError
 
 

@@ -15,7 +15,7 @@ Check = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Written:
-    """wording: the instruction. answer: the pieces in that form. checks: what `qtarget.evaluate.verify.instruct` has.
+    """wording: the instruction. answer: the pieces in that form. checks: what `qtarget.data.verify.instruct` has.
 
     lead: how many characters stand before the first piece.
     """

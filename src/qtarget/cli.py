@@ -1,0 +1,212 @@
+"""The `qtarget` command. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from qtarget.config.parsers import COMMANDS, TEXTS, USAGE
+
+HELP = ("-h", "--help")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 a job failed, 2 the input has to be mended, 130 and 143 interrupted."""
+    from qtarget.signals import hold_on
+
+    hold_on()
+    sys.path.insert(0, os.getcwd())  # parts of your own are found in the folder you work in
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    code = run(given)
+    _end_as_asked(code)
+    sys.exit(code)
+
+
+def _end_as_asked(code: int) -> None:
+    """Under a W&B agent end by the signal: the agent takes an exit code for a failure, and gives up after some."""
+    from qtarget.record.wandb_sweep import under_agent
+    from qtarget.signals import EXIT_CODE
+
+    if code == EXIT_CODE and under_agent():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(given: Sequence[str]) -> int:
+    if not given or given[0] in HELP or list(given) == ["help"]:
+        print(USAGE)
+        return 0
+    name, *rest = (given[1], HELP[0]) if given[0] == "help" else given
+    if name in ("-V", "--version"):
+        from qtarget import __version__
+
+        print(f"qtarget {__version__}")
+        return 0
+    if name not in COMMANDS:
+        from qtarget.config.composing import nearest
+
+        print(f"qtarget: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    from qtarget.signals import guarded
+
+    return guarded(lambda: _command(name, rest))
+
+
+def _command(name: str, rest: list[str]) -> int:
+    from qtarget.extras import require_lab
+    from qtarget.sweep.agent_runs import as_swept
+
+    require_lab(f"`qtarget {name}`")
+    if name != "train" and set(HELP) & set(rest):  # wherever it stands; Hydra's help of train is of a configuration
+        print(_help(name))
+        return 0
+    return RUNS[name](as_swept(rest))
+
+
+def _help(name: str) -> str:
+    from qtarget.config.parsers import PARSERS
+
+    return TEXTS[name] if name in TEXTS else PARSERS[name]().format_help().rstrip()
+
+
+def command(*arguments: str) -> None:
+    """`qtarget ARGUMENTS` in this process, for notebooks: command("train", "-m", "target=sft,dft", "model=tiny").
+
+    Raises QTargetError where the command would end with an exit code other than 0; what was wrong is printed before.
+    """
+    import shlex
+
+    from qtarget.errors import QTargetError
+
+    if code := run(arguments):
+        raise QTargetError(f"{shlex.join(['qtarget', *arguments])} ended with exit code {code}; it says above why")
+
+
+def _train(rest: list[str]) -> int:
+    from qtarget.launch.multirun import launch
+
+    return launch(rest)
+
+
+def _sweep(rest: list[str]) -> int:
+    from pathlib import Path
+
+    from qtarget.config.parsers import sweep_parser
+    from qtarget.sweep.command import sweep
+
+    options = sweep_parser().parse_intermixed_args(rest)
+    file, overrides = _file_and_overrides([options.file, *options.overrides])
+    return sweep(
+        Path(file),
+        overrides,
+        count=options.slots,
+        devices=options.gpus,
+        cap=options.count,
+        seed=options.seed,
+        retry=options.retry,
+    )
+
+
+def _file_and_overrides(words: list[str]) -> tuple[str, list[str]]:
+    """The sweep's file, before or behind key=value."""
+    from qtarget.errors import QTargetError
+
+    files = [word for word in words if "=" not in word] or words[:1]
+    if len(files) > 1:
+        raise QTargetError(f"sweep takes one file, got {', '.join(files)}; overrides are key=value")
+    words.remove(files[0])
+    return files[0], words
+
+
+def _cache(rest: list[str]) -> int:
+    from qtarget.run.cache_command import cache
+
+    return cache(rest)
+
+
+def _evaluate(rest: list[str]) -> int:
+    from qtarget.run.evaluate import evaluate
+
+    return evaluate(rest)
+
+
+def _compare(rest: list[str]) -> int:
+    from qtarget.config.parsers import compare_parser
+
+    parser = compare_parser()
+    options = parser.parse_intermixed_args(rest)
+    keys, best_of = ([key for key in text.split(",") if key] for text in (options.group_by, options.best_of))
+    if options.by and not best_of:
+        parser.error("--by says what --best-of KEY chooses by: give that too")
+    others = (keys, best_of, options.against, options.out, options.metric)
+    if options.against and not keys:
+        parser.error("--against names a group: give --group-by KEY too")
+    if options.paired and (any(others) or options.format != "rich"):
+        parser.error("--paired prints one difference: it goes with no other option")
+    if options.paired:
+        from qtarget.compare.command import compare_paired
+
+        return compare_paired(options.paths, options.paired)
+
+    from qtarget.compare.command import compare
+
+    return compare(
+        options.paths,
+        options.out,
+        options.format,
+        group_by=keys,
+        metric=options.metric,
+        against=options.against,
+        best_of=best_of,
+        by=options.by or "val/accuracy",
+    )
+
+
+def _show(rest: list[str]) -> int:
+    from qtarget.run.show import show
+
+    return show(rest)
+
+
+def _lens(rest: list[str]) -> int:
+    from qtarget.lens.command import lens
+
+    return lens(rest)
+
+
+def _agents(rest: list[str]) -> int:
+    from qtarget.sweep.agents import agents
+
+    return agents(rest)
+
+
+def _dashboard(rest: list[str]) -> int:
+    from qtarget.compare.dashboard import dashboard
+
+    return dashboard(rest)
+
+
+def _doctor(rest: list[str]) -> int:
+    from qtarget.errors import QTargetError
+    from qtarget.run.doctor import doctor
+
+    if rest:
+        raise QTargetError(f"doctor takes no arguments, got {rest[0]!r}")
+    return doctor()
+
+
+def _completion(rest: list[str]) -> int:
+    from qtarget.config.completion import completion
+
+    return completion(rest)
+
+
+RUNS: dict[str, Callable[[list[str]], int]] = {name: globals()[f"_{name}"] for name in COMMANDS}
+"""Command → what runs it on its arguments."""
+
+if __name__ == "__main__":  # python -m qtarget.cli; processes that a run starts import this module anew
+    main()

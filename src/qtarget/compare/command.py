@@ -1,0 +1,281 @@
+"""`qtarget compare`: runs side by side in the terminal, as a page, as a picture; or two prompt by prompt."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from qtarget.compare.group_table import Grouped, Grouping, as_csv, grouped_rows
+from qtarget.compare.latex import latex_table
+from qtarget.compare.sweeps import Swept, read_swept, usual_metric
+from qtarget.compare.table import COLUMNS, MISSING, Column, next_command, reading_note, subject
+from qtarget.config.identity import outdated
+from qtarget.errors import QTargetError
+from qtarget.evaluate.samples import FILE, Paired, Sample, paired, read_samples
+from qtarget.record.runs import Run, differing_keys, finished, read_runs, unfinished
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+FORMATS = ("rich", "md", "csv", "tex")
+PIPE_WIDTH = 100  # columns, where the output is no terminal that could say how wide it is
+TABLE_TITLES = {"result": "Result", "loss": "What the loss trusted, and what it cost"}
+
+
+def compare(
+    paths: Sequence[str | Path],
+    out: Path | None = None,
+    format: str = "rich",
+    *,
+    group_by: Sequence[str] = (),
+    metric: str | None = None,
+    against: Sequence[str] = (),
+    best_of: Sequence[str] = (),
+    by: str = "val/accuracy",
+) -> int:
+    """Print the table of the runs under `paths`, write report.html and comparison.png into `out` (default: first path).
+
+    metric: by default accuracy, or nll where nothing was answered; in the plots over what a sweep has changed, its own.
+    group_by: keys; runs that agree in them are taken together over their seeds, and the table shows `metric` with
+    intervals and, where `against` (KEY=VALUE texts) names a baseline, paired differences to it. best_of: keys, such as
+    optim.lr, of which each group is shown at its best by the validation metric `by`. With format md, csv or tex only
+    the table goes to stdout, the rest to stderr. Returns 0, or 1 where no run has finished.
+    """
+    if format not in FORMATS:
+        raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
+    runs = [_with_mends(run) for run in read_runs(paths)]
+    if best_of and not group_by:
+        raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
+    asked = Grouping(group_by, metric or usual_metric(runs), against, best_of, by)
+    grouped = grouped_rows(runs, asked) if group_by and finished(runs) else None
+    swept = None if grouped else read_swept(runs, metric)
+    if grouped:
+        print_groups(grouped, format)
+    else:
+        {"rich": print_tables, "md": print_markdown, "csv": print_csv, "tex": print_latex}[format](runs)
+    page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])), grouped, swept)
+    aside = _console(stderr=format != "rich")
+    aside.print(f"\nreport   {near(page)}\npicture  {near(picture)}", markup=False, highlight=False, soft_wrap=True)
+    aside.print(f"next     {next_command(runs)}", markup=False, highlight=False, soft_wrap=True)
+    aside.print(f"         {_again(paths)}", markup=False, highlight=False, soft_wrap=True)
+    return 0 if finished(runs) else 1
+
+
+def _with_mends(run: Run) -> Run:
+    """With what was mended since, where an earlier build made the run and its numbers are concerned."""
+    try:
+        config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+        recorded = json.loads((run.folder / "result.json").read_text(encoding="utf-8")).get("mends") or {}
+        return replace(run, outdated=tuple(outdated(config, recorded)))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
+        return run  # a record that can't be read says so elsewhere
+
+
+def write_files(
+    runs: Sequence[Run], folder: Path, grouped: Grouped | None = None, swept: Swept | None = None
+) -> tuple[Path, Path]:
+    """report.html and comparison.png in `folder`."""
+    from qtarget.compare.report import write_report
+    from qtarget.plot.drawing import draw_png  # plots and templates only where they are made
+    from qtarget.plot.figures import panels
+
+    folder.mkdir(parents=True, exist_ok=True)
+    page, picture = folder / "report.html", folder / "comparison.png"
+    write_report(runs, page, grouped, swept)
+    draw_png(panels(runs), picture)
+    return page, picture
+
+
+def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
+    """Two compact tables, the note on how to read them, and what is not in them."""
+    console = console or _console()
+    console.print(subject(runs), markup=False, highlight=False)
+    for group in TABLE_TITLES if finished(runs) else ():
+        console.print(rich_table(runs, group))
+    lines = [reading_note(runs)] if finished(runs) else ["No run has finished yet."]
+    for line in lines + unfinished_lines(runs):
+        console.print(line, markup=False, highlight=False, soft_wrap=False)
+
+
+def print_groups(found: Grouped, format: str) -> None:
+    """One line per group of runs, and what its intervals cover."""
+    if format == "csv":
+        sys.stdout.write(as_csv(found))
+    elif format == "tex":
+        print(latex_table(found.titles, found.lines, found.numeric, found.note))
+    elif format == "md":
+        print(markdown_table(found.titles, found.lines, found.numeric))
+        print(f"\n{found.note}")
+    else:
+        console = _console()
+        console.print(_grouped_table(found))
+        console.print(found.note, markup=False, highlight=False)
+
+
+def _grouped_table(found: Grouped) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title, is_number in zip(found.titles, found.numeric, strict=True):
+        table.add_column(Text(title), justify="right" if is_number else "left", no_wrap=is_number)
+    for line in found.lines:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def rich_table(runs: Sequence[Run], group: str) -> Table:
+    """The columns of one group, the design's name in front."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = _columns(group)
+    table = Table(title=TABLE_TITLES[group], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(
+            column.title.replace(" ", "\n", 1),  # numbers are narrow, so their titles stand in two lines
+            justify="right" if column.numeric else "left",
+            no_wrap=column.numeric,
+            overflow="fold",
+            max_width=None if column.numeric else 26 if column.key == "name" else 18,
+        )
+    for run in finished(runs):
+        table.add_row(*(Text(column.text(run)) for column in columns))
+    return table
+
+
+def unfinished_lines(runs: Sequence[Run]) -> list[str]:
+    """One line per running, interrupted or failed run."""
+    return [
+        f"{run.state}: {run.label} ({run.place})" + (f": {run.error.strip()}" if run.error else "")
+        for run in unfinished(runs)
+    ]
+
+
+def print_markdown(runs: Sequence[Run]) -> None:
+    """One GitHub table with every column, the note and the list under it."""
+    lines = [[column.text(run) for column in COLUMNS] for run in finished(runs)]
+    print(markdown_table([column.title for column in COLUMNS], lines, [column.numeric for column in COLUMNS]))
+    print(f"\n{reading_note(runs)}" if finished(runs) else "\nNo run has finished yet.")
+    for line in unfinished_lines(runs):
+        print(f"\n- {_markdown(line)}")
+
+
+def print_latex(runs: Sequence[Run]) -> None:
+    """One booktabs table of the columns that say something."""
+    done = finished(runs)
+    columns = [column for column in COLUMNS if not done or any(column.text(run) != MISSING for run in done)]
+    lines = [[column.text(run) for column in columns] for run in done]
+    note = reading_note(runs) if done else "No run has finished yet."
+    note = "\n".join([note, *unfinished_lines(runs)])
+    print(latex_table([column.title for column in columns], lines, [column.numeric for column in columns], note))
+
+
+def print_csv(runs: Sequence[Run]) -> None:
+    """Every run, unfinished ones too, with unrounded numbers and each config key that differs between the runs."""
+    metrics = sorted({key for run in runs for key in run.metrics})
+    keys = differing_keys(runs)
+    plain = ("name", "role", "status", "experiment", "seed", "folder", "reliance", "residual", "weight")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*plain, *metrics, "train_rows", "noisy_rows", "heldout_rows", *keys])
+    for run in runs:
+        design = [run.design.get(part, "") for part in ("reliance", "residual", "weight")]
+        seed = "" if run.seed is None else run.seed
+        row: list[object] = [run.label, run.role, run.status, run.experiment, seed, run.place, *design]
+        row += [run.metrics.get(key, "") for key in metrics]
+        row += [run.rows.get(key, "") for key in ("train", "noisy", "heldout")]
+        writer.writerow(row + [run.config.get(key, "") for key in keys])
+    sys.stdout.write(text.getvalue())
+
+
+def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
+    """A GitHub table."""
+    ruled = [["---:" if is_number else "---" for is_number in numeric]]
+    told = [list(titles), *ruled, *([_markdown(cell) for cell in line] for line in lines)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in told)
+
+
+def _columns(group: str) -> list[Column]:
+    return [column for column in COLUMNS if column.group == group or column.key == "name"]
+
+
+def _markdown(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, emoji=False)
+
+
+def _default_folder(path: Path) -> Path:
+    return path.parent if path.is_file() else path
+
+
+def near(path: Path) -> str:
+    """`path` as a person standing in the working folder would write it."""
+    resolved = path.resolve()
+    return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)
+
+
+def _again(paths: Sequence[str | Path]) -> str:
+    return shlex.join(["qtarget", "compare", *map(str, paths)])
+
+
+def compare_paired(paths: Sequence[str | Path], metric: str) -> int:
+    """Print, for each source of problems that both have, the two means and their difference prompt by prompt."""
+    if len(paths) != 2:
+        raise QTargetError(f"--paired compares two runs, got {len(paths)}: qtarget compare A B --paired {metric}")
+    files = [samples_file(Path(path)) for path in paths]
+    a, b = (read_samples(file) for file in files)
+    sources = [source for source in _sources(a) if source in _sources(b)]
+    if not sources:
+        raise QTargetError(f"no source of problems in common: {', '.join(_sources(a))} and {', '.join(_sources(b))}")
+    print(f"A  {near(files[0])}\nB  {near(files[1])}\n{metric}, with the 95 % interval of B − A:")
+    for source in sources:
+        print(f"  {source:<14}{_line(paired(_of(a, source), _of(b, source), metric))}")
+    print(f"next: {shlex.join(['qtarget', 'compare', *map(str, paths)])}")
+    return 0
+
+
+def samples_file(path: Path) -> Path:
+    """A file of samples: itself, in the folder of a run or an evaluation, or in the only one below a folder."""
+    if path.is_file():
+        return path
+    found = [path / FILE] if (path / FILE).is_file() else sorted(path.glob(f"*/{FILE}"))
+    if len(found) == 1:
+        return found[0]
+    told = f"holds {len(found)} evaluations; name one: {', '.join(str(file.parent) for file in found)}"
+    raise QTargetError(f"{path} {told if found else f'has no {FILE}: name a run, or qtarget evaluate a checkpoint'}")
+
+
+def _sources(samples: Sequence[Sample]) -> list[str]:
+    return list(dict.fromkeys(sample.source for sample in samples))
+
+
+def _of(samples: Sequence[Sample], source: str) -> list[Sample]:
+    return [sample for sample in samples if sample.source == source]
+
+
+def _line(found: Paired) -> str:
+    score, apart = found.difference.score, found.only_a + found.only_b
+    others = f", {apart} others left out" if apart else ""
+    return (
+        f"A {found.a:.3f}  B {found.b:.3f}  B − A {score.mean:+.3f} [{score.low:+.3f}, {score.high:+.3f}]  "
+        f"p = {found.difference.p_value:.2g} (sign flips), {found.shared} shared prompts{others}"
+    )

@@ -1,0 +1,170 @@
+"""The table of `qtarget compare --group-by`: designs over seeds beside a baseline, and its intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from qtarget.compare.groups import Group, Row, group_runs, rows
+from qtarget.compare.selection import choose
+from qtarget.compare.table import MISSING, numeric
+from qtarget.errors import QTargetError
+from qtarget.evaluate.scores import Score
+from qtarget.record.runs import Run
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Rows of one metric; against: the KEY=VALUE texts that name the baseline; remarks: how the groups were chosen."""
+
+    rows: tuple[Row, ...]
+    metric: str
+    against: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.rows[0].group.key)
+
+    @property
+    def number_keys(self) -> list[str]:
+        """The keys under which groups differ in a number."""
+        return [key for key in self.keys if numeric([row.group.key[key] for row in self.rows])]
+
+    def design(self, row: Row) -> str:
+        """What groups have in common that differ in numbers alone."""
+        return rest(row.group, self.number_keys)
+
+    @property
+    def compared(self) -> bool:
+        return any(row.difference for row in self.rows)
+
+    @property
+    def share(self) -> bool:
+        """Shares are in percent, and so are their differences."""
+        return any(row.interval for row in self.rows)
+
+    @property
+    def scale(self) -> float:
+        return 100.0 if self.share else 1.0
+
+    @property
+    def decimals(self) -> int:
+        return 1 if self.share else 3
+
+    @property
+    def title(self) -> str:
+        return f"{self.metric} %" if self.share else self.metric
+
+    @property
+    def titles(self) -> list[str]:
+        mean = f"{self.title} [95 %]" if self.share else self.title
+        return [*self.rows[0].group.told, "seeds", mean, "by seed", *["difference [95 %]"] * self.compared]
+
+    @property
+    def numeric(self) -> list[bool]:
+        return [title not in self.rows[0].group.told for title in self.titles]
+
+    @property
+    def lines(self) -> list[list[str]]:
+        """The table as text, without its titles."""
+        return [self._cells(row) for row in self.rows]
+
+    @property
+    def note(self) -> str:
+        """What the intervals cover, why some are missing, and how the groups were chosen."""
+        told = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
+        if not self.share:
+            told = "No intervals: this metric has no value for each problem, or the answers were not kept."
+        elif not all(row.interval for row in self.rows):
+            told += " A group without one lacks the answers of some seeds."
+        if self.compared:
+            told += f" Differences to {' and '.join(self.against)} are paired by seed and problem."
+        elif self.against:
+            told += " No differences: they are taken problem by problem, and the groups share none."
+        return "\n".join([told, *self.remarks])
+
+    def _cells(self, row: Row) -> list[str]:
+        mean = _bracketed(row.interval, self._number) if row.interval else self._number(row.mean)
+        several = len(row.group.runs) > 1
+        span = f"{self._number(row.low_seed)} … {self._number(row.high_seed)}" if several else MISSING
+        apart = _bracketed(row.difference, self._signed) if row.difference else MISSING
+        return [*row.group.told.values(), row.group.seeds(self.metric), mean, span, *[apart] * self.compared]
+
+    def _number(self, value: float) -> str:
+        return f"{self.scale * value:.{self.decimals}f}"
+
+    def _signed(self, value: float) -> str:
+        return f"{self.scale * value:+.{self.decimals}f}"
+
+
+def rest(group: Group, without: Sequence[str]) -> str:
+    """A group's values of all keys but `without`."""
+    return ", ".join(value for key, value in group.key.items() if key not in without) or "all runs"
+
+
+def in_order(found: Grouped) -> Grouped:
+    """A design's rows together, from the smallest number to the largest; designs in the order of their first row."""
+    place = {name: index for index, name in enumerate(dict.fromkeys(map(found.design, found.rows)))}
+
+    def order(row: Row) -> tuple[float, ...]:
+        return (place[found.design(row)], *(float(row.group.key[key]) for key in found.number_keys))
+
+    return replace(found, rows=tuple(sorted(found.rows, key=order)))
+
+
+def _bracketed(found: Score, number: Callable[[float], str]) -> str:
+    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What is taken together, and what is said of it.
+
+    keys: runs that agree in them are a group. metric: what is compared. against: KEY=VALUE texts that name the
+    baseline. best_of: keys whose value each group chooses, by its validation metric `by`.
+    """
+
+    keys: Sequence[str]
+    metric: str = "test/accuracy"
+    against: Sequence[str] = ()
+    best_of: Sequence[str] = ()
+    by: str = "val/accuracy"
+
+
+def grouped_rows(runs: Sequence[Run], asked: Grouping) -> Grouped:
+    """The runs as grouped, each group at its best where that was asked for."""
+    baseline = _baseline(asked.keys, asked.against)
+    choice = choose(runs, asked.keys, asked.best_of, asked.by, asked.metric) if asked.best_of else None
+    groups = choice.groups if choice else group_runs(runs, asked.keys)
+    for key, value in baseline.items():
+        values = sorted({group.key[key] for group in groups})
+        if value not in values:
+            raise QTargetError(f"--against {key}={value}: no group has that; {key} is {', '.join(values)}")
+    found = tuple(rows(groups, asked.metric, baseline))
+    return in_order(Grouped(found, asked.metric, tuple(asked.against), choice.remarks if choice else ()))
+
+
+def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
+    told = dict(text.partition("=")[::2] for text in against)
+    strange = sorted(set(told) - set(keys))
+    if strange:
+        raise QTargetError(f"--against names {', '.join(strange)}; it takes KEY=VALUE of --group-by {','.join(keys)}")
+    return told
+
+
+def as_csv(found: Grouped) -> str:
+    """Unrounded numbers, one row a group."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ends = ("low", "high")
+    difference = ("difference", "difference_low", "difference_high")
+    writer.writerow([*found.rows[0].group.told, "seeds", found.metric, *ends, "min_seed", "max_seed", *difference])
+    for row in found.rows:
+        inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
+        apart = [row.difference.mean, row.difference.low, row.difference.high] if row.difference else [""] * 3
+        numbers = [row.mean, *inside, row.low_seed, row.high_seed, *apart]
+        writer.writerow([*row.group.told.values(), len(row.group.values(found.metric)), *numbers])
+    return text.getvalue()

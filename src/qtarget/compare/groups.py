@@ -1,0 +1,208 @@
+"""Runs that differ in their seed alone, taken together: means with 95 % intervals, paired differences, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from qtarget.errors import QTargetError
+from qtarget.evaluate.samples import FILE, HELDOUT, Problem, Sample, by_problem, read_samples
+from qtarget.evaluate.scores import Score, Values, over_seeds
+from qtarget.record.runs import Run, check_held, differing_keys, finished
+
+SHOWN = 12
+"""Problems on a page."""
+LONGEST = 600
+"""Characters of a text on a page."""
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ComparedProblem:
+    """answers: (run, its first answer, whether that is right) for the runs that were asked."""
+
+    prompt: str
+    expected: str
+    answers: tuple[tuple[Run, str, bool], ...]
+
+    @property
+    def solved(self) -> int:
+        return sum(correct for _, _, correct in self.answers)
+
+
+def problems(runs: Sequence[Run], shown: int = SHOWN) -> list[ComparedProblem]:
+    """At most `shown`; the closer to half of the runs solve a problem, the earlier it stands."""
+    asked = [(run, _first_answers(run)) for run in runs]
+    keys = dict.fromkeys(key for _, answers in asked for key in answers)
+    found = [_problem([(run, answers[key]) for run, answers in asked if key in answers]) for key in keys]
+    return sorted(found, key=lambda problem: abs(2 * problem.solved - len(problem.answers)))[:shown]
+
+
+def kept_samples(run: Run) -> list[Sample]:
+    """The judged answers of a run; none where it asked nothing, or another version wrote them."""
+    path = run.folder / FILE
+    try:
+        return read_samples(path) if path.is_file() else []
+    except QTargetError:
+        return []
+
+
+def _problem(given: Sequence[tuple[Run, Sample]]) -> ComparedProblem:
+    sample = given[0][1]
+    answers = tuple((run, _short(one.answer), one.correct) for run, one in given)
+    return ComparedProblem(_short(sample.prompt), _short(sample.expected), answers)
+
+
+def _first_answers(run: Run) -> dict[Key, Sample]:
+    """(source, prompt) → the first sample."""
+    found: dict[Key, Sample] = {}
+    for sample in kept_samples(run):
+        found.setdefault((sample.source, sample.prompt), sample)
+    return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+
+
+HELDOUT_METRICS = "test"
+"""What metrics of a run's own held-out rows begin with; those of a benchmark begin with its name."""
+
+Answered = Mapping[Path, Mapping[Problem, float]]
+"""A run's folder → problem → the metric's value: what every run answered, read once."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs that agree in the keys grouped by; at most one a seed. chosen: what else they agree in, because
+    it was the best of what was tried.
+    """
+
+    key: Mapping[str, str]
+    runs: tuple[Run, ...]
+    chosen: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return ", ".join(self.key.values())
+
+    @property
+    def told(self) -> dict[str, str]:
+        """All that the group agrees in."""
+        return {**self.key, **self.chosen}
+
+    def seeds(self, metric: str) -> str:
+        """How many runs; and where some of them lack the metric, as one that diverged does, how many have it."""
+        have, all_of_them = len(self.values(metric)), len(self.runs)
+        return str(have) if have == all_of_them else f"{have} of {all_of_them}"
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of every run, in the order of their seeds."""
+        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a group's mean with its interval, the range over seeds, and what sets it apart."""
+
+    group: Group
+    mean: float
+    interval: Score | None
+    low_seed: float
+    high_seed: float
+    difference: Score | None = None
+
+
+def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
+    """Finished runs by the values of `keys`, in order of first appearance. Raises QTargetError for an unknown key, and
+    where two runs of a group share a seed: then something else tells them apart.
+    """
+    held: dict[tuple[str, ...], list[Run]] = {}
+    for run in finished(runs):
+        held.setdefault(tuple(_value(run, key) for key in keys), []).append(run)
+    for members in held.values():
+        _check_seeds(members)
+    by_seed = {values: sorted(members, key=lambda run: run.seed or 0) for values, members in held.items()}
+    return [Group(dict(zip(keys, values, strict=True)), tuple(members)) for values, members in by_seed.items()]
+
+
+def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None = None) -> list[Row]:
+    """A row per group that has the metric; `against` names the values of the keys that mark the baseline.
+
+    A group is set against the one that has those values and agrees in all other keys.
+    """
+    check_held([run for group in groups for run in group.runs], metric)
+    shown = [group for group in groups if group.values(metric)]
+    answered = {run.folder: _by_problem(run, metric) for group in groups for run in group.runs}
+    return [_row(group, metric, answered, _baseline(group, groups, against)) for group in shown]
+
+
+def _row(group: Group, metric: str, answered: Answered, baseline: Group | None) -> Row:
+    values = group.values(metric)
+    scores = _scores(group.runs, answered)
+    difference = _difference(group, baseline, answered) if baseline and baseline is not group else None
+    mean = float(np.mean(values))
+    interval = over_seeds(scores) if scores is not None and len(values) == len(group.runs) else None
+    return Row(group, mean, interval, min(values), max(values), difference)
+
+
+def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] | None) -> Group | None:
+    if not against:
+        return None
+    wanted = {**group.key, **against}
+    return next((other for other in groups if other.key == wanted), None)
+
+
+def _difference(group: Group, baseline: Group, answered: Answered) -> Score | None:
+    """Mean difference over the seeds and problems that both have; None where they share none."""
+    ours, theirs = ({run.seed: run for run in side.runs} for side in (group, baseline))
+    seeds = sorted(seed for seed in ours.keys() & theirs.keys() if seed is not None)
+    scores = _scores([run for seed in seeds for run in (ours[seed], theirs[seed])], answered)
+    return None if scores is None else over_seeds(scores[0::2] - scores[1::2], low=-1.0)
+
+
+def _scores(runs: Sequence[Run], answered: Answered) -> Values | None:
+    """[runs, problems that all have], or None where there is none, or the metric is no mean over problems."""
+    held = [answered[run.folder] for run in runs]
+    shared = sorted(set.intersection(*map(set, held))) if held else []
+    return np.array([[scores[problem] for problem in shared] for scores in held]) if shared else None
+
+
+def _by_problem(run: Run, metric: str) -> dict[Problem, float]:
+    source, _, name = metric.rpartition("/")
+    wanted = HELDOUT if source == HELDOUT_METRICS else source
+    asked = [sample for sample in kept_samples(run) if sample.source == wanted]
+    if not asked:
+        return {}
+    try:
+        return by_problem(asked, name)
+    except QTargetError:
+        return {}
+
+
+def _value(run: Run, key: str) -> str:
+    """What a run has under a key: a group's option, a field of the record, or a key of its configuration."""
+    placed = {group.rpartition("@")[2]: option for group, option in run.choices.items()}
+    told = {**run.config, "name": run.name, "role": run.role, "experiment": run.experiment, **placed}
+    if key not in told:
+        raise QTargetError(
+            f"{run.label} ({run.place}) has nothing under {key!r} to group by; name, role, experiment, a group such as "
+            f"{', '.join(sorted(placed)) or 'target'}, or a dotted key of config.yaml, such as data.noise.rate"
+        )
+    return str(told[key])
+
+
+def _check_seeds(members: Iterable[Run]) -> None:
+    seen: dict[int | None, Run] = {}
+    for run in members:
+        if run.seed in seen:
+            apart = ", ".join(differing_keys([seen[run.seed], run])[:5]) or "nothing that the record shows"
+            raise QTargetError(
+                f"{seen[run.seed].place} and {run.place} fall into one group and share the seed {run.seed}; they "
+                f"differ in {apart}: add that to --group-by"
+            )
+        seen[run.seed] = run

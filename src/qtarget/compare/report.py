@@ -1,0 +1,192 @@
+"""report.html: one self-contained page of runs, with the plots of groups. The same runs give the same bytes."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qtarget.compare.group_table import Grouped, rest
+from qtarget.compare.groups import Row, problems
+from qtarget.compare.sweeps import Swept, heat_panels, point_marks, scatter_panels
+from qtarget.compare.table import COLUMNS, MISSING, reading_note, spread, subject
+from qtarget.plot import drawing, figures
+from qtarget.plot import page as pages
+from qtarget.plot.figures import Dot, Line, Mark, Panel, look
+from qtarget.record.runs import Run, differing_keys, finished, of_design, unfinished
+
+
+def design_marks(found: Grouped, first: int) -> list[tuple[Row, Mark]]:
+    """Every row with how its design looks: rows that differ in numbers alone look alike. first: index of the first."""
+    names = dict.fromkeys(map(found.design, found.rows))
+    looks = {name: Mark(first + index, name, *look(index)) for index, name in enumerate(names)}
+    return [(row, looks[found.design(row)]) for row in found.rows]
+
+
+def grouped_panels(found: Grouped, first: int) -> tuple[Panel, ...]:
+    """A curve per numeric key, the means, and the differences to the baseline where there is one."""
+    styled = design_marks(found, first)
+    curves = [_curve(found, styled, key, place) for place, key in enumerate(found.number_keys)]
+    return (*curves, _means(found, styled), *([_differences(found, styled)] if found.compared else []))
+
+
+def _curve(found: Grouped, styled: Sequence[tuple[Row, Mark]], key: str, place: int) -> Panel:
+    by_line: dict[str, list[tuple[Row, Mark]]] = {}
+    for row, mark in styled:
+        by_line.setdefault(rest(row.group, [key]), []).append((row, mark))
+    lines = tuple(_line(found, name, members, key) for name, members in by_line.items())
+    caption = f"One line a design, the mean over its seeds. {_bars(found)}"
+    log = spread([step for line in lines for step in line.steps])
+    title = f"{found.metric} over {key}"
+    return Panel(f"curve-{place}", title, key, found.title, caption, lines=lines, x_log=log, x_near=True)
+
+
+def _line(found: Grouped, name: str, members: Sequence[tuple[Row, Mark]], key: str) -> Line:
+    rows = sorted((row for row, _ in members), key=lambda row: float(row.group.key[key]))
+    ends = [_ends(found, row) for row in rows]
+    return Line(
+        replace(members[0][1], label=name),
+        found.metric,
+        tuple(float(row.group.key[key]) for row in rows),
+        tuple(found.scale * _middle(row) for row in rows),
+        pointed=True,
+        at=f"{html.escape(key)} %{{x}}, %{{text}}",
+        lows=tuple(found.scale * low for low, _ in ends),
+        highs=tuple(found.scale * high for _, high in ends),
+        texts=tuple(f"seeds: {row.group.seeds(found.metric)}" for row in rows),
+    )
+
+
+def _middle(row: Row) -> float:
+    return row.interval.mean if row.interval else row.mean
+
+
+def _ends(found: Grouped, row: Row) -> tuple[float, float]:
+    """Of a bar; none for a group without an interval beside others that have one."""
+    if row.interval:
+        return row.interval.low, row.interval.high
+    return (row.mean, row.mean) if found.share else (row.low_seed, row.high_seed)
+
+
+def _bars(found: Grouped) -> str:
+    if found.share:
+        return "The bars are 95 % intervals over held-out problems and seeds."
+    return "The bars reach from the smallest seed to the largest: this metric has no intervals here."
+
+
+def _means(found: Grouped, styled: Sequence[tuple[Row, Mark]]) -> Panel:
+    dots = tuple(_dot(found, row, mark, _middle(row), _ends(found, row)) for row, mark in styled)
+    title, caption = "Means over seeds", f"One dot a group, the mean over its seeds. {_bars(found)}"
+    return _told(found, Panel("means", title, found.title, "", caption, dots=dots))
+
+
+def _differences(found: Grouped, styled: Sequence[tuple[Row, Mark]]) -> Panel:
+    apart = [(row, mark, row.difference) for row, mark in styled if row.difference]
+    dots = tuple(_dot(found, row, mark, score.mean, (score.low, score.high)) for row, mark, score in apart)
+    baseline = " and ".join(found.against)
+    caption = (
+        f"Each group less {baseline} (dotted), paired by seed and problem, with 95 % intervals: a bar that crosses the "
+        "dotted line doesn't tell the two apart."
+    )
+    title = f"Difference to {baseline}"
+    return _told(found, Panel("differences", title, f"difference in {found.title}", "", caption, dots, reference=0.0))
+
+
+def _told(found: Grouped, panel: Panel) -> Panel:
+    return replace(panel, number=f".{found.decimals}f", unit=" %" if found.share else "")
+
+
+def _dot(found: Grouped, row: Row, mark: Mark, value: float, ends: tuple[float, float]) -> Dot:
+    return Dot(replace(mark, label=row.group.label), *(found.scale * end for end in (value, *ends)))
+
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A config key whose value is not the same in all runs, with its value per run in table order."""
+
+    key: str
+    values: tuple[str, ...]
+    of_design: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """Plots under one row of names, with the marks that the names stand for."""
+
+    marks: tuple[figures.Mark, ...] = ()
+    plots: tuple[figures.Panel, ...] = ()
+
+
+def write_report(runs: Sequence[Run], path: Path, grouped: Grouped | None = None, swept: Swept | None = None) -> None:
+    """The page for `runs` (in table order) at `path`."""
+    path.write_text(render(runs, grouped, swept), encoding="utf-8", newline="\n")
+
+
+def render(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> str:
+    """The page as text. Everything that comes from a run is escaped."""
+    return pages.render(TEMPLATE, page(runs, grouped, swept))
+
+
+def page(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> dict[str, Any]:
+    """What the template shows."""
+    plots = figures.panels(runs)
+    styled = figures.marks(runs)
+    means = _grouped_part(grouped, len(styled))
+    over, heats = _swept_parts(swept, len(styled))
+    return {
+        "title": "Comparison of " + ", ".join(sorted({run.experiment for run in runs})),
+        "subject": subject(runs),
+        "columns": COLUMNS,
+        "rows": [(run, mark) for run, mark in styled if run.status == "finished"],
+        "note": reading_note(runs),
+        "unfinished": unfinished(runs),
+        "marks": [mark for _, mark in styled],
+        "plots": plots,
+        "grouped": grouped,
+        "means": means,
+        "swept": over,
+        "heats": heats,
+        "figures": drawing.page_figures((*means.plots, *over.plots, *heats, *plots)),
+        "compared": finished(runs) or runs,
+        "differences": differences(finished(runs) or runs),
+        "problems": problems(finished(runs)),
+        "runs": runs,
+        "versions": versions(runs),
+    }
+
+
+def _grouped_part(found: Grouped | None, first: int) -> Part:
+    if found is None:
+        return Part()
+    return Part(figures.distinct(mark for _, mark in design_marks(found, first)), grouped_panels(found, first))
+
+
+def _swept_parts(found: Swept | None, first: int) -> tuple[Part, tuple[figures.Panel, ...]]:
+    """The metric over every number swept, and over every two keys."""
+    if found is None:
+        return Part(), ()
+    marks = figures.distinct(mark for _, mark in point_marks(found, first))
+    return Part(marks, scatter_panels(found, first)), heat_panels(found)
+
+
+def differences(runs: Sequence[Run]) -> list[Difference]:
+    """What differs between the configs of `runs`; keys outside the target design come first."""
+    return [
+        Difference(key, tuple(run.config.get(key, MISSING) for run in runs), of_design(key))
+        for key in differing_keys(runs)
+    ]
+
+
+def versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Each package with the versions the runs were made with: more than one is worth knowing."""
+    packages = sorted({package for run in runs for package in run.versions})
+    return [(package, _distinct(run.versions.get(package) for run in runs)) for package in packages]
+
+
+def _distinct(values: Any) -> str:
+    return ", ".join(sorted({value for value in values if value}))

@@ -1,0 +1,98 @@
+"""Each group at its best: of values that were tried for all, such as learning rates, the one validation prefers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qtarget.compare.groups import Group, group_runs
+from qtarget.compare.table import number, numeric
+from qtarget.errors import QTargetError
+from qtarget.record.runs import Run, finished
+from qtarget.record.wandb_sweep import best_of
+
+VALIDATION = "val"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Of each group the runs of one candidate; remarks: how it was chosen, what was passed over, what to try."""
+
+    groups: tuple[Group, ...]
+    remarks: tuple[str, ...]
+
+
+def choose(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: str, metric: str) -> Choice:
+    """Groups by `keys`; in each, of the candidates that differ in `swept`, the one with the best mean over seeds of
+    `by` at the end of training.
+
+    A candidate is all seeds of a value, or none: one that lacks a seed that another has, or its number, is passed over.
+    Ties go to the value that comes first, numbers rising. metric: what will be compared. Raises QTargetError where `by`
+    is no validation metric with a better end, where its rows are among those of `metric`, and where no candidate is
+    left.
+    """
+    _check(runs, keys, swept, by, metric)
+    by_key: dict[tuple[str, ...], list[Group]] = {}
+    for candidate in group_runs(runs, [*keys, *swept]):
+        by_key.setdefault(tuple(candidate.key[key] for key in keys), []).append(candidate)
+    chosen = [_best(candidates, keys, swept, by) for candidates in by_key.values()]
+    how = f"{', '.join(swept)}: for each group the best by the mean of {by} at the end of training."
+    return Choice(tuple(group for group, _ in chosen), (how, *(remark for _, remarks in chosen for remark in remarks)))
+
+
+def _check(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: str, metric: str) -> None:
+    if twice := [key for key in swept if key in keys]:
+        raise QTargetError(f"{', '.join(twice)} can't both tell groups apart and be chosen: leave it out of --group-by")
+    if best_of(by) is None:
+        raise QTargetError(
+            f"--by {by}: {', '.join(swept)} is chosen by a validation metric with a better end, such as val/accuracy, "
+            "val/score, val/avg@8 or val/nll; what is compared must not choose"
+        )
+    shared = [run for run in finished(runs) if run.config.get("eval.test_on", "all") == "all"]
+    if shared:
+        raise QTargetError(
+            f"{shared[0].label} ({shared[0].place}) may test on its validation rows too, so {metric} is no fair judge "
+            f"of what {by} chose: train with eval.test_on=rest, which keeps test rows and benchmarks apart from them"
+        )
+
+
+def _best(candidates: Sequence[Group], keys: Sequence[str], swept: Sequence[str], by: str) -> tuple[Group, list[str]]:
+    ranked = sorted(candidates, key=lambda group: _rising(group, swept))
+    seeds = {run.seed for group in ranked for run in group.runs}
+    whole = [group for group in ranked if _complete(group, seeds, by)]
+    if not whole:
+        raise QTargetError(
+            f"{_named(ranked[0], keys)}: of no {', '.join(swept)} have all of the {len(seeds)} seeds a last {by}. Runs "
+            "need a validation at their last step (trainer.eval_every above 0), and all seeds of a value to be finished"
+        )
+    sign = 1 if best_of(by) == "max" else -1
+    best = max(whole, key=lambda group: sign * validated(group, by))
+    told = [f"{_named(group, keys)}: {_named(group, swept)} passed over" for group in ranked if group not in whole]
+    if best in (ranked[0], ranked[-1]) and len(swept) == 1 and numeric([group.key[swept[0]] for group in ranked]):
+        told.append(f"{_named(best, keys)}: {_named(best, swept)} is the end of what was tried, try beyond")
+    return Group({key: best.key[key] for key in keys}, best.runs, {key: best.key[key] for key in swept}), told
+
+
+def _complete(group: Group, seeds: set[int | None], by: str) -> bool:
+    return {run.seed for run in group.runs} == seeds and all(_last(run, by) is not None for run in group.runs)
+
+
+def validated(group: Group, by: str) -> float:
+    """The mean over seeds of a validation metric at the end of training."""
+    return float(np.mean([_last(run, by) for run in group.runs]))
+
+
+def _last(run: Run, by: str) -> float | None:
+    """The metric at the last step of training, the weights that are tested; None where it wasn't measured there."""
+    found = run.history[-1].get(by) if run.history else None
+    return found if found is not None and np.isfinite(found) else None
+
+
+def _named(group: Group, keys: Sequence[str]) -> str:
+    return ", ".join(f"{key}={group.key[key]}" for key in keys)
+
+
+def _rising(group: Group, swept: Sequence[str]) -> list[tuple[float, str]]:
+    return [(number(group.key[key]) or 0.0, group.key[key]) for key in swept]

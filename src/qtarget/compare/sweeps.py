@@ -1,0 +1,318 @@
+"""What was swept, and the metric over it: tables and plots of runs that differ in their configuration's numbers.
+
+`sweep.json` beside the runs says what was swept and what each point's value is; without one, the keys are those whose
+numbers differ between the runs, and the value is a metric of their closing evaluation.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+from qtarget.compare.table import number, numeric, spread
+from qtarget.errors import QTargetError
+from qtarget.plot.drawing import draw_panel, picture
+from qtarget.plot.figures import COLOURS, Heat, Line, Mark, Panel, distinct, look
+from qtarget.record.runs import (
+    SETTLED,
+    Run,
+    check_held,
+    describes_only,
+    differing_keys,
+    finished,
+    read_runs,
+    without_places,
+)
+from qtarget.record.wandb_sweep import better_end
+
+BOOK = "sweep.json"
+"""What `qtarget sweep` writes beside its runs."""
+MOST_KEYS = 6
+"""Plots of one key each; those with the most values come first."""
+LOWER = {"min": True, "max": False, None: None}
+METRICS = ("test/accuracy", "test/nll")
+"""What runs without a sweep are compared by: the first that they hold."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run, its values of the keys swept, and what it reached."""
+
+    run: Run
+    values: Mapping[str, str]
+    value: float
+
+
+@dataclass(frozen=True)
+class Swept:
+    """numbers, words: keys that differ between points, numeric ones and others, those with the most values first.
+
+    lower_is_better: None for a metric of which neither end is.
+    """
+
+    metric: str
+    lower_is_better: bool | None
+    points: tuple[Point, ...]
+    numbers: tuple[str, ...]
+    words: tuple[str, ...]
+
+    def column(self, key: str) -> list[str]:
+        """The values of a key, of those points that have it."""
+        return [point.values[key] for point in self.points if key in point.values]
+
+
+def read_swept(runs: Sequence[Run], metric: str | None = None) -> Swept | None:
+    """What was swept by `runs`; None where they differ in no number. metric: in place of the sweep's own.
+
+    Raises QTargetError where no run holds a metric that was asked for.
+    """
+    book = _book(runs)
+    if book and book.get("metric") and metric in (None, book["metric"]["name"]):
+        told = book["metric"]
+        return _swept(told["name"], not told["maximize"], _told_points(runs, book))
+    drawn = _designs(runs)
+    name, given = metric or usual_metric(drawn), _given(drawn, book)
+    if metric and finished(runs):
+        check_held(drawn, metric)
+    points = [Point(run, given[run.folder], run.metrics[name]) for run in drawn if _has(run, name)]
+    return _swept(name, LOWER[better_end(name)], points)
+
+
+def usual_metric(runs: Sequence[Run]) -> str:
+    """The first of METRICS that a finished run holds."""
+    held = {name for run in finished(runs) for name in run.metrics}
+    return next((name for name in METRICS if name in held), METRICS[0])
+
+
+def _book(runs: Sequence[Run]) -> dict[str, Any]:
+    """The sweep that all runs belong to, or nothing. Raises QTargetError for a file that is something else."""
+    folders = {run.folder.parent for run in runs}
+    path = folders.pop() / BOOK
+    if folders or not path.is_file():
+        return {}
+    try:
+        return _checked(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise QTargetError(f"{path} is not what qtarget sweep writes ({error}): move it elsewhere") from error
+
+
+def _checked(book: Any) -> dict[str, Any]:
+    points, metric = (book.get(key) for key in ("points", "metric")) if isinstance(book, dict) else (None, None)
+    if not isinstance(points, list) or not isinstance(metric, dict | None):
+        raise ValueError("no mapping with points and a metric")
+    return dict(book)
+
+
+def _told_points(runs: Sequence[Run], book: Mapping[str, Any]) -> list[Point]:
+    """The points of a sweep that have a value, those stopped early too."""
+    told = {Path(point["folder"]).name: point for point in book["points"]}
+    known = [(run, told[run.folder.name]) for run in runs if run.folder.name in told]
+    return [
+        Point(run, _texts(point["values"]), float(point["value"]))
+        for run, point in known
+        if point["value"] is not None and math.isfinite(point["value"])
+    ]
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: without_places(str(value)) for key, value in values.items()}
+
+
+def _designs(runs: Sequence[Run]) -> list[Run]:
+    """Finished runs of a design: starts, teachers and controls differ from them on purpose, evaluations repeat them."""
+    designs = [run for run in finished(runs) if run.role == "design"]
+    return [run for run in designs if run.task == "train"] or designs
+
+
+def _has(run: Run, metric: str) -> bool:
+    return math.isfinite(run.metrics.get(metric, math.nan))
+
+
+def _given(runs: Sequence[Run], book: Mapping[str, Any]) -> dict[Path, dict[str, str]]:
+    """What the sweep gave each run; without one, its options, and the numbers of its configuration that differ."""
+    told = {Path(point["folder"]).name: point["values"] for point in book.get("points", ())}
+    if told:
+        return {run.folder: _texts(told.get(run.folder.name, {})) for run in runs}
+    keys = differing_keys(runs)
+    return {run.folder: _numbers(run, keys) | _options(run) for run in runs}
+
+
+def _numbers(run: Run, keys: Sequence[str]) -> dict[str, str]:
+    return {key: run.config[key] for key in keys if number(run.config.get(key, "")) is not None}
+
+
+def _options(run: Run) -> dict[str, str]:
+    return {group: option for group, option in run.choices.items() if not describes_only(group)}
+
+
+def _swept(metric: str, lower_is_better: bool | None, points: Sequence[Point]) -> Swept | None:
+    found = Swept(metric, lower_is_better, tuple(points), (), ())
+    keys = _varied(found)
+    numbers = tuple(key for key in keys if numeric(found.column(key)))
+    words = tuple(key for key in keys if key not in numbers)
+    return replace(found, numbers=numbers[:MOST_KEYS], words=words) if numbers else None
+
+
+def _varied(found: Swept) -> list[str]:
+    """Keys with several values, but for seeds; of keys that have the same values throughout, the first."""
+    keys = sorted({key for point in found.points for key in point.values if key.rpartition(".")[2] != "seed"})
+    alike: dict[tuple[str | None, ...], str] = {}
+    for key in keys:
+        if len(set(found.column(key))) > 1:
+            alike.setdefault(tuple(point.values.get(key) for point in found.points), key)
+    return sorted(alike.values(), key=lambda key: (-len(set(found.column(key))), key))
+
+
+MOST_VALUES = 7
+"""Numbers that stand on their own along a heatmap; more are cut into BINS."""
+BINS = 5
+MOST_PAIRS = 10
+PLOT_INCHES = (4.6, 3.6)
+BEST_COLOUR = COLOURS[1]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The values of one key along a side of a heatmap. place: which of `names` a text belongs to."""
+
+    names: tuple[str, ...]
+    place: Callable[[str], int]
+
+
+def point_marks(found: Swept, first: int) -> list[tuple[Point, Mark]]:
+    """Points that agree in all that is no number look alike. first: index of the first mark."""
+    names = [", ".join(point.values[key] for key in found.words if key in point.values) for point in found.points]
+    looks = {
+        name: Mark(first + place, name or "all runs", *look(place)) for place, name in enumerate(sorted(set(names)))
+    }
+    return [(point, looks[name]) for point, name in zip(found.points, names, strict=True)]
+
+
+def scatter_panels(found: Swept, first: int) -> tuple[Panel, ...]:
+    """One plot per swept number."""
+    styled = point_marks(found, first)
+    return tuple(_scatter(found, styled, key, place) for place, key in enumerate(found.numbers))
+
+
+def _scatter(found: Swept, styled: Sequence[tuple[Point, Mark]], key: str, place: int) -> Panel:
+    known = [(point, mark) for point, mark in styled if key in point.values]
+    lines = tuple(
+        _line(found, known, mark, key, faint) for mark in distinct(mark for _, mark in known) for faint in (False, True)
+    )
+    drawn = tuple(line for line in lines if line.steps)
+    caption = f"One dot a run: {_told(found)}." + (" Pale: not finished." if any(line.faint for line in drawn) else "")
+    if without := len(found.points) - len(known):
+        caption += f" {without} more have no number here."
+    log = spread([step for line in drawn for step in line.steps])
+    title = f"{found.metric} over {key}"
+    return Panel(f"scatter-{place}", title, key, found.metric, caption, lines=drawn, x_log=log, x_near=True)
+
+
+def _line(found: Swept, styled: Sequence[tuple[Point, Mark]], mark: Mark, key: str, faint: bool) -> Line:
+    """The points of one mark: those that finished, or (faint) those that did not."""
+    points = [point for point, own in styled if own == mark and (point.run.status != "finished") == faint]
+    points.sort(key=lambda point: (float(point.values[key]), point.run.place))
+    return Line(
+        mark,
+        found.metric,
+        tuple(float(point.values[key]) for point in points),
+        tuple(point.value for point in points),
+        faint=faint,
+        at=f"{html.escape(key)} %{{x:.3g}}<br>%{{text}}",
+        texts=tuple(f"{point.run.shown} ({point.run.place})" for point in points),
+        joined=False,
+    )
+
+
+def _told(found: Swept) -> str:
+    if found.lower_is_better is None:
+        return found.metric
+    return f"{found.metric}, of which {'lower' if found.lower_is_better else 'higher'} is better"
+
+
+# Two keys at a time
+
+
+def heat_panels(found: Swept) -> tuple[Panel, ...]:
+    """The best value by two keys, a plot for every pair of keys, the most varied first; none where there is one key, or
+    where neither end of the metric is the better one.
+    """
+    if found.lower_is_better is None:
+        return ()
+    keys = sorted((*found.numbers, *found.words), key=lambda key: -len(set(found.column(key))))
+    pairs = list(combinations(keys, 2))[:MOST_PAIRS]
+    return tuple(_heat(found, *pair, place) for place, pair in enumerate(pairs))
+
+
+def _heat(found: Swept, across: str, up: str, place: int) -> Panel:
+    columns, rows = cut(found.column(across)), cut(found.column(up))
+    cells: dict[tuple[int, int], list[float]] = {}
+    for point in found.points:
+        if point.run.status in SETTLED and across in point.values and up in point.values:
+            cell = rows.place(point.values[up]), columns.place(point.values[across])
+            cells.setdefault(cell, []).append(point.value)
+    best = {cell: (min if found.lower_is_better else max)(values) for cell, values in cells.items()}
+    width, height = len(columns.names), len(rows.names)
+    table = tuple(tuple(best.get((row, column)) for column in range(width)) for row in range(height))
+    heat = Heat(columns.names, rows.names, table, bool(found.lower_is_better))
+    end = "lowest" if found.lower_is_better else "highest"
+    caption = (
+        f"Each cell is the best of its runs, the {end} {found.metric}; yellow is better. A cell with more runs has had "
+        "more luck; an empty one was not tried."
+    )
+    return Panel(f"heat-{place}", f"{across} × {up}", across, up, caption, heat=heat, number=".3g", unit="")
+
+
+def cut(values: Sequence[str]) -> Cut:
+    """Values along a side: numbers in their order, many of them in spans of equal width; words by the alphabet."""
+    if any(number(value) is None for value in values):
+        names = tuple(sorted(set(values)))
+        return Cut(names, names.index)
+    known = sorted({float(value) for value in values})
+    if len(known) <= MOST_VALUES:
+        return Cut(_names(known, least=6), lambda value: known.index(float(value)))
+    return _spans(known)
+
+
+def _spans(known: Sequence[float]) -> Cut:
+    """BINS spans of equal width, of equal ratio where a logarithmic axis shows the values better."""
+    into, back = (math.log, math.exp) if spread(known) else (float, float)
+    low, high = into(known[0]), into(known[-1])
+    edges = _names([back(low + (high - low) * place / BINS) for place in range(BINS + 1)])
+    names = tuple(f"{left} … {right}" for left, right in pairwise(edges))
+    return Cut(names, lambda value: min(BINS - 1, int(BINS * (into(float(value)) - low) / (high - low))))
+
+
+def _names(numbers: Sequence[float], least: int = 2) -> tuple[str, ...]:
+    """As few digits as tell them apart, `least` at least."""
+    tried = (tuple(f"{one:.{digits}g}" for one in numbers) for digits in range(least, 18))
+    return next(names for names in tried if len(set(names)) == len(numbers))
+
+
+# In a picture
+
+
+def draw_sweep(folder: str | Path, path: str | Path) -> Point:
+    """Draw the sweep in `folder` (outputs/NAME), a plot a number that varied, into a PNG at `path`; a star marks the
+    best point, which is returned. Raises QTargetError where no run is found, or none has a value yet.
+    """
+    found = read_swept(read_runs([folder]))
+    if found is None:
+        raise QTargetError(f"{folder} holds no runs that differ in a number and have a value: see `qtarget sweep`")
+    settled = [point for point in found.points if point.run.status in SETTLED] or list(found.points)
+    best = (min if found.lower_is_better else max)(settled, key=lambda point: point.value)
+    panels = scatter_panels(found, 0)
+    with picture(Path(path), (PLOT_INCHES[0] * len(panels), PLOT_INCHES[1])) as figure:
+        plots = figure.subplots(1, len(panels), squeeze=False).flat
+        for axes, panel, key in zip(plots, panels, found.numbers, strict=True):
+            draw_panel(axes, panel)
+            if not panel.x_log:
+                axes.locator_params(axis="x", nbins=5)
+            axes.plot(float(best.values[key]), best.value, "*", markersize=14, color=BEST_COLOUR)
+    return best

@@ -1,0 +1,184 @@
+"""The comparison table: its columns, what is said around it, and texts of a configuration as numbers."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from qtarget.record.runs import Run, finished
+
+DECADES = 1.4
+"""From this spread on, in powers of ten, values stand on a logarithmic axis."""
+
+
+def number(text: str) -> float | None:
+    """The finite number that a text is, or None.
+
+    >>> number("3e-05"), number("sft"), number("inf")
+    (3e-05, None, None)
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def numeric(values: Sequence[str]) -> bool:
+    """Several numbers, and nothing else."""
+    found = {number(value) for value in values}
+    return len(found) > 1 and None not in found
+
+
+def spread(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis shows the values better."""
+    return min(values) > 0 and math.log10(max(values) / min(values)) >= DECADES
+
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table: its text for people, its value for sorting (None sorts last)."""
+
+    key: str
+    title: str
+    about: str
+    group: str  # "result" or "loss": a terminal shows them as two tables
+    text: Callable[[Run], str]
+    value: Callable[[Run], float | str | None]
+    numeric: bool = True
+
+
+def accuracy_text(run: Run) -> str:
+    """Held-out accuracy in percent with its 95 % interval: `41.2 [36.5, 46.1]`."""
+    values = [run.metrics.get(f"test/accuracy{end}") for end in ("", "_low", "_high")]
+    if values[0] is None:
+        return MISSING
+    shown = [f"{100 * value:.1f}" for value in values if value is not None]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if len(shown) == 3 else shown[0]
+
+
+def _rows_text(run: Run) -> str:
+    train = 0 if run.role == "base" else run.rows.get("train", 0)
+    return f"{train:,} ({run.rows.get('noisy', 0):,})" if train else MISSING
+
+
+def _named(key: str, title: str, about: str, read: Callable[[Run], str]) -> Column:
+    return Column(key, title, about, "result", read, lambda run: read(run) or None, numeric=False)
+
+
+def _designed(key: str, title: str, about: str) -> Column:
+    return _named(key, title, about, lambda run: MISSING if run.role == "base" else run.design.get(key) or MISSING)
+
+
+def _measured(key: str, title: str, about: str, group: str, digits: int) -> Column:
+    def text(run: Run) -> str:
+        return f"{run.metrics[key]:,.{digits}f}" if key in run.metrics else MISSING
+
+    return Column(key, title, about, group, text, lambda run: _finite(run.metrics.get(key)))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+COLUMNS: tuple[Column, ...] = (
+    _named("name", "design", "name of the run", lambda run: run.shown),
+    _designed("reliance", "reliance γ", "how far the label is trusted"),
+    _designed("residual", "residual", "where the rest of the target's mass goes"),
+    _designed("weight", "weight w", "the step size of a token"),
+    Column(
+        "test/accuracy",
+        "accuracy % [95\u00a0%]",
+        "held-out problems solved, with the 95 % interval",
+        "result",
+        accuracy_text,
+        lambda run: _finite(run.metrics.get("test/accuracy")),
+    ),
+    _measured("test/nll", "nll", "nats per token on held-out demonstrations", "result", 3),
+    _measured("test/kl_prior", "KL to prior", "nats per token away from the model training started from", "result", 3),
+    _measured("target/trust_clean", "trust clean", "pull on the label relative to plain SFT, clean tokens", "loss", 2),
+    _measured("target/trust_noisy", "trust wrong", "pull on the label relative to plain SFT, wrong tokens", "loss", 2),
+    _measured(
+        "detection/auroc",
+        "AUROC wrong",
+        "how well low trust tells wrong tokens from clean ones; 0.5 is guessing",
+        "loss",
+        2,
+    ),
+    _measured("target/reliance_clean", "γ clean", "mean reliance on clean tokens", "loss", 2),
+    _measured("target/reliance_noisy", "γ wrong", "mean reliance on wrong tokens", "loss", 2),
+    Column(
+        "rows/train",
+        "rows (wrong)",
+        "training rows, and how many of them carry a wrong label",
+        "loss",
+        _rows_text,
+        lambda run: run.rows.get("train") or None,
+    ),
+    _measured("train/tokens_per_second", "tokens/s", "tokens per second while training", "loss", 0),
+    _measured("train/peak_memory_gb", "peak GB", "peak memory while training, in GB", "loss", 2),
+)
+
+
+# Words about a set of runs
+
+
+def reading_note(runs: Iterable[Run]) -> str:
+    """The line under the table: what the intervals cover and what they don't."""
+    done = finished(runs)
+    counts = sorted({count for run in done if (count := run.rows.get("test") or run.rows.get("heldout"))})
+    problems = " or ".join(f"{count:,}" for count in counts)
+    scored = f" on {problems} held-out problems" if problems else ""
+    seeds = sorted({run.seed for run in done if run.seed is not None})
+    trained = "with one seed" if len(seeds) <= 1 else "with one of the seeds " + ", ".join(map(str, seeds))
+    return (
+        f"Each row is a single run {trained}, scored{scored}. The intervals cover the luck of the problems drawn, "
+        "not that of the seed: a gap that fits inside them is not a finding."
+    ) + _outdated_note(done)
+
+
+def _outdated_note(runs: Sequence[Run]) -> str:
+    """Which runs an earlier build made whose numbers this one would compute in another way."""
+    old = [run for run in runs if run.outdated]
+    if not old:
+        return ""
+    changes = "; ".join(sorted({change for run in old for change in run.outdated}))
+    return (
+        f" Of an earlier build, which computed some numbers in another way ({changes}): "
+        f"{', '.join(run.label for run in old)}. The same command makes a new run of each."
+    )
+
+
+def subject(runs: Sequence[Run]) -> str:
+    """One sentence: how many runs of which model on which data, and how much of it was made wrong."""
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    model, data = (_choices(runs, group) for group in ("model", "data"))
+    shares = sorted({_noisy_percent(run) for run in runs if run.rows.get("train")})
+    noise = " or ".join(f"{share} %" for share in shares)
+    parts = [count, f"of {model}" if model else "", f"on {data}" if data else ""]
+    wrong = f", with {noise} of the training rows made wrong" if any(shares) else ""
+    return " ".join(part for part in parts if part) + wrong + "."
+
+
+def _choices(runs: Iterable[Run], group: str) -> str:
+    return " and ".join(sorted({run.choices[group] for run in runs if group in run.choices}))
+
+
+def _noisy_percent(run: Run) -> int:
+    return round(100 * run.rows.get("noisy", 0) / run.rows["train"])
+
+
+def next_command(runs: Sequence[Run]) -> str:
+    """What to try next: the best design on another seed, or, with nothing finished, the first run again."""
+    designs = [run for run in finished(runs) if run.role == "design" and run.task == "train"]
+    if not designs:
+        return runs[0].command
+    best = designs[0]
+    kept = [override for override in best.overrides if not override.startswith("seed=")]
+    seeds = [run.seed for run in designs if run.seed is not None]
+    return shlex.join(["qtarget", "train", *kept, f"seed={max(seeds, default=0) + 1}"])

@@ -1,0 +1,266 @@
+"""Where configurations lie, and how one is composed: without a running Hydra app, inside one, or beside one."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from qtarget.config.names import as_typed
+from qtarget.errors import QTargetError
+
+HYDRA_VERSION_BASE = "1.3"
+SEARCH_PATH = "hydra.searchpath"
+
+
+def conf_dir() -> Path:
+    """The shipped configurations: inside the installed package, or at the top of a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "conf"
+    return shipped if shipped.is_dir() else package.parents[1] / "conf"
+
+
+def user_conf_dir() -> Path | None:
+    """./conf of the working folder, where users add yaml files of their own; None where that is ours or absent."""
+    local = Path.cwd() / "conf"
+    return local if local.is_dir() and local.resolve() != conf_dir() else None
+
+
+def with_search_path(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
+    """The overrides, and the one that puts the user's conf folder behind ours on Hydra's search path.
+
+    Hydra reads one `hydra.searchpath`: folders named there by the user go first. config_dir: another one of the user's.
+    """
+    mine = [f"file://{folder}" for folder in (config_dir and Path(config_dir).absolute(), user_conf_dir()) if folder]
+    if not mine:
+        return list(overrides)
+    others = [one for one in overrides if one.partition("=")[0].lstrip("+") != SEARCH_PATH]
+    theirs = [folder for one in overrides if one not in others for folder in _folders(one)]
+    return [*others, search_path([*theirs, *mine])]
+
+
+def search_path(folders: Sequence[str]) -> str:
+    """Hydra's override for folders such as file:///home/me/conf."""
+    quoted = ("'" + folder.replace("\\", "\\\\").replace("'", "\\'") + "'" for folder in dict.fromkeys(folders))
+    return f"{SEARCH_PATH}=[{','.join(quoted)}]"
+
+
+def _folders(override: str) -> list[str]:
+    """Of an override of the search path."""
+    value = OverridesParser.create().parse_override(override).value()
+    if not isinstance(value, list):
+        raise QTargetError(f"{SEARCH_PATH} is a list of folders, such as [file://conf], got {override!r}")
+    return [str(folder) for folder in value]
+
+
+@contextmanager
+def composing() -> Iterator[None]:
+    """Hydra's compose API on our configurations, whatever Hydra state the caller already holds."""
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_dir(version_base=HYDRA_VERSION_BASE, config_dir=str(conf_dir())):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer  # leaving `initialize` has put another instance in its place
+
+
+def compose_config(config_name: str, overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
+    """Compose `config_name`; raises QTargetError with the legal names where an override names something unknown.
+
+    with_hydra: with Hydra's own settings under `hydra`.
+    """
+    check_keyed(overrides)
+    with composing():
+        try:
+            told = with_search_path(as_typed(overrides))
+            return compose(config_name, overrides=told, return_hydra_config=with_hydra)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _several(error) or config_error(error, config_name, overrides) from error
+
+
+def _several(error: Exception) -> QTargetError | None:
+    """Of several values where one is taken; Hydra's advice is --multirun, which `qtarget train` alone has."""
+    swept = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?=.*)'", str(error))
+    if not swept or "--multirun" not in str(error):
+        return None
+    key, _, values = swept[1].partition("=")
+    return QTargetError(
+        f"{key} takes one value here, got {values}; `qtarget train -m` takes several. A list is {key}=[A,B], and a "
+        f"text with a comma is quoted twice: {key}='\"A,B\"'"
+    )
+
+
+def check_keyed(overrides: Sequence[str]) -> None:
+    """Raise QTargetError for an argument that sets nothing, with the group that it is an option of."""
+    for argument in overrides:
+        if "=" in argument or argument.startswith("~"):
+            continue
+        meant = [group for group in ("target", "model", "data", "experiment", "eval") if argument in options(group)]
+        hint = f": did you mean {meant[0]}={argument}?" if meant else ""
+        raise QTargetError(f"overrides are KEY=VALUE or GROUP=OPTION, got {argument!r}{hint}")
+
+
+def register_resolver(name: str, of_configuration: Callable[[Mapping[Any, Any]], str]) -> None:
+    """${NAME:} stands for what a function makes of the whole configuration."""
+    OmegaConf.register_new_resolver(name, lambda *, _root_: of_configuration(_root_), replace=True)
+
+
+def config_container(cfg: Mapping[Any, Any]) -> dict[str, Any]:
+    """A composed configuration as plain data, resolved, without Hydra's own node; a copy of one that is plain."""
+    if not isinstance(cfg, DictConfig):
+        return {str(key): deepcopy(value) for key, value in cfg.items() if key != "hydra"}
+    visible = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    container = OmegaConf.to_container(visible, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def in_yaml(cfg: Mapping[Any, Any]) -> str:
+    """A configuration as `--cfg job` prints it."""
+    return OmegaConf.to_yaml(cfg if isinstance(cfg, DictConfig) else literal(cfg))
+
+
+def referring(cfg: Mapping[Any, Any], keys: Iterable[str]) -> list[str]:
+    """Those of the keys whose values other keys give: name=${seed}."""
+    return [key for key in keys if isinstance(cfg, DictConfig) and OmegaConf.is_interpolation(cfg, key)]
+
+
+def options(group: str) -> list[str]:
+    """The names a configuration group offers, ours and the user's."""
+    folders = [conf_dir() / group] + ([user / group] if (user := user_conf_dir()) else [])
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+
+
+def list_designs() -> dict[str, dict[str, Any]]:
+    """Every target design by name, with its `about`: formula, paper, year and where the official code differs."""
+    return {name: about(name) for name in options("target")}
+
+
+def about(name: str) -> dict[str, Any]:
+    told = compose_target(name).get("about") or {}
+    return {field: told.get(field, "–") for field in ("formula", "paper", "year", "differs")}
+
+
+def compose_target(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The composed yaml of one design; overrides are dotted below `target`, as on the command line."""
+    if name not in options("target"):
+        raise QTargetError(f"unknown target {name!r}{nearest(name, options('target'))}")
+    target: dict[str, Any] = config_container(compose_config("design", [f"target={name}", *overrides]))["target"]
+    return target
+
+
+def load_design(name: str, /, **changes: Any) -> Any:
+    """A design from its yaml: load_design("target_sft", residual="uniform", **{"reliance.alpha": 0.5}).
+
+    A key without a dot picks a part option (`target/residual=uniform`) or sets a field of the design itself
+    (`normalize="kept"`); a dotted key sets a field of a part. Works
+    outside, inside and beside a running Hydra app; ./conf of the working folder is on the search path. Raises
+    QTargetError for an unknown design, part option or field, and for a value out of range.
+    """
+    return instantiate_design(compose_target(name, [_override(key, value) for key, value in changes.items()]))
+
+
+def instantiate_design(target: Mapping[str, Any]) -> Any:
+    """The design a composed `target` node describes. `about` is documentation and stays behind."""
+    return instantiate({key: value for key, value in target.items() if key != "about"})
+
+
+def instantiate(node: Mapping[Any, Any]) -> Any:
+    """Hydra's instantiate; errors raised by a part reach the user as they were written."""
+    from hydra.utils import instantiate as hydra_instantiate  # keeps start-up light
+
+    try:
+        return hydra_instantiate(node if isinstance(node, DictConfig) else literal(node), _convert_="all")
+    except HydraException as error:
+        causes = list(_causes(error))
+        mine = next((cause for cause in causes if isinstance(cause, QTargetError)), None)
+        told = str(error).split(", set env var")[0]
+        raise mine or QTargetError(f"{told}: {causes[-1]}") from error
+
+
+MOVED = {
+    "qtarget.track.sinks.Nothing": "qtarget.record.trackers.Nothing",
+    "qtarget.track.sinks.Wandb": "qtarget.record.trackers.Wandb",
+}
+"""Parts by the `_target_` that records of 0.1.0 have of them, and where they are now."""
+
+
+def literal(resolved: Any) -> Any:
+    """Plain data that Hydra is to read as they are: everything is resolved, so ${…} is text, and no reference."""
+    if isinstance(resolved, Mapping):
+        return {
+            key: literal(MOVED.get(value, value) if key == "_target_" else value) for key, value in resolved.items()
+        }
+    if isinstance(resolved, list | tuple):
+        return [literal(value) for value in resolved]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", resolved) if isinstance(resolved, str) else resolved
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what caused it, and so on to the first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def config_error(error: Exception, config_name: str, overrides: Iterable[str]) -> QTargetError:
+    """Hydra's complaint about an override, with the nearest legal name where one was misspelt."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return QTargetError(f"unknown {group} {name!r}{nearest(name, error.options)}")
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        return _unknown_key(unknown.group(1), config_name, overrides)
+    return QTargetError(str(error).split("\n    full_key")[0])
+
+
+def _unknown_key(key: str, config_name: str, overrides: Iterable[str]) -> QTargetError:
+    """The message for a key that isn't in the configuration: what stands beside the place it was looked for."""
+    given = {override: override.partition("=")[0] for override in overrides}
+    others = [one for one, its in given.items() if its == SEARCH_PATH or (its != key and "," not in one)]
+    cfg = compose_config(config_name, others)
+    if key.startswith("target/"):
+        parts = sorted(
+            str(part) for part, node in cfg.target.items() if isinstance(node, DictConfig) and part != "about"
+        )
+        return QTargetError(
+            f"this target has no {key.removeprefix('target/')} to choose; its parts: {', '.join(parts)}"
+        )
+    known, name = cfg, key
+    while "." in name:
+        head, _, rest = name.partition(".")
+        if not isinstance(known.get(head), DictConfig):
+            break
+        known, name = known[head], rest
+    names = [str(known_key) for known_key in known if known_key not in ("_target_", "about")]
+    if "." not in key and key in cfg.target:
+        return QTargetError(f"unknown key {key!r}: did you mean target/{key}=OPTION or target.{key}.FIELD=VALUE?")
+    if not names:
+        return QTargetError(f"unknown key {key!r}: this part has no fields")
+    return QTargetError(f"unknown key {key!r}{nearest(name.partition('.')[0], names)}")
+
+
+def nearest(name: str, legal: Iterable[str]) -> str:
+    """': did you mean X? allowed: …' for error messages."""
+    names = sorted(legal)
+    close = difflib.get_close_matches(name, names, n=1)
+    return (f": did you mean {close[0]!r}?" if close else ".") + f" Allowed: {', '.join(names)}"
+
+
+def _override(key: str, value: Any) -> str:
+    """A dotted key is a part's field; a plain one names a part's option where there are any, else a field."""
+    picks_option = "." not in key and options(f"target/{key}")
+    value = "null" if value is None else value  # as Python prints it, None is a text to Hydra
+    return f"target/{key}={value}" if picks_option else f"target.{key}={value}"

@@ -1,0 +1,104 @@
+"""What no part of a configuration can tell alone: values that don't go together."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from qtarget.config.settings import FLAG
+from qtarget.errors import QTargetError
+from qtarget.model.policy import Policy
+
+if TYPE_CHECKING:
+    from qtarget.config.run_config import RunConfig
+
+
+def check(cfg: RunConfig) -> None:
+    """Raise QTargetError for the first thing the user has to mend."""
+    for one in (_options, _resume, _artifact, _adapter_off, _flash_attention, _step_size):
+        one(cfg)
+
+
+def _options(cfg: RunConfig) -> None:
+    """Parts of the data are options of a group, and no values."""
+    for key in ("source", "noise"):
+        if not isinstance(node := cfg.data.get(key), Mapping):
+            raise QTargetError(f"data.{key}={node} sets a value, not an option: write data/{key}={node}")
+
+
+def _resume(cfg: RunConfig) -> None:
+    if cfg.checkpoint.every and cfg.trainer.processes > 1:
+        raise QTargetError(
+            f"checkpoint.every={cfg.checkpoint.every} saves the state of a run on one device, and this one trains in "
+            f"{cfg.trainer.processes} processes, which start afresh after an end: set checkpoint.every=null"
+        )
+
+
+def _artifact(cfg: RunConfig) -> None:
+    wanted = cfg.tracker.get("artifact", False)  # an older run's configuration has none
+    FLAG.check("tracker.artifact", wanted)
+    if wanted and not cfg.checkpoint.save:
+        raise QTargetError(
+            "tracker.artifact=true sends the checkpoint to W&B, and checkpoint.save=false makes none: set one of them "
+            "to the other value"
+        )
+
+
+def _adapter_off(cfg: RunConfig) -> None:
+    for role, reference in cfg.references.items():
+        if reference.KIND == "adapter_off" and not cfg.model.adapter:
+            raise QTargetError(
+                f"references.{role}=adapter_off is the policy with its adapter switched off, and this policy has none: "
+                f"add model/adapter=lora, or take reference@references.{role}=frozen, a copy of the weights"
+            )
+
+
+def _flash_attention(cfg: RunConfig) -> None:
+    if cfg.model.attention != "flash_attention_2":
+        return
+    if importlib.util.find_spec("flash_attn") is None or not cfg.trainer.on_gpu:
+        raise QTargetError("model.attention=flash_attention_2 needs a GPU and the package flash-attn: take sdpa")
+    if not cfg.trainer.is_mixed and cfg.model.dtype != "bfloat16":
+        raise QTargetError("flash_attention_2 computes in bf16: set trainer.precision=bf16-mixed, or take sdpa")
+    if cfg.packing and cfg.trainer.batch_size > 1:
+        raise QTargetError(
+            "transformers keeps packed demonstrations apart under flash_attention_2 only in batches of one row: set "
+            "trainer.batch_size=1 and trainer.accumulate, or take model.attention=sdpa"
+        )
+
+
+def _step_size(cfg: RunConfig) -> None:
+    rounded = cfg.model.dtype != "float32" and not cfg.model.adapter  # an adapter is fp32 on any weights
+    if not rounded or cfg.trainer.max_steps == 0:
+        return
+    if cfg.optim.get("update_norm") is not None:  # older configurations have none
+        raise QTargetError(
+            f"optim.update_norm keeps the length of a step, and weights in {cfg.model.dtype} round most of it away: "
+            "set model.dtype=float32 (trainer.precision=bf16-mixed may stay), or take optim=adamw"
+        )
+    if not cfg.optim.get("allow_bf16_rounding"):
+        raise _rounds(f"model.dtype={cfg.model.dtype} trains all weights in that dtype")
+
+
+def check_trained_dtypes(policy: Policy, cfg: RunConfig) -> None:
+    """Raise QTargetError where weights are trained that are not fp32, such as whole layers beside an adapter."""
+    narrow = [name for name, p in policy.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    if not narrow:
+        return
+    dtype = str(dict(policy.named_parameters())[narrow[0]].dtype).removeprefix("torch.")
+    what = f"{len(narrow)} weights are trained in {dtype} ({narrow[0]}, …)"
+    if cfg.optim.get("update_norm") is not None:
+        raise QTargetError(f"optim.update_norm keeps the length of a step, and {what}: set model.dtype=float32")
+    if not cfg.optim.get("allow_bf16_rounding"):
+        raise _rounds(what)
+
+
+def _rounds(what: str) -> QTargetError:
+    return QTargetError(
+        f"{what}, and AdamW's steps mostly round to nothing there: a bfloat16 weight moves by no less than 2⁻⁹ of "
+        "itself. Set model.dtype=float32 with trainer.precision=bf16-mixed (products stay in bf16), or model/adapter="
+        "lora; optim.allow_bf16_rounding=true trains so nevertheless"
+    )

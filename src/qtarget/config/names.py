@@ -1,0 +1,153 @@
+"""The nodes of a configuration as plain data.
+
+Keys whose value is a name: text as the user typed it, whatever it looks like.
+
+Hydra 1.3 reads `name=2026_11_27` as the number 20261127, `1e5` as 100000.0, `true` as a truth value, and fails on
+`target=7`. On a command line such texts are put in quotes before Hydra reads them. What a yaml file holds has been read
+by then, and is refused where it is no text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from qtarget.errors import QTargetError
+
+
+def nodes(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted place, mapping): the node itself, and those below it; keys may be taken from what is given meanwhile."""
+    yield place, node
+    for key, value in list(node.items()):
+        if isinstance(value, Mapping):
+            yield from nodes(value, f"{place}.{key}".lstrip("."))
+
+
+GROUPS = ("target", "data", "model", "optim", "reference", "trainer", "eval", "tracker", "experiment")
+"""Groups of the configuration, of which a key picks an option by its name."""
+TYPED = re.compile(
+    r"experiment_name|name|role|output_dir|tracker\.(project|entity|tags)|model\.name|references\.\w+\.(name|folder)"
+    r"|(data|eval)\..*\.(path|revision|name|task|marker|system)|(data|eval)\..*\.files\.\w+|target\.\w+\.name"
+    r"|hydra\.(run|sweep)\.(dir|subdir)|hydra\.job\.name|hydra\.launcher\.ray\.init\.address"
+    r"|hydra\.launcher\.(name|partition|qos|account|constraint|exclude|comment|gres|additional_parameters\.\w+)"
+)
+"""Names by their dotted keys."""
+NEEDED = ("experiment_name", "output_dir")
+"""Those that can't be null."""
+LABELS = ("experiment_name", "name")
+OF_A_RUN = ("experiment_name", "name", "role", "output_dir")
+OF_A_SOURCE = (
+    "path",
+    "name",
+    "revision",
+    "task",
+    "train",
+    "heldout",
+    "messages",
+    "prompt",
+    "completion",
+    "answer",
+    "key",
+    "system",
+    "files",
+)
+"""Fields of qtarget's own sources of data that are text, or null."""
+FILES = ("path", "files")
+"""Those that may name several."""
+PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[\[\](),]|(?:\\.|[^\[\](),'"\\])+|.""", re.DOTALL)
+"""What a value is made of: quoted text, a bracket, a comma, or what lies between them."""
+
+
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    """A command line on which Hydra reads names as the text that was typed.
+
+    >>> as_typed(["name=1e5,sft", "tracker.tags=[1,a]", "seed=1_0", "name=null"])
+    ["name='1e5',sft", "tracker.tags=['1',a]", 'seed=1_0', 'name=null']
+    """
+    return [_as_typed(argument) for argument in arguments]
+
+
+def _as_typed(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or not is_name(key.lstrip("+~")) or re.match(r"\s*(\w+\s*\(|\{)", value):
+        return argument
+    return f"{key}={''.join(map(_in_quotes, PART.findall(value)))}"
+
+
+def is_name(key: str) -> bool:
+    """Whether a key of an override has a name for its value: a field that holds one, or the choice of an option."""
+    group, package, _ = key.partition("@")
+    return bool(package or "/" in group or group in GROUPS or TYPED.fullmatch(key))
+
+
+def _in_quotes(part: str) -> str:
+    """A part of a value that would be a number or a truth value, in quotes; null stays null."""
+    text = part.strip()
+    return part.replace(text, f"'{text}'") if _is_typed_otherwise(text) else part
+
+
+def _is_typed_otherwise(text: str) -> bool:
+    if text.lower() in ("true", "false"):
+        return True
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+# What a configuration holds
+
+
+def check_names(config: Mapping[str, Any], referring: Sequence[str] = ()) -> None:
+    """Raise QTargetError for a name that is no text. config: resolved, as plain data. referring: keys that name another
+    key for their value, which may be a number.
+    """
+    for key, value in _names(config):
+        if key not in referring and not isinstance(value, str) and (value is not None or key in NEEDED):
+            raise QTargetError(
+                f"{key} is text, and {value!r} is none: write it in quotes, {key}: '…' in a yaml file, {key}=\"'…'\" "
+                "on the command line"
+            )
+    tags = (config.get("tracker") or {}).get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise QTargetError(f"tracker.tags is a list of texts, got {tags!r}: write tracker.tags=[NAME,'2026']")
+
+
+def _names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of the names in a configuration."""
+    fields = {"": OF_A_RUN, "tracker": ("project", "entity"), "model": ("name",)}
+    for place, node in nodes(config):
+        of_node = fields.get(place, ())
+        if re.fullmatch(r"references\.\w+", place):
+            of_node = ("name", "folder")
+        if str(node.get("_target_")).startswith("qtarget.data.sources."):
+            of_node = OF_A_SOURCE
+        for name in of_node:
+            if name in node:
+                key = f"{place}.{name}".lstrip(".")
+                yield from _files(key, node[name]) if name in FILES else ((key, node[name]),)
+
+
+def _files(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each, as of {train: FILE, heldout: [FILE, FILE]}."""
+    if isinstance(value, Mapping):
+        for below, one in value.items():
+            yield from _files(f"{key}.{below}", one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _files(key, one)
+    else:
+        yield key, value
+
+
+def as_hashed(name: Any) -> Any:
+    """A name as it entered the identity of runs when Hydra still made numbers of such texts, where it prints alike."""
+    for kind in (int, float):
+        try:
+            if isinstance(name, str) and str(kind(name)) == name:
+                return kind(name)
+        except ValueError:
+            continue
+    return name

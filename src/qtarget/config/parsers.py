@@ -1,0 +1,194 @@
+"""What the commands take: their names, `--help` texts and parsers of options. qtarget.cli runs what they parse."""
+
+from __future__ import annotations
+
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from functools import partial
+
+from qtarget.config.arguments import Parser, train_parser
+
+USAGE = """qtarget: fine-tune language models towards designed targets, and compare the designs
+
+  qtarget train [-m] [overrides]     fine-tune one configuration, or with -m every combination
+                                     qtarget train -m target=sft,dft,target_sft model=tiny
+  qtarget sweep FILE [--slots N] …   a W&B sweep file without W&B: grid, random, bayes, early_terminate
+  qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
+  qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
+  qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
+  qtarget agents SWEEP --gpus 0-7    a W&B agent per GPU, for a sweep that `wandb sweep sweeps/NAME.yaml` made
+  qtarget dashboard --project NAME   a workspace and a report at W&B that set the project's designs side by side
+  qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
+  qtarget lens target=NAME,…         what a design teaches, as curves; with checkpoint=RUN token by token
+  qtarget doctor                     versions, device, where the model comes from, what is missing
+  qtarget completion bash|zsh|fish   what your shell needs to complete all of this; --help says where to put it
+
+Overrides are Hydra's: key=value, group=option. `qtarget train --cfg job` prints the whole configuration,
+`qtarget train --help` the groups and their options, `qtarget COMMAND --help` what any command takes.
+HYDRA_FULL_ERROR=1 shows full tracebacks.
+"""
+
+COMMANDS = (
+    "train",
+    "sweep",
+    "cache",
+    "evaluate",
+    "compare",
+    "agents",
+    "dashboard",
+    "show",
+    "lens",
+    "doctor",
+    "completion",
+)
+
+CACHE = """qtarget cache: score a data set once with the prior or a teacher, before the runs that share the scores
+
+  detail=label|topk|hidden    what is kept of each token (default: hidden)
+  role=prior|teacher          whose scores (default: prior)
+  KEY=VALUE, GROUP=OPTION     any override of `qtarget train`: data, model, references.teacher.name, …
+  --cfg job                   print the configuration, score nothing
+
+  qtarget cache data=gsm_symbolic detail=label
+  qtarget cache role=teacher references.teacher.name=MODEL detail=topk references.teacher.topk=50"""
+
+EVALUATE = """evaluate takes checkpoint=WHERE (a run, a model's folder or its id) and overrides of `qtarget train`:
+  qtarget evaluate checkpoint=outputs/runs/HASH eval.samples=8 eval.temperature=1
+  qtarget evaluate checkpoint=MODEL data=gsm_symbolic eval=small name=ROW_LABEL
+With --cfg job it prints the configuration and evaluates nothing."""
+
+SHOW = "show takes target=NAME,…, target/PART=OPTION and target.PART.FIELD=VALUE"
+
+LENS = (
+    "lens takes target=NAME,…, target/PART=OPTION, target.PART.FIELD=VALUE and out=FOLDER; with checkpoint=WHERE also "
+    "rows=N and the overrides of `qtarget train`"
+)
+
+SHOW_EXAMPLES = """
+  qtarget show
+  qtarget show target=target_sft target/residual=uniform target.reliance.alpha=0.5"""
+
+LENS_EXAMPLES = """
+  qtarget lens target=sft,dft,target_sft
+  qtarget lens target=dft checkpoint=outputs/runs/HASH rows=8"""
+
+DOCTOR = "qtarget doctor: versions, device, where the model comes from, what is missing. It takes no arguments."
+
+COMPLETION = """qtarget completion SHELL: print the completion script of bash, zsh or fish
+
+  eval "$(qtarget completion bash)"       in ~/.bashrc
+  eval "$(qtarget completion zsh)"        in ~/.zshrc
+  qtarget completion fish | source        in ~/.config/fish/config.fish"""
+
+TEXTS = {
+    "cache": CACHE,
+    "evaluate": EVALUATE,
+    "show": SHOW + SHOW_EXAMPLES,
+    "lens": LENS + LENS_EXAMPLES,
+    "doctor": DOCTOR,
+    "completion": COMPLETION,
+}
+"""Command → the whole text of its help."""
+
+
+DASHBOARD = "Target designs"
+
+
+def parser_of(name: str) -> Parser | None:
+    """None: the command takes keys alone."""
+    return PARSERS[name]() if name in PARSERS else None
+
+
+def keys_parser(name: str) -> Parser:
+    """Of a command that takes keys, and shows the configuration that they make."""
+    parser = Parser(prog=f"qtarget {name}", add_help=False)
+    parser.add_argument("keys", nargs="*")
+    parser.add_argument("--cfg", "-c", choices=("job",))
+    return parser
+
+
+def gpus(text: str) -> list[int]:
+    """CUDA devices as a command line has them: "0-3,6" → [0, 1, 2, 3, 6]."""
+    spans = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    found = [index for span in spans if span for index in range(int(span[1]), int(span[2] or span[1]) + 1)]
+    if None in spans or not found or len(set(found)) < len(found):
+        raise ArgumentTypeError(f"{text!r} names no CUDA devices: write 0-7 or 0,1, each once")
+    return found
+
+
+def sweep_parser() -> Parser:
+    parser = Parser(prog="qtarget sweep", description="Run a W&B sweep file on this machine alone.")
+    parser.add_argument("file", help="the sweep, such as sweeps/smoothing.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value for every job")
+    parser.add_argument("--slots", type=int, metavar="N", help="jobs at once (default: one a GPU, or one)")
+    parser.add_argument("--gpus", type=gpus, metavar="0-7", help="CUDA devices: 0-7 or 0,1 (default: all visible)")
+    parser.add_argument("--count", type=int, metavar="N", help="points in all (default: the file's run_cap)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random and Bayesian search (default: 0)")
+    parser.add_argument(
+        "--retry", type=int, default=0, metavar="N", help="how often a job that crashed is started again"
+    )
+    return parser
+
+
+def compare_parser() -> Parser:
+    parser = Parser(prog="qtarget compare", description="Compare the runs below folders.")
+    parser.add_argument("paths", nargs="+", metavar="DIR", help="run folders, or folders that hold some")
+    parser.add_argument("--out", help="where report.html and comparison.png go (default: the first DIR)")
+    parser.add_argument("--format", choices=("rich", "md", "csv", "tex"), default="rich", help="of the printed table")
+    parser.add_argument(
+        "--group-by",
+        metavar="KEY,…",
+        default="",
+        help="take runs together that agree in these keys (target,data.noise.rate) and differ in their seed",
+    )
+    parser.add_argument(
+        "--metric",
+        help="of --group-by, and of the page's plots over what differs (default: test/accuracy, or test/nll where "
+        "nothing was answered; without --group-by a sweep's own)",
+    )
+    parser.add_argument(
+        "--against", metavar="KEY=VALUE", action="append", default=[], help="the group that others are set against"
+    )
+    parser.add_argument(
+        "--best-of",
+        metavar="KEY,…",
+        default="",
+        help="show each group at its best value of these keys (optim.lr), all seeds of it, chosen by --by",
+    )
+    parser.add_argument("--by", help="the validation metric that --best-of chooses by (default: val/accuracy)")
+    parser.add_argument(
+        "--paired", metavar="METRIC", help="of two runs: their difference in accuracy, pass@8, … prompt by prompt"
+    )
+    return parser
+
+
+def agents_parser() -> Parser:
+    parser = Parser(prog="qtarget agents", description="W&B agents on this machine, one per GPU.")
+    parser.add_argument("sweep", metavar="ENTITY/PROJECT/ID", help="what `wandb sweep FILE` has printed")
+    parser.add_argument("--gpus", type=gpus, metavar="0-7", help="CUDA devices: 0-7 or 0,1 (default: all visible)")
+    parser.add_argument("--agents", type=int, metavar="N", help="so many in all (default: one per GPU, or one)")
+    parser.add_argument("--count", type=int, metavar="N", help="runs of each agent (default: until the sweep is over)")
+    parser.add_argument("--restarts", type=int, default=3, metavar="N", help="of an agent that crashes (%(default)s)")
+    parser.add_argument("--pause", type=float, default=10.0, metavar="S", help="seconds before that (%(default)s)")
+    return parser
+
+
+def dashboard_parser() -> Parser:
+    parser = Parser(prog="qtarget dashboard", description="Target designs compared at W&B.")
+    parser.add_argument(
+        "--project", required=True, metavar="ENTITY/PROJECT", help="or PROJECT alone, of your default entity"
+    )
+    parser.add_argument("--name", default=DASHBOARD, help="of the workspace and the report (default: %(default)s)")
+    return parser
+
+
+PARSERS: dict[str, Callable[[], Parser]] = {
+    "train": train_parser,
+    "sweep": sweep_parser,
+    "cache": partial(keys_parser, "cache"),
+    "evaluate": partial(keys_parser, "evaluate"),
+    "compare": compare_parser,
+    "agents": agents_parser,
+    "dashboard": dashboard_parser,
+}

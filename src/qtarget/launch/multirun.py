@@ -1,0 +1,186 @@
+"""Hydra around `run_job`: one job or a multirun, errors in plain words, and a summary of what came of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from qtarget.config.arguments import Arguments, arranged
+from qtarget.config.composing import (
+    HYDRA_VERSION_BASE,
+    check_keyed,
+    compose_config,
+    conf_dir,
+    config_error,
+    nearest,
+    with_search_path,
+)
+from qtarget.config.identity import register_resolvers
+from qtarget.config.names import as_typed
+from qtarget.config.overrides import check_ranges
+from qtarget.errors import FULL_ERROR, QTargetError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one job of this process."""
+
+    folder: Path
+    label: str
+    error: str = ""  # as text: an exception would keep the failed job's models alive through its traceback
+    is_input: bool = False  # the user's to mend
+
+    def __str__(self) -> str:
+        where = f"{self.label}  →  {self.folder}"
+        return f"{where}\n          {self.error}" if self.error else where
+
+
+def launch(given: Sequence[str]) -> int:
+    """`qtarget train GIVEN`. Returns the exit code."""
+    arguments = arranged(as_typed(given))
+    check_keyed(arguments.overrides)
+    register_resolvers()
+    outcomes: list[Outcome] = []
+    task = hydra.main(config_path=str(conf_dir()), config_name="train", version_base=HYDRA_VERSION_BASE)
+    raises = bool(os.environ.get(FULL_ERROR))
+    try:
+        if arguments.runs:
+            found = with_search_path(arguments.overrides, arguments.config_dir)
+            check_ranges(found, multirun=arguments.multirun)
+        with _hydra_raises(arguments):
+            task(_job(outcomes, raises))()
+    except SystemExit as ended:
+        raise _not_shown(ended, arguments) from ended
+    except (HydraException, OmegaConfBaseException) as error:
+        raise config_error(error, "train", with_search_path(arguments.overrides, arguments.config_dir)) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if outcomes:
+            raise
+        raise QTargetError(
+            f"can't make the folder for results: {error}. Set output_dir=FOLDER to one you can write"
+        ) from error
+    return _summary(outcomes)
+
+
+def _not_shown(ended: SystemExit, arguments: Arguments) -> BaseException:
+    """Hydra 1.3 ends with 1 where --package names nothing."""
+    if not ended.code or arguments.package is None:
+        return ended
+    known = compose_config("train", with_search_path(arguments.overrides, arguments.config_dir))
+    return QTargetError(f"--package {arguments.package}: no such part{nearest(arguments.package, map(str, known))}")
+
+
+def _job(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
+    """The function Hydra runs per job: notes what became of it, so that a failing one doesn't stop the others."""
+
+    def job(composed: Any) -> Any:
+        from qtarget.run.ranks import environment  # torch and transformers come in here
+
+        settings = HydraConfig.get()
+        if settings.mode == RunMode.MULTIRUN:
+            check_no_agent()
+        folder = Path(settings.runtime.output_dir)
+        folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        overrides = list(settings.overrides.task)
+        choices = {group: option for group, option in settings.runtime.choices.items() if "hydra/" not in group}
+        label = " ".join(overrides) or "defaults"
+        try:
+            result = _of_job(composed, folder, choices, overrides)
+            if result is None:
+                return None
+        except Exception as error:
+            if raises or environment() or not settings.launcher._target_.endswith("BasicLauncher"):
+                raise  # whoever started this process learns of failures in no other way
+            is_input = isinstance(error, QTargetError)
+            text = str(error) if is_input else f"{type(error).__name__}: {error}"
+            outcomes.append(Outcome(folder, label, text, is_input))
+            return None
+        outcomes.append(Outcome(folder, label))
+        return result
+
+    job.outcomes = outcomes  # type: ignore[attr-defined]  # where a launcher of processes notes what became of them
+    return job
+
+
+def _of_job(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any] | None:
+    """The result of a job; None where it was only to say what it would do."""
+    from qtarget.config.composing import config_container
+    from qtarget.config.run_config import RunConfig
+    from qtarget.run.estimate import dry_run
+    from qtarget.run.train import refused, run_job
+
+    if composed.trainer.dry:
+        with suppress(OSError):
+            folder.rmdir()  # Hydra made it
+        cfg = RunConfig.read(composed)
+        dry_run(cfg, cfg.name or choices["target"])
+        return None
+    try:
+        cfg = RunConfig.read(composed)
+    except QTargetError as error:
+        return refused(config_container(composed), folder, choices, overrides, error)
+    return run_job(cfg, folder, choices, overrides)
+
+
+def check_no_agent() -> None:
+    """Raise QTargetError for a multirun that a W&B agent started: all of its jobs would be the agent's one run."""
+    from qtarget.record.wandb_sweep import under_agent
+
+    if under_agent():
+        raise QTargetError(
+            "a W&B agent started this multirun (WANDB_SWEEP_ID and WANDB_RUN_ID are set), and its jobs would overwrite "
+            "each other in one run: let the sweep say what varies, and leave -m and experiments that are multiruns away"
+        )
+
+
+@contextmanager
+def _hydra_raises(arguments: Arguments) -> Iterator[None]:
+    """Hydra reads sys.argv, and prints and exits on errors unless told to raise them; both are put back."""
+    argv, full = sys.argv, os.environ.get(FULL_ERROR)
+    sys.argv = ["qtarget train", *with_search_path(arguments.overrides, arguments.config_dir), *arguments.options]
+    os.environ[FULL_ERROR] = "1"
+    # Hydra's own plugins for Slurm and Ray, where installed, have configurations of the same names; ours count
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ[FULL_ERROR]
+
+
+def _summary(outcomes: list[Outcome]) -> int:
+    """Say where results are, which jobs failed, and what to do next. 0, or 1 for a crash, or 2 for bad input only."""
+    from qtarget.parallel import leads  # torch has been imported by now
+
+    if not leads():
+        return 0
+    done = [outcome for outcome in outcomes if not outcome.error]
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if len(outcomes) == 1 and failed and failed[0].is_input:
+        raise QTargetError(failed[0].error)
+    for outcome in done:
+        print(f"finished  {outcome}")
+    for outcome in failed:
+        print(f"FAILED    {outcome}\n          traceback: {outcome.folder / 'traceback.txt'}", file=sys.stderr)
+    if done:
+        print(f"next: {shlex.join(['qtarget', 'compare', *sorted({str(outcome.folder.parent) for outcome in done})])}")
+    if not failed:
+        return 0
+    print(f"{len(failed)} of {len(outcomes)} jobs failed; the same command runs only those again", file=sys.stderr)
+    return 2 if all(outcome.is_input for outcome in failed) else 1

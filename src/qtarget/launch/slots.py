@@ -1,0 +1,301 @@
+"""Jobs of a multirun, a process each, as many at once as there are slots: a CUDA device each, or a share of the cores.
+
+A job that crashes, or is killed for memory, costs itself and no other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from qtarget import checks
+from qtarget.config.composing import search_path
+from qtarget.config.identity import config_hash
+from qtarget.errors import QTargetError
+from qtarget.launch.multirun import Outcome
+from qtarget.record.record import make_folder, stored_result
+from qtarget.signals import GRACE, LIFELINE, Stop
+
+LOG = "log.txt"
+BAD_INPUT = 2
+"""Exit code of a command whose user has something to mend."""
+PAUSE = 0.1
+"""Seconds between looks at the jobs that run."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one job runs: the environment that shows it its device, and the cores it may use (empty: all)."""
+
+    name: str
+    environment: dict[str, str]
+    cores: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration of a multirun: its folder, its identity, the overrides that make it, and what to call it."""
+
+    folder: Path
+    identity: str
+    overrides: tuple[str, ...]
+    name: str = ""
+    searched: tuple[str, ...] = ()
+    """Folders of the user's, beside ./conf, where its configurations are found."""
+
+    @classmethod
+    def of(cls, config: Mapping[Any, Any], overrides: Sequence[str]) -> Job:
+        """The job of a composed configuration, with Hydra's own settings."""
+        hydra = config["hydra"]
+        folder = Path(hydra["sweep"]["dir"], hydra["sweep"]["subdir"])
+        return cls(folder, config_hash(config), tuple(overrides), searched=tuple(hydra.get("searchpath") or ()))
+
+    @property
+    def label(self) -> str:
+        return self.name or " ".join(self.overrides) or "defaults"
+
+    @property
+    def command(self) -> list[str]:
+        here = ["hydra.mode=RUN", "hydra/launcher=basic", f"hydra.run.dir='{self.folder}'"]
+        searched = [search_path(self.searched)] if self.searched else []
+        return [sys.executable, "-m", "qtarget", "train", *self.overrides, *searched, *here]
+
+    @property
+    def finished(self) -> bool:
+        result = stored_result(self.folder)
+        return bool(result and result["status"] == "finished" and result.get("config_hash") == self.identity)
+
+
+def slots(count: int | None, devices: Sequence[int] | None) -> list[Slot]:
+    """`count` slots, or one a device; a CUDA device may be shared by several, cores are dealt out evenly."""
+    if count is not None:
+        checks.whole("hydra.launcher.slots", count, 1)
+    found = _visible() if devices is None else _named(devices, _visible())
+    total = count or len(found) or 1
+    if found:
+        return [_on_device(found[index % len(found)], index) for index in range(total)]
+    return [_on_cores(index, total) for index in range(total)]
+
+
+def _named(devices: Sequence[int], visible: Sequence[str]) -> list[str]:
+    """Of the CUDA devices that this process may use, those of these numbers."""
+    if isinstance(devices, int | str) or not all(type(device) is int for device in devices):
+        raise QTargetError(f"hydra.launcher.devices is a list of CUDA devices, such as [0, 1], got {devices!r}")
+    if not devices:
+        raise QTargetError("hydra.launcher.devices is empty: name CUDA devices, such as [0, 1], or leave it null")
+    lost = [device for device in devices if not 0 <= device < len(visible)]
+    if lost:
+        there = f"the numbers 0 to {len(visible) - 1}" if visible else "no CUDA devices"
+        raise QTargetError(f"there is no CUDA device {_listed(lost)} here: this process may use {there}")
+    return [visible[device] for device in devices]
+
+
+def _visible() -> list[str]:
+    """The CUDA devices that this process may use, by the names CUDA_VISIBLE_DEVICES takes."""
+    import torch  # seconds
+
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return shown.split(",")[:count] if shown else [str(index) for index in range(count)]
+
+
+def _on_device(device: str, index: int) -> Slot:
+    return Slot(f"slot {index}, device {device}", {"CUDA_VISIBLE_DEVICES": device})
+
+
+def _on_cores(index: int, total: int) -> Slot:
+    """Every total-th of the cores this process may use; more slots than cores share them."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    mine = tuple(cores[index::total]) or (cores[index % len(cores)],)
+    return Slot(f"slot {index}, core{'s' * (len(mine) > 1)} {_listed(mine)}", {"OMP_NUM_THREADS": str(len(mine))}, mine)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def start(command: Sequence[str], place: Slot, log: Path, *, held: bool = False) -> subprocess.Popen[bytes]:
+    """A process in a slot, in a session of its own, its output behind what `log` already holds.
+
+    held: a qtarget command, which ends itself when this process is gone and the pipe to it closes.
+    """
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command,
+            env=os.environ | place.environment | ({LIFELINE: "1"} if held else {}),
+            stdin=subprocess.PIPE if held else subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+        )
+    if place.cores and hasattr(psutil.Process, "cpu_affinity"):  # macOS has none: there the threads are counted alone
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(process.pid).cpu_affinity(list(place.cores))
+    return process
+
+
+def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], retry: int = 0) -> list[Outcome]:
+    """Run all, each in the next slot that is free; what became of them, in the order of the jobs.
+
+    Finished ones are not run again. Ctrl-C or SIGTERM stops those that run and starts no other.
+    """
+    checks.whole("hydra.launcher.retry", retry, 0)
+    outcomes: dict[int, Outcome] = {}
+    waiting = deque(enumerate(jobs))
+    with Stop(), Crew(places, len(jobs), retry) as crew:
+        while waiting or crew.running:
+            while waiting and crew.free:
+                number, job = waiting.popleft()
+                if job.finished:
+                    crew.say(number, job, "finished already")
+                    outcomes[number] = Outcome(job.folder, job.label)
+                else:
+                    crew.start(number, job)
+            outcomes |= {work.number: outcome(work.job, code) for work, code in crew.ended()}
+            time.sleep(PAUSE)
+    return [outcomes[number] for number in range(len(jobs))]
+
+
+def say(number: int, total: int, job: Job, what: str) -> None:
+    print(f"[{number + 1}/{total}] {what}: {job.label}  →  {job.folder}", file=sys.stderr, flush=True)
+
+
+@dataclass(eq=False)
+class Work:
+    """A job that runs, and where. tries: how often it may start again. patience: until when it may take to stop."""
+
+    number: int
+    job: Job
+    place: Slot
+    process: subprocess.Popen[bytes]
+    tries: int
+    patience: float | None = None
+
+    def ask_to_stop(self) -> None:
+        """The job, and processes of its own."""
+        if self.patience is None:
+            self.patience = time.monotonic() + GRACE
+            _signal(self.process, signal.SIGTERM)
+
+    def make_stop(self) -> None:
+        """Where it was asked, and has had its time."""
+        if self.patience is not None and time.monotonic() > self.patience:
+            _signal(self.process, signal.SIGKILL)
+
+
+@dataclass
+class Crew:
+    """The slots, and the jobs that run in them; leaving it ends those that still do.
+
+    total: how many jobs there are, for what is said of them.
+    """
+
+    places: Sequence[Slot]
+    total: int
+    retry: int = 0
+    running: list[Work] = field(default_factory=list)
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def free(self) -> bool:
+        return len(self.running) < len(self.places)
+
+    def start(self, number: int, job: Job) -> None:
+        """In the first slot that is free."""
+        make_folder(job.folder)
+        taken = {id(work.place) for work in self.running}
+        place = next(place for place in self.places if id(place) not in taken)
+        self._launch(number, job, place, self.retry)
+
+    def _launch(self, number: int, job: Job, place: Slot, tries: int) -> None:
+        self.say(number, job, f"starts in {place.name}")
+        process = start(job.command, place, job.folder / LOG, held=True)
+        self.running.append(Work(number, job, place, process, tries))
+
+    def ended(self) -> list[tuple[Work, int]]:
+        """What has ended since the last call, with exit codes; a job that crashed and has tries left starts again."""
+        codes = [(work, work.process.poll()) for work in self.running]
+        ended: list[tuple[Work, int]] = []
+        for work, code in codes:
+            if code is None:
+                work.make_stop()
+                continue
+            self._forget(work)
+            self._say_ended(work, code)
+            if work.tries and code not in (0, BAD_INPUT) and work.patience is None:
+                _signal(work.process, signal.SIGKILL)  # what it has left would hold the device
+                self._launch(work.number, work.job, work.place, work.tries - 1)
+            else:
+                ended.append((work, code))
+        return ended
+
+    def _say_ended(self, work: Work, code: int) -> None:
+        if work.patience is None:
+            self.say(work.number, work.job, "finished" if code == 0 else f"FAILED ({told(code)})")
+
+    def say(self, number: int, job: Job, what: str) -> None:
+        say(number, self.total, job, what)
+
+    def stop(self) -> None:
+        """Ask every job to stop, its own processes too; make those that don't."""
+        for work in self.running:
+            work.ask_to_stop()
+        for work in list(self.running):
+            while work.process.poll() is None:
+                work.make_stop()
+                time.sleep(PAUSE)
+            self._forget(work)
+
+    def _forget(self, work: Work) -> None:
+        assert work.process.stdin is not None
+        work.process.stdin.close()
+        self.running.remove(work)
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return
+
+
+def outcome(job: Job, code: int) -> Outcome:
+    if code == 0 and job.finished:
+        return Outcome(job.folder, job.label)
+    return Outcome(job.folder, job.label, _last_words(job, told(code)), is_input=code == BAD_INPUT)
+
+
+def lost(job: Job, how: str) -> Outcome:
+    """Of a job that has left no exit code."""
+    return Outcome(job.folder, job.label, "" if job.finished else _last_words(job, how))
+
+
+def _last_words(job: Job, how: str) -> str:
+    stored = stored_result(job.folder) or {}
+    return str(stored.get("error") or f"{how}; its last words are in {job.folder / LOG}")
+
+
+def told(code: int) -> str:
+    """An exit code in words; launchers and shells report a signal as 128 + its number."""
+    number = -code if code < 0 else code - 128
+    known = {one.value: one.name for one in signal.Signals}
+    if number in known:
+        killed = " (out of memory?)" if known[number] == "SIGKILL" else ""
+        return f"killed by {known[number]}{killed}"
+    return f"exit code {code}"

@@ -1,0 +1,198 @@
+"""A model reads demonstrations under several designs: what `qtarget lens checkpoint=…` shows token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from qtarget.config.composing import compose_target
+from qtarget.config.run_config import RunConfig
+from qtarget.data.batch import Batch, Collate
+from qtarget.data.example import Example
+from qtarget.errors import QTargetError
+from qtarget.lens.curves import PROGRESS
+from qtarget.lens.token_table import Alternative, Demonstrations, Pull, Reading, Row, Token
+from qtarget.math.loss import IGNORE, LossOutput
+from qtarget.model.frozen import Frozen
+from qtarget.model.policy import Policy
+from qtarget.plot.figures import Mark
+from qtarget.record.runs import without_places
+from qtarget.run import build
+from qtarget.run.plan import Plan, make_plan
+from qtarget.run.stored import NO_NOISE, run_config
+from qtarget.run.train import prepare_process
+
+Made = TypeVar("Made")
+OTHERS = 3  # likeliest alternatives named per token
+
+
+def read_demonstrations(
+    where: str,
+    marks: Mapping[str, Mark],
+    *,
+    changes: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    rows: int = 4,
+    lenient: bool = False,
+) -> Demonstrations:
+    """`rows` training rows, those with noise first, read by the model at `where` under each design.
+
+    where: a finished run (its config.yaml says the data and the references) or any model. lenient: designs that can't
+    be run here are left out; otherwise QTargetError says what they need.
+    """
+    cfg = run_config(where, overrides)
+    prepare_process(cfg.seed)
+    base, attempts = make_plan(_with_target(cfg, "sft")), Attempts(lenient)
+    quick = _quick(cfg)
+    plans = attempts.each(marks, lambda name: make_plan(_with_target(quick, name, changes)))
+    policy, frozen = _models(base, plans.values())
+    examples = sorted(base.prepared.train, key=lambda example: not any(example.wrong))[:rows]
+    batch = Collate(int(base.tokenizer.pad_token_id))(examples).to(_device())
+    with torch.no_grad():
+        outs = attempts.each(plans, lambda name: _loss(plans[name], policy, frozen, batch))
+        tokens = list(_tokens(base, policy, frozen.get("prior"), batch, examples))
+    readings = _readings(outs, marks, batch)
+    found = (
+        Row(example.row, tuple(row), pulls) for example, row, pulls in zip(examples, tokens, readings, strict=True)
+    )
+    return Demonstrations(without_places(where), tuple(found), tuple(attempts.left_out))
+
+
+# The configuration
+
+
+def _with_target(cfg: RunConfig, name: str, changes: Sequence[str] = ()) -> RunConfig:
+    return replace(cfg, target=compose_target(name, changes))
+
+
+# Models and losses
+
+
+def _quick(cfg: RunConfig) -> RunConfig:
+    """The same with one row as it is: the rows are the same for all designs, and have been prepared once."""
+    return replace(cfg, data={**cfg.data, "rows": 1, "reserve_rows": 0, "noise": NO_NOISE})
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Does something for each of several designs; lenient ones note which can't be run here, and why."""
+
+    lenient: bool
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+    def each(self, names: Iterable[str], make: Callable[[str], Made]) -> dict[str, Made]:
+        made = {}
+        for name in names:
+            try:
+                made[name] = make(name)
+            except QTargetError as error:
+                if not self.lenient:
+                    raise QTargetError(f"{name}: {error}") from error
+                self.left_out.append((name, str(error)))
+        return made
+
+
+def _models(base: Plan, plans: Iterable[Plan]) -> tuple[Policy, dict[str, Frozen]]:
+    """The policy with dropout off, and every reference that one of the plans wants, each loaded once."""
+    sources = dict(base.references)
+    for plan in plans:
+        sources |= plan.references
+    policy, frozen = build.load_models(replace(base, references=sources), roles=sources)
+    # All designs read the same rows: each model goes over them once.
+    policy.forward = cache(policy.forward)  # type: ignore[method-assign]
+    for model in frozen.values():
+        model.exact = cache(model.to(_device()).exact)  # type: ignore[method-assign, assignment]
+    return policy.eval().to(_device()), frozen
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _loss(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen], batch: Batch) -> LossOutput:
+    """The design's loss as training calls it, at the end of training."""
+    module = build.module(plan, policy, frozen)
+    module.progress_at = lambda step: PROGRESS  # type: ignore[method-assign]
+    return module.token_loss(batch)
+
+
+# What is shown
+
+
+def _readings(outs: Mapping[str, LossOutput], marks: Mapping[str, Mark], batch: Batch) -> Iterator[tuple[Reading, ...]]:
+    """Row by row, every design's pulls."""
+    counts = (batch.labels != IGNORE).sum(-1).tolist()
+    columns = {
+        name: [values.double().cpu().split(counts) for values in (out.trust, out.reliance, out.weight)]
+        for name, out in outs.items()
+    }
+    for row in range(len(counts)):
+        yield tuple(
+            Reading(
+                marks[name], tuple(Pull(*map(float, numbers)) for numbers in zip(*(c[row] for c in held), strict=True))
+            )
+            for name, held in columns.items()
+        )
+
+
+def _tokens(
+    plan: Plan, policy: Policy, prior: Frozen | None, batch: Batch, examples: Sequence[Example]
+) -> Iterator[list[Token]]:
+    """The tokens of each row with what the policy and the prior make of them."""
+    hidden = policy(batch.input_ids, batch.position_ids)
+    exact = None if prior is None else prior.exact(batch)
+    width = batch.labels.shape[1]
+    for row, example in enumerate(examples):
+        places = (batch.labels[row] != IGNORE).nonzero().squeeze(1)
+        labels = batch.labels[row, places]
+        logp = torch.log_softmax(policy.head.logits(hidden[row, places], hidden.dtype), dim=-1)
+        known = None if exact is None else exact.select(row * width + places).at(labels, logp).label_logp.exp().tolist()
+        yield _row_tokens(plan, example, logp, labels, known)
+
+
+def _row_tokens(
+    plan: Plan, example: Example, logp: Tensor, labels: Tensor, prior: Sequence[float] | None
+) -> list[Token]:
+    label_logp = logp.gather(1, labels[:, None]).squeeze(1)
+    others = logp.scatter(1, labels[:, None], -torch.inf).exp().topk(min(OTHERS, logp.shape[1] - 1), dim=-1)
+    texts, found, count = pieces(plan.tokenizer, example.input_ids), [], 0
+    # The first token of a row is nobody's label; should it be marked as supervised, it still isn't.
+    for place, (text, supervised, wrong) in enumerate(zip(texts, example.supervised, example.wrong, strict=True)):
+        if not supervised or place == 0:
+            found.append(Token("" if text == UNFINISHED else text, supervised=False))
+            continue
+        pairs = zip(others.indices[count].tolist(), others.values[count].tolist(), strict=True)
+        likely = tuple(Alternative(_alone(plan.tokenizer, token), p) for token, p in pairs)
+        p, nll = float(label_logp[count].exp()), -float(label_logp[count])
+        found.append(Token(text, True, wrong, p, None if prior is None else prior[count], nll, likely))
+        count += 1
+    return found
+
+
+def _alone(tokenizer: Any, token: int) -> str:
+    """A token outside a text; where it is but a part of a letter, the tokenizer's own name for it."""
+    text = str(tokenizer.decode([token]))
+    return str(tokenizer.convert_ids_to_tokens(token)) if UNFINISHED in text else text
+
+
+UNFINISHED = "\ufffd"  # stands for a token that ends inside a letter
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token, as it stands among the others; a letter of several tokens appears at its last one."""
+    texts, start, done = [], 0, 0
+    for stop in range(1, len(ids) + 1):
+        before, text = (
+            tokenizer.decode(list(ids[start:end]), clean_up_tokenization_spaces=False) for end in (done, stop)
+        )
+        if text.endswith(UNFINISHED):
+            texts.append(UNFINISHED)
+        else:
+            texts.append(text[len(before) :].lstrip(UNFINISHED))
+            start, done = done, stop
+    return texts

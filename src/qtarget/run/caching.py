@@ -1,0 +1,161 @@
+"""Cached references: which caches a run reads, where they lie, and building those that are missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from qtarget.config.references import CachedReference
+from qtarget.config.row_mends import head_changed
+from qtarget.config.run_config import RunConfig
+from qtarget.data.batch import Collate
+from qtarget.data.example import Example
+from qtarget.math.target import Design
+from qtarget.model import provide
+from qtarget.model.builtin import cache_dir
+from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure, in_words
+from qtarget.model.cached_scores import Recipe
+from qtarget.model.flaw import NoFlaw
+from qtarget.model.policy import Policy
+from qtarget.parallel import leads
+from qtarget.progress import Progress
+
+HELDOUT, RETENTION = "heldout", "retention"
+WATCHED = (HELDOUT, RETENTION)
+"""Beside the roles: the prior over the rows on which drift from it is measured, whole and without its flaw."""
+
+
+def cached_details(cfg: RunConfig, roles: Iterable[str], design: Design) -> dict[str, str]:
+    """Cached role → how much is kept of it."""
+    return {role: node.kept(design) for role in roles if isinstance(node := cfg.references[role], CachedReference)}
+
+
+def cache_plans(
+    cfg: RunConfig,
+    sources: Mapping[str, provide.Source],
+    details: Mapping[str, str],
+    train: Sequence[Example],
+    watched: Mapping[str, Sequence[Example]],
+    *,
+    tokenizer: Any,
+) -> dict[str, CachePlan]:
+    """The caches a run reads: by role over the training rows, with its detail, and by `WATCHED`."""
+
+    def planned(name: str, rows: Sequence[Example], detail: str) -> CachePlan:
+        return _plan(cfg, name, sources[role_of(name)], rows, detail=detail, tokenizer=tokenizer)
+
+    found = {role: planned(role, train, detail) for role, detail in details.items()}
+    drift = cfg.eval.kl_prior and "prior" in sources and cfg.references["prior"].KIND == "cached"
+    return found | {name: planned(name, rows, "hidden") for name, rows in watched.items() if drift and rows}
+
+
+def _plan(
+    cfg: RunConfig,
+    name: str,
+    source: provide.Source,
+    rows: Sequence[Example],
+    *,
+    detail: str,
+    tokenizer: Any,
+) -> CachePlan:
+    node = cfg.references[role_of(name)]
+    assert isinstance(node, CachedReference)
+    flaw = {} if name in WATCHED or node.made_flaw == NoFlaw() else {"flaw": repr(node.made_flaw)}
+    exact = "bfloat16" if cfg.trainer.is_mixed else "float32"  # what the product with the head takes anyway
+    recipe = Recipe(detail, node.topk, node.store_dtype or exact, cfg.trainer.precision)
+    identity = {
+        "format": str(FORMAT),
+        "vocabulary": str(len(tokenizer)),
+        "weights": provide.weights_fingerprint(source),
+        "rows": _rows_digest(rows),
+        "kept": str(recipe),
+        "parameters": node.dtype,
+        **flaw,
+        **({"head": "2"} if head_changed(provide.load_config(source).to_dict()) else {}),
+    }
+    made_from = {
+        "model": source.location,
+        "data": str(cfg.data["source"]),
+        "noise": str(cfg.data["noise"]),
+        "chat template": _digest(str(tokenizer.chat_template).encode()),
+        "truncation": f"{cfg.data['truncation']} at {cfg.data['max_length']}",
+        **flaw,
+    }
+    folder = f"{detail}-{_digest(json.dumps(identity, sort_keys=True).encode())}"
+    holder = Path(node.folder).expanduser() if node.folder else cache_dir() / "references"
+    return CachePlan(holder / folder, recipe, rows, identity, made_from, Collate(int(tokenizer.pad_token_id)))
+
+
+def _rows_digest(rows: Sequence[Example]) -> str:
+    """Of every token and of which are supervised: data, noise, tokenizer, template and truncation all show in these."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(array("q", row.input_ids).tobytes() + b"|" + bytes(row.supervised) + b"\n")
+    return digest.hexdigest()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def size_of(plan: CachePlan, source: provide.Source) -> int:
+    """Bytes that a cache takes, or will take."""
+    config = provide.load_config(source).get_text_config()
+    return plan.bytes(config.hidden_size, config.vocab_size)
+
+
+def described(role: str, plan: CachePlan, source: provide.Source) -> str:
+    """A cache in one line."""
+    state = "held" if plan.is_built else "to be built"
+    kept, size = plan.recipe.detail, in_words(size_of(plan, source))
+    return f"{role}: {kept} of {plan.tokens} tokens, {size}, {state} in {plan.folder}"
+
+
+def check_built(plans: Mapping[str, CachePlan]) -> None:
+    """Raise QTargetError for a cache that is there and damaged, or of something else."""
+    for plan in plans.values():
+        if plan.is_built:
+            Cached(plan)
+
+
+def build_missing(
+    plans: Mapping[str, CachePlan],
+    sources: Mapping[str, provide.Source],
+    load: Callable[[str], Policy],
+) -> None:
+    """Score what no earlier run has scored. load: the model of a cache by its name, on the device that scores.
+
+    Raises QTargetError, before anything is scored, where the disk hasn't room for it.
+    """
+    for name, plan in plans.items():
+        if not plan.is_built:
+            _build(name, plan, partial(load, name), size_of(plan, sources[role_of(name)]))
+
+
+def role_of(name: str) -> str:
+    return "prior" if name in WATCHED else name
+
+
+def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) -> None:
+    shown = Progress(f"scoring {len(plan.rows)} rows for the {name} cache", plan.tokens, "tokens")
+    say = print if leads() else _nothing
+
+    def begin(done: int) -> Policy:
+        policy = load()
+        shown.start(done)
+        return policy
+
+    try:
+        ensure(plan, begin, shown.update, say, needed)
+    finally:
+        shown.stop()
+    say(f"{name} cache: {plan.tokens} tokens, {in_words(plan.bytes_held)} in {plan.folder}")
+
+
+def _nothing(text: str) -> None:
+    """What the ranks say that train beside rank 0."""

@@ -1,0 +1,160 @@
+"""`qtarget evaluate`: a checkpoint judged by the code that judges in training, and recorded like a run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qtarget.compare.command import near
+from qtarget.config.composing import compose_target, in_yaml
+from qtarget.config.identity import versions
+from qtarget.config.parsers import EVALUATE as USAGE
+from qtarget.config.parsers import keys_parser
+from qtarget.config.run_config import RunConfig
+from qtarget.errors import QTargetError
+from qtarget.evaluate.samples import FILE, save_samples
+from qtarget.record.record import Record, stored_result
+from qtarget.record.trackers import Nothing
+from qtarget.run import build
+from qtarget.run.plan import make_plan
+from qtarget.run.stored import NO_NOISE, run_folder, trained_config
+from qtarget.run.train import finished_before, held, prepare_process
+
+FOLDER = "evaluations"
+JUDGED = ("heldout", "validation", "test", "like_validation")
+"""Counts of rows that an evaluation has to do with."""
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Judge one checkpoint; what has been judged the same way before is shown, not done again."""
+    options = keys_parser("evaluate").parse_intermixed_args(arguments)
+    arguments = options.keys
+    where, overrides = _split(arguments)
+    cfg = evaluation_config(where, overrides)
+    if options.cfg:
+        print(in_yaml(cfg.container()), end="")
+        return 0
+    folder = Path(cfg.output_dir) / FOLDER / cfg.hash
+    with held(folder):
+        result = finished_before(cfg, folder, "evaluated") or _fresh(cfg, folder, _info(cfg, where, arguments))
+    _show(result["name"], result["metrics"])
+    if (folder / FILE).is_file():
+        print(f"samples  {near(folder / FILE)}")
+    print(f"record   {near(folder / 'result.json')}")
+    print(f"next     {_next_command(cfg, where, arguments, folder)}")
+    return 0
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The checkpoint, and Hydra's overrides."""
+    named = [argument.partition("=")[2] for argument in arguments if argument.partition("=")[0] == "checkpoint"]
+    odd = [argument for argument in arguments if "=" not in argument]
+    if odd:
+        hint = "" if named else f": did you mean checkpoint={odd[0]}?"
+        raise QTargetError(f"got {odd[0]!r}{hint}; {USAGE}")
+    if len(named) != 1 or not named[0]:
+        raise QTargetError(USAGE)
+    return named[0], [argument for argument in arguments if argument.partition("=")[0] != "checkpoint"]
+
+
+def evaluation_config(where: str, overrides: Sequence[str]) -> RunConfig:
+    """As the run was configured, but for what only training needs: one process, and no training row."""
+    cfg, run = trained_config(where, overrides), run_folder(where)
+    attention = cfg.model.attention
+    if attention == "auto":
+        attention = _run_result(run).get("attention", "sdpa") if run else "sdpa"
+    # a model doesn't drift from itself
+    drifts = run is not None or cfg.references["prior"].names_a_model
+    return replace(
+        cfg,
+        name=cfg.name or (_run_result(run).get("name") if run else Path(where).name),
+        experiment_name=FOLDER,
+        target=compose_target("sft"),  # no design is trained with, so none asks for a teacher
+        data={**cfg.data, "rows": 0, "reserve_rows": 0, "packing": None, "noise": NO_NOISE},
+        trainer=replace(cfg.trainer, max_steps=0, epochs=None, devices=1, num_nodes=1, strategy="auto"),
+        loss=replace(cfg.loss, compile="off"),
+        model=replace(cfg.model, attention=attention),
+        eval=replace(cfg.eval, kl_prior=cfg.eval.kl_prior and drifts),
+    )
+
+
+def _run_result(run: Path) -> dict[str, Any]:
+    return stored_result(run) or {}
+
+
+def _info(cfg: RunConfig, where: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What the record says of an evaluation; of a run's checkpoint also how that was trained."""
+    run = run_folder(where)
+    trained: dict[str, Any] = _run_result(run) if run else {"role": "base"}
+    inherited: dict[str, Any] = {key: trained[key] for key in ("role", "choices", "design") if key in trained}
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    choices = {group: given.get(group, option) for group, option in inherited.get("choices", {}).items()}
+    return {
+        "name": cfg.name,
+        "task": "evaluate",
+        "experiment": FOLDER,
+        **inherited,
+        "choices": choices,
+        "checkpoint": where,
+        "overrides": list(arguments),
+        "seed": cfg.seed,
+        "config_hash": cfg.hash,
+        "mends": versions(cfg.container()),
+    }
+
+
+def _fresh(cfg: RunConfig, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+    record = Record(folder, Nothing())
+    try:
+        with record.beating():
+            record.start(info, cfg.container())
+            return record.finish(_judged(cfg, record))
+    except BaseException as error:
+        record.fail(error)
+        raise
+
+
+def _judged(cfg: RunConfig, record: Record) -> dict[str, float]:
+    prepare_process(cfg.seed)
+    plan = make_plan(cfg)
+    judged = {name: rows for name, rows in plan.counts.items() if name in JUDGED}
+    record.note(rows=judged, attention=plan.attention)
+    policy, frozen = build.load_models(plan)
+    device = torch.device("cuda" if cfg.trainer.on_gpu else "cpu")
+    evaluation = build.evaluator(plan, frozen, device)(policy.to(device))
+    record.note(calibration=evaluation.calibration)
+    save_samples(record.folder, evaluation.samples)
+    return evaluation.named("test")
+
+
+def _show(name: str, metrics: Mapping[str, float | None]) -> None:
+    """The metrics with their intervals, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", "95 % interval", title=f"evaluation of {name}", title_justify="left")
+    for metric, value in metrics.items():
+        if not metric.endswith(("_low", "_high")):
+            ends = [metrics.get(f"{metric}_{end}") for end in ("low", "high")]
+            table.add_row(metric, _number(value), f"[{_number(ends[0])}, {_number(ends[1])}]" if _there(ends) else "")
+    Console(markup=False, emoji=False).print(table)
+
+
+def _there(values: Sequence[float | None]) -> bool:
+    return all(value is not None for value in values)
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:,.4g}"
+
+
+def _next_command(cfg: RunConfig, where: str, arguments: Sequence[str], folder: Path) -> str:
+    """Greedy answers are followed by drawn ones; those by a second checkpoint on the same prompts."""
+    if cfg.eval.samples == 1:
+        return shlex.join(["qtarget", "evaluate", *arguments, "eval.samples=8", "eval.temperature=1"])
+    return f"qtarget compare {shlex.quote(near(folder))} OTHER --paired accuracy"

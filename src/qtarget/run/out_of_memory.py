@@ -1,0 +1,71 @@
+"""Out of memory: what would fit, by the names of the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from qtarget.errors import QTargetError
+from qtarget.math.target import needs
+from qtarget.math.tokens import default_chunk
+from qtarget.model.cache import in_words
+from qtarget.run.build import Plan
+
+CPU_ALLOCATOR = "can't allocate memory"
+
+
+@contextmanager
+def explained(plan: Plan) -> Iterator[None]:
+    """Turns an allocator's error into advice; everything else passes."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if isinstance(error, torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error):
+            raise QTargetError(f"out of memory ({_first_line(error)}). What takes less: {advice(plan)}") from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def advice(plan: Plan) -> str:
+    """What to set, the cheapest first; none of it changes the target."""
+    return "; ".join(_ways(plan))
+
+
+def _ways(plan: Plan) -> Iterator[str]:
+    cfg = plan.cfg
+    yield from _references(plan)
+    yield from _parts(plan)
+    if plan.attention == "eager":
+        yield "model.attention=sdpa, which keeps no rows × length² (now eager)"
+    if not cfg.model.gradient_checkpointing:
+        yield "model.gradient_checkpointing=true, slower by a third"
+    if not cfg.model.adapter:
+        yield "model/adapter=lora, or trainer.strategy=fsdp2 on several devices"
+
+
+def _references(plan: Plan) -> Iterator[str]:
+    cfg = plan.cfg
+    for role in sorted({"prior", "teacher"} & needs(plan.design).keys()):
+        if cfg.references[role].KIND == "frozen":
+            yield f"reference@references.{role}=cached, which keeps no second model (now frozen)"
+            if role == "prior" and cfg.model.adapter and not cfg.references["prior"].names_a_model:
+                yield "or reference@references.prior=adapter_off, which shares the policy's weights"
+
+
+def _parts(plan: Plan) -> Iterator[str]:
+    trainer, vocab = plan.cfg.trainer, len(plan.tokenizer)
+    chunk = plan.cfg.loss.chunk_size or default_chunk(vocab)
+    if chunk > 64:
+        size = in_words(4 * chunk * vocab)
+        yield (
+            f"loss.chunk_size={max(64, chunk // 4)} (now {chunk} tokens: {size} for each of its tensors of "
+            "chunk × vocabulary)"
+        )
+    if trainer.batch_size % 2 == 0:
+        half, twice = trainer.batch_size // 2, trainer.accumulate * 2
+        yield f"trainer.batch_size={half} trainer.accumulate={twice}, the same step in more parts"

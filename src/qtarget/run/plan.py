@@ -1,0 +1,277 @@
+"""Configuration → what a run is: everything that can be wrong about it, checked before any weights are loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from qtarget.config.benchmarks import Benchmarks, read_benchmarks
+from qtarget.config.composing import instantiate, instantiate_design
+from qtarget.config.loss_engine import Engine, attention, choose
+from qtarget.config.references import NamedReference
+from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
+from qtarget.data.epochs import Reading
+from qtarget.data.module import Prepared, prepare
+from qtarget.data.overlap import unseen
+from qtarget.errors import QTargetError
+from qtarget.evaluate.probing import check_scorers
+from qtarget.math.reference import DETAILS
+from qtarget.math.target import Design, check_references, columns, needs
+from qtarget.math.tokens import ROLES
+from qtarget.model import provide
+from qtarget.model.cache import CachePlan
+from qtarget.run.caching import (
+    HELDOUT,
+    RETENTION,
+    cache_plans,
+    cached_details,
+    check_built,
+)
+from qtarget.run.row_checks import check_answer_length, check_embeddings, sizes, with_pad
+from qtarget.train.optim import AdamW
+from qtarget.train.step import scoring_passes
+
+HOW_TO_ADD = {
+    "prior": "reference@references.prior=frozen",
+    "teacher": "reference@references.teacher=frozen references.teacher.name=MODEL, a folder, a run or a hub id",
+    "old": "reference@references.old=snapshot",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that can be wrong about a run, checked, before any weights are loaded."""
+
+    cfg: RunConfig
+    design: Design
+    optim: AdamW
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+    model: provide.Source
+    references: Mapping[str, provide.Source]
+    engine: Engine
+    attention: str = "sdpa"
+    caches: Mapping[str, CachePlan] = field(default_factory=dict)
+    benchmarks: Benchmarks = field(default_factory=Benchmarks)
+    test: Sequence[int] | None = None
+    """The places of the held-out rows that closing numbers are of; None: all."""
+    wanted: float | None = None
+    """Epochs that the configuration asks for; None: steps, which `cfg` has in any case."""
+
+    @property
+    def epochs(self) -> float:
+        """How often training reads a row."""
+        return _reading(self.cfg.trainer, self.prepared).epochs(self.cfg.trainer.steps)
+
+    @property
+    def extent(self) -> str:
+        """How much training this is, in words."""
+        counts, trainer = self.prepared.counts, self.cfg.trainer
+        reading = _reading(trainer, self.prepared)
+        packed = len(self.prepared.rows)
+        read_as = f" of {self.prepared.described}" if self.prepared.described else ""
+        of = f"{packed} rows{self._made_of}{read_as}"
+        return (
+            f"{reading.in_words(trainer.steps, of)} "
+            f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}{self.prepared.losses}"
+            f"{reading.why(trainer.steps)}{self._rounded}"
+        )
+
+    @property
+    def _made_of(self) -> str:
+        """Of what the rows are made that training reads, where they aren't those of the data."""
+        held, examples, packed = self.prepared.counts["train"], len(self.prepared.train), len(self.prepared.rows)
+        by_turn = f"{held} conversations, turn by turn"
+        if packed != examples:
+            return f" that hold {held} demonstrations" if examples == held else f" that hold {examples} of {by_turn}"
+        return "" if examples == held else f" of {by_turn}"
+
+    @property
+    def _rounded(self) -> str:
+        """That whole steps read more than the epochs that were wanted, where it shows."""
+        if self.wanted is None or self.epochs <= 1.05 * self.wanted:
+            return ""
+        return f"; trainer.epochs={self.wanted:g} is rounded up to whole steps"
+
+    @property
+    def _split(self) -> str:
+        if self.test is None:
+            return ""
+        counts = self.counts
+        alike = f", {counts['like_validation']} asking the same as these left out" if counts["like_validation"] else ""
+        return f", {counts['validation']} of them for validation and {counts['test']} for the test{alike}"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of rows by name: those of `Prepared`, and where validation and test are apart heldout = validation + test +
+        like_validation, which ask what a validation row asks.
+        """
+        if self.test is None:
+            return self.prepared.counts
+        held, validation = len(self.prepared.heldout_rows), self.cfg.eval.problems_in_training or 0
+        split = {
+            "validation": validation,
+            "test": len(self.test),
+            "like_validation": held - validation - len(self.test),
+        }
+        return self.prepared.counts | split
+
+    @property
+    def described(self) -> dict[str, str]:
+        """The design as run, in words."""
+        told = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")}
+        told["residual"] = str(getattr(self.design, "rest", "–"))
+        passes = scoring_passes(self.design)
+        step = {"before_each_step": f"{passes} scoring pass{'es' * (passes > 1)}"} if passes else {}
+        return told | step | {"repr": repr(self.design)}
+
+
+def checked(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.Source]]:
+    """What can be told without reading data: design and references. Raises QTargetError where they don't fit."""
+    instantiate(cfg.optim)
+    design = instantiate_design(cfg.target)
+    return design, _reference_sources(cfg, design, cached)
+
+
+def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
+    """Check a configuration and prepare its data. Raises QTargetError for what the user has to mend.
+
+    cached: roles whose caches are wanted whether the design looks at them or not.
+    """
+    design, references = checked(cfg, cached)
+    data_config = instantiate(cfg.data)
+    model = provide.resolve(cfg.model.name)
+    config = provide.load_config(model)
+    rows = sizes(config, model, references)
+    tokenizer = with_pad(provide.load_tokenizer(model, cfg.model.chat_template), rows)
+    for role, source in references.items():
+        provide.load_config(source)  # refuses what is no language model
+        _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
+        cfg.references[role].made_flaw.check(len(tokenizer))
+    context = provide.context_length(config)
+    prepared, beside = (
+        prepare(data_config, tokenizer, context),
+        read_benchmarks(cfg.eval.benchmarks, cfg.eval.retention, tokenizer, context),
+    )
+    for verified in (prepared.heldout_rows, *beside.benchmarks.values()):
+        check_scorers(verified)
+    check_embeddings(rows, tokenizer, prepared, beside)
+    _check_rows(cfg, prepared)
+    test = _test_rows(cfg.eval, prepared)
+    _check_benchmarks(cfg.eval, prepared, beside)
+    check_answer_length(cfg.eval.new_tokens, model, tokenizer, prepared, beside)
+    wanted, cfg = cfg.trainer.epochs, _with_steps(cfg, prepared)
+    _check_columns(design, prepared)
+    chosen = _engine(cfg, prepared, len(tokenizer))
+    details = cached_details(cfg, [*cached, *(role for role in references if role in needs(design))], design)
+    watched = {HELDOUT: prepared.heldout, RETENTION: beside.retention}
+    caches = cache_plans(cfg, references, details, prepared.train, watched, tokenizer=tokenizer)
+    check_built(caches)
+    optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
+    return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside, test, wanted)
+
+
+def _check_rows(cfg: RunConfig, prepared: Prepared) -> None:
+    if prepared.train or cfg.trainer.max_steps == 0:
+        return
+    lost = prepared.losses or "; none was asked for"
+    raise QTargetError(
+        f"no training row is left of {prepared.described or 'the data'}{lost}: ask for more rows, or give a file that "
+        "has some; trainer.max_steps=0 only evaluates"
+    )
+
+
+def _test_rows(node: EvalConfig, prepared: Prepared) -> Sequence[int] | None:
+    """The places of the held-out rows to test on, None: all; validation reads the first ones."""
+    if node.problems_in_training is None or node.test_on == "all" or not prepared.heldout_rows:
+        return None
+    found = unseen(prepared.heldout_rows, node.problems_in_training)
+    if not found:
+        raise QTargetError(
+            f"eval.test_on=rest leaves nothing to test on: of {len(prepared.heldout_rows)} held-out rows validation "
+            f"takes the first {node.problems_in_training}, and none of the others asks anything new. Raise "
+            "data.heldout_rows, or lower eval.problems_in_training"
+        )
+    return found
+
+
+def _check_benchmarks(node: EvalConfig, prepared: Prepared, beside: Benchmarks) -> None:
+    """With eval.test_on=rest what validation asks is asked nowhere else."""
+    if node.test_on == "all":
+        return
+    asked = prepared.heldout_rows[: node.problems_in_training]
+    for name, rows in beside.benchmarks.items():
+        if len(unseen([*asked, *rows], len(asked))) < len(rows):
+            raise QTargetError(
+                f"eval.test_on=rest keeps validation rows out of the test, and eval.benchmarks.{name} asks some of "
+                "them: leave the benchmark out, or take other held-out rows (data.heldout_source)"
+            )
+
+
+def _with_steps(cfg: RunConfig, prepared: Prepared) -> RunConfig:
+    """The configuration with the steps that its epochs make of these rows."""
+    if cfg.trainer.epochs is None:
+        return cfg
+    steps = cfg.trainer.epochs * _reading(cfg.trainer, prepared).steps
+    whole = math.ceil(round(steps, 6))  # 0.1 × 30 is not quite 3
+    return replace(cfg, trainer=replace(cfg.trainer, max_steps=whole, epochs=None))
+
+
+def _reading(trainer: TrainerConfig, prepared: Prepared) -> Reading:
+    return Reading(len(prepared.rows), trainer.batch_size, trainer.accumulate, trainer.processes)
+
+
+def _attention(cfg: RunConfig, prepared: Prepared) -> str:
+    rows_read = prepared.rows or prepared.heldout
+    longest = max((sum(map(len, row)) if isinstance(row, tuple) else len(row) for row in rows_read), default=0)
+    rows = cfg.trainer.batch_size
+    return attention(cfg.model.attention, on_gpu=cfg.trainer.on_gpu, rows=rows, longest=longest)
+
+
+def _engine(cfg: RunConfig, prepared: Prepared, vocab_size: int) -> Engine:
+    trainer = cfg.trainer
+    tokens = sum(example.labels for example in prepared.train) / max(1, len(prepared.rows))
+    rows = _reading(trainer, prepared).read(trainer.steps) / trainer.processes
+    scored = tokens * rows * vocab_size  # by one process
+    return choose(cfg.loss.compile, on_gpu=trainer.on_gpu, scored=scored)
+
+
+def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) -> dict[str, provide.Source]:
+    """The references a run has to load: those its design needs, and the prior where drift from it is measured."""
+    configured = {role: cfg.reference_name(role) for role in ROLES}
+    wanted = dict.fromkeys(cached, "label") | dict(needs(design))
+    for role, detail in wanted.items():
+        if configured.get(role) is None:
+            enough = " or ".join(DETAILS[DETAILS.index(detail) :])
+            raise QTargetError(
+                f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
+            )
+    held = {role: cfg.references[role].held(design) for role, name in configured.items() if name}
+    named = {role: node for role, node in cfg.references.items() if isinstance(node, NamedReference)}
+    tails = {role: node.tail for role, node in named.items() if held.get(role) == "topk"}
+    check_references(design, held, tails)
+    if cfg.eval.kl_prior and configured["prior"]:
+        wanted.setdefault("prior", "full")
+    return {role: provide.resolve(name) for role, name in configured.items() if role in wanted and name}
+
+
+def _check_columns(design: Design, prepared: Prepared) -> None:
+    held = prepared.train[0].columns if prepared.train else {}
+    if not held:
+        return  # nothing is trained on
+    for name in sorted(columns(design) - set(held)):
+        raise QTargetError(
+            f"this target needs the data column {name!r} and the rows carry {', '.join(held)}: with data=jsonl, give "
+            f"rows {name!r}: [[start, stop], …], characters of the last message, and set data.source.columns=[{name}]"
+        )
+
+
+def _check_same_tokenizer(role: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
+    if theirs.get_vocab() != ours.get_vocab():
+        raise QTargetError(
+            f"the {role}'s tokenizer ({len(theirs)} tokens) is not the policy's ({len(ours)} tokens): a target mixes "
+            "their distributions token by token, so they must share one. Choose a reference of the same model family"
+        )

@@ -1,0 +1,164 @@
+"""Several processes for one run: started here, or by torchrun or srun; and what went wrong in one of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+from qtarget.config.run_config import TrainerConfig
+from qtarget.errors import QTargetError
+
+PATIENCE = 5.0
+"""Seconds that the other processes have to end by themselves when one has failed."""
+
+
+class RankError(Exception):
+    """What a process of the run died of, where that isn't the user's to mend."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a rank tells of its failure; exceptions themselves don't all travel between processes."""
+
+    rank: int
+    told: str
+    is_input: bool
+    trace: str
+
+    def error(self, count: int) -> Exception:
+        return QTargetError(self.told) if self.is_input else RankError(f"rank {self.rank} of {count}: {self.told}")
+
+
+def environment() -> ClusterEnvironment | None:
+    """Who made this process one of several: torchrun (or `start`, with the same variables), or srun; None: nobody."""
+    if {"RANK", "LOCAL_RANK"} <= set(os.environ) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return TorchElasticEnvironment()
+    # of this step: an allocation for many tasks says nothing of a command that srun did not start
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and SLURMEnvironment.detect():
+        return _slurm()
+    return None
+
+
+def _slurm() -> ClusterEnvironment:
+    try:
+        return SLURMEnvironment()
+    except RuntimeError as error:  # srun was told of tasks in a way that leaves open where they are
+        raise QTargetError(str(error)) from error
+
+
+def check_started(trainer: TrainerConfig) -> None:
+    """Raise QTargetError where the processes there are, or could be started, aren't those the configuration wants."""
+    here, wanted = environment(), trainer.processes
+    if here is None and trainer.num_nodes > 1:
+        raise QTargetError(
+            f"trainer.num_nodes={trainer.num_nodes}: start the same command on every node with torchrun or srun, "
+            "see Several devices in docs/guide.md"
+        )
+    if here is not None and here.world_size() != wanted:
+        raise QTargetError(
+            f"{here.world_size()} processes were started, and trainer.devices={trainer.devices} × "
+            f"trainer.num_nodes={trainer.num_nodes} is {wanted}: make them the same"
+        )
+
+
+def connect(init_method: str | None = None) -> None:
+    """Join the processes of the run. By default torchrun's or srun's variables say where the others are."""
+    here = environment()
+    if here is None or dist.is_initialized():  # by an earlier job of the same multirun
+        return
+    if init_method is None:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = here.main_address, str(here.main_port)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(here.local_rank() % torch.cuda.device_count())
+    # counts and tables are summed on the CPU, gradients on the devices
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, init_method, rank=here.global_rank(), world_size=here.world_size())
+
+
+def as_rank_0(value: Any) -> Any:
+    """What `value` is on rank 0."""
+    held = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
+def start(count: int, run: Callable[..., Any], *given: Any) -> None:
+    """Call `run(*given)` in `count` new processes of this machine that are connected as ranks; wait for them.
+
+    Raises the error of the rank that failed first: as the QTargetError it was, or as RankError.
+    """
+    reports = mp.get_context("spawn").SimpleQueue()
+    with tempfile.TemporaryDirectory(prefix="qtarget-ranks-") as meeting:
+        arguments = (count, f"file://{meeting}/store", reports, partial(run, *given))
+        context = mp.start_processes(_rank, arguments, nprocs=count, join=False, start_method="spawn")
+        try:
+            codes = _wait(context.processes)
+        finally:
+            _end(context.processes)
+    if any(codes):
+        _raise(codes, reports)
+
+
+def _rank(rank: int, count: int, meeting: str, reports: Any, run: Callable[[], Any]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), GROUP_RANK="0")
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    try:
+        connect(meeting)
+        run()
+        dist.destroy_process_group()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error))
+        is_input = isinstance(error, QTargetError)
+        told = str(error) if is_input else f"{type(error).__name__}: {error}"
+        reports.put(Report(rank, told, is_input, trace[-20_000:]))  # a pipe holds no more than 64 KiB unread
+        sys.exit(1)
+
+
+def _wait(processes: Sequence[SpawnProcess]) -> list[int | None]:
+    """Exit codes by rank. When one has failed, the others have PATIENCE to notice; None: still running after that."""
+    running, patience = set(processes), None
+    while running and wait([process.sentinel for process in running], patience):
+        running = {process for process in running if process.is_alive()}
+        patience = PATIENCE if any(process.exitcode for process in processes) else None
+    return [process.exitcode for process in processes]
+
+
+def _raise(codes: Sequence[int | None], reports: Any) -> None:
+    """A rank that was killed could say nothing, and what the others say is only that it is gone."""
+    for rank, code in enumerate(codes):
+        if code and (code < 0 or reports.empty()):
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            hint = ": was memory short?" if code == -signal.SIGKILL else ""
+            raise RankError(f"rank {rank} of {len(codes)} was ended by {how}{hint}")
+    report: Report = reports.get()  # the first to fail is the first to report
+    raise report.error(len(codes)) from RankError(f"in rank {report.rank}\n\n{report.trace}")
+
+
+def _end(processes: Sequence[SpawnProcess]) -> None:
+    """Whoever is left may close its record: Ctrl-C reached it too where it was typed. Then it has to go."""
+    for send in ("terminate", "kill"):
+        deadline = time.monotonic() + PATIENCE
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        for process in processes:
+            if process.is_alive():
+                getattr(process, send)()
+    for process in processes:
+        process.join()

@@ -1,0 +1,75 @@
+"""Bayesian search by Optuna's TPE over the quantiles of each key, its study in SQLite beside the jobs.
+
+Not W&B's own sampler, a Gaussian process: the same search space, other points.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qtarget.errors import QTargetError
+from qtarget.sweep.file import Metric
+from qtarget.sweep.space import Choice, Distribution
+
+
+def optuna() -> Any:
+    """The package; raises QTargetError where it isn't installed."""
+    try:
+        import optuna as found
+    except ImportError as error:
+        raise QTargetError("`method: bayes` needs Optuna: pip install 'qtarget[search]'") from error
+    found.logging.set_verbosity(found.logging.WARNING)
+    return found
+
+
+class Bayes:
+    """Points that follow from the results told so far. What was asked and never told is proposed first, again."""
+
+    def __init__(self, storage: Path, space: Mapping[str, Distribution], metric: Metric, seed: int) -> None:
+        self.space, self.seed, self.optuna = space, seed, optuna()
+        goal = "maximize" if metric.maximize else "minimize"
+        self.study = self.optuna.create_study(
+            storage=f"sqlite:///{storage}",
+            study_name=f"{metric.name}, {goal}, seed {seed}",
+            direction=goal,
+            load_if_exists=True,
+        )
+        self._distributions = {key: self._searched(one) for key, one in space.items()}
+
+    def _searched(self, one: Distribution) -> Any:
+        """Options by their place, everything else by its quantile."""
+        if isinstance(one, Choice) and one.weights is None:
+            return self.optuna.distributions.CategoricalDistribution(range(len(one.options)))
+        return self.optuna.distributions.FloatDistribution(0.0, 1.0)
+
+    def earlier(self) -> list[tuple[int, dict[str, Any]]]:
+        """(number, values) of all that was asked before, in order; not of one whose asking was cut short."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.params.keys() == self.space.keys()]
+        return [(trial.number, self._values(trial.params)) for trial in trials]
+
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        number = len(self.study.get_trials(deepcopy=False))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)  # constant_liar
+            # A sampler of its own for every point: one that is seeded anew on resuming would repeat its first draws.
+            seed = random.Random(f"{self.seed}/{number}").getrandbits(31)
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        trial = self.study.ask(self._distributions)
+        return trial.number, self._values(trial.params)
+
+    def tell(self, number: int, value: float | None) -> None:
+        """value: the best of the run, None where it has none. What has been told before is not told again."""
+        states = self.optuna.trial.TrialState
+        state = states.FAIL if value is None else states.COMPLETE
+        self.study.tell(number, value, state=state, skip_if_finished=True)
+
+    def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: self._value(one, params[key]) for key, one in self.space.items()}
+
+    @staticmethod
+    def _value(one: Distribution, found: Any) -> Any:
+        return one.options[found] if isinstance(one, Choice) and one.weights is None else one.at(found)
