@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.functional.classification import binary_auroc
 from worlds import World, load_design
 
 import qtarget
@@ -35,21 +35,35 @@ def over_pairs(score: Tensor, positive: Tensor) -> float:
     return float(((margins > 0).double() + 0.5 * (margins == 0)).mean())
 
 
+def over_thresholds(score: Tensor, positive: Tensor) -> float:
+    """The precision of calling all that score as high as a positive, averaged over the positives."""
+    called = score[None, :] >= score[positive][:, None]
+    return float(((called & positive).sum(1) / called.sum(1)).mean())
+
+
 @pytest.mark.parametrize("levels", [1, 2, 5, 10_000])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_auroc_is_a_count_over_pairs_with_ties_half(levels: int, seed: int) -> None:
     score, positive = drawn(seed, levels)
-    assert auroc(score, positive) == pytest.approx(over_pairs(score, positive), abs=1e-12)
-    assert auroc(score, positive) == pytest.approx(float(binary_auroc(score, positive.int())), abs=1e-6)
-    assert auroc(-score, positive) == pytest.approx(1 - over_pairs(score, positive), abs=1e-12)
+    assert auroc(score, positive) == pytest.approx(over_pairs(score, positive), abs=1e-6)
+    assert auroc(-score, positive) == pytest.approx(1 - over_pairs(score, positive), abs=1e-6)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 5, 10_000])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_average_precision_is_torchmetrics(levels: int, seed: int) -> None:
+def test_average_precision_is_the_mean_over_positives_of_the_precision_at_their_score(levels: int, seed: int) -> None:
     score, positive = drawn(seed, levels)
-    expected = float(binary_average_precision(score, positive.int()))
-    assert average_precision(score, positive) == pytest.approx(expected, abs=1e-6)
+    assert average_precision(score, positive) == pytest.approx(over_thresholds(score, positive), abs=1e-6)
+
+
+def test_scores_are_no_logits_to_be_squashed() -> None:
+    """torchmetrics 1.9 puts scores beyond [0, 1] through a sigmoid: in float32 18 and 19 are then both 1."""
+    nll, wrong = torch.tensor([18.0, 19.0, 20.0, 0.1]), torch.tensor([False, True, True, False])
+    assert float(binary_auroc(nll, wrong.int())) == pytest.approx(0.75)
+    assert auroc(nll, wrong) == average_precision(nll, wrong) == 1.0
+    trust = torch.tensor([1e-9, 3e-9, 2e-9, 1.0])
+    assert auroc(-trust, torch.tensor([True, False, True, False])) == 1.0
+    assert auroc(torch.tensor([torch.inf, 3.0]), torch.tensor([True, False])) == 1.0
 
 
 def test_scores_that_tell_nothing_and_everything() -> None:

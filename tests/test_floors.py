@@ -44,6 +44,7 @@ LIBRARIES = {
     "submitit": {"launch/slurm.py"},
     "ray": {"launch/ray.py"},
     "scipy": {"evaluate/scores.py", "sweep/space.py"},
+    "torchmetrics": {"train/detection.py"},
     "sympy": {"data/verify"},
     "math_verify": {"data/verify"},
     "reasoning_gym": {"data/sources", "data/verify"},

@@ -1,4 +1,8 @@
-"""The policy reads demonstrations: how well its probabilities are calibrated, and what it kept of the model it was."""
+"""The policy reads demonstrations: how well its probabilities are calibrated, and what it kept of the model it was.
+
+The calibration error is computed here, not by torchmetrics: the reliability curve needs the sums of its bins, which
+torchmetrics doesn't give, and it would keep the confidence of every token.
+"""
 
 from __future__ import annotations
 

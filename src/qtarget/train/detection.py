@@ -1,4 +1,7 @@
-"""Does a design tell wrong tokens from clean ones? Asked of what it trusts, where the truth of the noise is known."""
+"""Does a design tell wrong tokens from clean ones? Asked of what it trusts, where the truth of the noise is known.
+
+Areas are torchmetrics'. Its metric objects are not used: they keep every token, and a run has more than fit.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from qtarget.math.loss import LossOutput
 from qtarget.parallel import gathered, summed
@@ -123,26 +127,22 @@ def _told_apart(rows: Tensor) -> dict[str, float]:
 
 
 def auroc(score: Tensor, positive: Tensor) -> float:
-    """P(score of a positive > score of a negative), ties counting half: the area under the ROC curve, exactly.
+    """P(score of a positive > score of a negative), ties counting half: the area under the ROC curve.
 
-    score [N], positive [N] bool, with at least one of each kind.
+    score [N] float, positive [N] bool, with at least one of each kind. Right to 6 digits.
     """
-    hits, called = _thresholds(score, positive)
-    false = called - hits
-    steps, heights = false.diff(prepend=false.new_zeros(1)), hits + hits - hits.diff(prepend=hits.new_zeros(1))
-    return float((steps * heights).sum() / (2 * hits[-1] * false[-1]))
+    return float(binary_auroc(_rank(score), positive.long(), validate_args=False))
 
 
 def average_precision(score: Tensor, positive: Tensor) -> float:
     """Σ_k (recall_k − recall_{k−1})·precision_k over the distinct scores, highest first; arguments as of `auroc`."""
-    hits, called = _thresholds(score, positive)
-    return float((hits.diff(prepend=hits.new_zeros(1)) * hits / called).sum() / hits[-1])
+    return float(binary_average_precision(_rank(score), positive.long(), validate_args=False))
 
 
-def _thresholds(score: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Positives among, and number of, the tokens that score at least as high as each distinct score, highest first."""
-    order = score.argsort(descending=True)
-    ranked = score[order]
-    last = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)]).nonzero().squeeze(1)
-    hits = positive[order].double().cumsum(0)[last]
-    return hits, (last + 1).double()
+def _rank(score: Tensor) -> Tensor:
+    """The place of each score among the distinct ones, in [0, 1), float64.
+
+    torchmetrics 1.9 takes scores beyond [0, 1] for logits: after its sigmoid, nlls of 18 and 19 would be a tie.
+    """
+    place = score.unique(return_inverse=True)[1]
+    return place.double() / len(score)
