@@ -45,6 +45,7 @@ LIBRARIES = {
     "ray": {"launch/ray.py"},
     "scipy": {"evaluate/scores.py", "sweep/space.py"},
     "torchmetrics": {"train/detection.py"},
+    "pylatexenc": {"compare/latex.py"},
     "sympy": {"data/verify"},
     "math_verify": {"data/verify"},
     "reasoning_gym": {"data/sources", "data/verify"},

@@ -12,21 +12,25 @@ from qtarget.compare.command import compare
 from qtarget.compare.latex import escaped, latex_table
 
 COMMANDS = {
-    **{r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<"},
-    **{r"\textgreater{}": ">", r"\textbar{}": "|", r"\textasciigrave{}": "`", r"\ldots{}": "…", "''": '"', "$-$": "−"},
+    **{r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\ensuremath{<}": "<"},
+    **{r"\ensuremath{>}": ">", r"\textbar{}": "|", r"\textasciigrave{}": "`", r"\textellipsis{}": "…", "''": '"'},
     **{
-        r"$\pi$": "π",
-        r"$\gamma$": "γ",
-        r"$\cdot$": "·",
-        r"$\leq$": "≤",
-        r"$\tilde{\pi}$": "π\u0303",
-        "$_{0}$": "₀",
-        "$^{2}$": "²",
+        r"\ensuremath{-}": "−",
+        r"\ensuremath{\pi}": "π",
+        r"\ensuremath{\gamma}": "γ",
+        r"\textperiodcentered{}": "·",
+        r"\ensuremath{\leq}": "≤",
+        r"\ensuremath{\tilde{\ensuremath{\pi}}}": "π\u0303",
+        r"\ensuremath{_0}": "₀",
+        r"\texttwosuperior{}": "²",
+        r"\'e": "é",
+        r"\~n": "ñ",
+        r"\ensuremath{\surd}": "√",
     },
     **{rf"\{sign}": sign for sign in "{}$&%#_"},
-    **{"-{}": "-", "---": "—", "--": "–", "~": "\u00a0"},
+    **{"-{}": "-", r"\textemdash{}": "—", r"\textendash{}": "–", "~": "\u00a0"},
 }
-TOKEN = re.compile("|".join(map(re.escape, sorted(COMMANDS, key=len, reverse=True))) + r"|([^\\{}$&%#_^~])")
+TOKEN = re.compile("|".join(map(re.escape, sorted(COMMANDS, key=len, reverse=True))) + r"|([^\\{}$&%#_^~|`])")
 
 
 def as_set(source: str) -> str:
@@ -48,10 +52,20 @@ def as_set(source: str) -> str:
         "1−γ·π̃ ≤ π₀²",
         "accuracy % [95\u00a0%] … – —",
         "\\\\{}",
+        "Añé √2 漢字 ||`",
     ],
 )
 def test_every_character_is_shown(text: str) -> None:
     assert as_set(escaped(text)) == text
+
+
+def test_an_accent_is_a_command_whichever_way_it_is_encoded() -> None:
+    assert escaped("e\u0301") == escaped("\u00e9") == r"\'e"
+    assert escaped("x\u0303 α\u0303") == r"\ensuremath{\tilde{x}} \ensuremath{\tilde{\ensuremath{\alpha}}}"
+
+
+def test_a_line_break_is_a_space() -> None:
+    assert escaped("a\nb") == "a b"
 
 
 def test_a_row_that_starts_with_a_bracket_or_a_star_is_no_argument_of_the_line_end() -> None:
@@ -68,7 +82,9 @@ def test_the_grouped_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     compare([tmp_path], format="tex", group_by=["target"], against=["target=sft"])
     printed = capsys.readouterr().out
     assert r"target & seeds & test/accuracy \% [95 \%] & by seed & difference [95 \%] \\" in printed
-    assert re.search(r"^a\\_b\\% & 2 & 75\.0 \[.*\] & 75\.0 \\ldots\{\} 75\.0 & \+50\.0 \[.*\] \\\\$", printed, re.M)
+    assert re.search(
+        r"^a\\_b\\% & 2 & 75\.0 \[.*\] & 75\.0 \\textellipsis\{\} 75\.0 & \+50\.0 \[.*\] \\\\$", printed, re.M
+    )
     assert printed.startswith("% needs \\usepackage{booktabs}\n% Intervals resample")
 
 

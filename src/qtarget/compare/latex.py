@@ -1,58 +1,39 @@
 """A table for a paper: LaTeX with booktabs, every character that TeX would misread escaped.
 
-Greek letters and signs of the designs become mathematics, so that pdfLaTeX sets them too. Characters beyond (names in
-other scripts) stay as they are; XeLaTeX and LuaLaTeX set those, with a font that has them.
+pylatexenc spells signs, Greek letters and accents, so that pdfLaTeX sets them too. Characters beyond (names in other
+scripts) stay as they are; XeLaTeX and LuaLaTeX set those, with a font that has them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from unicodedata import normalize
 
-GREEK = {
-    **{"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "ζ": "zeta", "η": "eta", "θ": "theta"},
-    **{"κ": "kappa", "λ": "lambda", "μ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau"},
-    **{"φ": "phi", "χ": "chi", "ψ": "psi", "ω": "omega", "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda"},
-    **{"Π": "Pi", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega"},
-}
-SIGNS = {
-    **{"·": "cdot", "×": "times", "±": "pm", "≤": "leq", "≥": "geq", "≠": "neq", "≈": "approx", "→": "to"},
-    **{"∞": "infty", "∂": "partial", "∈": "in", "∝": "propto", "‖": "|", "√": "surd"},
-}
-RAISED = {**dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True)), "⁻": "-"}
-LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
-PLAIN = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': "''",
-    "`": r"\textasciigrave{}",
-    "–": "--",
-    "—": "---",
-    "…": r"\ldots{}",
-    "−": "$-$",
-    "½": r"$\frac{1}{2}$",
-    "\u00a0": "~",
-    "\n": " ",
-}
-ESCAPED = (
-    PLAIN
-    | {sign: rf"$\{name}$" for sign, name in (GREEK | SIGNS).items()}
-    | {sign: f"$^{{{digit}}}$" for sign, digit in RAISED.items()}
-    | {sign: f"$_{{{digit}}}$" for sign, digit in LOWERED.items()}
+from pylatexenc.latexencode import RULE_DICT, RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
+
+LEFT_OUT = {"|": r"\textbar{}", "`": r"\textasciigrave{}", "\n": " ", "√": r"\ensuremath{\surd}"}
+"""What pylatexenc 2.11 leaves to TeX, which would set a dash and quotes; and a root without what it is of."""
+
+
+def _tilded(match: re.Match[str]) -> str:
+    return rf"\ensuremath{{\tilde{{{escaped(match[1])}}}}}"
+
+
+JOINED = [
+    (re.compile("-(?=-)"), "-{}"),  # two hyphens in a row would be a dash
+    (re.compile("(.)\u0303"), _tilded),
+]
+ENCODER = UnicodeToLatexEncoder(
+    conversion_rules=[
+        UnicodeToLatexConversionRule(RULE_REGEX, JOINED),
+        UnicodeToLatexConversionRule(RULE_DICT, {ord(sign): spelling for sign, spelling in LEFT_OUT.items()}),
+        "defaults",
+    ],
+    replacement_latex_protection="braces-after-macro",
+    unknown_char_policy="keep",
+    unknown_char_warning=False,
 )
-HYPHENS = re.compile("-(?=-)")  # two in a row would be a dash
-TILDED = re.compile("(.)\u0303")
 
 
 def latex_table(titles: Sequence[str], lines: Sequence[Sequence[str]], numeric: Sequence[bool], note: str) -> str:
@@ -67,16 +48,7 @@ def latex_table(titles: Sequence[str], lines: Sequence[Sequence[str]], numeric: 
 
 def escaped(text: str) -> str:
     """`text` as TeX shows it, character by character."""
-    parts = TILDED.split(text)  # what is between, then the letter under a tilde, and so on
-    return "".join(_tilded(part) if place % 2 else _plain(part) for place, part in enumerate(parts))
-
-
-def _plain(text: str) -> str:
-    return "-{}".join("".join(ESCAPED.get(sign, sign) for sign in part) for part in HYPHENS.split(text))
-
-
-def _tilded(letter: str) -> str:
-    return rf"$\tilde{{{ESCAPED.get(letter, letter).strip('$')}}}$"
+    return ENCODER.unicode_to_latex(normalize("NFC", text))
 
 
 def _line(cells: Sequence[str], numeric: Sequence[bool]) -> str:
