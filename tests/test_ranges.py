@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -12,6 +13,9 @@ import qtarget
 from qtarget.cli import run as qtarget_cli
 from qtarget.config import overrides
 from qtarget.config.overrides import check_ranges
+
+IS_1_3 = hydra.__version__.startswith("1.3.")
+of_hydra_1_3 = pytest.mark.skipif(not IS_1_3, reason="Hydra 1.4 has the values that a range says")
 
 WRONG: dict[str, tuple[str, str]] = {
     # Hydra 1.3.8 adds binary fractions up: a job too many, or other values
@@ -36,6 +40,7 @@ WRONG: dict[str, tuple[str, str]] = {
 }
 
 
+@of_hydra_1_3
 @pytest.mark.parametrize("case", WRONG)
 def test_a_range_that_hydra_reads_otherwise_is_refused_with_what_to_write(case: str) -> None:
     text, instead = WRONG[case]
@@ -47,6 +52,14 @@ def test_a_range_that_hydra_reads_otherwise_is_refused_with_what_to_write(case: 
     former = shlex.split(rest)[-1]  # what earlier runs were made with can be said, too
     assert sorted(given.split(",")) == sorted(_given(text)) == sorted(_given(former))
     assert set(_given(instead)) != set(_given(text))
+
+
+@pytest.mark.skipif(IS_1_3, reason="1.3.8 has others")
+@pytest.mark.parametrize("case", WRONG)
+def test_hydra_1_4_has_the_values_that_a_range_says(case: str) -> None:
+    text, instead = WRONG[case]
+    check_ranges(["model=tiny", text], multirun=True)
+    assert sorted(map(float, _given(text))) == sorted(map(float, _given(instead)))
 
 
 def test_what_is_to_be_written_instead_is_taken() -> None:
@@ -95,12 +108,14 @@ def test_a_range_without_an_end_or_a_value_is_refused(text: str, message: str) -
         check_ranges([text], multirun=True)
 
 
+@of_hydra_1_3
 def test_the_first_wrong_key_of_several_is_named_and_the_last_of_a_key_counts() -> None:
     with pytest.raises(qtarget.QTargetError, match=r"^optim.warmup=range"):
         check_ranges(["seed=range(3)", "optim.warmup=range(0,0.9,0.3)", "optim.lr=0.1,0.2"], multirun=True)
     check_ranges(["optim.lr=range(0,0.9,0.3)", "optim.lr=0.1,0.2"], multirun=True)
 
 
+@of_hydra_1_3
 @pytest.mark.parametrize(
     ("name", "given"),
     [
@@ -122,6 +137,7 @@ def test_ranges_of_an_experiment_are_checked(
     check_ranges([f"experiment={name}", "optim.lr=0.1"], multirun=bool(given))
 
 
+@of_hydra_1_3
 @pytest.mark.parametrize("given", [["-m"], ["hydra.mode=MULTIRUN"]])
 def test_a_wrong_range_makes_no_folder(given: list[str], workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert qtarget_cli(["train", "model=tiny", "optim.lr=range(0,0.9,0.3)", *given]) == 2

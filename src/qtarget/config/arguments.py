@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from qtarget.errors import QTargetError
@@ -70,6 +70,11 @@ class Arguments:
     multirun: bool = False
     config_dir: str | None = None
     package: str | None = None
+
+    def with_multirun(self, multirun: bool) -> Arguments:
+        """The same, said on the command line: Hydra 1.4 takes hydra.mode=MULTIRUN of an experiment for a mistake."""
+        options = (*self.options, "--multirun") if multirun and not self.multirun else self.options
+        return replace(self, options=options, multirun=multirun)
 
 
 def train_parser() -> Parser:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from hydra import __version__ as hydra_version
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qtarget.config.names import as_typed
 from qtarget.errors import QTargetError
 
-HYDRA_VERSION_BASE = "1.3"
+IS_HYDRA_1_3 = hydra_version.startswith("1.3.")
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if IS_HYDRA_1_3 else {}
+"""What Hydra is told of the version that its defaults are of: 1.4 warns wherever it is."""
 SEARCH_PATH = "hydra.searchpath"
 
 
@@ -69,7 +73,7 @@ def composing() -> Iterator[None]:
     """Hydra's compose API on our configurations, whatever Hydra state the caller already holds."""
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
-        with initialize_config_dir(version_base=HYDRA_VERSION_BASE, config_dir=str(conf_dir())):
+        with initialize_config_dir(config_dir=str(conf_dir()), **VERSION_BASE):
             yield
     finally:
         GlobalHydra.instance().hydra = outer  # leaving `initialize` has put another instance in its place
@@ -113,7 +117,8 @@ def check_keyed(overrides: Sequence[str]) -> None:
 
 def register_resolver(name: str, of_configuration: Callable[[Mapping[Any, Any]], str]) -> None:
     """${NAME:} stands for what a function makes of the whole configuration."""
-    OmegaConf.register_new_resolver(name, lambda *, _root_: of_configuration(_root_), replace=True)
+    register = "register_new_resolver" if IS_HYDRA_1_3 else "register_resolver"  # of omegaconf 2.4
+    getattr(OmegaConf, register)(name, lambda *, _root_: of_configuration(_root_), replace=True)
 
 
 def config_container(cfg: Mapping[Any, Any]) -> dict[str, Any]:
@@ -181,12 +186,33 @@ def instantiate(node: Mapping[Any, Any]) -> Any:
     from hydra.utils import instantiate as hydra_instantiate  # keeps start-up light
 
     try:
-        return hydra_instantiate(node if isinstance(node, DictConfig) else literal(node), _convert_="all")
+        plain = node if isinstance(node, DictConfig) else literal(node)
+        return hydra_instantiate(plain, _convert_="all", **_allowed(plain))
     except HydraException as error:
         causes = list(_causes(error))
         mine = next((cause for cause in causes if isinstance(cause, QTargetError)), None)
         told = str(error).split(", set env var")[0]
         raise mine or QTargetError(f"{told}: {causes[-1]}") from error
+
+
+def _allowed(node: Mapping[Any, Any]) -> dict[str, Any]:
+    """Of Hydra 1.4 on, which makes nothing that isn't listed: parts of qtarget, and those of one's own that a node
+    names; Python's standard library (os.system) isn't among them.
+    """
+    if IS_HYDRA_1_3:
+        return {}
+    mine = [name for name in _targets(node) if name.partition(".")[0] not in sys.stdlib_module_names]
+    return {"_execution_whitelist_": ["qtarget.*", *mine]}
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """The `_target_` of a node and of those in it."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield str(value["_target_"])
+        value = list(value.values())
+    for below in value if isinstance(value, list | tuple | ListConfig) else ():
+        yield from _targets(below)
 
 
 MOVED = {
@@ -199,12 +225,14 @@ MOVED = {
 def literal(resolved: Any) -> Any:
     """Plain data that Hydra is to read as they are: everything is resolved, so ${…} is text, and no reference."""
     if isinstance(resolved, Mapping):
-        return {
-            key: literal(MOVED.get(value, value) if key == "_target_" else value) for key, value in resolved.items()
-        }
+        return {key: _place(value) if key == "_target_" else literal(value) for key, value in resolved.items()}
     if isinstance(resolved, list | tuple):
         return [literal(value) for value in resolved]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", resolved) if isinstance(resolved, str) else resolved
+
+
+def _place(target: Any) -> Any:
+    return MOVED.get(target, target) if isinstance(target, str) else target
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

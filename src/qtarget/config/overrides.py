@@ -32,21 +32,23 @@ INNER = re.compile(r"range\([^()]*\)")
 CAST = re.compile(r"\b(?:int|float)\(")
 
 
-def check_ranges(overrides: Sequence[str], *, multirun: bool) -> None:
-    """Raise QTargetError for a range of a multirun whose values aren't start, start + step, … below stop.
+def check_ranges(overrides: Sequence[str], *, multirun: bool) -> bool:
+    """Whether it is a multirun. Raises QTargetError for a range of one that hasn't start, start + step, … below stop.
 
     overrides: of the command line. multirun: whether it says so; a configuration may, too (hydra.mode), and have
     ranges of its own (hydra.sweeper.params).
     """
     if not multirun and ONE_JOB in overrides:
-        return
+        return False
     read = _read(overrides)
     hydra = _hydra([text for text, one in zip(overrides, read, strict=True) if not one.is_sweep_override()])
     params = hydra.sweeper.get("params") or {}
-    if (multirun or str(hydra.mode).endswith("MULTIRUN")) and str(hydra.sweeper._target_).endswith(BASIC):
+    multirun = multirun or str(hydra.mode).endswith("MULTIRUN")
+    if multirun and str(hydra.sweeper._target_).endswith(BASIC):
         swept = [*_read([f"{key}={value}" for key, value in params.items()]), *read]
         for override in {one.get_key_element(): one for one in swept}.values():  # the last of a key counts
             _check(override)
+    return multirun
 
 
 def _read(texts: Sequence[str]) -> list[Override]:

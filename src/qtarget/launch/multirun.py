@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qtarget.config.arguments import Arguments, arranged
 from qtarget.config.composing import (
-    HYDRA_VERSION_BASE,
+    VERSION_BASE,
     check_keyed,
     compose_config,
     conf_dir,
@@ -54,12 +54,12 @@ def launch(given: Sequence[str]) -> int:
     check_keyed(arguments.overrides)
     register_resolvers()
     outcomes: list[Outcome] = []
-    task = hydra.main(config_path=str(conf_dir()), config_name="train", version_base=HYDRA_VERSION_BASE)
+    task = hydra.main(config_path=str(conf_dir()), config_name="train", **VERSION_BASE)
     raises = bool(os.environ.get(FULL_ERROR))
     try:
         if arguments.runs:
             found = with_search_path(arguments.overrides, arguments.config_dir)
-            check_ranges(found, multirun=arguments.multirun)
+            arguments = arguments.with_multirun(check_ranges(found, multirun=arguments.multirun))
         with _hydra_raises(arguments):
             task(_job(outcomes, raises))()
     except SystemExit as ended:
