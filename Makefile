@@ -3,6 +3,7 @@
 # make fair             each design at its best learning rate, and all at steps of equal length: some hours
 # make test             the test suite
 # make test-all         the same with the slow tests
+# make test-matrix      the fast tests under Hydra 1.4, the newest torch and transformers, Python 3.12 and 3.13: an hour or more
 # make soak             random SIGKILLs over training, caching and sweeps: KILLS=30
 # make screenshots      docs/compare.png anew, from 36 runs of the tiny model: a few minutes
 # make check            formatting, lint, types: what CI runs before the tests
@@ -23,7 +24,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak screenshots check bench notebooks format clean
+.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak screenshots check bench notebooks format clean
 
 setup: $(STAMP)
 
@@ -83,6 +84,9 @@ test-all: setup check
 	@tests/browser/install.sh || true
 	$(BIN)/pytest -n 2
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks
+
+test-matrix:
+	@tests/matrix.sh $(CELLS)
 
 soak: setup
 	OMP_NUM_THREADS=1 QTARGET_KILLS=$(or $(KILLS),30) $(BIN)/pytest -s tests/test_soak.py
