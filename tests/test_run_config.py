@@ -147,3 +147,11 @@ def test_a_dry_run_of_what_can_not_be_read_leaves_nothing_behind(
     assert qtarget_cli([*BAD, "trainer=dry"]) == 2
     assert "model.dtype=bfloat16 trains all weights in that dtype" in capfd.readouterr().err
     assert not list(workdir.glob("outputs/runs/*"))
+
+
+def test_the_help_of_train_says_what_every_key_means(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["train", "--help"]) == 0
+    shown = capsys.readouterr().out.partition("== Keys ==")[2].splitlines()
+    keys = {line.partition("=")[0] for line in shown if "=" in line}
+    assert {f"{node.PLACE}.{one.key}" for node in NODES for one in node.settings()} <= keys
+    assert "trainer.batch_size=16  (whole number ≥ 1)  rows of a micro-batch" in shown

@@ -30,6 +30,14 @@ def manual() -> str:
     return "\n".join([HEAD, *_section("The run", RunConfig), *_nodes(), *_references()])
 
 
+def keys_and_meanings() -> str:
+    """The same keys for a terminal: what each means, and what it may be."""
+    nodes: list[type[Node]] = [RunConfig, *NODES]
+    keys = [(f"{_name(node, one.key)}={_value(one.default)}", one) for node in nodes for one in node.settings()]
+    lines = [f"{key}  ({one.kind.text})  {one.about}" for key, one in keys]
+    return "\n".join(["== Keys ==", "KEY=DEFAULT  (what is allowed)  what it means", "", *lines])
+
+
 def _nodes() -> Iterator[str]:
     for kind in NODES:
         yield from _section(f"`{kind.PLACE}`", kind)
@@ -54,15 +62,22 @@ def _table(node: type[Node]) -> Iterator[str]:
     yield "| key | default | allowed | |"
     yield "|---|---|---|---|"
     for one in node.settings():
-        key = f"{node.PLACE}.{one.key}" if node.PLACE else one.key
-        yield f"| `{key}` | {_shown(one.default)} | {one.kind.text} | {one.about} |"
+        yield f"| `{_name(node, one.key)}` | {_shown(one.default)} | {one.kind.text} | {one.about} |"
     yield ""
+
+
+def _name(node: type[Node], key: str) -> str:
+    return f"{node.PLACE}.{key}" if node.PLACE else key
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return "–"
     return "must be set" if value == "???" else f"`{as_yaml(value)}`"
+
+
+def _value(default: Any) -> str:
+    return "…" if isinstance(default, dict) or default == "???" else as_yaml(default)
 
 
 if __name__ == "__main__":

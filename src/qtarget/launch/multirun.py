@@ -29,6 +29,7 @@ from qtarget.config.composing import (
     with_search_path,
 )
 from qtarget.config.identity import register_resolvers
+from qtarget.config.manual import keys_and_meanings
 from qtarget.config.names import as_typed
 from qtarget.config.overrides import check_ranges
 from qtarget.errors import FULL_ERROR, QTargetError
@@ -63,6 +64,8 @@ def launch(given: Sequence[str]) -> int:
         with _hydra_raises(arguments):
             task(_job(outcomes, raises))()
     except SystemExit as ended:
+        if "--help" in arguments.options:
+            print(keys_and_meanings())
         raise _not_shown(ended, arguments) from ended
     except (HydraException, OmegaConfBaseException) as error:
         raise config_error(error, "train", with_search_path(arguments.overrides, arguments.config_dir)) from error
