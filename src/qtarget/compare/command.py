@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from qtarget.compare.group_table import Grouped, Grouping, as_csv, grouped_rows
-from qtarget.compare.latex import latex_table
+from qtarget.compare.formats import Table, markdown_text, terminal
+from qtarget.compare.group_table import Grouped, Grouping, grouped_rows
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
 from qtarget.compare.table import COLUMNS, MISSING, Column, next_command, reading_note, subject
 from qtarget.config.identity import outdated
@@ -25,10 +22,9 @@ from qtarget.record.runs import Run, differing_keys, finished, read_runs, unfini
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 FORMATS = ("rich", "md", "csv", "tex")
-PIPE_WIDTH = 100  # columns, where the output is no terminal that could say how wide it is
 TABLE_TITLES = {"result": "Result", "loss": "What the loss trusted, and what it cost"}
 
 
@@ -61,10 +57,12 @@ def compare(
     swept = None if grouped else read_swept(runs, metric)
     if grouped:
         print_groups(grouped, format)
+    elif format == "rich":
+        print_tables(runs)
     else:
-        {"rich": print_tables, "md": print_markdown, "csv": print_csv, "tex": print_latex}[format](runs)
+        print({"md": markdown, "csv": unrounded, "tex": latex}[format](runs), end="")
     page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])), grouped, swept)
-    aside = _console(stderr=format != "rich")
+    aside = terminal(stderr=format != "rich")
     aside.print(f"\nreport   {near(page)}\npicture  {near(picture)}", markup=False, highlight=False, soft_wrap=True)
     aside.print(f"next     {next_command(runs)}", markup=False, highlight=False, soft_wrap=True)
     aside.print(f"         {_again(paths)}", markup=False, highlight=False, soft_wrap=True)
@@ -98,62 +96,37 @@ def write_files(
 
 def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
     """Two compact tables, the note on how to read them, and what is not in them."""
-    console = console or _console()
+    console = console or terminal()
     console.print(subject(runs), markup=False, highlight=False)
     for group in TABLE_TITLES if finished(runs) else ():
         console.print(rich_table(runs, group))
-    lines = [reading_note(runs)] if finished(runs) else ["No run has finished yet."]
-    for line in lines + unfinished_lines(runs):
+    for line in [_note(runs), *unfinished_lines(runs)]:
         console.print(line, markup=False, highlight=False, soft_wrap=False)
 
 
-def print_groups(found: Grouped, format: str) -> None:
+def print_groups(grouped: Grouped, format: str) -> None:
     """One line per group of runs, and what its intervals cover."""
-    if format == "csv":
-        sys.stdout.write(as_csv(found))
-    elif format == "tex":
-        print(latex_table(found.titles, found.lines, found.numeric, found.note))
-    elif format == "md":
-        print(markdown_table(found.titles, found.lines, found.numeric))
-        print(f"\n{found.note}")
+    if format == "rich":
+        console = terminal()
+        console.print(grouped.table.rich())
+        console.print(grouped.note, markup=False, highlight=False)
     else:
-        console = _console()
-        console.print(_grouped_table(found))
-        console.print(found.note, markup=False, highlight=False)
+        written = {"md": grouped.table.markdown, "csv": grouped.unrounded.csv, "tex": grouped.table.latex}
+        print(written[format](), end="")
 
 
-def _grouped_table(found: Grouped) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title, is_number in zip(found.titles, found.numeric, strict=True):
-        table.add_column(Text(title), justify="right" if is_number else "left", no_wrap=is_number)
-    for line in found.lines:
-        table.add_row(*map(Text, line))
-    return table
-
-
-def rich_table(runs: Sequence[Run], group: str) -> Table:
+def rich_table(runs: Sequence[Run], group: str) -> RichTable:
     """The columns of one group, the design's name in front."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    columns = [column for column in COLUMNS if column.group == group or column.key == "name"]
+    # numbers are narrow, so their titles stand in two lines
+    table = _table(runs, columns, [column.title.replace(" ", "\n", 1) for column in columns], title=TABLE_TITLES[group])
+    return table.rich([None if one.numeric else 26 if one.key == "name" else 18 for one in columns], overflow="fold")
 
-    columns = _columns(group)
-    table = Table(title=TABLE_TITLES[group], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(
-            column.title.replace(" ", "\n", 1),  # numbers are narrow, so their titles stand in two lines
-            justify="right" if column.numeric else "left",
-            no_wrap=column.numeric,
-            overflow="fold",
-            max_width=None if column.numeric else 26 if column.key == "name" else 18,
-        )
-    for run in finished(runs):
-        table.add_row(*(Text(column.text(run)) for column in columns))
-    return table
+
+def _table(runs: Sequence[Run], columns: Sequence[Column], titles: Sequence[str], **words: str) -> Table:
+    """The finished runs; words: `note` and `title`."""
+    lines = [[column.text(run) for column in columns] for run in finished(runs)]
+    return Table(titles, lines, [column.numeric for column in columns], **words)
 
 
 def unfinished_lines(runs: Sequence[Run]) -> list[str]:
@@ -164,63 +137,38 @@ def unfinished_lines(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def print_markdown(runs: Sequence[Run]) -> None:
-    """One GitHub table with every column, the note and the list under it."""
-    lines = [[column.text(run) for column in COLUMNS] for run in finished(runs)]
-    print(markdown_table([column.title for column in COLUMNS], lines, [column.numeric for column in COLUMNS]))
-    print(f"\n{reading_note(runs)}" if finished(runs) else "\nNo run has finished yet.")
-    for line in unfinished_lines(runs):
-        print(f"\n- {_markdown(line)}")
+def markdown(runs: Sequence[Run]) -> str:
+    """One GitHub table with every column, the note and the list of unfinished runs under it."""
+    note = "\n\n".join([_note(runs), *(f"- {markdown_text(line)}" for line in unfinished_lines(runs))])
+    return _table(runs, COLUMNS, [column.title for column in COLUMNS], note=note).markdown()
 
 
-def print_latex(runs: Sequence[Run]) -> None:
+def latex(runs: Sequence[Run]) -> str:
     """One booktabs table of the columns that say something."""
     done = finished(runs)
     columns = [column for column in COLUMNS if not done or any(column.text(run) != MISSING for run in done)]
-    lines = [[column.text(run) for column in columns] for run in done]
-    note = reading_note(runs) if done else "No run has finished yet."
-    note = "\n".join([note, *unfinished_lines(runs)])
-    print(latex_table([column.title for column in columns], lines, [column.numeric for column in columns], note))
+    note = "\n".join([_note(runs), *unfinished_lines(runs)])
+    return _table(runs, columns, [column.title for column in columns], note=note).latex()
 
 
-def print_csv(runs: Sequence[Run]) -> None:
+def _note(runs: Sequence[Run]) -> str:
+    return reading_note(runs) if finished(runs) else "No run has finished yet."
+
+
+def unrounded(runs: Sequence[Run]) -> str:
     """Every run, unfinished ones too, with unrounded numbers and each config key that differs between the runs."""
     metrics = sorted({key for run in runs for key in run.metrics})
     keys = differing_keys(runs)
     plain = ("name", "role", "status", "experiment", "seed", "folder", "reliance", "residual", "weight")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*plain, *metrics, "train_rows", "noisy_rows", "heldout_rows", *keys])
+    lines = []
     for run in runs:
         design = [run.design.get(part, "") for part in ("reliance", "residual", "weight")]
         seed = "" if run.seed is None else run.seed
         row: list[object] = [run.label, run.role, run.status, run.experiment, seed, run.place, *design]
         row += [run.metrics.get(key, "") for key in metrics]
         row += [run.rows.get(key, "") for key in ("train", "noisy", "heldout")]
-        writer.writerow(row + [run.config.get(key, "") for key in keys])
-    sys.stdout.write(text.getvalue())
-
-
-def markdown_table(titles: Sequence[str], lines: Sequence[Sequence[str]], numeric: Sequence[bool]) -> str:
-    """A GitHub table."""
-    ruled = [["---:" if is_number else "---" for is_number in numeric]]
-    told = [list(titles), *ruled, *([_markdown(cell) for cell in line] for line in lines)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in told)
-
-
-def _columns(group: str) -> list[Column]:
-    return [column for column in COLUMNS if column.group == group or column.key == "name"]
-
-
-def _markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, emoji=False)
+        lines.append(list(map(str, row + [run.config.get(key, "") for key in keys])))
+    return Table([*plain, *metrics, "train_rows", "noisy_rows", "heldout_rows", *keys], lines).csv()
 
 
 def _default_folder(path: Path) -> Path:

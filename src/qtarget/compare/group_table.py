@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from qtarget.compare.formats import Table
 from qtarget.compare.groups import Group, Row, group_runs, rows
 from qtarget.compare.selection import choose
 from qtarget.compare.table import MISSING, numeric
@@ -68,9 +67,16 @@ class Grouped:
         return [title not in self.rows[0].group.told for title in self.titles]
 
     @property
-    def lines(self) -> list[list[str]]:
-        """The table as text, without its titles."""
-        return [self._cells(row) for row in self.rows]
+    def table(self) -> Table:
+        return Table(self.titles, [self._cells(row) for row in self.rows], self.numeric, self.note)
+
+    @property
+    def unrounded(self) -> Table:
+        """Every number for itself, with all its digits."""
+        ends = ("low", "high")
+        difference = ("difference", "difference_low", "difference_high")
+        numbers = (self.metric, *ends, "min_seed", "max_seed", *difference)
+        return Table([*self.rows[0].group.told, "seeds", *numbers], [self._numbers(row) for row in self.rows])
 
     @property
     def note(self) -> str:
@@ -92,6 +98,12 @@ class Grouped:
         span = f"{self._number(row.low_seed)} … {self._number(row.high_seed)}" if several else MISSING
         apart = _bracketed(row.difference, self._signed) if row.difference else MISSING
         return [*row.group.told.values(), row.group.seeds(self.metric), mean, span, *[apart] * self.compared]
+
+    def _numbers(self, row: Row) -> list[str]:
+        inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
+        apart = [row.difference.mean, row.difference.low, row.difference.high] if row.difference else [""] * 3
+        count = len(row.group.values(self.metric))
+        return list(map(str, [*row.group.told.values(), count, row.mean, *inside, row.low_seed, row.high_seed, *apart]))
 
     def _number(self, value: float) -> str:
         return f"{self.scale * value:.{self.decimals}f}"
@@ -153,18 +165,3 @@ def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
     if strange:
         raise QTargetError(f"--against names {', '.join(strange)}; it takes KEY=VALUE of --group-by {','.join(keys)}")
     return told
-
-
-def as_csv(found: Grouped) -> str:
-    """Unrounded numbers, one row a group."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    ends = ("low", "high")
-    difference = ("difference", "difference_low", "difference_high")
-    writer.writerow([*found.rows[0].group.told, "seeds", found.metric, *ends, "min_seed", "max_seed", *difference])
-    for row in found.rows:
-        inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
-        apart = [row.difference.mean, row.difference.low, row.difference.high] if row.difference else [""] * 3
-        numbers = [row.mean, *inside, row.low_seed, row.high_seed, *apart]
-        writer.writerow([*row.group.told.values(), len(row.group.values(found.metric)), *numbers])
-    return text.getvalue()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from qtarget.compare.command import near
+from qtarget.compare.formats import Table, terminal
 from qtarget.config.composing import compose_target, in_yaml
 from qtarget.config.identity import versions
 from qtarget.config.parsers import EVALUATE as USAGE
@@ -134,19 +135,18 @@ def _judged(cfg: RunConfig, record: Record) -> dict[str, float]:
 
 def _show(name: str, metrics: Mapping[str, float | None]) -> None:
     """The metrics with their intervals, as a table."""
-    from rich.console import Console
-    from rich.table import Table
+    from rich.box import HEAVY_HEAD
 
-    table = Table("metric", "value", "95 % interval", title=f"evaluation of {name}", title_justify="left")
-    for metric, value in metrics.items():
-        if not metric.endswith(("_low", "_high")):
-            ends = [metrics.get(f"{metric}_{end}") for end in ("low", "high")]
-            table.add_row(metric, _number(value), f"[{_number(ends[0])}, {_number(ends[1])}]" if _there(ends) else "")
-    Console(markup=False, emoji=False).print(table)
+    shown = [name for name in metrics if not name.endswith(("_low", "_high"))]
+    lines = [[name, _number(metrics[name]), _interval(metrics, name)] for name in shown]
+    table = Table(["metric", "value", "95 % interval"], lines, title=f"evaluation of {name}")
+    terminal(width=80).print(table.rich(box=HEAVY_HEAD, padding=(0, 1)))
 
 
-def _there(values: Sequence[float | None]) -> bool:
-    return all(value is not None for value in values)
+def _interval(metrics: Mapping[str, float | None], name: str) -> str:
+    """ "" where there is none."""
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return "" if low is None or high is None else f"[{_number(low)}, {_number(high)}]"
 
 
 def _number(value: float | None) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from qtarget import checks
+from qtarget.compare.formats import Table, terminal
 from qtarget.compare.sweeps import BOOK
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
@@ -203,19 +204,13 @@ def _why(going: Sweep, point: Point) -> str:
 
 
 def _print_best(going: Sweep) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     ranked = going.ranked()
     if going.metric is None or not ranked:
         return
-    table = Table(title=f"{going.file.name}: the best points", title_justify="left", box=box.SIMPLE_HEAD)
-    for title in (*going.file.parameters, going.metric.name, "state", "job"):
-        table.add_column(title, overflow="fold")
-    for point in ranked[:SHOWN]:
-        table.add_row(*_cells(point.values), f"{point.value:.5g}", point.state, point.job.folder.name)
-    Console(width=None if sys.stdout.isatty() else 120, emoji=False).print(table)
+    lines = [[*_cells(one.values), f"{one.value:.5g}", one.state, one.job.folder.name] for one in ranked[:SHOWN]]
+    titles = [*going.file.parameters, going.metric.name, "state", "job"]
+    table = Table(titles, lines, title=f"{going.file.name}: the best points")
+    terminal(width=120).print(table.rich(overflow="fold", padding=(0, 1)))
 
 
 def _cells(values: Mapping[str, Any]) -> list[str]:
