@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from dataclasses import fields, replace
 from typing import Any
 
 import published
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +18,7 @@ from worlds import NEEDS_TOP_K, World, load_design
 
 import qtarget
 from qtarget import QTargetError, Reference
-from qtarget.config.composing import options
+from qtarget.config.composing import conf_dir, options
 from qtarget.math.loss import survey
 from qtarget.math.schedule import scheduled
 from qtarget.math.survey import TokenTable, statistics_of, surveying
@@ -187,18 +189,39 @@ def test_cutting_a_batch_changes_nothing_unless_the_yaml_says_so(name: str) -> N
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize(("name", "part"), list(itertools.product(DESIGNS, PARTS)), ids=str)
-def test_every_design_takes_every_part_option(name: str, part: tuple[str, str]) -> None:
+KINDS: dict[type, str] = {type(load_design(name)): name for name in DESIGNS}
+"""One design of each kind: Mixture, Anchored, Signed, Induced."""
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_a_designs_yaml_picks_parts_and_sets_no_field_of_theirs(name: str) -> None:
+    """So a part option means the same in every design of a kind: what is composed for one of them goes for all."""
+    node = yaml.safe_load((conf_dir() / f"target/{name}.yaml").read_text())
+    design = load_design(name)
+    picked = {part: option for one in node.pop("defaults") if one != "_self_" for part, option in one.items()}
+    parts = {part for part, _ in PARTS if hasattr(design, part)}
+    assert picked.keys() == parts
+    assert node.keys() <= {"_target_", "about", *(field.name for field in fields(design))} - parts
+    for part, option in picked.items():
+        assert option in options(f"target/{part}")
+
+
+@pytest.mark.parametrize(("shipped", "part"), list(itertools.product(KINDS.values(), PARTS)), ids=str)
+def test_every_kind_of_design_takes_every_part_option(shipped: str, part: tuple[str, str]) -> None:
+    """Composed for one design of a kind, and put in the place of that part in all of them."""
     kind, option = part
-    if not hasattr(load_design(name), kind):
+    if not hasattr(load_design(shipped), kind):
         with pytest.raises(QTargetError, match=kind):
-            load_design(name, **{kind: option})
+            load_design(shipped, **{kind: option})
         return
-    design = load_design(name, **{kind: option})
-    top_k = NEEDS_TOP_K[0] if option in ("support_kl", "truncated_kl") else name if kind != "objective" else ""
-    out, gradient = run(World.random(6), top_k, design)
-    assert torch.isfinite(out.loss).all()
-    torch.testing.assert_close(gradient.sum(-1), torch.zeros(7, dtype=torch.float64), atol=1e-11, rtol=0)
+    composed = load_design(shipped, **{kind: option})
+    assert composed == replace(load_design(shipped), **{kind: getattr(composed, kind)})
+    for name in (name for name in DESIGNS if type(load_design(name)) is type(composed)):
+        design = replace(load_design(name), **{kind: getattr(composed, kind)})
+        top_k = NEEDS_TOP_K[0] if option in ("support_kl", "truncated_kl") else name if kind != "objective" else ""
+        out, gradient = run(World.random(6), top_k, design)
+        assert torch.isfinite(out.loss).all(), name
+        torch.testing.assert_close(gradient.sum(-1), torch.zeros(7, dtype=torch.float64), atol=1e-11, rtol=0)
 
 
 STATISTICS = {

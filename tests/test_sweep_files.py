@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from wandb_server import points
 
 from qtarget.cli import run as qtarget_cli
-from qtarget.config.composing import composing, instantiate_design
-from qtarget.config.run_config import RunConfig
 from qtarget.record.wandb_sweep import BEST, best_of
+from qtarget.sweep.file import read_sweep
+from qtarget.sweep.points import Jobs, random_points
+from qtarget.sweep.points import corners as sweep_corners
 
 FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 COMMAND = ["${env}", "qtarget", "train", "tracker=wandb", "tracker.mode=online", "${args_no_hyphens}"]
 
 
-def composed(values: Mapping[str, Any]) -> Any:
-    """The configuration of one point, its values written as W&B's agent writes them."""
-    return compose("train", overrides=[f"{name}={value}" for name, value in values.items()])
+def read(words: Iterable[str]) -> dict[str, Any]:
+    """What Hydra takes from overrides, in any order."""
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    return {one.get_key_element(): one.value() for one in parsed}
+
+
+def agent_points(sweep: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
+    """Drawn as W&B draws."""
+    return itertools.islice(points(sweep), count)
+
+
+def driver_points(jobs: Jobs, sweep: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
+    """What the offline driver checks first, and what it draws, with what the file keeps fixed."""
+    fixed = {name: one["value"] for name, one in sweep["parameters"].items() if "value" in one}
+    space = jobs.file.parameters
+    for values in (*sweep_corners(space), *itertools.islice(random_points(space, 0), count)):
+        yield {name: (fixed | values)[name] for name in sweep["parameters"]}
 
 
 def corners(parameters: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -50,13 +65,14 @@ def test_a_file_says_what_agents_and_the_offline_driver_need(file: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_corner_and_fifty_points_compose(file: Path) -> None:
-    sweep = yaml.safe_load(file.read_text())
-    drawn = itertools.islice(points(sweep | {"method": "random"}), 50)
-    with composing():
-        for values in (*corners(sweep["parameters"]), *drawn):
-            cfg = composed(values)
-            assert instantiate_design(RunConfig.read(cfg).target)
+def test_every_corner_and_fifty_points_are_right(file: Path) -> None:
+    """Each is composed once, as the offline driver writes it; what an agent writes for it is read as the same."""
+    sweep, jobs = yaml.safe_load(file.read_text()), Jobs(read_sweep(file), ())
+    drawn = [] if sweep["method"] == "grid" else [*agent_points(sweep, 25), *driver_points(jobs, sweep, 25)]
+    for values in (*corners(sweep["parameters"]), *drawn):
+        swept = {name: values[name] for name in jobs.file.parameters}
+        assert read(f"{name}={value}" for name, value in values.items()) == read(jobs.arguments(swept))
+        assert jobs.checked(swept).folder.parent.name == file.stem
 
 
 @pytest.mark.parametrize("launcher", ["basic", "slots"])

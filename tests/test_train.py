@@ -58,8 +58,7 @@ CUTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in opti
 
 
 @pytest.mark.parametrize("case", CUTS)
-@pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 2), (1, 8), (3, 3)])
-def test_the_answer_does_not_depend_on_how_the_step_is_cut(case: str, batch_size: int, accumulate: int) -> None:
+def test_the_answer_does_not_depend_on_how_the_step_is_cut(case: str) -> None:
     """8 rows of unequal length in one optimizer step: 1×8 = 2×4 = 8×1 = 3+3+2, weights and logged means alike."""
 
     design, changes = CUTS[case]
@@ -77,12 +76,13 @@ def test_the_answer_does_not_depend_on_how_the_step_is_cut(case: str, batch_size
         return weights(fitted), fitted.whole_run.compute()
 
     expected, expected_means = trained(8, 1)
-    got, means = trained(batch_size, accumulate)
-    assert means == pytest.approx(expected_means, rel=1e-4)
     start = weights(module())
-    for name, tensor in expected.items():
-        moved = tensor - start[name]
-        torch.testing.assert_close(got[name] - start[name], moved, atol=1e-7, rtol=1e-2)
+    for batch_size, accumulate in ((4, 2), (1, 8), (3, 3)):
+        got, means = trained(batch_size, accumulate)
+        assert means == pytest.approx(expected_means, rel=1e-4), (batch_size, accumulate)
+        for name, tensor in expected.items():
+            moved = tensor - start[name]
+            torch.testing.assert_close(got[name] - start[name], moved, atol=1e-7, rtol=1e-2)
     assert any(not torch.equal(tensor, start[name]) for name, tensor in expected.items())
 
 
