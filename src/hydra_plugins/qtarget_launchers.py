@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
+
+from qtarget.launch.launcher import JobsLauncher
 
 if TYPE_CHECKING:
     from qtarget.launch.multirun import Outcome
     from qtarget.launch.slots import Job
-
-
-class JobsLauncher(Launcher):
-    """A process of its own for every job of a multirun, which is `qtarget train` with the job's overrides."""
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.task, self.config = hydra_context, task_function, config
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """What became of each job stands in the task's `outcomes`; a failed one doesn't stop the others."""
-        from qtarget.errors import QTargetError
-        from qtarget.launch.multirun import check_no_agent
-        from qtarget.launch.slots import Job
-
-        if self.config.trainer.dry:
-            raise QTargetError("trainer=dry runs nothing and needs no launcher: leave hydra/launcher=… out")
-        check_no_agent()
-        settings = [self._composed(list(overrides), initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
-        jobs = [Job.of(config, list(overrides)) for config, overrides in zip(settings, job_overrides, strict=True)]
-        outcomes: Any = self.task.outcomes  # type: ignore[attr-defined]
-        outcomes += self.run(jobs)
-        return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
-
-    @abstractmethod
-    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """What became of each, in their order; finished ones are not run again."""
-
-    def _composed(self, overrides: list[str], number: int) -> DictConfig:
-        config = self.context.config_loader.load_sweep_config(self.config, overrides)
-        config.hydra.job.num = number
-        return config
 
 
 class SlotsLauncher(JobsLauncher):

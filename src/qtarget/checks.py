@@ -1,9 +1,10 @@
-"""Range checks: Hydra checks no types, so whatever it makes checks its own fields, by these."""
+"""Checks: Hydra checks no types, so whatever it makes checks its own fields, and parts of others' making, by these."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from qtarget.errors import QTargetError
 
@@ -32,3 +33,49 @@ def choice(name: str, value: object, legal: Sequence[object]) -> None:
 
 def interval(low: float, high: float) -> str:
     return f"[{low:g}, {high:g}]" if high != float("inf") else f"[{low:g}, ∞)"
+
+
+def implements(name: str, part: object, protocol: type) -> None:
+    """Raise QTargetError unless `part` has the methods of a protocol, each callable with the protocol's arguments.
+
+    name: what the part is to the user, such as "tracker".
+    """
+    methods = dict(_methods(protocol))
+    wanted = ", ".join(f"{method}{signature}" for method, signature in methods.items())
+    for method, signature in methods.items():
+        own = getattr(part, method, None)
+        if not callable(own):
+            raise QTargetError(f"{name}: {class_name(part)} has no method {method}; it needs {wanted}")
+        if not _takes(own, signature):
+            raise QTargetError(
+                f"{name}: {class_name(part)}.{method} is called as {method}{signature} and takes "
+                f"{inspect.signature(own)}"
+            )
+
+
+def class_name(part: object) -> str:
+    """Its class by the path that a `_target_` names."""
+    kind = part if isinstance(part, type) else type(part)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _methods(protocol: type) -> Iterator[tuple[str, inspect.Signature]]:
+    """Name → arguments without `self` and without types."""
+    for name, method in vars(protocol).items():
+        if inspect.isfunction(method) and (name == "__call__" or not name.startswith("_")):
+            _, *arguments = inspect.signature(method).parameters.values()
+            plain = [argument.replace(annotation=inspect.Parameter.empty) for argument in arguments]
+            yield name, inspect.Signature(plain)
+
+
+def _takes(method: object, wanted: inspect.Signature) -> bool:
+    try:
+        own = inspect.signature(method)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # compiled code without a signature
+        return True
+    named = [one.name for one in wanted.parameters.values() if one.kind is one.KEYWORD_ONLY]
+    try:
+        own.bind(*[None] * (len(wanted.parameters) - len(named)), **dict.fromkeys(named))
+    except TypeError:
+        return False
+    return True

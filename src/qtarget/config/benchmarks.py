@@ -11,6 +11,7 @@ from qtarget import checks
 from qtarget.config.composing import instantiate
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.module import encoded
+from qtarget.data.sources.source import Source, read
 from qtarget.errors import QTargetError
 
 TAKEN = ("train", "val", "test", "target", "detection", "retention", "heldout")
@@ -60,16 +61,17 @@ def read_benchmarks(
     if retention.get("source") is None:
         return Benchmarks(problems)
     # Text that is only read may stop anywhere: what the model has room for is enough.
-    return Benchmarks(problems, encoded(_rows(retention), tokenizer, context, "cut"))
+    return Benchmarks(problems, encoded(_rows("eval.retention", retention), tokenizer, context, "cut"))
 
 
-def _rows(node: Mapping[str, Any]) -> list[Demonstration]:
-    rows: list[Demonstration] = instantiate(node["source"]).rows("heldout", node.get("rows"))
-    return rows
+def _rows(key: str, node: Mapping[str, Any]) -> list[Demonstration]:
+    source = instantiate(node["source"])
+    checks.implements(f"{key}.source", source, Source)
+    return read(source, "heldout", node.get("rows"))[0]
 
 
 def _problems(name: str, node: Mapping[str, Any]) -> list[Demonstration]:
-    rows = _rows(node)
+    rows = _rows(f"eval.benchmarks.{name}", node)
     unjudged = sum(row.entry is None for row in rows)
     if unjudged or not rows:
         raise QTargetError(

@@ -191,8 +191,22 @@ def instantiate(node: Mapping[Any, Any]) -> Any:
     except HydraException as error:
         causes = list(_causes(error))
         mine = next((cause for cause in causes if isinstance(cause, QTargetError)), None)
-        told = str(error).split(", set env var")[0]
-        raise mine or QTargetError(f"{told}: {causes[-1]}") from error
+        raise mine or QTargetError(_not_made(str(error).split(", set env var")[0], causes[-1])) from error
+
+
+def _not_made(told: str, cause: BaseException) -> str:
+    """Hydra's complaint about a `_target_`, and where a class is looked for that isn't there."""
+    made = re.match(r"Error in call to target '(.*?)'", told)
+    if made:
+        return f"_target_: {made[1]} can't be made of its fields: {type(cause).__name__}: {cause}"
+    missing = re.match(r"Error locating target '(.*?)'", told)
+    if missing is None:
+        told = told.split("\nfull_key", maxsplit=1)[0]
+        return told if str(cause) in told else f"{told}: {cause}"
+    return (
+        f"_target_: {missing[1]} can't be imported ({cause}): a class of your own stands in a module of the folder you "
+        f"work in, {Path.cwd()}, or of an installed package"
+    )
 
 
 def _allowed(node: Mapping[Any, Any]) -> dict[str, Any]:

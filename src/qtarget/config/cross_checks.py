@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qtarget.config.names import is_ours
 from qtarget.config.settings import FLAG
 from qtarget.errors import QTargetError
 from qtarget.model.policy import Policy
@@ -38,6 +39,8 @@ def _resume(cfg: RunConfig) -> None:
 
 
 def _artifact(cfg: RunConfig) -> None:
+    if not is_ours(cfg.tracker):
+        return
     wanted = cfg.tracker.get("artifact", False)  # an older run's configuration has none
     FLAG.check("tracker.artifact", wanted)
     if wanted and not cfg.checkpoint.save:

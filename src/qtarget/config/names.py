@@ -110,16 +110,22 @@ def check_names(config: Mapping[str, Any], referring: Sequence[str] = ()) -> Non
                 f"{key} is text, and {value!r} is none: write it in quotes, {key}: '…' in a yaml file, {key}=\"'…'\" "
                 "on the command line"
             )
-    tags = (config.get("tracker") or {}).get("tags", [])
+    tracker = config.get("tracker") or {}
+    tags = tracker.get("tags", []) if is_ours(tracker) else []
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise QTargetError(f"tracker.tags is a list of texts, got {tags!r}: write tracker.tags=[NAME,'2026']")
+
+
+def is_ours(node: Mapping[str, Any]) -> bool:
+    """Whether a part is one of qtarget's; what the fields of a class of the user's are is that class's to say."""
+    return str(node.get("_target_", "qtarget.")).startswith("qtarget.")
 
 
 def _names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of the names in a configuration."""
     fields = {"": OF_A_RUN, "tracker": ("project", "entity"), "model": ("name",)}
     for place, node in nodes(config):
-        of_node = fields.get(place, ())
+        of_node = fields.get(place, ()) if place != "tracker" or is_ours(node) else ()
         if re.fullmatch(r"references\.\w+", place):
             of_node = ("name", "folder")
         if str(node.get("_target_")).startswith("qtarget.data.sources."):

@@ -55,6 +55,9 @@ class DataConfig:
     supervise: str = "all"
 
     def __post_init__(self) -> None:
+        for name in ("source", "heldout_source"):
+            if getattr(self, name) is not None:
+                checks.implements(f"data.{name}", getattr(self, name), Source)
         checks.choice("data.truncation", self.truncation, TRUNCATIONS)
         checks.choice("data.contamination", self.contamination, CONTAMINATIONS)
         checks.choice("data.supervise", self.supervise, SUPERVISED)

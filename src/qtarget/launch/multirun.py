@@ -33,6 +33,7 @@ from qtarget.config.manual import keys_and_meanings
 from qtarget.config.names import as_typed
 from qtarget.config.overrides import check_ranges
 from qtarget.errors import FULL_ERROR, QTargetError
+from qtarget.launch.launcher import launchers_by_class
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def launch(given: Sequence[str]) -> int:
         if arguments.runs:
             found = with_search_path(arguments.overrides, arguments.config_dir)
             arguments = arguments.with_multirun(check_ranges(found, multirun=arguments.multirun))
-        with _hydra_raises(arguments):
+        with _hydra_raises(arguments), launchers_by_class():
             task(_job(outcomes, raises))()
     except SystemExit as ended:
         if "--help" in arguments.options:
@@ -180,7 +181,10 @@ def _summary(outcomes: list[Outcome]) -> int:
     for outcome in done:
         print(f"finished  {outcome}")
     for outcome in failed:
-        print(f"FAILED    {outcome}\n          traceback: {outcome.folder / 'traceback.txt'}", file=sys.stderr)
+        trace = outcome.folder / "traceback.txt"
+        print(f"FAILED    {outcome}", file=sys.stderr)
+        if trace.is_file():
+            print(f"          traceback: {trace}", file=sys.stderr)
     if done:
         print(f"next: {shlex.join(['qtarget', 'compare', *sorted({str(outcome.folder.parent) for outcome in done})])}")
     if not failed:

@@ -67,7 +67,7 @@ DRAWN = {"calibration": ("confidence", "accuracy", "Reliability: how often token
 
 
 class Nothing:
-    """The local record is enough."""
+    """The local record is enough. A tracker of your own may take over from it what it doesn't need."""
 
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         return None

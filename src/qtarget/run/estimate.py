@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from qtarget.config.parts import make_tracker
 from qtarget.config.run_config import RunConfig, TrainerConfig
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
@@ -70,6 +71,7 @@ OPTIMIZER_BYTES = 4 + 8
 
 def dry_run(cfg: RunConfig, title: str) -> None:
     """Print the plan of a run. Raises QTargetError for whatever the run itself would refuse before it starts."""
+    make_tracker(cfg.tracker)
     plan = make_plan(cfg)
     print(f"{title}, nothing is run:")
     for what, fact in _facts(plan):

@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
-from qtarget.config.composing import instantiate
 from qtarget.config.identity import config_hash, versions
 from qtarget.config.names import check_names
+from qtarget.config.parts import make_tracker
 from qtarget.config.run_config import RunConfig, TrainerConfig
 from qtarget.data.batch import Collate
 from qtarget.data.module import SFTData
@@ -67,7 +67,7 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
         if stored := finished_before(cfg, folder):
             discard(folder / STATE)  # left where a kill came between the two
             if under_agent():
-                tell_again(folder, instantiate(cfg.tracker))  # the sweep waits for this run's values
+                tell_again(folder, make_tracker(cfg.tracker))  # the sweep waits for this run's values
             return stored
         return _on_ranks(cfg, folder, info) if several else _recorded(cfg, folder, info, stop)
 
@@ -154,7 +154,7 @@ def refused(
 def _tracker(config: Mapping[str, Any]) -> Any:
     try:
         check_names(config)
-        return instantiate(config["tracker"])
+        return make_tracker(config["tracker"])
     except QTargetError:  # which may be what is wrong
         return Nothing()
 
@@ -176,7 +176,7 @@ def _info(config: Mapping[str, Any], choices: Mapping[str, Any], overrides: list
 
 def _recorded(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
     """stop: what ends the run between two steps, with its state saved; None in one of several processes."""
-    record = Record(folder, instantiate(cfg.tracker)) if leads() else Unrecorded(folder)
+    record = Record(folder, make_tracker(cfg.tracker)) if leads() else Unrecorded(folder)
     keeper = _keeper(cfg, record, stop)
     try:
         with record.beating():

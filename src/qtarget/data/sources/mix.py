@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from qtarget import checks
 from qtarget.data.example import Demonstration
 from qtarget.data.sources.source import Source, read
 from qtarget.data.sources.splits import check_weights, interleaved
@@ -27,6 +28,8 @@ class Mix:
                 "a mixture needs parts: add +data/source@data.source.parts.NAME=SOURCE for each, and their "
                 "data.source.weights={NAME: WEIGHT, …}"
             )
+        for name, part in self.parts.items():
+            checks.implements(f"data.source.parts.{name}", part, Source)
         check_weights("data.source.weights", self._weights)
         if set(self._weights) != set(self.parts):
             raise QTargetError(

@@ -1,0 +1,28 @@
+"""Parts by the class that their yaml names, ours or the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qtarget import checks
+from qtarget.config.composing import instantiate
+from qtarget.errors import QTargetError
+from qtarget.record.record import Sink
+
+
+def make_part(place: str, node: Any) -> Any:
+    """What a node of the configuration describes. place: its dotted key.
+
+    Raises QTargetError for a node without `_target_`, and a class that can't be imported or made.
+    """
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise QTargetError(f"{place} names no class: write _target_: MODULE.CLASS into its yaml")
+    return instantiate(node)
+
+
+def make_tracker(node: Any) -> Sink:
+    """The tracker of a run. Raises QTargetError, as above, and where it lacks a method of `Sink`."""
+    tracker: Sink = make_part("tracker", node)
+    checks.implements("tracker", tracker, Sink)
+    return tracker

@@ -1,0 +1,110 @@
+"""What a launcher is: a class of ours or of the user's, by the `_target_` of conf/hydra/launcher/NAME.yaml."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from qtarget.launch.multirun import Outcome
+    from qtarget.launch.slots import Job
+
+
+class JobsLauncher(Launcher):
+    """A process of its own for every job of a multirun, which is `qtarget train` with the job's overrides.
+
+    A subclass has `run`, and an `__init__` that takes what its yaml sets, as plain values.
+    """
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """What became of each job stands in the task's `outcomes`; a failed one doesn't stop the others."""
+        from qtarget.errors import QTargetError
+        from qtarget.launch.multirun import check_no_agent
+        from qtarget.launch.slots import Job
+
+        if self.config.trainer.dry:
+            raise QTargetError("trainer=dry runs nothing and needs no launcher: leave hydra/launcher=… out")
+        check_no_agent()
+        settings = [self._composed(list(overrides), initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
+        jobs = [Job.of(config, list(overrides)) for config, overrides in zip(settings, job_overrides, strict=True)]
+        outcomes: Any = self.task.outcomes  # type: ignore[attr-defined]
+        outcomes += self._checked(jobs, self.run(jobs))
+        return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
+
+    @abstractmethod
+    def run(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """What became of each, in their order; finished ones are not run again.
+
+        Of a job: `command`, what to start in this folder; `finished`, whether its folder holds the result already;
+        `folder`; `label`. `qtarget.launch.slots.outcome(job, exit_code)` is what became of it, and
+        `Outcome(job.folder, job.label, error)` says so in other words.
+        """
+
+    def _composed(self, overrides: list[str], number: int) -> DictConfig:
+        config = self.context.config_loader.load_sweep_config(self.config, overrides)
+        config.hydra.job.num = number
+        return config
+
+    def _checked(self, jobs: Sequence[Job], outcomes: Any) -> list[Outcome]:
+        from qtarget.checks import class_name
+        from qtarget.errors import QTargetError
+        from qtarget.launch.multirun import Outcome
+
+        given = list(outcomes) if isinstance(outcomes, list | tuple) else []
+        if len(given) == len(jobs) and all(isinstance(one, Outcome) for one in given):
+            return given
+        raise QTargetError(
+            f"{class_name(self)}.run returns a list with the qtarget.launch.multirun.Outcome of each of {len(jobs)} "
+            f"jobs, got {type(outcomes).__name__}{f' of {len(given)}' * bool(given)}"
+        )
+
+
+@contextmanager
+def launchers_by_class() -> Iterator[None]:
+    """Meanwhile hydra/launcher=NAME may name a `JobsLauncher` of any module.
+
+    Hydra 1.3 makes only those of the package hydra_plugins, which it imports as a whole when it starts.
+    """
+    plugins: Any = Plugins.instance()
+    of_hydra = plugins.instantiate_launcher
+
+    def instantiate_launcher(hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
+        node = config.hydra.launcher
+        if node and str(node.get("_target_")) in plugins.class_name_to_class:
+            made: Launcher = of_hydra(hydra_context=hydra_context, task_function=task_function, config=config)
+            return made
+        launcher = _of_user(node)
+        launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        return launcher
+
+    plugins.instantiate_launcher = instantiate_launcher  # of this one object
+    try:
+        yield
+    finally:
+        plugins.instantiate_launcher = of_hydra
+
+
+def _of_user(node: Any) -> JobsLauncher:
+    from qtarget.checks import class_name, implements
+    from qtarget.config.parts import make_part
+    from qtarget.errors import QTargetError
+
+    launcher = make_part("hydra.launcher", node)
+    if not isinstance(launcher, JobsLauncher):
+        raise QTargetError(
+            f"hydra.launcher: {class_name(launcher)} is no launcher: derive it from {class_name(JobsLauncher)}, with "
+            "run(jobs)"
+        )
+    implements("hydra.launcher", launcher, JobsLauncher)
+    return launcher
