@@ -158,7 +158,7 @@ BAD: dict[str, tuple[str, str, str, str]] = {
         "hydra__launcher",
         LAUNCHER.format("run(self, jobs): return []"),
         TARGET,
-        "badpart.Own.run returns a list with the qtarget.launch.multirun.Outcome of each of 1 jobs, got list",
+        "badpart.Own.run returns a list with the qtarget.launch.outcome.Outcome of each of 1 jobs, got list",
     ),
     "no launcher": (
         "hydra__launcher",

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from qtarget.launch.launcher import JobsLauncher
 
 if TYPE_CHECKING:
-    from qtarget.launch.multirun import Outcome
+    from qtarget.launch.outcome import Outcome
     from qtarget.launch.slots import Job
 
 

@@ -192,13 +192,21 @@ def instantiate(node: Mapping[Any, Any]) -> Any:
         causes = list(_causes(error))
         mine = next((cause for cause in causes if isinstance(cause, QTargetError)), None)
         raise mine or QTargetError(_not_made(str(error).split(", set env var")[0], causes[-1])) from error
+    except QTargetError:
+        raise
+    except Exception as error:  # Hydra 1.4 leaves what a class raises as it is, and 1.3 doesn't
+        raise QTargetError(_unmade(str(node.get("_target_")), error)) from error
+
+
+def _unmade(target: str, cause: BaseException) -> str:
+    return f"_target_: {target} can't be made of its fields: {type(cause).__name__}: {cause}"
 
 
 def _not_made(told: str, cause: BaseException) -> str:
     """Hydra's complaint about a `_target_`, and where a class is looked for that isn't there."""
     made = re.match(r"Error in call to target '(.*?)'", told)
     if made:
-        return f"_target_: {made[1]} can't be made of its fields: {type(cause).__name__}: {cause}"
+        return _unmade(made[1], cause)
     missing = re.match(r"Error locating target '(.*?)'", told)
     if missing is None:
         told = told.split("\nfull_key", maxsplit=1)[0]

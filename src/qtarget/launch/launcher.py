@@ -13,8 +13,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from qtarget.checks import class_name, implements
+from qtarget.errors import QTargetError
+from qtarget.launch.outcome import Outcome
+
 if TYPE_CHECKING:
-    from qtarget.launch.multirun import Outcome
     from qtarget.launch.slots import Job
 
 
@@ -29,8 +32,6 @@ class JobsLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """What became of each job stands in the task's `outcomes`; a failed one doesn't stop the others."""
-        from qtarget.errors import QTargetError
-        from qtarget.launch.multirun import check_no_agent
         from qtarget.launch.slots import Job
 
         if self.config.trainer.dry:
@@ -57,16 +58,23 @@ class JobsLauncher(Launcher):
         return config
 
     def _checked(self, jobs: Sequence[Job], outcomes: Any) -> list[Outcome]:
-        from qtarget.checks import class_name
-        from qtarget.errors import QTargetError
-        from qtarget.launch.multirun import Outcome
-
         given = list(outcomes) if isinstance(outcomes, list | tuple) else []
         if len(given) == len(jobs) and all(isinstance(one, Outcome) for one in given):
             return given
         raise QTargetError(
-            f"{class_name(self)}.run returns a list with the qtarget.launch.multirun.Outcome of each of {len(jobs)} "
+            f"{class_name(self)}.run returns a list with the qtarget.launch.outcome.Outcome of each of {len(jobs)} "
             f"jobs, got {type(outcomes).__name__}{f' of {len(given)}' * bool(given)}"
+        )
+
+
+def check_no_agent() -> None:
+    """Raise QTargetError for a multirun that a W&B agent started: all of its jobs would be the agent's one run."""
+    from qtarget.record.wandb_sweep import under_agent
+
+    if under_agent():
+        raise QTargetError(
+            "a W&B agent started this multirun (WANDB_SWEEP_ID and WANDB_RUN_ID are set), and its jobs would overwrite "
+            "each other in one run: let the sweep say what varies, and leave -m and experiments that are multiruns away"
         )
 
 
@@ -74,7 +82,7 @@ class JobsLauncher(Launcher):
 def launchers_by_class() -> Iterator[None]:
     """Meanwhile hydra/launcher=NAME may name a `JobsLauncher` of any module.
 
-    Hydra 1.3 makes only those of the package hydra_plugins, which it imports as a whole when it starts.
+    Hydra (1.3.8, 1.4.0rc3) makes only those of the package hydra_plugins, which it imports as a whole when it starts.
     """
     plugins: Any = Plugins.instance()
     of_hydra = plugins.instantiate_launcher
@@ -96,9 +104,7 @@ def launchers_by_class() -> Iterator[None]:
 
 
 def _of_user(node: Any) -> JobsLauncher:
-    from qtarget.checks import class_name, implements
     from qtarget.config.parts import make_part
-    from qtarget.errors import QTargetError
 
     launcher = make_part("hydra.launcher", node)
     if not isinstance(launcher, JobsLauncher):

@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +32,8 @@ from qtarget.config.manual import keys_and_meanings
 from qtarget.config.names import as_typed
 from qtarget.config.overrides import check_ranges
 from qtarget.errors import FULL_ERROR, QTargetError
-from qtarget.launch.launcher import launchers_by_class
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one job of this process."""
-
-    folder: Path
-    label: str
-    error: str = ""  # as text: an exception would keep the failed job's models alive through its traceback
-    is_input: bool = False  # the user's to mend
-
-    def __str__(self) -> str:
-        where = f"{self.label}  →  {self.folder}"
-        return f"{where}\n          {self.error}" if self.error else where
+from qtarget.launch.launcher import check_no_agent, launchers_by_class
+from qtarget.launch.outcome import Outcome
 
 
 def launch(given: Sequence[str]) -> int:
@@ -139,17 +125,6 @@ def _of_job(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: 
     except QTargetError as error:
         return refused(config_container(composed), folder, choices, overrides, error)
     return run_job(cfg, folder, choices, overrides)
-
-
-def check_no_agent() -> None:
-    """Raise QTargetError for a multirun that a W&B agent started: all of its jobs would be the agent's one run."""
-    from qtarget.record.wandb_sweep import under_agent
-
-    if under_agent():
-        raise QTargetError(
-            "a W&B agent started this multirun (WANDB_SWEEP_ID and WANDB_RUN_ID are set), and its jobs would overwrite "
-            "each other in one run: let the sweep say what varies, and leave -m and experiments that are multiruns away"
-        )
 
 
 @contextmanager

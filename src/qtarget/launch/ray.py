@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from qtarget.errors import QTargetError
-from qtarget.launch.multirun import Outcome
+from qtarget.launch.outcome import Outcome
 from qtarget.launch.slots import LOG, Job, Slot, lost, outcome, say, start
 from qtarget.record.record import make_folder
 from qtarget.signals import Stop

@@ -23,7 +23,7 @@ from qtarget import checks
 from qtarget.config.composing import search_path
 from qtarget.config.identity import config_hash
 from qtarget.errors import QTargetError
-from qtarget.launch.multirun import Outcome
+from qtarget.launch.outcome import Outcome
 from qtarget.record.record import make_folder, stored_result
 from qtarget.signals import GRACE, LIFELINE, Stop
 

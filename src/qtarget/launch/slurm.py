@@ -18,7 +18,8 @@ from typing import Any
 
 from qtarget import checks
 from qtarget.errors import QTargetError
-from qtarget.launch.multirun import Outcome, launch
+from qtarget.launch.multirun import launch
+from qtarget.launch.outcome import Outcome
 from qtarget.launch.slots import LOG, Job, lost, outcome, say
 from qtarget.record.record import make_folder
 from qtarget.signals import EXIT_CODE, Stop, Terminated, guarded
