@@ -26,6 +26,7 @@ from qtarget.model.builtin import tiny_tokenizer
 from qtarget.model.provide import Source
 from qtarget.run import estimate
 from qtarget.run.plan import checked, make_plan
+from qtarget.units import in_time
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 PAPER = sorted(path.stem for path in (conf_dir() / "experiment/paper").glob("*.yaml"))
@@ -195,7 +196,7 @@ def test_the_rate_of_this_machine_is_a_number(precision: str, monkeypatch: pytes
     ("seconds", "said"), [(0.25, "0.25 s"), (59, "59 s"), (600, "10 min"), (5400, "1.5 h"), (4e5, "4.6 days")]
 )
 def test_times_are_told_in_fitting_units(seconds: float, said: str) -> None:
-    assert estimate.in_time(seconds) == said
+    assert in_time(seconds) == said
 
 
 @pytest.mark.parametrize("given", ["trainer.utilisation=0", "trainer.utilisation=40", "trainer.device_tflops=fast"])

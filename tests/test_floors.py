@@ -8,8 +8,9 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "qtarget"
 FLOORS = [
-    {"errors"},
-    {"checks", "extras", "files", "isolated", "parallel", "progress", "signals", "states"},
+    {"errors", "units"},
+    {"checks", "extras", "files", "isolated", "parallel", "progress", "signals"},
+    {"states"},
     {"math"},
     {"design"},
     {"data", "model"},
@@ -39,7 +40,7 @@ LIBRARIES = {
     "datasets": {"data/sources/loading.py"},
     "peft": {"model/adapter.py"},
     "psutil": {"train/callbacks.py", "launch/slots.py", "sweep/agents.py"},
-    "filelock": {"model", "run/train.py", "sweep/command.py"},
+    "filelock": {"files.py"},
     "optuna": {"sweep"},
     "submitit": {"launch/slurm.py"},
     "ray": {"launch/ray.py"},

@@ -34,7 +34,7 @@ def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_conversion_gives_an_ordinary_model(cache: Path) -> None:
     source = provide.resolve("smollm2_135m")
     assert Path(source.location).is_relative_to(cache)
-    assert not list((cache / "models").glob(".converting-*"))
+    assert not list((cache / "models").glob(".*"))
     model = AutoModelForCausalLM.from_pretrained(source.location)
     tokenizer = AutoTokenizer.from_pretrained(source.location)
     assert not hasattr(model.config, "quantization_config")

@@ -20,7 +20,8 @@ from wandb_server import ENTITY, Backend, Run, Sweep
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.errors import QTargetError
-from qtarget.record.trackers import Wandb, flatten
+from qtarget.record.runs import flatten
+from qtarget.record.trackers import Wandb
 from qtarget.record.wandb_sweep import best_of, find_sweep, unlogged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees

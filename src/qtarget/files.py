@@ -1,29 +1,81 @@
-"""Files that hold the old content or the new, never half of one."""
+"""Files and folders that hold the old content or the new, never half of one; and locks on them."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from qtarget.errors import QTargetError
 
-def replace_with(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` a file beside `path` and put it in its place once it is on disk, even if the machine then stops."""
-    scratch = _scratch(path)
-    write(scratch)
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+
+@contextmanager
+def replacing(path: Path, scratch: Path | None = None, *, durable: bool = False) -> Iterator[Path]:
+    """A place to write a file or a folder at, which becomes `path` at the end; nothing is left of what fails.
+
+    scratch: that place, on the same disk; by default a name beside `path` that no other process has. durable: once it
+    is on disk, so that a machine that stops leaves the old or the new; else it may lose the newest.
+    """
+    scratch = scratch or path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    if scratch.is_dir():  # a killed process has left it
+        shutil.rmtree(scratch)
+    try:
+        yield scratch
+        if durable:
+            for part in (*(scratch.iterdir() if scratch.is_dir() else ()), scratch):
+                settle(part)
+        os.replace(scratch, path)
+    except BaseException:
+        remove(scratch)  # on a full disk it would be in the way
+        raise
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The same for a text that is written often: whole at any time, but a machine that stops may lose the newest."""
-    scratch = _scratch(path)
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    """For a text that is written often."""
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
-def _scratch(path: Path) -> Path:
-    """A name that no other process has, on this machine or another that sees the folder."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+def settle(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Take a file or a folder away, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(
+    path: Path, busy: str = "", *, wait: float = -1, say: Callable[[str], object] | None = None
+) -> Iterator[None]:
+    """The lock file `path`, to this process alone.
+
+    wait: seconds that another process may still hold it, −1 without end. busy: what is said then, by a QTargetError or,
+    where `say` is given, by that, before waiting on without end.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout as error:
+        if say is None:
+            raise QTargetError(busy) from error
+        say(busy)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

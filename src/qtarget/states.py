@@ -7,11 +7,11 @@ Nothing here needs torch: a list of runs says how far the state of each is.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from qtarget.files import remove, replacing, settle
 
 STATE, MANIFEST = "state", "state.json"
 SCRATCH = ".new"
@@ -33,21 +33,14 @@ def publish(holder: Path, step: int, write: Callable[[Path], None]) -> None:
 
     A machine that stops at any moment leaves the state before or this one; the one before goes after that.
     """
-    final, scratch = holder / f"step-{step}", holder / SCRATCH
+    final = holder / f"step-{step}"
     if newest(holder) == final:
         return  # the same steps were done before, to the same end
     holder.mkdir(exist_ok=True)
-    for leftover in (scratch, final):
-        _remove(leftover)
-    scratch.mkdir()
-    try:
+    _remove(final)
+    with replacing(final, holder / SCRATCH, durable=True) as scratch:
+        scratch.mkdir()
         write(scratch)
-    except BaseException:
-        _remove(scratch)  # on a full disk it would be in the way
-        raise
-    for path in (*scratch.iterdir(), scratch):
-        settle(path)
-    os.replace(scratch, final)
     settle(holder)
     for earlier in holder.glob("step-*"):
         if earlier != final:
@@ -64,17 +57,6 @@ def discard(holder: Path) -> None:
 
 def _remove(state: Path) -> None:
     """The manifest goes first: what is left of a state is none."""
-    if not state.is_dir():
-        state.unlink(missing_ok=True)
-        return
-    (state / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(state)
-
-
-def settle(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if state.is_dir():
+        (state / MANIFEST).unlink(missing_ok=True)
+    remove(state)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qtarget.errors import QTargetError
+from qtarget.files import locked, replacing
 
 
 def cache_dir() -> Path:
@@ -54,7 +52,7 @@ def embedded_model() -> Path | None:
         raise QTargetError(
             f"can't write the model cache {target.parent}: {error}; set QTARGET_CACHE to a folder"
         ) from error
-    with FileLock(f"{target}.lock"):
+    with locked(target.with_name(f"{target.name}.lock")):
         if not (target / "config.json").is_file():
             _convert(source, target)
     return target
@@ -66,16 +64,12 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     print(f"First use: converting {source.name} to safetensors in {target} (once, about 20 seconds)")
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-    try:
+    with replacing(target) as scratch:
         model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
         _forget_quantisation(model)
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        os.replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _forget_quantisation(model: object) -> None:

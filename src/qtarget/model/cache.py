@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from qtarget.errors import QTargetError
-from qtarget.files import replace_with
+from qtarget.files import locked, replacing
 from qtarget.math.head import Head
 from qtarget.math.reference import Reference
 from qtarget.math.tokens import IGNORE
@@ -34,6 +33,7 @@ from qtarget.model.cached_scores import Recipe
 from qtarget.model.fingerprint import sampled_digest
 from qtarget.model.frozen import Inputs
 from qtarget.model.policy import Policy
+from qtarget.units import in_bytes
 
 FORMAT = 1
 SHARD_TOKENS = 1 << 15
@@ -104,7 +104,8 @@ def ensure(
     """
     with _writing(plan.folder):
         plan.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(plan.folder, say):
+    busy = f"another process is building {plan.folder}: waiting for it"
+    with locked(plan.folder / ".lock", busy, wait=0, say=say):
         if not plan.is_built:
             check_answer_length(plan.folder, needed - plan.bytes_held)
             _build(plan, load, watch)
@@ -118,20 +119,6 @@ def _writing(folder: Path) -> Iterator[None]:
         raise QTargetError(
             f"can't write the cache {folder}: {error}; set QTARGET_CACHE=FOLDER to a place that has room"
         ) from error
-
-
-@contextmanager
-def _alone(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"another process is building {folder}: waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _build(plan: CachePlan, load: Callable[[int], Policy], watch: Callable[[int], None]) -> None:
@@ -211,13 +198,13 @@ def _save_head(plan: CachePlan, head: Head) -> dict[str, Any]:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     held = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with _writing(path.parent):
-        replace_with(path, lambda scratch: save_file(held, scratch))
+    with _writing(path.parent), replacing(path, durable=True) as scratch:
+        save_file(held, scratch)
 
 
 def _write(path: Path, text: str) -> None:
-    with _writing(path.parent):
-        replace_with(path, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+    with _writing(path.parent), replacing(path, durable=True) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -229,7 +216,7 @@ def check_answer_length(folder: Path, needed: int) -> None:
     free = free_bytes(folder)
     if needed > free:
         raise QTargetError(
-            f"the cache {folder} needs {in_words(needed)} ({needed} bytes) and {in_words(free)} ({free} bytes) are "
+            f"the cache {folder} needs {in_bytes(needed)} ({needed} bytes) and {in_bytes(free)} ({free} bytes) are "
             "free: set QTARGET_CACHE=FOLDER to a larger disk, keep less (detail=label, or topk), or take "
             "reference@references.ROLE=frozen, which runs beside the policy"
         )
@@ -239,15 +226,6 @@ def free_bytes(folder: Path) -> int:
     """What is left on the disk of a folder that may not exist yet."""
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(existing).free
-
-
-def in_words(size: float) -> str:
-    """1234567 → 1.2 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.{0 if unit == 'bytes' else 1}f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 # Reading

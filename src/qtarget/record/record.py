@@ -27,8 +27,7 @@ from typing import Any, Protocol
 import yaml
 
 from qtarget.errors import QTargetError
-from qtarget.files import write_atomically
-from qtarget.states import settle
+from qtarget.files import settle, write_atomically
 from qtarget.train.histograms import Histogram
 
 PACKAGES = ("qtarget", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb", "reasoning-gym")

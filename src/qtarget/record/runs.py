@@ -226,15 +226,17 @@ def _config(path: Path) -> dict[str, str]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}  # the table stands without it; only "what differs" is poorer
-    return dict(_flat(config)) if isinstance(config, dict) else {}
+    values = flatten(config) if isinstance(config, dict) else {}
+    return {key: without_places("null" if value is None else str(value)) for key, value in values.items()}
 
 
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, without_places("null" if node is None else str(node))
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}; lists and empty mappings stay values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return flat
 
 
 # Names and order

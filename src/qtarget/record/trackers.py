@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qtarget.errors import QTargetError
-from qtarget.record.runs import logged
+from qtarget.record.runs import flatten, logged
 from qtarget.record.wandb_history import Sent, at_server, earlier, replace, row, sent
 from qtarget.record.wandb_sweep import Sweep, best_of, find_sweep, under_agent, unlogged
 
@@ -266,12 +266,3 @@ def _histogram(recorded: Mapping[str, Any]) -> Any:
 
     counts = np.array(recorded["counts"])
     return wandb.Histogram(np_histogram=(counts, np.linspace(recorded["low"], recorded["high"], len(counts) + 1)))
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat

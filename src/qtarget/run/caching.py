@@ -18,12 +18,13 @@ from qtarget.data.example import Example
 from qtarget.math.target import Design
 from qtarget.model import provide
 from qtarget.model.builtin import cache_dir
-from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure, in_words
+from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure
 from qtarget.model.cached_scores import Recipe
 from qtarget.model.flaw import NoFlaw
 from qtarget.model.policy import Policy
 from qtarget.parallel import leads
 from qtarget.progress import Progress
+from qtarget.units import in_bytes
 
 HELDOUT, RETENTION = "heldout", "retention"
 WATCHED = (HELDOUT, RETENTION)
@@ -112,7 +113,7 @@ def size_of(plan: CachePlan, source: provide.Source) -> int:
 def described(role: str, plan: CachePlan, source: provide.Source) -> str:
     """A cache in one line."""
     state = "held" if plan.is_built else "to be built"
-    kept, size = plan.recipe.detail, in_words(size_of(plan, source))
+    kept, size = plan.recipe.detail, in_bytes(size_of(plan, source))
     return f"{role}: {kept} of {plan.tokens} tokens, {size}, {state} in {plan.folder}"
 
 
@@ -154,7 +155,7 @@ def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) 
         ensure(plan, begin, shown.update, say, needed)
     finally:
         shown.stop()
-    say(f"{name} cache: {plan.tokens} tokens, {in_words(plan.bytes_held)} in {plan.folder}")
+    say(f"{name} cache: {plan.tokens} tokens, {in_bytes(plan.bytes_held)} in {plan.folder}")
 
 
 def _nothing(text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from qtarget.data.chat import STOPS, ChatFormat
 from qtarget.data.example import Message
 from qtarget.errors import QTargetError
+from qtarget.files import replacing
 from qtarget.model import provide
 from qtarget.model.adapter import merge, save_adapter
 from qtarget.model.agreement import measured_logits, own_logits
@@ -60,10 +60,7 @@ def discard_checkpoint(folder: Path) -> None:
 
 
 def _write(plan: Plan, policy: Policy, gathered: Any, folder: Path, optimizer: Mapping[str, Any] | None) -> None:
-    scratch, whole = folder / SCRATCH, _apart(plan, policy, gathered)
-    if scratch.is_dir():
-        shutil.rmtree(scratch)
-    chat, measured = ChatFormat(plan.tokenizer), None
+    whole, chat, measured = _apart(plan, policy, gathered), ChatFormat(plan.tokenizer), None
     tokenizer = stopping(chat)
     if whole.has_adapter:
         save_adapter(whole, folder / ADAPTER)
@@ -71,14 +68,14 @@ def _write(plan: Plan, policy: Policy, gathered: Any, folder: Path, optimizer: M
         whole.lm.to(torch.float32)  # a merge into 16 bits would round away much of what was learnt
         measured = measured_logits(whole)
         merge(whole)
-    whole.lm.to(provide.DTYPES[plan.cfg.checkpoint.dtype]).save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
-    end_generation(scratch, chat)
-    if measured is not None:
-        _check_merged(plan, scratch, measured)
-    if optimizer:
-        torch.save(dict(optimizer), scratch / "optimizer.pt")
-    os.replace(scratch, folder / CHECKPOINT)
+    with replacing(folder / CHECKPOINT, folder / SCRATCH) as scratch:
+        whole.lm.to(provide.DTYPES[plan.cfg.checkpoint.dtype]).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        end_generation(scratch, chat)
+        if measured is not None:
+            _check_merged(plan, scratch, measured)
+        if optimizer:
+            torch.save(dict(optimizer), scratch / "optimizer.pt")
 
 
 def _apart(plan: Plan, policy: Policy, gathered: Any) -> Policy:

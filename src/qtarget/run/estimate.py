@@ -13,13 +13,14 @@ from qtarget.config.run_config import RunConfig, TrainerConfig
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import provide
-from qtarget.model.cache import free_bytes, in_words
+from qtarget.model.cache import free_bytes
 from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
 from qtarget.run import build
 from qtarget.run.caching import HELDOUT, described, role_of
 from qtarget.run.plan import Plan, make_plan
 from qtarget.train.step import scoring_passes
+from qtarget.units import in_bytes, in_time
 
 KEYS = "(trainer.utilisation, trainer.device_tflops)"
 MEASURED_FOR = 0.2  # seconds
@@ -57,14 +58,6 @@ def product_rate(device: str, precision: str) -> float:
     return float(2 * SIDES[device] ** 3 / fastest)
 
 
-def in_time(seconds: float) -> str:
-    """5400 → 1.5 h."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.{seconds < 10 * size:d}f} {unit}"
-    return f"{seconds:.2g} s"
-
-
 OPTIMIZER_BYTES = 4 + 8
 """Per trained parameter: an fp32 gradient, and the two moments of AdamW."""
 
@@ -90,7 +83,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "time", estimate(plan.cfg.trainer, operations)
     yield (
         "memory",
-        f"{in_words(_memory(plan, policy))} a device for weights, gradients, optimizer and loss; activations beside",
+        f"{in_bytes(_memory(plan, policy))} a device for weights, gradients, optimizer and loss; activations beside",
     )
     yield "loss", plan.engine.said
     yield from _references(plan)
@@ -102,7 +95,7 @@ def _references(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "reference", f"{role}: {plan.cfg.references[role].KIND}{told}"
     for name, cache in plan.caches.items():
         yield "cache", described(name, cache, plan.references[role_of(name)])
-        yield "", f"{in_words(free_bytes(cache.folder))} free there"
+        yield "", f"{in_bytes(free_bytes(cache.folder))} free there"
 
 
 def _size(module: nn.Module) -> int:

@@ -10,8 +10,8 @@ import torch
 from qtarget.errors import QTargetError
 from qtarget.math.target import needs
 from qtarget.math.tokens import default_chunk
-from qtarget.model.cache import in_words
 from qtarget.run.build import Plan
+from qtarget.units import in_bytes
 
 CPU_ALLOCATOR = "can't allocate memory"
 
@@ -61,7 +61,7 @@ def _parts(plan: Plan) -> Iterator[str]:
     trainer, vocab = plan.cfg.trainer, len(plan.tokenizer)
     chunk = plan.cfg.loss.chunk_size or default_chunk(vocab)
     if chunk > 64:
-        size = in_words(4 * chunk * vocab)
+        size = in_bytes(4 * chunk * vocab)
         yield (
             f"loss.chunk_size={max(64, chunk // 4)} (now {chunk} tokens: {size} for each of its tensors of "
             "chunk × vocabulary)"

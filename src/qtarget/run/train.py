@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning as L
 import transformers
-from filelock import FileLock, Timeout
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
@@ -27,6 +26,7 @@ from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluation, Evaluator
 from qtarget.evaluate.samples import save_samples
+from qtarget.files import locked
 from qtarget.math.scoring import graphs_compiled
 from qtarget.model.policy import Policy
 from qtarget.parallel import leads
@@ -105,11 +105,9 @@ def held(folder: Path) -> Iterator[None]:
     """The job's folder, to this process alone."""
     make_folder(folder)
     wait = -1 if under_agent() else patience()  # a sweep may hand out values twice: the second run tells the first's
-    try:
-        with FileLock(folder / ".lock", timeout=wait):
-            yield
-    except Timeout as error:
-        raise QTargetError(f"another process is running this job in {folder}: wait for it, or stop it") from error
+    busy = f"another process is running this job in {folder}: wait for it, or stop it"
+    with locked(folder / ".lock", busy, wait=wait):
+        yield
 
 
 def finished_before(cfg: RunConfig, folder: Path, done: str = "trained") -> dict[str, Any] | None:

@@ -49,7 +49,7 @@ def _values(file: Path) -> dict[str, Any]:
 def _restored(argument: str, values: Mapping[str, Any]) -> Iterator[str]:
     """What stands for one argument: itself, where it isn't the agent's."""
     from qtarget.config.overrides import override
-    from qtarget.record.trackers import flatten
+    from qtarget.record.runs import flatten
     from qtarget.sweep.space import check_value, is_number_to_hydra
 
     prefix, key, text = re.fullmatch(r"(\+{0,2})([^=]*)=?(.*)", argument, re.DOTALL).groups()  # type: ignore[union-attr]

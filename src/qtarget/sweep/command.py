@@ -11,18 +11,15 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import FileLock, Timeout
 
 from qtarget import checks
 from qtarget.compare.formats import Table, terminal
 from qtarget.compare.sweeps import BOOK
 from qtarget.errors import QTargetError
-from qtarget.files import write_atomically
+from qtarget.files import locked, write_atomically
 from qtarget.launch.slots import Job, slots
 from qtarget.record.record import make_folder
 from qtarget.sweep.file import SweepFile, read_sweep
@@ -68,7 +65,8 @@ def sweep(
     checked = [(values, jobs.checked(values)) for values in _checked(file, cap, seed)]
     folder = checked[0][1].folder.parent
     make_folder(folder)
-    with _held(folder):
+    busy = f"another qtarget sweep is at work in {folder}: wait for it, or stop it"
+    with locked(folder / ".sweep.lock", busy, wait=0):
         _claim(folder, file, overrides, seed)
         going = _planned(jobs, folder, checked, cap, seed)
         try:
@@ -132,16 +130,6 @@ def _proposed(search: Bayes, jobs: Jobs, points: list[Point], total: int) -> Ite
             continue
         points.append(Point(number, values, job))
         yield points[-1]
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """The sweep's folder, to this process alone."""
-    try:
-        with FileLock(folder / ".sweep.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise QTargetError(f"another qtarget sweep is at work in {folder}: wait for it, or stop it") from error
 
 
 def _claim(folder: Path, file: SweepFile, overrides: Sequence[str], seed: int) -> None:

@@ -23,6 +23,7 @@ from qtarget.record.runs import SETTLED, logged
 from qtarget.signals import Stop
 from qtarget.states import STATE, discard
 from qtarget.sweep.file import Metric, SweepFile
+from qtarget.units import in_time
 
 HELDOUT = ("val", "test")
 """What held-out metrics are called during and after training: the same names under both."""
@@ -231,7 +232,7 @@ class Sweep:
             parts.append(f"best {self.metric.name} {best[0].value:.5g} at {best[0].job.label}")
         if left:
             each = sum(self._seconds) / len(self._seconds)
-            parts.append(f"about {_duration(each * math.ceil(left / places))} left")
+            parts.append(f"about {in_time(each * math.ceil(left / places))} left")
         print(f"{self.file.name}: {'; '.join(parts)}", file=sys.stderr, flush=True)
 
 
@@ -242,7 +243,3 @@ def _record_stop(job: Job, reason: str) -> None:
     stopped = {"status": "stopped", "config_hash": job.identity, "stopped_at_step": step, "error": reason}
     write_atomically(job.folder / "result.json", json.dumps(result | stopped, indent=1, ensure_ascii=False))
     discard(job.folder / STATE)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
