@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,15 @@ def _targets(value: Any) -> Iterator[str]:
         value = list(value.values())
     for below in value if isinstance(value, list | tuple | ListConfig) else ():
         yield from _targets(below)
+
+
+def located(key: str, path: Any) -> Any:
+    """What a `_target_` names: my_module.MyClass. Raises QTargetError, with the key, where there is no such thing."""
+    module, _, name = str(path).rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise QTargetError(f"{key}={path} can't be imported: {error}") from error
 
 
 MOVED = {

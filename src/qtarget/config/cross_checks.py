@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def check(cfg: RunConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
-    for one in (_options, _resume, _artifact, _adapter_off, _flash_attention, _step_size):
+    for one in (_options, _resume, _artifact, _references, _flash_attention, _step_size):
         one(cfg)
 
 
@@ -50,13 +50,9 @@ def _artifact(cfg: RunConfig) -> None:
         )
 
 
-def _adapter_off(cfg: RunConfig) -> None:
-    for role, reference in cfg.references.items():
-        if reference.KIND == "adapter_off" and not cfg.model.adapter:
-            raise QTargetError(
-                f"references.{role}=adapter_off is the policy with its adapter switched off, and this policy has none: "
-                f"add model/adapter=lora, or take reference@references.{role}=frozen, a copy of the weights"
-            )
+def _references(cfg: RunConfig) -> None:
+    for reference in cfg.references.values():
+        reference.check_run(cfg)
 
 
 def _flash_attention(cfg: RunConfig) -> None:

@@ -1,27 +1,32 @@
-"""The kinds of a reference, as they are configured: references.prior, references.teacher, references.old."""
+"""The kinds of a reference, as they are configured: references.prior, references.teacher, references.old.
+
+A kind is one class and one yaml in conf/reference. Whatever a run asks of a kind is a method or a constant of the
+class. The yaml of a kind of the user's own names the class by `_target_`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from qtarget import checks
-from qtarget.config.composing import instantiate
+from qtarget.config.composing import instantiate, located
 from qtarget.config.settings import Choice, Node, Nullable, Part, Text, Whole, setting
 from qtarget.errors import QTargetError
 from qtarget.math.reference import TAILS
 from qtarget.math.target import Design, needs, wants_support
 from qtarget.math.tokens import ROLES
-from qtarget.model.cached_scores import KEPT
+from qtarget.model.cache import Cached, CachePlan
+from qtarget.model.cached_scores import KEPT, Recipe
 from qtarget.model.flaw import Flaw, NoFlaw
+from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
+from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
 
-KINDS_OF = {
-    "prior": ("frozen", "cached", "adapter_off", "none"),
-    "teacher": ("frozen", "cached", "none"),
-    "old": ("snapshot", "frozen", "none"),
-}
+if TYPE_CHECKING:
+    from qtarget.config.run_config import RunConfig
+
 DTYPE = Choice(tuple(DTYPES))
 NAME = Nullable(Text())
 TAIL = Choice(TAILS)
@@ -30,12 +35,37 @@ FULL_DETAIL = {"label": "label", "topk": "topk", "hidden": "full"}
 NO_FLAW = {"_target_": "qtarget.model.flaw.NoFlaw"}
 
 
+class Models(Protocol):
+    """What a run gives a kind to make its distribution of."""
+
+    @property
+    def policy(self) -> Policy:
+        """The one that is trained."""
+
+    @property
+    def cache(self) -> CachePlan:
+        """What is kept of the reference on disk; only for a `CachedReference`."""
+
+    def still(self) -> Policy:
+        """The model that the reference names, loaded for it alone, with its flaw."""
+
+    def copy(self) -> Policy:
+        """The same with the adapter of the policy, if it has one."""
+
+
 @dataclass(frozen=True)
 class ReferenceConfig(Node):
-    """What every kind has."""
+    """What a run asks of every kind. One of your own subclasses this, or one of those below."""
 
     KIND: ClassVar[str] = ""
+    """`kind` of its yaml, for those of `KINDS`."""
+    ROLES: ClassVar[tuple[str, ...]] = ROLES
+    """What it may stand for."""
     TAKES_A_FLAW: ClassVar[bool] = False
+    RUNS_BESIDE: ClassVar[bool] = True
+    """Whether a model reads every batch beside the policy."""
+    HOLDS_A_COPY: ClassVar[bool] = True
+    """Whether weights of its own are in memory while the policy trains."""
 
     role: str = field(default="prior", kw_only=True)
     flaw: Any = setting(NO_FLAW, Part("a part, reference/flaw@references.ROLE.flaw=OPTION"), "what is wrong on purpose")
@@ -46,7 +76,7 @@ class ReferenceConfig(Node):
         if self.made_flaw != NoFlaw() and not self.TAKES_A_FLAW:
             raise QTargetError(
                 f"references.{self.role}.flaw is for a model of its own, kept apart from the policy, and this "
-                f"{self.role} is {self.KIND}: add reference@references.{self.role}=frozen or =cached, or take "
+                f"{self.role} is {self.kind}: add reference@references.{self.role}=frozen or =cached, or take "
                 f"reference/flaw@references.{self.role}.flaw=none"
             )
 
@@ -55,9 +85,19 @@ class ReferenceConfig(Node):
         return f"references.{self.role}"
 
     @property
+    def kind(self) -> str:
+        """Its name in messages."""
+        return self.KIND if KINDS.get(self.KIND) is type(self) else type(self).__name__
+
+    @property
     def names_a_model(self) -> bool:
         """Whether it is a model of its own by name."""
         return False
+
+    @property
+    def rest(self) -> str:
+        """What the tokens outside the top k are taken to be, one of `TAILS`; matters where `held` is topk."""
+        return "bucket"
 
     @property
     def made_flaw(self) -> Flaw:
@@ -69,12 +109,32 @@ class ReferenceConfig(Node):
         """The name of the model that this is, None where there is none. policy: the name of the model to train."""
         raise NotImplementedError
 
+    def load(self, models: Models) -> Frozen:
+        """What training and evaluation ask for its distribution at every token of a batch."""
+        raise NotImplementedError
+
     def held(self, design: Design) -> str:
         """How much of its distribution a run will hold: label, topk or full."""
         return "full"
 
+    def check_run(self, cfg: RunConfig) -> None:
+        """Raise QTargetError where it doesn't go with the rest of a configuration."""
+
+    def smaller(self, cfg: RunConfig) -> Iterator[str]:
+        """What to set for the same distribution in less memory."""
+        return iter(())
+
+    def live(self, policy: str) -> ReferenceConfig:
+        """The same for reading a few rows beside a checkpoint, without a cache or the policy's adapter."""
+        return self
+
+    def pinned(self, policy: str) -> Self:
+        """The same beside a policy that is another model by now. policy: the one that training started from."""
+        return self
+
     def container(self) -> dict[str, Any]:
-        return {"kind": self.KIND, **super().container()}
+        named = {"kind": self.KIND} if KINDS.get(self.KIND) is type(self) else {"_target_": _path(type(self))}
+        return {**named, **super().container()}
 
 
 @dataclass(frozen=True)
@@ -88,6 +148,14 @@ class NamedReference(ReferenceConfig):
     @property
     def names_a_model(self) -> bool:
         return bool(self.name)
+
+    @property
+    def rest(self) -> str:
+        return self.tail
+
+    def pinned(self, policy: str) -> Self:
+        name = self.model(policy)
+        return replace(self, name=name) if name else self
 
     def held(self, design: Design) -> str:
         return "topk" if self.topk else "full"
@@ -103,13 +171,24 @@ class FrozenReference(NamedReference):
     KIND: ClassVar[str] = "frozen"
     TAKES_A_FLAW: ClassVar[bool] = True
 
+    def load(self, models: Models) -> Frozen:
+        return FrozenModel(models.still(), self.topk, self.tail)
+
+    def smaller(self, cfg: RunConfig) -> Iterator[str]:
+        yield f"reference@{self.place}=cached, which keeps no second model (now frozen)"
+        if self.role == "prior" and cfg.model.adapter and not self.names_a_model:
+            yield "or reference@references.prior=adapter_off, which shares the policy's weights"
+
 
 @dataclass(frozen=True)
 class CachedReference(NamedReference):
     """What a frozen model says of every supervised token: scored once, kept on disk, shared by all runs on the rows."""
 
     KIND: ClassVar[str] = "cached"
+    ROLES: ClassVar[tuple[str, ...]] = ("prior", "teacher")
     TAKES_A_FLAW: ClassVar[bool] = True
+    RUNS_BESIDE: ClassVar[bool] = False
+    HOLDS_A_COPY: ClassVar[bool] = False
 
     topk: int = setting(64, Whole(1), "of detail=topk: how many of the likeliest tokens")
     detail: str | None = setting(
@@ -128,6 +207,16 @@ class CachedReference(NamedReference):
             return "label"
         return "topk" if wants_support(design) else "hidden"
 
+    def recipe(self, detail: str, precision: str, exact: str) -> Recipe:
+        """exact: the dtype in which nothing of hidden states is lost."""
+        return Recipe(detail, self.topk, self.store_dtype or exact, precision)
+
+    def load(self, models: Models) -> Frozen:
+        return Cached(models.cache, self.tail)
+
+    def live(self, policy: str) -> FrozenReference:
+        return _frozen(self, policy, self.topk if self.detail == "topk" else None)
+
     def held(self, design: Design) -> str:
         return FULL_DETAIL[self.kept(design)]
 
@@ -137,6 +226,8 @@ class AdapterOffReference(NamedReference):
     """The policy's own weights with its adapter switched off: a prior without a second copy."""
 
     KIND: ClassVar[str] = "adapter_off"
+    ROLES: ClassVar[tuple[str, ...]] = ("prior",)
+    HOLDS_A_COPY: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.name:
@@ -147,6 +238,19 @@ class AdapterOffReference(NamedReference):
 
     def model(self, policy: str) -> str | None:
         return policy
+
+    def load(self, models: Models) -> Frozen:
+        return AdapterOff(models.policy)
+
+    def check_run(self, cfg: RunConfig) -> None:
+        if not cfg.model.adapter:
+            raise QTargetError(
+                f"{self.place}=adapter_off is the policy with its adapter switched off, and this policy has none: "
+                f"add model/adapter=lora, or take reference@{self.place}=frozen, a copy of the weights"
+            )
+
+    def live(self, policy: str) -> FrozenReference:
+        return _frozen(self, policy, None)
 
 
 @dataclass(frozen=True)
@@ -169,16 +273,28 @@ class SnapshotReference(ReferenceConfig):
     """The policy as it was, copied anew every so many optimizer steps."""
 
     KIND: ClassVar[str] = "snapshot"
+    ROLES: ClassVar[tuple[str, ...]] = ("old",)
 
     every: int = setting(8, Whole(1), "optimizer steps between copies")
 
     def model(self, policy: str) -> str | None:
         return policy
 
+    def load(self, models: Models) -> Frozen:
+        return Snapshot(models.copy(), self.every)
+
+
+def _frozen(node: NamedReference, policy: str, topk: int | None) -> FrozenReference:
+    """The model of a reference of another kind, run beside the policy."""
+    name = node.model(policy)
+    return FrozenReference(role=node.role, name=name, dtype=node.dtype, topk=topk, tail=node.tail, flaw=node.flaw)
+
 
 KINDS: dict[str, type[ReferenceConfig]] = {
     kind.KIND: kind for kind in (FrozenReference, CachedReference, AdapterOffReference, SnapshotReference, NoReference)
 }
+"""Those that a yaml names by `kind`; a kind that subclasses one of them is named by `_target_`."""
+KINDS_OF = {role: tuple(name for name, kind in KINDS.items() if role in kind.ROLES) for role in ROLES}
 
 
 def read_references(node: Any) -> dict[str, ReferenceConfig]:
@@ -197,5 +313,30 @@ def _read(role: str, node: Any) -> ReferenceConfig:
         raise QTargetError(
             f"references.{role}={node} sets a value, not a reference: write reference@references.{role}={node}"
         )
+    if "_target_" in node:
+        return _own(role, node["_target_"]).read(_without(node, "_target_"), role=role)
     checks.choice(f"references.{role}", node.get("kind"), KINDS_OF[role])
-    return KINDS[node["kind"]].read({key: value for key, value in node.items() if key != "kind"}, role=role)
+    return KINDS[node["kind"]].read(_without(node, "kind"), role=role)
+
+
+def _own(role: str, path: Any) -> type[ReferenceConfig]:
+    """The class of a kind that is named by `_target_`."""
+    kind = located(f"references.{role}._target_", path)
+    if not isinstance(kind, type) or not issubclass(kind, ReferenceConfig):
+        raise QTargetError(
+            f"references.{role}._target_={path} is no kind of reference: name a frozen dataclass that subclasses "
+            f"qtarget.config.references.ReferenceConfig, or take reference@references.{role}=KIND with one of "
+            f"{', '.join(KINDS_OF[role])}"
+        )
+    if kind in KINDS.values():
+        raise QTargetError(f"references.{role}._target_={path} is a kind with a name: write kind: {kind.KIND} for it")
+    checks.choice(f"the role of {path}", role, kind.ROLES)
+    return kind
+
+
+def _without(node: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key != name}
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +12,13 @@ from torch import Tensor
 
 from qtarget.config.composing import instantiate
 from qtarget.config.cross_checks import check_trained_dtypes
-from qtarget.config.references import NamedReference, SnapshotReference
 from qtarget.data.module import SFTData
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.math.target import needs
 from qtarget.model import provide
-from qtarget.model.cache import Cached
+from qtarget.model.cache import Cached, CachePlan
 from qtarget.model.flaw import NoFlaw
-from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
+from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy, cast_products, check_packing
 from qtarget.run.caching import (
     HELDOUT,
@@ -102,17 +102,28 @@ def reloaded(plan: Plan, folder: Path) -> Policy:
     return _load(plan, provide.Source(str(folder)), plan.cfg.checkpoint.dtype)
 
 
+@dataclass(frozen=True)
+class _Models:
+    """What a kind of reference makes its distribution of. name: a role, or one of `WATCHED`."""
+
+    plan: Plan
+    name: str
+    policy: Policy
+
+    @property
+    def cache(self) -> CachePlan:
+        return self.plan.caches[role_of(self.name)]
+
+    def still(self) -> Policy:
+        return _still(self.plan, self.name)
+
+    def copy(self) -> Policy:
+        role = role_of(self.name)
+        return adapted(self.plan, _load(self.plan, self.plan.references[role], self.plan.cfg.references[role].dtype))
+
+
 def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:
-    role = role_of(name)
-    node = plan.cfg.references[role]
-    if isinstance(node, SnapshotReference):
-        return Snapshot(adapted(plan, _load(plan, plan.references[role], node.dtype)), node.every)
-    assert isinstance(node, NamedReference)
-    if node.KIND == "adapter_off":
-        return AdapterOff(policy)
-    if node.KIND == "cached":
-        return Cached(plan.caches[role], node.tail)
-    return FrozenModel(_still(plan, name), node.topk, node.tail)
+    return plan.cfg.references[role_of(name)].load(_Models(plan, name, policy))
 
 
 def _still(plan: Plan, name: str) -> Policy:

@@ -19,7 +19,6 @@ from qtarget.math.target import Design
 from qtarget.model import provide
 from qtarget.model.builtin import cache_dir
 from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure
-from qtarget.model.cached_scores import Recipe
 from qtarget.model.flaw import NoFlaw
 from qtarget.model.policy import Policy
 from qtarget.parallel import leads
@@ -51,7 +50,7 @@ def cache_plans(
         return _plan(cfg, name, sources[role_of(name)], rows, detail=detail, tokenizer=tokenizer)
 
     found = {role: planned(role, train, detail) for role, detail in details.items()}
-    drift = cfg.eval.kl_prior and "prior" in sources and cfg.references["prior"].KIND == "cached"
+    drift = cfg.eval.kl_prior and "prior" in sources and isinstance(cfg.references["prior"], CachedReference)
     return found | {name: planned(name, rows, "hidden") for name, rows in watched.items() if drift and rows}
 
 
@@ -68,7 +67,7 @@ def _plan(
     assert isinstance(node, CachedReference)
     flaw = {} if name in WATCHED or node.made_flaw == NoFlaw() else {"flaw": repr(node.made_flaw)}
     exact = "bfloat16" if cfg.trainer.is_mixed else "float32"  # what the product with the head takes anyway
-    recipe = Recipe(detail, node.topk, node.store_dtype or exact, cfg.trainer.precision)
+    recipe = node.recipe(detail, cfg.trainer.precision, exact)
     identity = {
         "format": str(FORMAT),
         "vocabulary": str(len(tokenizer)),

@@ -92,7 +92,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
 def _references(plan: Plan) -> Iterator[tuple[str, str]]:
     for role in plan.references:
         told = "" if role in needs(plan.design) else ", for measuring drift from it"
-        yield "reference", f"{role}: {plan.cfg.references[role].KIND}{told}"
+        yield "reference", f"{role}: {plan.cfg.references[role].kind}{told}"
     for name, cache in plan.caches.items():
         yield "cache", described(name, cache, plan.references[role_of(name)])
         yield "", f"{in_bytes(free_bytes(cache.folder))} free there"
@@ -128,10 +128,11 @@ def _operations(plan: Plan, policy: Policy, read: float, scored: float) -> float
 
 def _live(plan: Plan) -> dict[str, int]:
     """Role → weights of the model that runs beside the policy."""
-    kinds = {role: plan.cfg.references[role].KIND for role in plan.references}
-    vocab = len(plan.tokenizer)
+    vocab, nodes = len(plan.tokenizer), plan.cfg.references
     live = {
-        role: _size(provide.outline(plan.references[role], vocab)) for role, kind in kinds.items() if kind != "cached"
+        role: _size(provide.outline(source, vocab))
+        for role, source in plan.references.items()
+        if nodes[role].RUNS_BESIDE
     }
     apart = "prior" in live and "prior" in needs(plan.design) and build.has_flaw(plan, "prior")
     return live | ({HELDOUT: live["prior"]} if apart and plan.cfg.eval.kl_prior and plan.prepared.heldout else {})
@@ -144,7 +145,7 @@ def _memory(plan: Plan, policy: Policy) -> int:
     copies = 0
     for role, size in _live(plan).items():
         node = plan.cfg.references[role_of(role)]
-        copies += 0 if node.KIND == "adapter_off" else DTYPES[node.dtype].itemsize * size
+        copies += DTYPES[node.dtype].itemsize * size if node.HOLDS_A_COPY else 0
     optimizer = OPTIMIZER_BYTES + (width if plan.optim.update_norm else 0)  # it copies the weights of a step
     held = width * _size(policy) + optimizer * _trained(policy)
     return held // shares + copies + 4 * CHUNK_BYTES

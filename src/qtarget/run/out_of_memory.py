@@ -49,12 +49,8 @@ def _ways(plan: Plan) -> Iterator[str]:
 
 
 def _references(plan: Plan) -> Iterator[str]:
-    cfg = plan.cfg
     for role in sorted({"prior", "teacher"} & needs(plan.design).keys()):
-        if cfg.references[role].KIND == "frozen":
-            yield f"reference@references.{role}=cached, which keeps no second model (now frozen)"
-            if role == "prior" and cfg.model.adapter and not cfg.references["prior"].names_a_model:
-                yield "or reference@references.prior=adapter_off, which shares the policy's weights"
+        yield from plan.cfg.references[role].smaller(plan.cfg)
 
 
 def _parts(plan: Plan) -> Iterator[str]:

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from qtarget.config.benchmarks import Benchmarks, read_benchmarks
 from qtarget.config.composing import instantiate, instantiate_design
 from qtarget.config.loss_engine import Engine, attention, choose
-from qtarget.config.references import NamedReference
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
 from qtarget.data.epochs import Reading
 from qtarget.data.module import Prepared, prepare
@@ -250,8 +249,7 @@ def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) ->
                 f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
             )
     held = {role: cfg.references[role].held(design) for role, name in configured.items() if name}
-    named = {role: node for role, node in cfg.references.items() if isinstance(node, NamedReference)}
-    tails = {role: node.tail for role, node in named.items() if held.get(role) == "topk"}
+    tails = {role: cfg.references[role].rest for role, detail in held.items() if detail == "topk"}
     check_references(design, held, tails)
     if cfg.eval.kl_prior and configured["prior"]:
         wanted.setdefault("prior", "full")

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 
 from qtarget.config.composing import compose_config, config_container, nearest, options
 from qtarget.config.names import OF_A_RUN, as_typed
-from qtarget.config.references import CachedReference, FrozenReference, NamedReference, read_references
+from qtarget.config.references import read_references
 from qtarget.config.run_config import NODES, RunConfig
 from qtarget.errors import QTargetError
 from qtarget.model.fingerprint import model_folder, names_a_folder
@@ -50,11 +50,7 @@ def trained_config(where: str, overrides: Sequence[str] = (), **changes: Any) ->
 def _run_live(cfg: dict[str, Any]) -> None:
     """A few rows are read by the models themselves: no cache holds them, and a checkpoint's adapter is merged."""
     for role, node in read_references(cfg["references"]).items():
-        if isinstance(node, NamedReference) and node.KIND in ("cached", "adapter_off"):
-            topk = node.topk if isinstance(node, CachedReference) and node.detail == "topk" else None
-            name = node.model(cfg["model"]["name"])
-            live = FrozenReference(role=role, name=name, dtype=node.dtype, topk=topk, tail=node.tail, flaw=node.flaw)
-            cfg["references"][role] = live.container()
+        cfg["references"][role] = node.live(cfg["model"]["name"]).container()
 
 
 def run_folder(where: str) -> Path | None:
@@ -79,9 +75,8 @@ def _of_run(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """As the run was configured, with its trained weights as policy; its prior stays where training started."""
     cfg = _saved(run / "config.yaml")
     _run_live(cfg)
-    prior = read_references(cfg["references"])["prior"].model(cfg["model"]["name"])
-    if prior:
-        cfg["references"]["prior"]["name"] = prior
+    prior = read_references(cfg["references"])["prior"]
+    cfg["references"]["prior"] = prior.pinned(cfg["model"]["name"]).container()
     cfg["model"] |= {"name": str(run / "checkpoint"), "adapter": {}}
     for override in sorted(overrides, key=lambda override: not _picks_option(override)):
         path, value = (_option if _picks_option(override) else _field)(cfg, override)
