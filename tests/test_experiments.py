@@ -71,7 +71,7 @@ def stand_ins(folder: Path, experiment: str, *, weights: bool = False) -> list[s
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = stand_in(folder / "model", model.name, weights=weights)
     data = ["data=jsonl", f"data.source.path={folder / 'rows.jsonl'}", "eval=default"]
-    dropped = ["~data.source.pick"] if experiment.startswith("numina") else []  # a field of data sets of the hub
+    dropped = ["~data.source.pick=100000"] if experiment.startswith("numina") else []  # a field of data sets of the hub
     return [*data, *dropped, f"model.name={path}", f"references.teacher.name={path}", "trainer.accelerator=cpu"]
 
 
