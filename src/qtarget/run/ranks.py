@@ -1,4 +1,7 @@
-"""Several processes for one run: started here, or by torchrun or srun; and what went wrong in one of them."""
+"""Several processes for one run: started here, or by torchrun or srun; and what went wrong in one of them.
+
+Not torch's elastic_launch: its workers are in sessions of their own, and after a SIGKILL of their parent they write on.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The points of a sweep: which values they have, and the overrides that make a job of each."""
+"""The points of a sweep: which values they have, and the overrides that make a job of each.
+
+Not samplers of Optuna 5.0: a seeded RandomSampler repeats its draws on resuming, and GridSampler shuffles the grid.
+"""
 
 from __future__ import annotations
 

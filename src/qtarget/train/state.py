@@ -7,6 +7,8 @@ state.json            the step, and what the record says of itself
 
 After the last step a shorter one is enough, also of several ranks: the weights in one piece, and in rest.pt what every
 rank has measured. From there a run is evaluated; no step is taken.
+
+Not Lightning's checkpoints, which resume as exactly: kept until several devices share the states of a run.
 """
 
 from __future__ import annotations
