@@ -36,12 +36,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_every_configuration(wheel: Path) -> None:
+def test_the_wheel_carries_every_configuration_and_template(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"qtarget/conf/{path.relative_to(ROOT / 'conf')}" in names
-    for path in (ROOT / "src" / "qtarget" / "track").iterdir():
-        assert path.suffix == ".pyc" or path.is_dir() or f"qtarget/track/{path.name}" in names
+    files = [path for path in (ROOT / "src" / "qtarget").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert {"report.html.j2", "page.css"} <= {path.name for path in files}
+    for path in files:
+        assert str(path.relative_to(ROOT / "src")) in names
 
 
 @pytest.mark.slow

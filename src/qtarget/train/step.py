@@ -12,7 +12,6 @@ from qtarget.data.batch import Batch, StepWindow
 from qtarget.math.loss import LossOutput
 from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, counted
-from qtarget.model.policy import evaluating
 from qtarget.parallel import gathered, rank_and_world, summed
 
 STEP = ("step",)
@@ -61,6 +60,8 @@ class StepScorer:
         if not scoring_passes(self.design):
             return StepShare(self._scale(batch, batch.window))
         if batch.window.index == 0 or batch.window.batches is not self._window:
+            from qtarget.model.policy import evaluating  # needs transformers, which hf_loss does not
+
             with torch.no_grad(), evaluating(self.policy):
                 self._shares = self._read(batch.window, batch.labels.device)
             self._window = batch.window.batches
