@@ -1,4 +1,4 @@
-"""A tracker, a launcher and a data format are one class and one yaml of a folder outside the repository.
+"""A tracker, a launcher, a data format and a verifier are one class and one yaml of a folder outside the repository.
 
 Those of CONTRIBUTING.md are written into an empty folder, as they stand there, and used.
 """
@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+import qtarget
 from qtarget.cli import run as qtarget_cli
-from qtarget.config.composing import compose_config
+from qtarget.config.composing import compose_config, instantiate
 from qtarget.config.identity import config_hash
 from qtarget.config.run_config import RunConfig
 from qtarget.run.plan import make_plan
@@ -59,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
 
 def test_each_extension_is_shown_in_about_ten_lines() -> None:
     modules = {name: text for name, text in SNIPPETS.items() if name.endswith(".py")}
-    assert modules.keys() >= {"mytracker.py", "mylauncher.py", "myformat.py"}
+    assert modules.keys() >= {"mytracker.py", "mylauncher.py", "myformat.py", "myverifier.py"}
     for name, text in modules.items():
         body = text[text.index("class ") :]
         assert len([line for line in body.splitlines() if line.strip()]) <= 10, name
@@ -229,3 +230,122 @@ def test_fields_of_the_users_own_tracker_mean_what_it_says(extended: Path) -> No
     cfg = RunConfig.compose([*TINY, *TABBED, "tracker=own", "checkpoint.save=false"])
     values: Any = cfg.tracker
     assert (values["project"], values["tags"], values["artifact"]) == (7, "none", "models")
+
+
+# Verifiers
+
+ROWS_TO_JUDGE = "".join(
+    f'{{"prompt": "half of {n}?", "completion": "{n / 2}", "answer": {n / 2}}}\n' for n in range(24)
+)
+JUDGED = ["data=jsonl", "data.source.path=halves.jsonl", "data.source.heldout_share=0.5"]
+NEAR = [*JUDGED, "+data/verifier@data.source.verifier=near"]
+
+
+@pytest.fixture
+def judged(extended: Path) -> Path:
+    write("halves.jsonl", ROWS_TO_JUDGE)
+    return extended
+
+
+def test_rows_are_judged_by_the_users_own_verifier(judged: Path) -> None:
+    plan = make_plan(RunConfig.compose([*TINY, *NEAR]))
+    row = plan.prepared.heldout_rows[0]
+    answer, entry = float(row.completion), row.entry or {}
+    assert qtarget.judge(f"<think>{answer - 1}</think>#### {answer + 0.4}", entry).correct
+    assert not qtarget.judge(f"<think>{answer}</think>#### {answer + 0.6}", entry).correct
+    assert not qtarget.judge("a half", entry).correct
+    strict = make_plan(RunConfig.compose([*TINY, *NEAR, "data.source.verifier.within=0.1"])).prepared.heldout_rows
+    assert not qtarget.judge(f"#### {answer + 0.4}", strict[0].entry or {}).correct
+
+
+def test_the_scores_of_a_run_are_those_of_the_users_own_verifier(judged: Path) -> None:
+    """An odd one, under which some answers of an untrained model are right and some wrong."""
+    own(
+        "myodd",
+        "from qtarget.data.verify import Verdict\n"
+        "class Own:\n"
+        "    def __call__(self, completion, entry):\n"
+        "        return Verdict(sum(map(ord, completion)) % 2 == 1, completion.upper(), 0.25)\n",
+        data__verifier="_target_: myodd.Own\n",
+    )
+    odd = [*JUDGED, "+data/verifier@data.source.verifier=own", "data.source.trust_scorer=true", "eval.new_tokens=3"]
+    drawn = ["eval.temperature=5", "eval.samples=8"]
+    assert qtarget_cli(["train", *TINY, *odd, *drawn, "trainer.eval_every=0"]) == 0
+    (folder,) = judged.glob("outputs/runs/*/")
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert {sample["correct"] for sample in samples} == {True, False}
+    assert all(sample["correct"] == (sum(map(ord, sample["answer"])) % 2 == 1) for sample in samples)
+    assert all(sample["final"] == sample["answer"].upper() for sample in samples)
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    assert metrics["test/accuracy"] == pytest.approx(sum(sample["correct"] for sample in samples) / len(samples))
+    assert metrics["test/score"] == 0.25
+
+
+def test_a_benchmark_is_judged_by_the_users_own_verifier(judged: Path) -> None:
+    bench = ["+data/source@eval.benchmarks.halves.source=jsonl", "eval.benchmarks.halves.source.path=halves.jsonl"]
+    near = [*bench, "+data/verifier@eval.benchmarks.halves.source.verifier=near"]
+    (*_, row) = make_plan(RunConfig.compose([*TINY, *TABBED, *near])).benchmarks.benchmarks["halves"]
+    answer = float(row.completion)
+    assert [qtarget.judge(str(answer + off), row.entry or {}).correct for off in (0.4, 0.6)] == [True, False]
+
+
+def test_the_users_own_verifier_is_part_of_a_runs_identity(judged: Path) -> None:
+    near, exact = [*TINY, *NEAR], [*TINY, *JUDGED, "data.source.verifier=exact"]
+    changed = [*near, "data.source.verifier.within=0.1"]
+    hashes = {config_hash(compose_config("train", given)) for given in (near, exact, changed)}
+    assert len(hashes) == 3
+
+
+def test_no_row_of_data_names_code(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path of a module is no verifier, whether an entry has it or the command line, and nothing is imported."""
+    write("mytrap.py", "raise SystemExit('imported')")
+    entry = {"verifier": "mytrap.Own", "answer": "1"}
+    with pytest.raises(qtarget.QTargetError, match="must be one of reasoning_gym, math, choice, exact, instruct"):
+        qtarget.judge("1", entry)
+    with pytest.raises(qtarget.QTargetError, match="must be one of"):
+        qtarget.judge("1", {**entry, "verifier": {"_target_": "mytrap.Own"}})
+    said = refused(capsys, *JUDGED, "data.source.verifier=mytrap.Own", "trainer=dry")
+    assert "one of None, math, choice, exact, or a class of your own, verifier: {_target_: MODULE.CLASS}" in said
+    write("halves.jsonl", ROWS_TO_JUDGE.replace('"answer"', '"verifier": "mytrap.Own", "answer"'))
+    plan = make_plan(RunConfig.compose([*TINY, *JUDGED, "data.source.verifier=exact"]))
+    assert {row.entry["verifier"] for row in plan.prepared.heldout_rows if row.entry} == {"exact"}
+    assert "mytrap" not in sys.modules
+
+
+VERDICT = (
+    "from qtarget.data.verify import Verdict\nclass Own:\n    def __call__(self, completion, entry):\n        {}\n"
+)
+BAD_VERIFIERS: dict[str, tuple[str, str]] = {
+    "no call": ("class Own: ...", "verifier must be one of None, math, choice, exact, or a class of your own"),
+    "arguments": (
+        "class Own:\n    def __call__(self, text): ...",
+        "data.source.verifier: badpart.Own.__call__ is called as __call__(completion, entry) and takes (text)",
+    ),
+    "no verdict": (VERDICT.format("return True"), "badpart.Own must give a qtarget.data.verify.Verdict, got bool"),
+    "marks": (VERDICT.format("return Verdict(True, 'a', 7.0)"), "badpart.Own gave 7.0 marks: partial lies in [0, 1]"),
+    "fails": (
+        VERDICT.format("return Verdict(float(completion) == float(entry['answer']), completion)"),
+        "badpart.Own failed on the completion '': ValueError: could not convert string to float: ''",
+    ),
+    "lacks": (VERDICT.format("return Verdict(True, entry['solution'])"), "KeyError: 'solution'. A verifier gives a"),
+    "all right": (VERDICT.format("return Verdict(True, completion)"), "the scorer of badpart.Own gives full marks to"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VERIFIERS)
+def test_what_is_wrong_with_a_verifier_of_the_users_is_said_before_training(
+    case: str, judged: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, expected = BAD_VERIFIERS[case]
+    own("badpart", code, data__verifier="_target_: badpart.Own\n")
+    monkeypatch.delitem(sys.modules, "badpart", raising=False)
+    assert expected in refused(capsys, *JUDGED, "+data/verifier@data.source.verifier=own", "trainer=dry")
+
+
+@pytest.mark.parametrize("fields", [{}, {"prompt": "prompt", "completion": "completion", "answer": "answer"}])
+def test_rows_read_from_python_are_judged_by_a_verifier_object(judged: Path, fields: dict[str, str]) -> None:
+    """By the schema of the file, and by names of columns."""
+    near = instantiate({"_target_": "myverifier.Near", "within": 1})
+    rows = qtarget.read_rows("halves.jsonl", verifier=near, **fields)
+    assert len(rows) == 24
+    assert [qtarget.judge(said, rows[6].entry or {}).correct for said in ("3.9", "4.1")] == [True, False]

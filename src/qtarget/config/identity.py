@@ -80,7 +80,7 @@ def _judges_choices(config: Node) -> bool:
 
 def _judges_thoughts(config: Node) -> bool:
     """Where the data say that replies think, which is all that a configuration tells of it."""
-    judged = any(source.get("verifier") in {"choice", "exact"} for source in _judged(config))
+    judged = any(source.get("verifier") in ("choice", "exact") for source in _judged(config))
     return judged and any(opened in repr(config["data"]) for opened, _ in MARKS)
 
 

@@ -25,10 +25,10 @@ class Demonstration:
     assistant message, a float of at least 0 (absent: 1; 0: context that is not taught). tools: the functions a model
     may call, as JSON schemas, for the template. weight: of the whole row, a factor on every message's. weights: further
     factors on spans of the last message; 0: the tokens there are context. wrong: character spans of the last message
-    that noise made wrong. spans: data column → character spans of the last message that carry
-    it, such as critical tokens. entry: what a verifier needs to judge a new answer, {"verifier": its name, …}, or None.
-    cut_short: noise ended the last message too soon, so that what closes the turn is wrong. unread: keys of the row and
-    its messages that nobody reads.
+    that noise made wrong. spans: data column → character spans of the last message that carry it, such as critical
+    tokens. entry: what a verifier needs to judge a new answer, {"verifier": its name, or one of the user's itself, …},
+    or None. cut_short: noise ended the last message too soon, so that what closes the turn is wrong. unread: keys of
+    the row and its messages that nobody reads.
     """
 
     messages: Sequence[Message]

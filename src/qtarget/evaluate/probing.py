@@ -7,6 +7,7 @@ from typing import Any
 
 from qtarget.data.example import Demonstration
 from qtarget.data.verify import Verdict, final_answer, judge
+from qtarget.data.verify.verdict import verifier_name
 from qtarget.errors import QTargetError
 
 PROBED = 16
@@ -33,7 +34,7 @@ def check_scorers(rows: Sequence[Demonstration]) -> None:
 
 def task_of(entry: Mapping[str, Any]) -> str:
     """The task of reasoning-gym, else the verifier's name."""
-    return str((entry.get("metadata") or {}).get("source_dataset") or entry["verifier"])
+    return str((entry.get("metadata") or {}).get("source_dataset") or verifier_name(entry["verifier"]))
 
 
 def _check_task(task: str, rows: Sequence[Demonstration]) -> None:

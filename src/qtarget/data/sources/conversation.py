@@ -11,8 +11,10 @@ from decimal import Decimal
 from string import Formatter
 from typing import Any
 
+from qtarget import checks
 from qtarget.data.example import Message
 from qtarget.data.sources.written import Number, Twice, number_text
+from qtarget.data.verify.verdict import Verifier
 from qtarget.errors import QTargetError
 
 VERIFIERS = ("math", "choice", "exact")
@@ -48,10 +50,26 @@ def exchange(prompt: str, completion: str, system: str | None = None) -> list[Me
     return [*before, {"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
 
 
-def entry(verifier: str, answer: object, options: object = None) -> dict[str, Any]:
-    """What the verifier needs to judge a new answer. options, for "choice": letter → text, or a list of texts."""
+def check_verifier(verifier: object) -> None:
+    """Raise QTargetError for what a source can't judge by: anything but VERIFIERS, None and one of the user's."""
+    if callable(verifier):
+        checks.implements("data.source.verifier", verifier, Verifier)
+    elif verifier is not None and verifier not in VERIFIERS:
+        raise QTargetError(
+            f"data.source.verifier must be one of None, {', '.join(VERIFIERS)}, or a class of your own, verifier: "
+            f"{{_target_: MODULE.CLASS}} in a yaml file, got {verifier!r}"
+        )
+
+
+def entry(verifier: str | Verifier, answer: object, options: object = None) -> dict[str, Any]:
+    """What the verifier needs to judge a new answer. options, for "choice": letter → text, or a list of texts.
+
+    A verifier of the user's is given options where there are any.
+    """
     answer = shown(answer)
-    found = {"verifier": verifier, "answer": text(answer, "answer").strip()}
+    found: dict[str, Any] = {"verifier": verifier, "answer": text(answer, "answer").strip()}
+    if callable(verifier):
+        return found if options is None else {**found, "options": lettered(options)}
     if verifier != "choice":
         return found
     choices = lettered(options)

@@ -12,10 +12,20 @@ from qtarget import checks
 from qtarget.data.example import Demonstration, Message
 from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.adapt import Adapt, Row
-from qtarget.data.sources.conversation import VERIFIERS, columns_of, entry, exchange, filled, lettered, listed, trusted
+from qtarget.data.sources.conversation import (
+    check_verifier,
+    columns_of,
+    entry,
+    exchange,
+    filled,
+    lettered,
+    listed,
+    trusted,
+)
 from qtarget.data.sources.files import Cells, Table, is_same, other_delimiter
 from qtarget.data.sources.loading import check_not_guessed, loaded
 from qtarget.data.sources.message import UNKNOWN, Keys, conversation, tools, unpacked, weight, without_nulls
+from qtarget.data.verify.verdict import Verifier, verifier_name
 from qtarget.errors import QTargetError
 
 MALFORMED = ("error", "drop")
@@ -57,7 +67,7 @@ class Hub:
     prompt: str | None = None
     completion: str | None = None
     system: str | None = None
-    verifier: str | None = None
+    verifier: str | Verifier | None = None
     answer: str | None = None
     options: Any = None
     where: Mapping[str, Any] | None = None
@@ -73,7 +83,7 @@ class Hub:
     unknown: str | None = None
 
     def __post_init__(self) -> None:
-        checks.choice("data.source.verifier", self.verifier, (None, *VERIFIERS))
+        check_verifier(self.verifier)
         checks.choice("data.source.malformed", self.malformed, MALFORMED)
         checks.choice("data.source.unknown", self.unknown, UNKNOWN)
         if self.pick is not None:
@@ -281,7 +291,9 @@ class Hub:
                 "data.source.completion=…, a column or a template such as '{question}\\n{options}'"
             )
         if self.verifier and not self.answer:
-            raise QTargetError(f"data.source.verifier={self.verifier} judges by an answer: set data.source.answer")
+            raise QTargetError(
+                f"data.source.verifier={verifier_name(self.verifier)} judges by an answer: set data.source.answer"
+            )
         if self.verifier == "choice" and self.options is None:
             raise QTargetError("data.source.verifier=choice needs data.source.options, where the options stand")
         self._columns()  # templates are read

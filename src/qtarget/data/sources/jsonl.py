@@ -12,9 +12,10 @@ from typing import Any
 from qtarget import checks
 from qtarget.data.example import Demonstration, Message, Span, WeightedSpan
 from qtarget.data.overlap import position, prompt_text
-from qtarget.data.sources.conversation import VERIFIERS, entry, exchange, kind, listed, text, trusted
+from qtarget.data.sources.conversation import check_verifier, entry, exchange, kind, listed, text, trusted
 from qtarget.data.sources.message import UNKNOWN, Keys, conversation, is_nothing, tools, weight
 from qtarget.data.sources.written import parsed
+from qtarget.data.verify.verdict import Verifier, verifier_name
 from qtarget.errors import QTargetError
 
 SCHEMAS = {
@@ -60,7 +61,7 @@ class Jsonl:
     heldout_share: float = 0.1
     system: str | None = None
     columns: Sequence[str] = ()
-    verifier: str | None = None
+    verifier: str | Verifier | None = None
     trust_scorer: bool = False
     unknown: str | None = None
 
@@ -71,7 +72,7 @@ class Jsonl:
             raise QTargetError(
                 f"columns must be a list of keys, such as [critical]; wrong is the noise's own. Got {self.columns!r}"
             )
-        checks.choice("data.source.verifier", self.verifier, (None, *VERIFIERS))
+        check_verifier(self.verifier)
         checks.choice("data.source.unknown", self.unknown, UNKNOWN)
         if not Path(self.path).is_file():
             raise QTargetError(f"no data file at {self.path!r} (from {Path.cwd()}): set data.source.path=FILE.jsonl")
@@ -136,7 +137,8 @@ class Jsonl:
     @property
     def _known(self) -> tuple[str, ...]:
         """Keys that are read of a row."""
-        judged = {None: (), "choice": ("answer", "options")}.get(self.verifier, ("answer",))
+        by_options = self.verifier == "choice" or callable(self.verifier)
+        judged = () if self.verifier is None else ("answer", "options") if by_options else ("answer",)
         return (*SCHEMAS[self._schema], *BEYOND.get(self._schema, ()), *BESIDE, *self.columns, *judged)
 
     def _messages(self, row: Mapping[str, Any], keys: Keys) -> list[Message]:
@@ -159,7 +161,9 @@ class Jsonl:
         needed = ("answer", "options") if self.verifier == "choice" else ("answer",)
         for key in needed:
             if key not in row:
-                raise QTargetError(f"no {key!r} for data.source.verifier={self.verifier}; its keys: {listed(row)}")
+                raise QTargetError(
+                    f"no {key!r} for data.source.verifier={verifier_name(self.verifier)}; its keys: {listed(row)}"
+                )
         return trusted(entry(self.verifier, row["answer"], row.get("options")), self.trust_scorer)
 
     def _in_split(self, row: Demonstration, split: str) -> bool:

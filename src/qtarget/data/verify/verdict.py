@@ -6,8 +6,9 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from qtarget import checks
 from qtarget.data.example import FINAL
 from qtarget.data.thought import MARKS
 
@@ -32,6 +33,21 @@ class Verdict:
     def score(self) -> float:
         """Marks in [0, 1]; their mean over problems is the task completion."""
         return float(self.correct) if self.partial is None else self.partial
+
+
+class Verifier(Protocol):
+    """Whether a completion, of which it is given what follows its thought, answers the problem of an entry.
+
+    One of the user's is a class, which the configuration of a source names: `verifier: {_target_: MODULE.CLASS}`. It
+    stands in the entries of the source's rows itself, so that no row of data can name code.
+    """
+
+    def __call__(self, completion: str, entry: Entry) -> Verdict: ...
+
+
+def verifier_name(verifier: object) -> str:
+    """For messages, and for who looks at the rows of each."""
+    return verifier if isinstance(verifier, str) else checks.class_name(verifier)
 
 
 def final_answer(completion: str) -> str:
