@@ -5,6 +5,7 @@
 # make test-all         the same with the slow tests
 # make test-matrix      the fast tests under Hydra 1.4, the newest torch and transformers, Python 3.12 and 3.13: an hour or more
 # make soak             random SIGKILLs over training, caching and sweeps: KILLS=30
+# make mutants          small faults in the loss, the designs and the batches: do the tests notice? SAMPLE=300 SEED=0, SAMPLE=all
 # make screenshots      docs/compare.png anew, from 36 runs of the tiny model: a few minutes
 # make check            formatting, lint, types: what CI runs before the tests
 # make notebooks        runs notebooks/*.ipynb and writes docs/notebooks
@@ -24,7 +25,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak screenshots check bench notebooks format clean
+.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak mutants screenshots check bench notebooks format clean
 
 setup: $(STAMP)
 
@@ -90,6 +91,9 @@ test-matrix:
 
 soak: setup
 	OMP_NUM_THREADS=1 QTARGET_KILLS=$(or $(KILLS),30) $(BIN)/pytest -s tests/test_soak.py
+
+mutants: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --sample $(or $(SAMPLE),300) --seed $(or $(SEED),0)
 
 screenshots: setup
 	@tests/browser/install.sh
