@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,24 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def warm_bin() -> Iterator[Path]:
+    from warm import WarmPython
+
+    python = WarmPython()
+    yield python.bin
+    python.close()
+
+
+@pytest.fixture
+def warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python`, `qtarget` and `wandb` that this test starts are forks of an interpreter that has imported them."""
+    if hasattr(os, "pidfd_open"):  # Linux; elsewhere they are real ones
+        folder = request.getfixturevalue("warm_bin")
+        monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+        monkeypatch.setattr(sys, "executable", str(folder / "python"))
 
 
 @pytest.fixture

@@ -339,7 +339,7 @@ def test_a_job_ends_with_its_driver(workdir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hyperband_stops_a_run_that_does_not_learn(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hyperband_stops_a_run_that_does_not_learn(workdir: Path, warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(sweep_jobs, "LOOK", 0.1)
     file = sweep_file(
