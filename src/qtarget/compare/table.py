@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from qtarget.math.measure import MEASURES, Measure
 from qtarget.record.runs import Run, finished
 
 DECADES = 1.4
@@ -86,6 +87,21 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _evaluated(measure: Measure) -> Column:
+    """A mean over held-out demonstrations."""
+    unit = f", {measure.unit} per token" if measure.unit else ""
+    about = f"{measure.about}{unit}, on held-out demonstrations"
+    return _measured(f"test/{measure.name}", measure.title, about, "result", 3)
+
+
+def _apart(name: str) -> Iterator[Column]:
+    """A measure's means on clean and on wrong tokens."""
+    (measure,) = (measure for measure in MEASURES if measure.name == name)
+    for kind, word in (("clean", "clean"), ("noisy", "wrong")):
+        about = f"{measure.about}, {word} tokens"
+        yield _measured(f"{measure.logged}_{kind}", f"{measure.title} {word}", about, "loss", 2)
+
+
 COLUMNS: tuple[Column, ...] = (
     _named("name", "design", "name of the run", lambda run: run.shown),
     _designed("reliance", "reliance γ", "how far the label is trusted"),
@@ -99,10 +115,8 @@ COLUMNS: tuple[Column, ...] = (
         accuracy_text,
         lambda run: _finite(run.metrics.get("test/accuracy")),
     ),
-    _measured("test/nll", "nll", "nats per token on held-out demonstrations", "result", 3),
-    _measured("test/kl_prior", "KL to prior", "nats per token away from the model training started from", "result", 3),
-    _measured("target/trust_clean", "trust clean", "pull on the label relative to plain SFT, clean tokens", "loss", 2),
-    _measured("target/trust_noisy", "trust wrong", "pull on the label relative to plain SFT, wrong tokens", "loss", 2),
+    *(_evaluated(measure) for measure in MEASURES if measure.evaluated),
+    *_apart("trust"),
     _measured(
         "detection/auroc",
         "AUROC wrong",
@@ -110,8 +124,7 @@ COLUMNS: tuple[Column, ...] = (
         "loss",
         2,
     ),
-    _measured("target/reliance_clean", "γ clean", "mean reliance on clean tokens", "loss", 2),
-    _measured("target/reliance_noisy", "γ wrong", "mean reliance on wrong tokens", "loss", 2),
+    *_apart("reliance"),
     Column(
         "rows/train",
         "rows (wrong)",

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from qtarget.errors import QTargetError
+from qtarget.math.measure import MEASURES
 from qtarget.record.runs import differing
 from qtarget.record.wandb_sweep import CONNECT
 
@@ -199,7 +200,8 @@ def trust() -> Part:
         "page has histograms of γ, w and p(y)."
     )
     apart = [lines(f"{word} on clean and wrong tokens", *_apart(f"target/{word}")) for word in ("reliance", "trust")]
-    whole = [lines(name, name) for name in ("target/reliance", "target/weight", "target/gap", "target/kl_prior")]
+    logged = [measure.logged for measure in MEASURES if measure.logged and measure.name != "trust"]
+    whole = [lines(name, name) for name in logged if name.startswith("target/")]
     return Part("Reliance, weight, trust", told, [*apart, *whole])
 
 

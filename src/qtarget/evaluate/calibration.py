@@ -6,8 +6,7 @@ torchmetrics doesn't give, and it would keep the confidence of every token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +14,8 @@ from torch import Tensor
 from qtarget.data.batch import Batch
 from qtarget.design import reliance, residual, weight
 from qtarget.math.loss import LossOutput, linear_loss
-from qtarget.math.target import Design, Mixture
-from qtarget.math.view import TokenView
+from qtarget.math.measure import CONFIDENCE, HIT, MEASURES, Measure
+from qtarget.math.target import Mixture
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
 
@@ -24,24 +23,9 @@ BINS = 15
 Bin = Mapping[str, float | int | None]
 
 
-@dataclass(frozen=True)
-class Confidence:
-    """max_v p(v) [n], where a design has its reliance."""
-
-    def __call__(self, view: TokenView) -> Tensor:
-        return view.logp.amax(-1).exp()
-
-
-@dataclass(frozen=True)
-class Hit:
-    """1 where the label is the likeliest token, else 0 [n], where a design has its weight."""
-
-    def __call__(self, view: TokenView) -> Tensor:
-        return (view.logp.argmax(-1) == view.labels).to(view.logp.dtype)
-
-
-PROBE = Mixture(Confidence(), residual.Self(), Hit())
-"""No design to train with: through its parts the loss, which goes chunk by chunk, reads what calibration is made of."""
+PLAIN = Mixture(reliance.Constant(1.0), residual.Self(), weight.Constant(1.0))
+"""Plain SFT: no measure of an evaluation depends on the design."""
+EVALUATED = tuple(measure for measure in MEASURES if measure.evaluated)
 
 
 class Reliability:
@@ -74,12 +58,33 @@ def _bin(place: int, tokens: float, confidence: float, hits: float) -> Bin:
 
 
 @torch.no_grad()
-def read(policy: Policy, prior: Frozen | None, batches: Iterable[Batch], design: Design) -> Iterator[LossOutput]:
-    """What `design` sees of each batch. A batch's logits are never alive as a whole."""
+def read(
+    policy: Policy, prior: Frozen | None, batches: Iterable[Batch], measures: Sequence[Measure] = ()
+) -> Iterator[LossOutput]:
+    """The usual measures of each batch, and these beside them. A batch's logits are never alive as a whole."""
     for batch in (batch.to(policy.lm.device) for batch in batches):
         references = {"prior": prior.exact(batch)} if prior else {}
         hidden = policy(batch.input_ids, batch.position_ids)
-        yield linear_loss(hidden, policy.head, batch.labels, design, references=references)
+        yield linear_loss(hidden, policy.head, batch.labels, PLAIN, references=references, measures=measures)
+
+
+class Means:
+    """Means of measures over tokens; those that need a prior are left out where there is none."""
+
+    def __init__(self, measures: Iterable[str]) -> None:
+        self._sums = dict.fromkeys(measures, 0.0)
+        self.tokens = 0
+
+    def update(self, out: LossOutput) -> None:
+        for name in self._sums:
+            self._sums[name] += float(out.of(name).sum())
+        self.tokens += len(out.nll)
+
+    def __getitem__(self, name: str) -> float:
+        return self._sums[name] / self.tokens
+
+    def difference(self, name: str, other: str) -> float:
+        return (self._sums[name] - self._sums[other]) / self.tokens
 
 
 def token_metrics(
@@ -87,35 +92,21 @@ def token_metrics(
 ) -> dict[str, float]:
     """Per supervised token, by name, measured the same way for every design:
 
-    nll = mean −log p(y) in nats, perplexity = exp(nll), ece = the calibration error of the likeliest token's
-    probability, and with a prior kl_prior = mean KL(p‖π_0) in nats: what the policy now says, judged by the model it
-    started from. reliability: takes in what the curve is drawn from.
+    the means of `EVALUATED`, those that need a prior only with one: nll = mean −log p(y) in nats and kl_prior = mean
+    KL(p‖π_0) in nats, what the policy now says, judged by the model it started from; perplexity = exp(nll); ece = the
+    calibration error of the likeliest token's probability. reliability: takes in what the curve is drawn from.
     """
     reliability = reliability or Reliability()
-    nll = kl_prior = 0.0
-    tokens = 0
-    for out in read(policy, prior, batches, PROBE):
-        nll += float(out.nll.sum())
-        kl_prior += float(out.kl_prior.sum())
-        tokens += len(out.nll)
-        reliability.update(out.reliance, out.weight)
-    if not tokens:
+    names = [measure.name for measure in EVALUATED if prior or not measure.needs_prior]
+    means = Means(names)
+    for out in read(policy, prior, batches, (CONFIDENCE, HIT)):
+        means.update(out)
+        reliability.update(out.of(CONFIDENCE.name), out.of(HIT.name))
+    if not means.tokens:
         return {}
-    mean = nll / tokens
-    found = {"nll": mean, "perplexity": float(torch.tensor(mean, dtype=torch.float64).exp()), "ece": reliability.error}
-    return found | {"kl_prior": kl_prior / tokens} if prior else found
-
-
-@dataclass(frozen=True)
-class PriorNll:
-    """−log π_0(y) [n], where a design has its weight."""
-
-    def __call__(self, view: TokenView) -> Tensor:
-        return -view.of("prior").label_logp
-
-
-ALONE = Mixture(reliance.Constant(1.0), residual.Self(), weight.Constant(1.0))
-BESIDE_PRIOR = Mixture(reliance.Constant(1.0), residual.Self(), PriorNll())
+    perplexity = float(torch.tensor(means["nll"], dtype=torch.float64).exp())
+    found = {"nll": means["nll"], "perplexity": perplexity, "ece": reliability.error}
+    return found | {name: means[name] for name in names}
 
 
 def retention_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Batch]) -> dict[str, float]:
@@ -124,14 +115,11 @@ def retention_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Ba
     nll = mean −log p(y); with a prior also kl_prior = mean KL(p‖π_0), and nll_drift = mean log π_0(y) − log p(y), which
     is positive where the text has been forgotten.
     """
-    nll = kl_prior = prior_nll = 0.0
-    tokens = 0
-    for out in read(policy, prior, batches, BESIDE_PRIOR if prior else ALONE):
-        nll += float(out.nll.sum())
-        kl_prior += float(out.kl_prior.sum())
-        prior_nll += float(out.weight.sum())
-        tokens += len(out.nll)
-    if not tokens:
+    means = Means(("nll", "kl_prior", "prior_nll") if prior else ("nll",))
+    for out in read(policy, prior, batches):
+        means.update(out)
+    if not means.tokens:
         return {}
-    found = {"nll": nll / tokens}
-    return found | {"kl_prior": kl_prior / tokens, "nll_drift": (nll - prior_nll) / tokens} if prior else found
+    found = {"nll": means["nll"]}
+    drift = {"kl_prior": means["kl_prior"], "nll_drift": means.difference("nll", "prior_nll")} if prior else {}
+    return found | drift

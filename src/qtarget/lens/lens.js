@@ -80,16 +80,17 @@ function line(text, kind) {
 
 function tell(span) {
   const [row, design, place] = span.dataset.token.split(" ").map(Number);
-  const token = details.rows[row][place], [trust, reliance, weight] = token.pulls[design];
+  const token = details.rows[row][place];
   const name = document.createElement("b");
   name.textContent = token.text;
   const head = line(token.wrong ? " made wrong" : "");
   head.prepend(name);
   const prior = token.prior === null ? "" : ` · p prior ${digits(token.prior)}`;
   const others = token.alternatives.map((other) => `${other.text} ${digits(other.p)}`).join(" · ");
+  const pulls = token.pulls[design].map((value, place) => `${details.titles[place]} ${digits(value)}`).join(" · ");
   tip.replaceChildren(
     head,
-    line(`${details.designs[design]}: trust ${digits(trust)} · γ ${digits(reliance)} · w ${digits(weight)}`),
+    line(`${details.designs[design]}: ${pulls}`),
     line(`p ${digits(token.p)}${prior} · nll ${digits(token.nll)}`),
     line(`instead: ${others}`, "quiet"),
   );

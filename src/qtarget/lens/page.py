@@ -87,9 +87,13 @@ def _listed(names: Sequence[str]) -> str:
 
 def _details(demonstrations: Demonstrations | None) -> dict[str, Any]:
     if demonstrations is None or not demonstrations.rows:
-        return {"rows": [], "designs": []}
+        return {"rows": [], "designs": [], "titles": []}
     names = [reading.mark.label for reading in demonstrations.rows[0].readings]
-    return {"rows": [token_table.details(row) for row in demonstrations.rows], "designs": names}
+    return {
+        "rows": [token_table.details(row) for row in demonstrations.rows],
+        "designs": names,
+        "titles": token_table.TITLES,
+    }
 
 
 def sketches(curve: Curve) -> Iterator[Sketch]:

@@ -16,7 +16,7 @@ from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
 from qtarget.errors import QTargetError
 from qtarget.lens.curves import PROGRESS
-from qtarget.lens.token_table import Alternative, Demonstrations, Pull, Reading, Row, Token
+from qtarget.lens.token_table import SHOWN, Alternative, Demonstrations, Pull, Reading, Row, Token
 from qtarget.math.loss import IGNORE, LossOutput
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
@@ -127,17 +127,18 @@ def _loss(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen], batch: Batch
 def _readings(outs: Mapping[str, LossOutput], marks: Mapping[str, Mark], batch: Batch) -> Iterator[tuple[Reading, ...]]:
     """Row by row, every design's pulls."""
     counts = (batch.labels != IGNORE).sum(-1).tolist()
-    columns = {
-        name: [values.double().cpu().split(counts) for values in (out.trust, out.reliance, out.weight)]
-        for name, out in outs.items()
-    }
+    columns = {name: [out.of(shown).double().cpu().split(counts) for shown in SHOWN] for name, out in outs.items()}
     for row in range(len(counts)):
         yield tuple(
             Reading(
-                marks[name], tuple(Pull(*map(float, numbers)) for numbers in zip(*(c[row] for c in held), strict=True))
+                marks[name], tuple(_pull(*map(float, numbers)) for numbers in zip(*(c[row] for c in held), strict=True))
             )
             for name, held in columns.items()
         )
+
+
+def _pull(trust: float, reliance: float, weight: float, *others: float) -> Pull:
+    return Pull(trust, reliance, weight, others)
 
 
 def _tokens(

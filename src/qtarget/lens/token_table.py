@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qtarget.math.measure import MEASURES
 from qtarget.plot.drawing import PNG_DPI, picture, plain
 from qtarget.plot.figures import Mark
 
@@ -48,13 +49,21 @@ class Token:
     alternatives: tuple[Alternative, ...] = ()
 
 
+OF_A_PULL = ("trust", "reliance", "weight")
+_OTHERS = tuple(measure.name for measure in MEASURES if measure.in_lens and measure.name not in OF_A_PULL)
+SHOWN = (*OF_A_PULL, *_OTHERS)
+"""The measures that are said of a design at a token."""
+TITLES = tuple(measure.title for name in SHOWN for measure in MEASURES if measure.name == name)
+
+
 @dataclass(frozen=True)
 class Pull:
-    """What a design makes of one supervised token."""
+    """What a design makes of one supervised token, by `SHOWN`."""
 
     trust: float
     reliance: float
     weight: float
+    others: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,8 @@ def details(row: Row) -> list[dict[str, Any]]:
 
 
 def _short(pull: Pull) -> list[float]:
-    return [pull.trust, pull.reliance, pull.weight]
+    """In the order of `SHOWN`."""
+    return [pull.trust, pull.reliance, pull.weight, *pull.others]
 
 
 # The PNG

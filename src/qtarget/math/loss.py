@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Unpack
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from qtarget.errors import QTargetError
 from qtarget.math.derivatives import attach, check_first_order
 from qtarget.math.head import Head, matmul_dtype, product
+from qtarget.math.measure import MEASURES, Measure
 from qtarget.math.schedule import scheduled
 from qtarget.math.scoring import Score, scorer
 from qtarget.math.survey import TokenTable, statistics_of, surveying
@@ -37,6 +38,17 @@ class TokenStatistics:
     kl_prior: Tensor  # KL(p‖π_0), nats: how far the policy has gone; NaN where no full prior is given
     prior_nll: Tensor  # −log π_0(y), nats; NaN where no prior is given
 
+    others: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    """Measures beside these, by name."""
+
+    def of(self, name: str) -> Tensor:
+        """A measure by its name, [N]."""
+        value: Tensor = self.others[name] if name in self.others else getattr(self, name)
+        return value
+
+
+USUAL = tuple(one.name for one in fields(TokenStatistics) if one.name != "others")
+
 
 @dataclass(frozen=True)
 class LossOutput(TokenStatistics):
@@ -56,6 +68,7 @@ def dense_loss(
     *,
     chunk_size: int | None = None,
     compiled: bool = False,
+    measures: Sequence[Measure] = (),
     **given: Unpack[Given],
 ) -> LossOutput:
     """The loss of `design` from logits [..., V] and labels [...] (already shifted; −100 is not supervised).
@@ -66,6 +79,7 @@ def dense_loss(
     part with step scope made of the whole step; by default of the N tokens given. token_scale: s_t, a number or shaped
     as labels.
     compiled: what a design makes of a chunk goes through torch.compile: the same objective in fewer passes over memory.
+    measures: read of every token beside the usual ones, see `qtarget.math.measure`; they are `others` of the output.
     Returns statistics of the N supervised positions; `total` is a sum: what to divide it by, the design's `normalize`
     says (`len(out.loss)` for tokens, (out.mass > 0).sum() for kept, out.mass.sum() for weight_sum).
     logits are float64, float32, bfloat16 or float16; all is computed in float32, of float64 logits in float64.
@@ -81,14 +95,15 @@ def dense_loss(
     gradient = torch.zeros_like(compute) if flat.requires_grad and torch.is_grad_enabled() else None
     chunks = tokens.chunks(chunk_size, logits.shape[-1])
     tokens = _surveyed(tokens, design, chunks, lambda rows: compute[rows])
-    score = scorer(design, wants_gradient=gradient is not None, compiled=compiled)
+    every = (*MEASURES, *measures)
+    score = scorer(design, wants_gradient=gradient is not None, compiled=compiled, measures=every)
     pieces = []
     for rows in chunks:
-        statistics, grad_logits = _score(score, compute[rows], tokens, rows)
+        statistics, grad_logits = _score(score, every, compute[rows], tokens, rows)
         pieces.append(statistics)
         if gradient is not None and grad_logits is not None:
             gradient[rows] = grad_logits
-    return _output(pieces, tokens, [(flat, gradient)])
+    return _output(pieces, every, tokens, [(flat, gradient)])
 
 
 def linear_loss(
@@ -99,6 +114,7 @@ def linear_loss(
     *,
     chunk_size: int | None = None,
     compiled: bool = False,
+    measures: Sequence[Measure] = (),
     **given: Unpack[Given],
 ) -> LossOutput:
     """`dense_loss` from hidden states [..., D] and a head (weight [V, D] or `Head`), never holding N × V.
@@ -118,17 +134,20 @@ def linear_loss(
     cast = head.cast(dtype)
     chunks = tokens.chunks(chunk_size, head.weight.shape[0])
     tokens = _surveyed(tokens, design, chunks, lambda rows: cast.logits(kept_hidden[rows], dtype))
-    score = scorer(design, wants_gradient=grads.wanted, compiled=compiled)
+    every = (*MEASURES, *measures)
+    score = scorer(design, wants_gradient=grads.wanted, compiled=compiled, measures=every)
     pieces = []
     for rows in chunks:
         with torch.no_grad():
             chunk = kept_hidden[rows].to(dtype)
             logits = cast.logits(chunk, dtype)
-            statistics, grad_logits = _score(score, logits, tokens, rows)
+            statistics, grad_logits = _score(score, every, logits, tokens, rows)
             pieces.append(statistics)
             if grad_logits is not None:
                 grads.add(rows, chunk, logits, grad_logits, head=cast)
-    return _output(pieces, tokens, [(kept_hidden, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)])
+    return _output(
+        pieces, every, tokens, [(kept_hidden, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)]
+    )
 
 
 @torch.no_grad()
@@ -209,11 +228,14 @@ def _surveyed(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Ca
 
 
 @torch.no_grad()
-def _score(score: Score, logits: Tensor, tokens: Tokens, rows: slice) -> tuple[TokenStatistics, Tensor | None]:
+def _score(
+    score: Score, measures: Sequence[Measure], logits: Tensor, tokens: Tokens, rows: slice
+) -> tuple[TokenStatistics, Tensor | None]:
     """One chunk: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
     with torch.autocast(logits.device.type, enabled=False):  # it would round the sums of statistics to bf16
         values, gradient = score(logits, tokens.select(rows))
-    statistics, scale = TokenStatistics(*values), tokens.scale[rows]
+    named = dict(zip((measure.name for measure in measures), values, strict=True))
+    statistics, scale = TokenStatistics(**_by_field(named)), tokens.scale[rows]
     finite = torch.isfinite(statistics.nll + statistics.loss * scale)
     if "prior" in tokens.references:  # a part that compares with NaN makes a mask of it, and a finite loss
         finite &= ~torch.isnan(statistics.prior_nll)
@@ -273,12 +295,21 @@ class _HeadGradients:
         self.is_empty = False
 
 
+def _by_field(values: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Measures by name → fields of `TokenStatistics`."""
+    others = {name: value for name, value in values.items() if name not in USUAL}
+    return {**{name: values[name] for name in USUAL}, "others": others}
+
+
 def _output(
-    pieces: list[TokenStatistics], tokens: Tokens, graph: list[tuple[Tensor | None, Tensor | None]]
+    pieces: list[TokenStatistics],
+    measures: Sequence[Measure],
+    tokens: Tokens,
+    graph: list[tuple[Tensor | None, Tensor | None]],
 ) -> LossOutput:
-    names = [field.name for field in fields(TokenStatistics)]
+    names = [measure.name for measure in measures]
     empty = tokens.scale.new_zeros(0)
-    joined = {name: torch.cat([getattr(piece, name) for piece in pieces]) if pieces else empty for name in names}
+    joined = {name: torch.cat([piece.of(name) for piece in pieces]) if pieces else empty for name in names}
     total = (joined["loss"] * tokens.scale).sum()
     wanted = [(tensor, gradient) for tensor, gradient in graph if tensor is not None and gradient is not None]
-    return LossOutput(**joined, total=attach(total, wanted) if wanted else total)
+    return LossOutput(**_by_field(joined), total=attach(total, wanted) if wanted else total)

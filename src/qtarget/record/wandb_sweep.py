@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtarget.errors import QTargetError
+from qtarget.math.measure import MEASURES
 
 BEST = {"maximize": "max", "minimize": "min"}
 """The goal of a sweep → the summary that W&B keeps of its metric."""
-BEST_OF = {"nll": "min", "perplexity": "min", "ece": "min"} | dict.fromkeys(
-    ("accuracy", "score", "avg", "pass", "maj"), "max"
-)
+BEST_OF = {
+    **{measure.name: measure.better for measure in MEASURES if measure.better},
+    **dict.fromkeys(("perplexity", "ece"), "min"),
+    **dict.fromkeys(("accuracy", "score", "avg", "pass", "maj"), "max"),
+}
 """The best of a validation metric, by what stands between the slash and the @."""
 CONNECT = "set WANDB_API_KEY (or run `wandb login`), and WANDB_BASE_URL for a server of your own"
 HOW_TO_CONNECT = f"Agents need a W&B account or server: {CONNECT}. Without one, `qtarget sweep FILE` runs the same file"

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qtarget.math.loss import LossOutput
+from qtarget.math.measure import MEASURES
 from qtarget.parallel import summed
 from qtarget.train.norm import exact
 
-PER_TOKEN = {
-    "train/loss": "loss",
-    "train/nll": "nll",
-    "target/trust": "trust",
-    "target/reliance": "reliance",
-    "target/weight": "weight",
-    "target/gap": "gap",
-    "target/kl_prior": "kl_prior",
-    "train/entropy": "entropy",
-}
-BY_TRUTH = {"target/trust": "trust", "target/reliance": "reliance", "train/nll": "nll"}
-"""Metrics that are also kept apart for clean and wrong tokens, as NAME_clean and NAME_noisy."""
-NAMES = (*PER_TOKEN, *(f"{name}_{kind}" for name in BY_TRUTH for kind in ("clean", "noisy")))
+LOGGED = {measure.logged: measure for measure in MEASURES if measure.logged}
+NAMES = (*LOGGED, *(f"{name}_{kind}" for name in LOGGED if LOGGED[name].apart for kind in ("clean", "noisy")))
+"""Means that are logged: a measure's own, and apart for clean and wrong tokens."""
+OF_EARLIER_STATES = (
+    *("train/loss", "train/nll", "target/trust", "target/reliance", "target/weight", "target/gap", "target/kl_prior"),
+    *("train/entropy", "target/trust_clean", "target/trust_noisy", "target/reliance_clean", "target/reliance_noisy"),
+    *("train/nll_clean", "train/nll_noisy"),
+)
+"""In the order of a state that doesn't name its means, as 0.1.0 saved it."""
 
 
 class TokenMeans:
@@ -38,14 +36,13 @@ class TokenMeans:
 
     def update(self, out: LossOutput, wrong: Tensor) -> None:
         """out: statistics of N tokens; wrong [N] bool: the tokens that noise made wrong."""
-        for name, field in PER_TOKEN.items():
-            values = getattr(out, field)
+        for name, measure in LOGGED.items():
+            values = out.of(measure.name)
             # a run without a full prior knows no drift from it; of anything else NaN is what was measured
-            self._add(name, values[~values.isnan()] if field == "kl_prior" else values)
-        for name, field in BY_TRUTH.items():
-            values = getattr(out, field)
-            self._add(f"{name}_clean", values[~wrong])
-            self._add(f"{name}_noisy", values[wrong])
+            self._add(name, values[~values.isnan()] if measure.needs_prior else values)
+            if measure.apart:
+                self._add(f"{name}_clean", values[~wrong])
+                self._add(f"{name}_noisy", values[wrong])
 
     def _add(self, name: str, values: Tensor) -> None:
         row = self._sums[NAMES.index(name)]
@@ -57,11 +54,13 @@ class TokenMeans:
         totals = summed(self._sums).tolist()
         return {name: total / count for name, (total, count) in zip(NAMES, totals, strict=True) if count}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"sums": self._sums.clone()}
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums.clone(), "names": list(NAMES)}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._sums.copy_(state["sums"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises KeyError for a state that lacks one of the means, as one saved before there was a new measure."""
+        rows = dict(zip(state.get("names", OF_EARLIER_STATES), state["sums"], strict=True))
+        self._sums.copy_(torch.stack([rows[name] for name in NAMES]))
 
     def pop(self) -> dict[str, float]:
         """`compute`, then start again."""

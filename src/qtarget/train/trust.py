@@ -9,6 +9,7 @@ import torch
 
 from qtarget.data.batch import Batch
 from qtarget.math.loss import IGNORE, LossOutput
+from qtarget.math.measure import MEASURES
 from qtarget.model.policy import evaluating
 from qtarget.train.module import QTargetModule
 
@@ -55,10 +56,5 @@ def _in_context(batch: Batch, spot: tuple[int, int], decode: Decode) -> dict[str
 
 def _said(out: LossOutput, place: int) -> dict[str, float]:
     """What the design makes of a token; p is the policy's probability of it."""
-    p = float((-out.nll[place]).exp())
-    return {
-        "trust": float(out.trust[place]),
-        "reliance": float(out.reliance[place]),
-        "weight": float(out.weight[place]),
-        "p": p,
-    }
+    values = {measure.name: float(out.of(measure.name)[place]) for measure in MEASURES if measure.in_lens}
+    return {**values, "p": float((-out.nll[place]).exp())}

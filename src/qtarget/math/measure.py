@@ -1,0 +1,193 @@
+"""What is measured of every supervised token: names, titles, units and better ends, in one place.
+
+A measure is one entry of MEASURES. The log, the evaluation, the table, the dashboard and the lens take from it what
+they write and how they call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qtarget.math.distribution import dot, finite
+from qtarget.math.target import InducedTarget, Target
+from qtarget.math.view import TokenView
+
+
+@dataclass(frozen=True)
+class Scored:
+    """n tokens, and what a design made of them."""
+
+    view: TokenView
+    target: Target | InducedTarget
+    gap: Tensor  # [n]
+    kl_to_target: Tensor  # [n]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number a token.
+
+    name: an attribute of `LossOutput`, or a key of its `others`. title: in tables and in the lens. unit: "" where there
+    is none. better: "min", "max", or None where neither end is. about: in one line. read: [n], detached, without a look
+    at a value (it goes through torch.compile).
+    logged: the metric of its mean in the log, None: it isn't logged. apart: also for clean and for wrong tokens.
+    evaluated: its mean over held-out rows is val/NAME and test/NAME, and test/NAME a column of the table. in_lens: the
+    lens and the table of trust say it of single tokens. needs_prior: NaN, and left out of means, where no prior is held
+    in full.
+    """
+
+    name: str
+    title: str
+    unit: str
+    better: str | None
+    about: str
+    read: Callable[[Scored], Tensor]
+    logged: str | None = None
+    apart: bool = False
+    evaluated: bool = False
+    in_lens: bool = False
+    needs_prior: bool = False
+
+
+def _drift(scored: Scored) -> Tensor:
+    view, prior = scored.view, scored.view.references.get("prior")
+    if prior is None or not prior.is_exact:
+        return torch.full_like(view.label_logp, torch.nan)
+    return dot(view.policy.p, finite(view.logp) - finite(prior.logp))
+
+
+def _prior_nll(scored: Scored) -> Tensor:
+    view, prior = scored.view, scored.view.references.get("prior")
+    return torch.full_like(view.label_logp, torch.nan) if prior is None else -prior.label_logp
+
+
+MEASURES: tuple[Measure, ...] = (
+    Measure(
+        "loss",
+        "objective",
+        "nats",
+        None,
+        "the design's objective; w·CE(Q, p) unless it is an Induced one",
+        lambda scored: scored.target.value(scored.view),
+        logged="train/loss",
+    ),
+    Measure(
+        "nll",
+        "nll",
+        "nats",
+        "min",
+        "−log p(y): comparable between designs, as the objective is not",
+        lambda scored: -scored.view.label_logp,
+        logged="train/nll",
+        apart=True,
+        evaluated=True,
+    ),
+    Measure(
+        "trust",
+        "trust",
+        "",
+        None,
+        "w·(Q_y − m·p_y)/(1 − p_y): pull on the label relative to plain SFT",
+        lambda scored: scored.target.trust(scored.view),
+        logged="target/trust",
+        apart=True,
+        in_lens=True,
+    ),
+    Measure(
+        "reliance",
+        "γ",
+        "",
+        None,
+        "reliance: how far the label is trusted",
+        lambda scored: scored.target.label_mass,
+        logged="target/reliance",
+        apart=True,
+        in_lens=True,
+    ),
+    Measure(
+        "weight",
+        "w",
+        "",
+        None,
+        "the step size of a token",
+        lambda scored: scored.target.weight,
+        logged="target/weight",
+        in_lens=True,
+    ),
+    Measure(
+        "gap",
+        "gap",
+        "",
+        None,
+        "½‖m·p − Q‖₁: total variation between policy and target, step size aside",
+        lambda scored: scored.gap,
+        logged="target/gap",
+    ),
+    Measure(
+        "kl_prior",
+        "KL to prior",
+        "nats",
+        None,
+        "KL(p‖π_0): how far the policy has gone from the model training started from",
+        _drift,
+        logged="target/kl_prior",
+        evaluated=True,
+        needs_prior=True,
+    ),
+    Measure(
+        "entropy",
+        "entropy",
+        "nats",
+        None,
+        "H(p)",
+        lambda scored: scored.view.policy.entropy,
+        logged="train/entropy",
+    ),
+    Measure(
+        "mass",
+        "mass",
+        "",
+        None,
+        "w·(positive masses of Q): what normalize=weight_sum adds up",
+        lambda scored: scored.target.mass,
+    ),
+    Measure(
+        "kl_to_target",
+        "KL to target",
+        "nats",
+        None,
+        "KL(Q‖p); NaN where Q has negative entries",
+        lambda scored: scored.kl_to_target,
+    ),
+    Measure(
+        "prior_nll",
+        "nll of the prior",
+        "nats",
+        None,
+        "−log π_0(y)",
+        _prior_nll,
+        needs_prior=True,
+    ),
+)
+"""Of every loss; means are logged in this order."""
+
+CONFIDENCE = Measure(
+    "confidence",
+    "confidence",
+    "",
+    None,
+    "max_v p(v)",
+    lambda scored: scored.view.logp.amax(-1).exp(),
+)
+HIT = Measure(
+    "hit",
+    "hit",
+    "",
+    "max",
+    "1 where the label is the likeliest token, else 0",
+    lambda scored: (scored.view.logp.argmax(-1) == scored.view.labels).to(scored.view.logp.dtype),
+)
