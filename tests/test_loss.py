@@ -164,6 +164,18 @@ def test_a_reference_with_more_padding_is_aligned() -> None:
     torch.testing.assert_close(got.loss, expected.loss)
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+def test_tokens_that_a_reference_does_not_have_hold_nothing_of_it(missing: int) -> None:
+    """A policy padded to more vocabulary rows, by one or several, than its teacher has."""
+    world = World.random(7)
+    narrower = world.teacher[:, :-missing].log_softmax(-1)
+    nothing = torch.full((len(narrower), missing), -torch.inf, dtype=narrower.dtype)
+    labels = world.labels.clamp_max(narrower.shape[1] - 1)
+    given = [{"teacher": Reference.full(logp)} for logp in (narrower, torch.cat([narrower, nothing], 1))]
+    got, expected = (qtarget.dense_loss(world.logits, labels, load_design("kd"), references=r) for r in given)
+    torch.testing.assert_close(got.loss, expected.loss)
+
+
 def test_a_reference_with_other_tokens_is_refused() -> None:
     world = World.random(7)
     wider = torch.randn(7, 15, dtype=torch.float64).log_softmax(-1)
