@@ -78,12 +78,12 @@ starts: setup
 	@$(QTARGET) train experiment=prior_strength_strong
 
 test: setup
-	$(BIN)/pytest -n 2 -m "not slow and not pretrained and not browser"
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow and not pretrained and not browser"
 
 # Pages are opened in chromium: installed where that can be done, or those tests are skipped and say so.
 test-all: setup check
 	@tests/browser/install.sh || true
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 	$(BIN)/pytest --nbmake --nbmake-timeout=600 notebooks
 
 test-matrix:

@@ -158,9 +158,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, dict[str, An
 
 
 Found = list[dict[Any, dict[str, Any]]]
+one_worker = pytest.mark.xdist_group("ranks")  # the ranks of `two` take a minute
 each_run = pytest.mark.parametrize(("name", "strategy", "accumulate"), RUNS)
 
 
+@one_worker
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_take_the_steps_of_one(two: Found, name: str) -> None:
@@ -180,6 +182,7 @@ def test_two_ranks_take_the_steps_of_one(two: Found, name: str) -> None:
     assert {"detection/auroc", "detection/gradient_share"} <= set(one["detection"])
 
 
+@one_worker
 @pytest.mark.slow
 @each_run
 def test_gradients_are_the_same_on_every_rank_after_a_step(
@@ -193,6 +196,7 @@ def test_gradients_are_the_same_on_every_rank_after_a_step(
     assert torch.equal(mine["weights"], theirs["weights"])
 
 
+@one_worker
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "strategy", "accumulate"), [run for run in RUNS if CASES[run[0]].masked])
 def test_an_all_masked_micro_batch_on_one_rank(two: Found, name: str, strategy: str, accumulate: int) -> None:

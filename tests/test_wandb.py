@@ -162,7 +162,7 @@ def test_a_grid_with_a_swept_group_and_a_swept_field(wandb_server: Backend) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "bayes"])
-def test_drawn_values_arrive(method: str, wandb_server: Backend) -> None:
+def test_drawn_values_arrive(method: str, warm: None, wandb_server: Backend) -> None:
     drawn = {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-2}
     path = made_sweep(method, {"optim.lr": drawn, "target.reliance.value": {"min": 0.1, "max": 1.0}}, run_cap=2)
     wandb_command("agent", path)
