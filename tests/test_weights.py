@@ -242,3 +242,15 @@ def test_a_cached_reference_lies_beside_weighted_tokens(tmp_path: Path) -> None:
         out, labels = module("sft").token_loss(batch), batch.labels[batch.labels != IGNORE]
         known = Cached(plan).reference(batch).at(labels, torch.zeros(1))
         torch.testing.assert_close(-known.label_logp, out.nll)
+
+
+def test_a_window_that_is_taught_again_is_read_again() -> None:
+    """What divides a step by its weights is the policy's of today, also where the same micro-batches come back."""
+    micro_batches = batches(eight_rows(), batch_size=8)
+    trained, fresh = module("dft", {"normalize": "weight_sum"}), module("dft", {"normalize": "weight_sum"})
+    one_step(trained, micro_batches)
+    with torch.no_grad():
+        for parameter in trained.policy.parameters():
+            parameter.mul_(2.0)
+    fresh.policy.load_state_dict(trained.policy.state_dict())
+    close(one_step(trained, micro_batches)[0], one_step(fresh, micro_batches)[0], 1e-5)
