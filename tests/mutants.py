@@ -64,7 +64,7 @@ LAWS = tuple(
 LOSS = (
     ("test_loss.py", "test_derivatives.py", "test_defaults.py"),
     ("test_induced.py", "test_vectors.py"),
-    ("test_schedule.py", "test_identities.py", "test_masses.py", "test_head.py", "test_groups.py", "test_mistakes.py"),
+    ("test_schedule.py", "test_identities.py", "test_masses.py", "test_head.py", "test_groups.py"),
     LAWS,
 )
 BATCHES = (("test_weights.py",), ("test_chat.py", "test_invariance.py"))
