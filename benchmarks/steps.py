@@ -19,7 +19,7 @@ from qtarget.data.batch import Batch
 from qtarget.model.policy import Policy
 from qtarget.run import build
 from qtarget.run.plan import Plan, make_plan
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 
 LIVE_TEACHER = ("reference@references.teacher=frozen", "references.teacher.name=${model.name}")
 CACHED_TEACHER = ("reference@references.teacher=cached", "references.teacher.name=${model.name}")

@@ -12,7 +12,7 @@ import wandb
 from wandb_server import ENTITY, Backend
 
 from qtarget.cli import run as qtarget_cli
-from qtarget.record.wandb_sweep import Sweep
+from qtarget.record.wandb_sweep import WandbSweep
 from qtarget.sweep import agents
 from qtarget.sweep.agent_runs import Runs, all_well, runs_in
 
@@ -84,7 +84,7 @@ def test_without_an_answer_of_the_server_the_records_tell(
         folder = workdir / "outputs/runs" / run
         folder.mkdir(parents=True)
         (folder / "result.json").write_text(json.dumps({"status": status, "tracked_as": run}))
-    sweep = Sweep("tester/qtarget/abc", "RUNNING", {})
+    sweep = WandbSweep("tester/qtarget/abc", "RUNNING", {})
     assert not all_well(sweep, runs_in([LOG]))
     told = capsys.readouterr().err
     assert "W&B doesn't say what became of the runs" in told

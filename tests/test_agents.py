@@ -15,12 +15,12 @@ import pytest
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.launch.slots import Slot
-from qtarget.record.wandb_sweep import Sweep
+from qtarget.record.wandb_sweep import WandbSweep
 from qtarget.sweep import agents
 
 pytestmark = pytest.mark.usefixtures("eight_devices")
 
-SWEEP = Sweep("tester/qtarget/abc", "RUNNING", {"metric": {"name": "val/accuracy", "goal": "maximize"}})
+SWEEP = WandbSweep("tester/qtarget/abc", "RUNNING", {"metric": {"name": "val/accuracy", "goal": "maximize"}})
 CRASHES_TWICE = """
 import pathlib, sys
 starts = pathlib.Path("starts")
@@ -131,6 +131,6 @@ def test_the_command_is_wandbs_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sweep_that_is_over_is_refused(
     fake: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(agents, "find_sweep", lambda path: Sweep("tester/qtarget/abc", "FINISHED", {}))
+    monkeypatch.setattr(agents, "find_sweep", lambda path: WandbSweep("tester/qtarget/abc", "FINISHED", {}))
     assert qtarget_cli(["agents", "abc", "--gpus", "0"]) == 2
     assert "wandb sweep --resume tester/qtarget/abc" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from qtarget.config.benchmarks import Benchmarks
 from qtarget.data.example import Demonstration
 from qtarget.data.module import Prepared
 from qtarget.model.builtin import tiny_tokenizer
-from qtarget.model.provide import Source, context_length, is_bounded
+from qtarget.model.provide import ModelSource, context_length, is_bounded
 from qtarget.run.row_checks import check_answer_length
 
 LLAMA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -60,7 +60,7 @@ def test_a_model_is_called_bounded_where_it_fails_beyond_its_context(kind: str, 
             fails = True
         else:
             fails = False
-    assert is_bounded(Source(str(tmp_path)), 261, 16) == fails
+    assert is_bounded(ModelSource(str(tmp_path)), 261, 16) == fails
 
 
 def test_the_context_is_read_where_the_configuration_has_it() -> None:
@@ -81,7 +81,7 @@ def test_the_tools_of_a_prompt_count(tmp_path: Path) -> None:
     for tools, fits in (([], True), ([TOOL], False)):
         row = Demonstration(talk, row=1, tools=tools, entry=entry)
         prepared = Prepared([], [], [row], {}, [])
-        given = (5, Source(str(tmp_path)), tokenizer, prepared, Benchmarks())
+        given = (5, ModelSource(str(tmp_path)), tokenizer, prepared, Benchmarks())
         if fits:
             check_answer_length(*given)
             continue

@@ -33,7 +33,7 @@ from qtarget.model.policy import Policy
 from qtarget.model.sharding import whole
 from qtarget.run import ranks
 from qtarget.run import train as application
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.optim import AdamW
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees

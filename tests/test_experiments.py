@@ -23,7 +23,7 @@ from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.model import provide
 from qtarget.model.builtin import tiny_tokenizer
-from qtarget.model.provide import Source
+from qtarget.model.provide import ModelSource
 from qtarget.run import estimate
 from qtarget.run.plan import checked, make_plan
 from qtarget.units import in_time
@@ -92,7 +92,7 @@ def test_any_of_them_takes_an_adapter() -> None:
 @pytest.mark.parametrize("name", ["llama3_2_3b", "llama3_1_8b"])
 def test_models_without_a_chat_template_are_given_one(tmp_path: Path, name: str) -> None:
     cfg = compose_config("train", [f"model={name}"]).model
-    source = Source(stand_in(tmp_path, cfg.name))
+    source = ModelSource(stand_in(tmp_path, cfg.name))
     with pytest.raises(QTargetError, match=r"no chat template: use an instruct model, .* model\.chat_template"):
         ChatFormat(provide.load_tokenizer(source))
     chat = ChatFormat(provide.load_tokenizer(source, cfg.chat_template))
@@ -122,7 +122,7 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
     (model / "config.json").write_text(json.dumps({"model_type": "unheard_of", "auto_map": auto}))
     for load in (provide.load_config, lambda source: provide.load_policy(source, 260)):
         with pytest.raises(QTargetError, match="comes with code of its own, and qtarget runs none"):
-            load(Source(str(model)))
+            load(ModelSource(str(model)))
     assert not ran.exists()
 
 

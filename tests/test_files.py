@@ -21,7 +21,7 @@ from qtarget.config import identity
 from qtarget.config.composing import compose_config, config_container
 from qtarget.config.identity import config_hash
 from qtarget.data.sources.adapt import LetterOf
-from qtarget.data.sources.files import Typed
+from qtarget.data.sources.file_rows import Typed
 from qtarget.data.sources.hub import Hub
 from qtarget.data.sources.loading import check_not_guessed
 from qtarget.errors import QTargetError

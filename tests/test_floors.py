@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,21 @@ def test_libraries_stay_in_their_rooms() -> None:
             assert allowed is None or any(place(path) == at or place(path).startswith(f"{at}/") for at in allowed), (
                 f"{place(path)}: {name}"
             )
+
+
+def test_a_name_means_one_thing() -> None:
+    """Modules, and public classes, by name. Each package may have a door (command) and a page of its own; a constant
+    reliance and a constant weight are both called so in yaml files.
+    """
+    modules = Counter(path.stem for path in FILES if path.stem != "__init__")
+    assert {name for name, count in modules.items() if count > 1} <= {"command", "page"}
+    classes = Counter(
+        node.name
+        for path in FILES
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert {name for name, count in classes.items() if count > 1} <= {"Constant"}
 
 
 def test_math_needs_torch_and_nothing_else() -> None:

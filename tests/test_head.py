@@ -157,9 +157,9 @@ def test_an_adapter_and_bf16_products_leave_the_head_as_it_is() -> None:
 # Loading
 
 
-def saved(lm: Any, folder: Path) -> provide.Source:
+def saved(lm: Any, folder: Path) -> provide.ModelSource:
     lm.save_pretrained(folder)
-    return provide.Source(str(folder))
+    return provide.ModelSource(str(folder))
 
 
 def test_policy_prior_and_teacher_are_held_against_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_what_is_no_language_model_is_refused_by_name(model_type: str, told: str
     AutoConfig.for_model(model_type).save_pretrained(tmp_path)
     for load in (provide.load_config, lambda source: provide.load_policy(source, REAL)):
         with pytest.raises(QTargetError, match=rf"\({model_type}\) .*{told}"):
-            load(provide.Source(str(tmp_path)))
+            load(provide.ModelSource(str(tmp_path)))
 
 
 # Identity

@@ -25,7 +25,7 @@ from qtarget.model.cache import Cached, CachePlan, ensure
 from qtarget.model.cached_scores import Recipe
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel
 from qtarget.model.policy import Policy, cast_products
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 
 DESIGNS = options("target")
 NORMALIZERS = [("profit", {"reliance.threshold": 0.004, "normalize": name}) for name in ("kept", "weight_sum")] + [

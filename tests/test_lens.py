@@ -19,7 +19,7 @@ from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import about, options
 from qtarget.data.batch import Collate
 from qtarget.lens.command import every_name, read_request
-from qtarget.lens.curves import PROGRESS, QUANTITIES, STOPS, Curve, Point, World, marks, panels, sweep, trace
+from qtarget.lens.curves import PROGRESS, QUANTITIES, STOPS, Curve, CurvePoint, World, marks, panels, sweep, trace
 from qtarget.lens.page import TEMPLATE, page, write_lens
 from qtarget.lens.picture import draw_lens
 from qtarget.lens.reading import pieces, read_demonstrations
@@ -27,10 +27,10 @@ from qtarget.lens.token_table import (
     CLIP,
     Alternative,
     Demonstrations,
+    DesignReading,
     Pull,
-    Reading,
-    Row,
     Token,
+    TokenRow,
     css_shade,
     draw_tokens,
     shade,
@@ -287,7 +287,7 @@ def demonstration(text: str, **changes: Any) -> Demonstrations:
     }
     tokens = (Token(text, supervised=False), Token(text, True, True, **told), Token("\n", True, False, **told))
     pulls = (Pull(-3.0, 0.5, 2.0), Pull(1.0, 1.0, 1.0))
-    return Demonstrations(text, (Row(7, tokens, (Reading(marks([text])[0], pulls),)),), **changes)
+    return Demonstrations(text, (TokenRow(7, tokens, (DesignReading(marks([text])[0], pulls),)),), **changes)
 
 
 def test_hostile_text_stays_text(curves: dict[str, Curve], tmp_path: Path) -> None:
@@ -418,8 +418,8 @@ def test_the_numbers_on_the_page_are_those_of_the_loss(trained: Path, curves: di
     plan = make_plan(run_config(str(trained)))
     rows = sorted(plan.prepared.train, key=lambda example: not any(example.wrong))[:5]
     batch = Collate(int(plan.tokenizer.pad_token_id))(rows)
-    policy = provide.load_policy(provide.Source(str(trained / "checkpoint")), len(plan.tokenizer)).eval()
-    start = provide.load_policy(provide.Source("tiny"), len(plan.tokenizer)).eval()
+    policy = provide.load_policy(provide.ModelSource(str(trained / "checkpoint")), len(plan.tokenizer)).eval()
+    start = provide.load_policy(provide.ModelSource("tiny"), len(plan.tokenizer)).eval()
     with torch.no_grad():
         hidden = policy(batch.input_ids)
         references = {
@@ -537,6 +537,6 @@ def test_the_lens_of_curves_loads_no_model() -> None:
 
 
 def test_points_are_plain_data(curves: dict[str, Curve]) -> None:
-    assert isinstance(curves["sft"].points[0], Point)
+    assert isinstance(curves["sft"].points[0], CurvePoint)
     assert json.dumps(page([curves["sft"]], WORLD)["bars"])
     assert "What sft teaches" in render(TEMPLATE, page([curves["sft"]], WORLD))

@@ -40,7 +40,7 @@ from qtarget.model.builtin import tiny_tokenizer
 from qtarget.model.policy import Policy
 from qtarget.run import build
 from qtarget.run.plan import make_plan
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.optim import AdamW
 
 MISTAKES: dict[int, tuple[str, ...]] = {

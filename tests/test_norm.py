@@ -22,7 +22,7 @@ from qtarget.model.adapter import Lora
 from qtarget.model.policy import Policy
 from qtarget.run import estimate
 from qtarget.run.plan import make_plan
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.norm import NormedAdamW, norm
 from qtarget.train.optim import AdamW
 

@@ -17,7 +17,7 @@ from qtarget.evaluate.heldout import Evaluator
 from qtarget.run import ranks, train
 from qtarget.run.train import run_job
 from qtarget.train import saving
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 

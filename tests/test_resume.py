@@ -29,7 +29,7 @@ from qtarget.model.frozen import Snapshot
 from qtarget.run import ranks
 from qtarget.train import state as run_state
 from qtarget.train.callbacks import PeriodicEvaluation
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 EVERY = "checkpoint.every=2"

@@ -34,8 +34,8 @@ from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.run.train import run_job
+from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.metrics import TokenMeans
-from qtarget.train.module import QTargetModule
 from qtarget.train.optim import AdamW
 
 TOP_K_TEACHER = "references.teacher.topk=5"

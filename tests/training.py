@@ -16,7 +16,7 @@ from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.frozen import Frozen, FrozenModel
 from qtarget.model.policy import Policy
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.optim import AdamW
 
 

@@ -14,7 +14,7 @@ import yaml
 from qtarget.compare.formats import Table, markdown_text, terminal
 from qtarget.compare.group_table import Grouped, Grouping, grouped_rows
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
-from qtarget.compare.table import COLUMNS, MISSING, Column, next_command, reading_note, subject
+from qtarget.compare.table import COLUMNS, MISSING, TableColumn, next_command, reading_note, subject
 from qtarget.config.identity import outdated
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import FILE, Paired, Sample, paired, read_samples
@@ -123,7 +123,7 @@ def rich_table(runs: Sequence[Run], group: str) -> RichTable:
     return table.rich([None if one.numeric else 26 if one.key == "name" else 18 for one in columns], overflow="fold")
 
 
-def _table(runs: Sequence[Run], columns: Sequence[Column], titles: Sequence[str], **words: str) -> Table:
+def _table(runs: Sequence[Run], columns: Sequence[TableColumn], titles: Sequence[str], **words: str) -> Table:
     """The finished runs; words: `note` and `title`."""
     lines = [[column.text(run) for column in columns] for run in finished(runs)]
     return Table(titles, lines, [column.numeric for column in columns], **words)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from qtarget.compare.formats import Table
-from qtarget.compare.groups import Group, Row, group_runs, rows
+from qtarget.compare.groups import Group, GroupRow, group_runs, rows
 from qtarget.compare.selection import choose
 from qtarget.compare.table import MISSING, numeric
 from qtarget.errors import QTargetError
@@ -18,7 +18,7 @@ from qtarget.record.runs import Run
 class Grouped:
     """Rows of one metric; against: the KEY=VALUE texts that name the baseline; remarks: how the groups were chosen."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[GroupRow, ...]
     metric: str
     against: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ class Grouped:
         """The keys under which groups differ in a number."""
         return [key for key in self.keys if numeric([row.group.key[key] for row in self.rows])]
 
-    def design(self, row: Row) -> str:
+    def design(self, row: GroupRow) -> str:
         """What groups have in common that differ in numbers alone."""
         return rest(row.group, self.number_keys)
 
@@ -92,14 +92,14 @@ class Grouped:
             told += " No differences: they are taken problem by problem, and the groups share none."
         return "\n".join([told, *self.remarks])
 
-    def _cells(self, row: Row) -> list[str]:
+    def _cells(self, row: GroupRow) -> list[str]:
         mean = _bracketed(row.interval, self._number) if row.interval else self._number(row.mean)
         several = len(row.group.runs) > 1
         span = f"{self._number(row.low_seed)} … {self._number(row.high_seed)}" if several else MISSING
         apart = _bracketed(row.difference, self._signed) if row.difference else MISSING
         return [*row.group.told.values(), row.group.seeds(self.metric), mean, span, *[apart] * self.compared]
 
-    def _numbers(self, row: Row) -> list[str]:
+    def _numbers(self, row: GroupRow) -> list[str]:
         inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
         apart = [row.difference.mean, row.difference.low, row.difference.high] if row.difference else [""] * 3
         count = len(row.group.values(self.metric))
@@ -121,7 +121,7 @@ def in_order(found: Grouped) -> Grouped:
     """A design's rows together, from the smallest number to the largest; designs in the order of their first row."""
     place = {name: index for index, name in enumerate(dict.fromkeys(map(found.design, found.rows)))}
 
-    def order(row: Row) -> tuple[float, ...]:
+    def order(row: GroupRow) -> tuple[float, ...]:
         return (place[found.design(row)], *(float(row.group.key[key]) for key in found.number_keys))
 
     return replace(found, rows=tuple(sorted(found.rows, key=order)))

@@ -106,7 +106,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Row:
+class GroupRow:
     """One line of the table: a group's mean with its interval, the range over seeds, and what sets it apart."""
 
     group: Group
@@ -130,7 +130,7 @@ def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
     return [Group(dict(zip(keys, values, strict=True)), tuple(members)) for values, members in by_seed.items()]
 
 
-def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None = None) -> list[Row]:
+def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None = None) -> list[GroupRow]:
     """A row per group that has the metric; `against` names the values of the keys that mark the baseline.
 
     A group is set against the one that has those values and agrees in all other keys.
@@ -141,13 +141,13 @@ def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None
     return [_row(group, metric, answered, _baseline(group, groups, against)) for group in shown]
 
 
-def _row(group: Group, metric: str, answered: Answered, baseline: Group | None) -> Row:
+def _row(group: Group, metric: str, answered: Answered, baseline: Group | None) -> GroupRow:
     values = group.values(metric)
     scores = _scores(group.runs, answered)
     difference = _difference(group, baseline, answered) if baseline and baseline is not group else None
     mean = float(np.mean(values))
     interval = over_seeds(scores) if scores is not None and len(values) == len(group.runs) else None
-    return Row(group, mean, interval, min(values), max(values), difference)
+    return GroupRow(group, mean, interval, min(values), max(values), difference)
 
 
 def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] | None) -> Group | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qtarget.compare.group_table import Grouped, rest
-from qtarget.compare.groups import Row, problems
+from qtarget.compare.groups import GroupRow, problems
 from qtarget.compare.sweeps import Swept, heat_panels, point_marks, scatter_panels
 from qtarget.compare.table import COLUMNS, MISSING, reading_note, spread, subject
 from qtarget.plot import drawing, figures
@@ -18,7 +18,7 @@ from qtarget.plot.figures import Dot, Line, Mark, Panel, look
 from qtarget.record.runs import Run, differing_keys, finished, of_design, unfinished
 
 
-def design_marks(found: Grouped, first: int) -> list[tuple[Row, Mark]]:
+def design_marks(found: Grouped, first: int) -> list[tuple[GroupRow, Mark]]:
     """Every row with how its design looks: rows that differ in numbers alone look alike. first: index of the first."""
     names = dict.fromkeys(map(found.design, found.rows))
     looks = {name: Mark(first + index, name, *look(index)) for index, name in enumerate(names)}
@@ -32,8 +32,8 @@ def grouped_panels(found: Grouped, first: int) -> tuple[Panel, ...]:
     return (*curves, _means(found, styled), *([_differences(found, styled)] if found.compared else []))
 
 
-def _curve(found: Grouped, styled: Sequence[tuple[Row, Mark]], key: str, place: int) -> Panel:
-    by_line: dict[str, list[tuple[Row, Mark]]] = {}
+def _curve(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]], key: str, place: int) -> Panel:
+    by_line: dict[str, list[tuple[GroupRow, Mark]]] = {}
     for row, mark in styled:
         by_line.setdefault(rest(row.group, [key]), []).append((row, mark))
     lines = tuple(_line(found, name, members, key) for name, members in by_line.items())
@@ -43,7 +43,7 @@ def _curve(found: Grouped, styled: Sequence[tuple[Row, Mark]], key: str, place: 
     return Panel(f"curve-{place}", title, key, found.title, caption, lines=lines, x_log=log, x_near=True)
 
 
-def _line(found: Grouped, name: str, members: Sequence[tuple[Row, Mark]], key: str) -> Line:
+def _line(found: Grouped, name: str, members: Sequence[tuple[GroupRow, Mark]], key: str) -> Line:
     rows = sorted((row for row, _ in members), key=lambda row: float(row.group.key[key]))
     ends = [_ends(found, row) for row in rows]
     return Line(
@@ -59,11 +59,11 @@ def _line(found: Grouped, name: str, members: Sequence[tuple[Row, Mark]], key: s
     )
 
 
-def _middle(row: Row) -> float:
+def _middle(row: GroupRow) -> float:
     return row.interval.mean if row.interval else row.mean
 
 
-def _ends(found: Grouped, row: Row) -> tuple[float, float]:
+def _ends(found: Grouped, row: GroupRow) -> tuple[float, float]:
     """Of a bar; none for a group without an interval beside others that have one."""
     if row.interval:
         return row.interval.low, row.interval.high
@@ -76,13 +76,13 @@ def _bars(found: Grouped) -> str:
     return "The bars reach from the smallest seed to the largest: this metric has no intervals here."
 
 
-def _means(found: Grouped, styled: Sequence[tuple[Row, Mark]]) -> Panel:
+def _means(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
     dots = tuple(_dot(found, row, mark, _middle(row), _ends(found, row)) for row, mark in styled)
     title, caption = "Means over seeds", f"One dot a group, the mean over its seeds. {_bars(found)}"
     return _told(found, Panel("means", title, found.title, "", caption, dots=dots))
 
 
-def _differences(found: Grouped, styled: Sequence[tuple[Row, Mark]]) -> Panel:
+def _differences(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
     apart = [(row, mark, row.difference) for row, mark in styled if row.difference]
     dots = tuple(_dot(found, row, mark, score.mean, (score.low, score.high)) for row, mark, score in apart)
     baseline = " and ".join(found.against)
@@ -98,7 +98,7 @@ def _told(found: Grouped, panel: Panel) -> Panel:
     return replace(panel, number=f".{found.decimals}f", unit=" %" if found.share else "")
 
 
-def _dot(found: Grouped, row: Row, mark: Mark, value: float, ends: tuple[float, float]) -> Dot:
+def _dot(found: Grouped, row: GroupRow, mark: Mark, value: float, ends: tuple[float, float]) -> Dot:
     return Dot(replace(mark, label=row.group.label), *(found.scale * end for end in (value, *ends)))
 
 
@@ -106,7 +106,7 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 @dataclass(frozen=True)
-class Difference:
+class DifferingKey:
     """A config key whose value is not the same in all runs, with its value per run in table order."""
 
     key: str
@@ -115,7 +115,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """Plots under one row of names, with the marks that the names stand for."""
 
     marks: tuple[figures.Mark, ...] = ()
@@ -160,24 +160,24 @@ def page(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | Non
     }
 
 
-def _grouped_part(found: Grouped | None, first: int) -> Part:
+def _grouped_part(found: Grouped | None, first: int) -> ReportPart:
     if found is None:
-        return Part()
-    return Part(figures.distinct(mark for _, mark in design_marks(found, first)), grouped_panels(found, first))
+        return ReportPart()
+    return ReportPart(figures.distinct(mark for _, mark in design_marks(found, first)), grouped_panels(found, first))
 
 
-def _swept_parts(found: Swept | None, first: int) -> tuple[Part, tuple[figures.Panel, ...]]:
+def _swept_parts(found: Swept | None, first: int) -> tuple[ReportPart, tuple[figures.Panel, ...]]:
     """The metric over every number swept, and over every two keys."""
     if found is None:
-        return Part(), ()
+        return ReportPart(), ()
     marks = figures.distinct(mark for _, mark in point_marks(found, first))
-    return Part(marks, scatter_panels(found, first)), heat_panels(found)
+    return ReportPart(marks, scatter_panels(found, first)), heat_panels(found)
 
 
-def differences(runs: Sequence[Run]) -> list[Difference]:
+def differences(runs: Sequence[Run]) -> list[DifferingKey]:
     """What differs between the configs of `runs`; keys outside the target design come first."""
     return [
-        Difference(key, tuple(run.config.get(key, MISSING) for run in runs), of_design(key))
+        DifferingKey(key, tuple(run.config.get(key, MISSING) for run in runs), of_design(key))
         for key in differing_keys(runs)
     ]
 

@@ -17,14 +17,14 @@ VALIDATION = "val"
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """Of each group the runs of one candidate; remarks: how it was chosen, what was passed over, what to try."""
 
     groups: tuple[Group, ...]
     remarks: tuple[str, ...]
 
 
-def choose(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: str, metric: str) -> Choice:
+def choose(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: str, metric: str) -> Selection:
     """Groups by `keys`; in each, of the candidates that differ in `swept`, the one with the best mean over seeds of
     `by` at the end of training.
 
@@ -39,7 +39,9 @@ def choose(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: s
         by_key.setdefault(tuple(candidate.key[key] for key in keys), []).append(candidate)
     chosen = [_best(candidates, keys, swept, by) for candidates in by_key.values()]
     how = f"{', '.join(swept)}: for each group the best by the mean of {by} at the end of training."
-    return Choice(tuple(group for group, _ in chosen), (how, *(remark for _, remarks in chosen for remark in remarks)))
+    return Selection(
+        tuple(group for group, _ in chosen), (how, *(remark for _, remarks in chosen for remark in remarks))
+    )
 
 
 def _check(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: str, metric: str) -> None:

@@ -41,7 +41,7 @@ METRICS = ("test/accuracy", "test/nll")
 
 
 @dataclass(frozen=True)
-class Point:
+class SweptRun:
     """A run, its values of the keys swept, and what it reached."""
 
     run: Run
@@ -58,7 +58,7 @@ class Swept:
 
     metric: str
     lower_is_better: bool | None
-    points: tuple[Point, ...]
+    points: tuple[SweptRun, ...]
     numbers: tuple[str, ...]
     words: tuple[str, ...]
 
@@ -80,7 +80,7 @@ def read_swept(runs: Sequence[Run], metric: str | None = None) -> Swept | None:
     name, given = metric or usual_metric(drawn), _given(drawn, book)
     if metric and finished(runs):
         check_held(drawn, metric)
-    points = [Point(run, given[run.folder], run.metrics[name]) for run in drawn if _has(run, name)]
+    points = [SweptRun(run, given[run.folder], run.metrics[name]) for run in drawn if _has(run, name)]
     return _swept(name, LOWER[better_end(name)], points)
 
 
@@ -109,12 +109,12 @@ def _checked(book: Any) -> dict[str, Any]:
     return dict(book)
 
 
-def _told_points(runs: Sequence[Run], book: Mapping[str, Any]) -> list[Point]:
+def _told_points(runs: Sequence[Run], book: Mapping[str, Any]) -> list[SweptRun]:
     """The points of a sweep that have a value, those stopped early too."""
     told = {Path(point["folder"]).name: point for point in book["points"]}
     known = [(run, told[run.folder.name]) for run in runs if run.folder.name in told]
     return [
-        Point(run, _texts(point["values"]), float(point["value"]))
+        SweptRun(run, _texts(point["values"]), float(point["value"]))
         for run, point in known
         if point["value"] is not None and math.isfinite(point["value"])
     ]
@@ -151,7 +151,7 @@ def _options(run: Run) -> dict[str, str]:
     return {group: option for group, option in run.choices.items() if not describes_only(group)}
 
 
-def _swept(metric: str, lower_is_better: bool | None, points: Sequence[Point]) -> Swept | None:
+def _swept(metric: str, lower_is_better: bool | None, points: Sequence[SweptRun]) -> Swept | None:
     found = Swept(metric, lower_is_better, tuple(points), (), ())
     keys = _varied(found)
     numbers = tuple(key for key in keys if numeric(found.column(key)))
@@ -185,7 +185,7 @@ class Cut:
     place: Callable[[str], int]
 
 
-def point_marks(found: Swept, first: int) -> list[tuple[Point, Mark]]:
+def point_marks(found: Swept, first: int) -> list[tuple[SweptRun, Mark]]:
     """Points that agree in all that is no number look alike. first: index of the first mark."""
     names = [", ".join(point.values[key] for key in found.words if key in point.values) for point in found.points]
     looks = {
@@ -200,7 +200,7 @@ def scatter_panels(found: Swept, first: int) -> tuple[Panel, ...]:
     return tuple(_scatter(found, styled, key, place) for place, key in enumerate(found.numbers))
 
 
-def _scatter(found: Swept, styled: Sequence[tuple[Point, Mark]], key: str, place: int) -> Panel:
+def _scatter(found: Swept, styled: Sequence[tuple[SweptRun, Mark]], key: str, place: int) -> Panel:
     known = [(point, mark) for point, mark in styled if key in point.values]
     lines = tuple(
         _line(found, known, mark, key, faint) for mark in distinct(mark for _, mark in known) for faint in (False, True)
@@ -214,7 +214,7 @@ def _scatter(found: Swept, styled: Sequence[tuple[Point, Mark]], key: str, place
     return Panel(f"scatter-{place}", title, key, found.metric, caption, lines=drawn, x_log=log, x_near=True)
 
 
-def _line(found: Swept, styled: Sequence[tuple[Point, Mark]], mark: Mark, key: str, faint: bool) -> Line:
+def _line(found: Swept, styled: Sequence[tuple[SweptRun, Mark]], mark: Mark, key: str, faint: bool) -> Line:
     """The points of one mark: those that finished, or (faint) those that did not."""
     points = [point for point, own in styled if own == mark and (point.run.status != "finished") == faint]
     points.sort(key=lambda point: (float(point.values[key]), point.run.place))
@@ -298,7 +298,7 @@ def _names(numbers: Sequence[float], least: int = 2) -> tuple[str, ...]:
 # In a picture
 
 
-def draw_sweep(folder: str | Path, path: str | Path) -> Point:
+def draw_sweep(folder: str | Path, path: str | Path) -> SweptRun:
     """Draw the sweep in `folder` (outputs/NAME), a plot a number that varied, into a PNG at `path`; a star marks the
     best point, which is returned. Raises QTargetError where no run is found, or none has a value yet.
     """

@@ -42,7 +42,7 @@ MISSING = "–"
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """One column of the table: its text for people, its value for sorting (None sorts last)."""
 
     key: str
@@ -68,33 +68,33 @@ def _rows_text(run: Run) -> str:
     return f"{train:,} ({run.rows.get('noisy', 0):,})" if train else MISSING
 
 
-def _named(key: str, title: str, about: str, read: Callable[[Run], str]) -> Column:
-    return Column(key, title, about, "result", read, lambda run: read(run) or None, numeric=False)
+def _named(key: str, title: str, about: str, read: Callable[[Run], str]) -> TableColumn:
+    return TableColumn(key, title, about, "result", read, lambda run: read(run) or None, numeric=False)
 
 
-def _designed(key: str, title: str, about: str) -> Column:
+def _designed(key: str, title: str, about: str) -> TableColumn:
     return _named(key, title, about, lambda run: MISSING if run.role == "base" else run.design.get(key) or MISSING)
 
 
-def _measured(key: str, title: str, about: str, group: str, digits: int) -> Column:
+def _measured(key: str, title: str, about: str, group: str, digits: int) -> TableColumn:
     def text(run: Run) -> str:
         return f"{run.metrics[key]:,.{digits}f}" if key in run.metrics else MISSING
 
-    return Column(key, title, about, group, text, lambda run: _finite(run.metrics.get(key)))
+    return TableColumn(key, title, about, group, text, lambda run: _finite(run.metrics.get(key)))
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _evaluated(measure: Measure) -> Column:
+def _evaluated(measure: Measure) -> TableColumn:
     """A mean over held-out demonstrations."""
     unit = f", {measure.unit} per token" if measure.unit else ""
     about = f"{measure.about}{unit}, on held-out demonstrations"
     return _measured(f"test/{measure.name}", measure.title, about, "result", 3)
 
 
-def _apart(name: str) -> Iterator[Column]:
+def _apart(name: str) -> Iterator[TableColumn]:
     """A measure's means on clean and on wrong tokens."""
     (measure,) = (measure for measure in MEASURES if measure.name == name)
     for kind, word in (("clean", "clean"), ("noisy", "wrong")):
@@ -102,12 +102,12 @@ def _apart(name: str) -> Iterator[Column]:
         yield _measured(f"{measure.logged}_{kind}", f"{measure.title} {word}", about, "loss", 2)
 
 
-COLUMNS: tuple[Column, ...] = (
+COLUMNS: tuple[TableColumn, ...] = (
     _named("name", "design", "name of the run", lambda run: run.shown),
     _designed("reliance", "reliance γ", "how far the label is trusted"),
     _designed("residual", "residual", "where the rest of the target's mass goes"),
     _designed("weight", "weight w", "the step size of a token"),
-    Column(
+    TableColumn(
         "test/accuracy",
         "accuracy % [95\u00a0%]",
         "held-out problems solved, with the 95 % interval",
@@ -125,7 +125,7 @@ COLUMNS: tuple[Column, ...] = (
         2,
     ),
     *_apart("reliance"),
-    Column(
+    TableColumn(
         "rows/train",
         "rows (wrong)",
         "training rows, and how many of them carry a wrong label",

@@ -43,7 +43,7 @@ HOW_TO_FILL = (
 
 
 @dataclass(frozen=True)
-class Part:
+class DashboardSection:
     """A section of the dashboard: its name, how to read it, and its panels. by: what a report groups its runs by."""
 
     name: str
@@ -146,7 +146,7 @@ def axes(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 # The panels
 
 
-def parts(keys: Sequence[str]) -> list[Part]:
+def parts(keys: Sequence[str]) -> list[DashboardSection]:
     """The sections; keys: the axes of the sweeps."""
     return [side_by_side(), over_training(), objectives(), trust(), noise(), sweeps(keys), tables()]
 
@@ -165,7 +165,7 @@ def _by_design() -> dict[str, Any]:
     return {"groupby": stored(DESIGN), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
 
 
-def side_by_side() -> Part:
+def side_by_side() -> DashboardSection:
     shown = {
         "test/accuracy": "accuracy",
         "test/nll": "nll",
@@ -175,25 +175,27 @@ def side_by_side() -> Part:
         "train/peak_memory_gb": "peak memory, GB",
     }
     told = "A bar is a target design: the mean over its runs, with the range from the smallest to the largest of them."
-    return Part("Designs side by side", told, [bars(metric, title) for metric, title in shown.items()])
+    return DashboardSection("Designs side by side", told, [bars(metric, title) for metric, title in shown.items()])
 
 
-def over_training() -> Part:
+def over_training() -> DashboardSection:
     told = "A line is the mean over the runs of a design, on the same held-out problems; the band is their range."
     shown = ("val/accuracy", "val/nll", "val/kl_prior", "val/ece")
-    return Part("While training", told, [lines(name, name) for name in shown])
+    return DashboardSection("While training", told, [lines(name, name) for name in shown])
 
 
-def objectives() -> Part:
+def objectives() -> DashboardSection:
     told = (
         "What a design minimizes is not comparable between designs: DFT's loss is small by construction. The nll of "
         "the same tokens is, and stands beside it."
     )
     scatter = wr.ScatterPlot(title="objective and held-out nll", x="train/loss", y="test/nll")
-    return Part("Objective and nll", told, [lines("objective", "train/loss"), lines("nll", "train/nll"), scatter])
+    return DashboardSection(
+        "Objective and nll", told, [lines("objective", "train/loss"), lines("nll", "train/nll"), scatter]
+    )
 
 
-def trust() -> Part:
+def trust() -> DashboardSection:
     told = (
         "γ is how far the observed label is relied on; trust is how hard it is pulled relative to plain SFT, where it "
         "is 1. Apart for tokens that are clean and those that noise made wrong, where the run knows which. A run's own "
@@ -202,14 +204,14 @@ def trust() -> Part:
     apart = [lines(f"{word} on clean and wrong tokens", *_apart(f"target/{word}")) for word in ("reliance", "trust")]
     logged = [measure.logged for measure in MEASURES if measure.logged and measure.name != "trust"]
     whole = [lines(name, name) for name in logged if name.startswith("target/")]
-    return Part("Reliance, weight, trust", told, [*apart, *whole])
+    return DashboardSection("Reliance, weight, trust", told, [*apart, *whole])
 
 
 def _apart(name: str) -> tuple[str, str]:
     return f"{name}_clean", f"{name}_noisy"
 
 
-def noise() -> Part:
+def noise() -> DashboardSection:
     told = (
         "How a design holds up where labels are wrong: accuracy against their rate, and how well low trust tells wrong "
         "tokens from clean ones (0.5 is guessing)."
@@ -221,27 +223,27 @@ def noise() -> Part:
         "detection/gradient_share": "share of the gradient that wrong tokens have",
     }
     panels = [bars(metric, title) for metric, title in shown.items()]
-    return Part(
+    return DashboardSection(
         "Noise", told, [scatter, *panels, lines("nll of clean and wrong tokens", *_apart("train/nll"))], (DESIGN, RATE)
     )
 
 
-def sweeps(keys: Sequence[str]) -> Part:
+def sweeps(keys: Sequence[str]) -> DashboardSection:
     columns = [FlatColumn(metric=wr.Config(key), display_name=key) for key in keys]
     result = wr.ParallelCoordinatesPlotColumn(metric=BEST)
     told = "A line is a run: the values in which runs of this project differ, and where it ended."
     importance = [wr.ParameterImportancePlot(with_respect_to=metric) for metric in (BEST, "test/nll")]
     panels = [wr.ParallelCoordinatesPlot(title="runs", columns=[*columns, result]), *importance]
-    return Part("Sweeps", told, panels)
+    return DashboardSection("Sweeps", told, panels)
 
 
-def tables() -> Part:
+def tables() -> DashboardSection:
     told = (
         "samples: held-out problems, answers, verdicts. trust: the tokens that the trained model relies on least and "
         "most, in their context. calibration: the bins of the reliability curve."
     )
     names = ("samples", "trust", "calibration")
-    return Part("Answers and tokens", told, [wr.WeavePanelSummaryTable(table_name=name) for name in names])
+    return DashboardSection("Answers and tokens", told, [wr.WeavePanelSummaryTable(table_name=name) for name in names])
 
 
 # What is saved
@@ -262,7 +264,7 @@ def workspace(project: Project, name: str) -> Any:
     )
 
 
-def _section(part: Part) -> Any:
+def _section(part: DashboardSection) -> Any:
     layout = ws.SectionLayoutSettings(columns=3, rows=2)
     return ws.Section(name=part.name, panels=list(part.panels), is_open=True, layout_settings=layout)
 

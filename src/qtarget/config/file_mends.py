@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from qtarget.data.sources.conversation import columns_of
-from qtarget.data.sources.files import Part, Written, form
-from qtarget.data.sources.written import Number, parsed
+from qtarget.data.sources.file_rows import FilePart, FileRows, form
+from qtarget.data.sources.written import WrittenNumber, parsed
 from qtarget.errors import QTargetError
 
 Node = Mapping[str, Any]
@@ -112,11 +112,11 @@ def _is_retyped(file: Path, size: int, _mtime: int, _ctime: int, columns: Column
         return True
     kind = form(file)
     assert kind
-    rows = Written((Part((file,)),), kind, delimiter, columns)
+    rows = FileRows((FilePart((file,)),), kind, delimiter, columns)
     return _is_csv_retyped(rows) if kind == "csv" else _is_json_retyped(rows)
 
 
-def _is_csv_retyped(rows: Written) -> bool:
+def _is_csv_retyped(rows: FileRows) -> bool:
     """A cell that stood for nothing, or a block of a column that is all numbers."""
     left = iter(rows)
     while block := list(islice(left, BLOCK)):
@@ -127,12 +127,12 @@ def _is_csv_retyped(rows: Written) -> bool:
     return False
 
 
-def _is_json_retyped(rows: Written) -> bool:
+def _is_json_retyped(rows: FileRows) -> bool:
     """A number that is written in another way than Python's, a date, or numbers beside texts that look like one."""
     texts: set[str] = set()
     others: set[str] = set()
     for place, value in (told for row in rows for told in _values(row)):
-        if isinstance(value, Number) and str(float(value)) != value.written:
+        if isinstance(value, WrittenNumber) and str(float(value)) != value.written:
             return True
         if isinstance(value, str) and DATE.match(value):
             return True
@@ -170,4 +170,4 @@ def _is_reworded(file: Path, size: int, _mtime: int, _ctime: int) -> bool:
         return True
     with file.open("rb") as lines:
         answers = (parsed(line).get("answer") for line in lines if line.strip())
-        return any(isinstance(answer, Number) and str(float(answer)) != answer.written for answer in answers)
+        return any(isinstance(answer, WrittenNumber) and str(float(answer)) != answer.written for answer in answers)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.example import Demonstration, Example, Message, Span
 from qtarget.data.template import TODAY, Template, plain
-from qtarget.data.tokenise import Tokeniser, Tokens, message_weight, token_weights
+from qtarget.data.tokenise import TokenisedText, Tokeniser, message_weight, token_weights
 from qtarget.data.turn import REASONING, Turn, check_context, spanned, turn, unread
 from qtarget.errors import QTargetError
 
@@ -184,14 +184,14 @@ class ChatFormat:
         columns = {name: _covered(tokens.offsets, found) for name, found in spans.items()}
         draft.reply(tokens.ids, token_weights(tokens.offsets, weighted, weight), columns)
 
-    def _reply(self, one: Turn, prompt: Sequence[int]) -> Tokens:
+    def _reply(self, one: Turn, prompt: Sequence[int]) -> TokenisedText:
         """Tokens of a reply and its end of turn (added where the template has none), and where each stands in it."""
         tokens = self.tokens.reply(one.asked, prompt, one.reply)
         if one.ended or tokens.ids[-1:] == [self.end_of_turn]:
             return tokens
         length = len(plain(one.reply))
         offsets = None if tokens.offsets is None else [*tokens.offsets, (length, length + 1)]
-        return Tokens([*tokens.ids, self.end_of_turn], offsets)
+        return TokenisedText([*tokens.ids, self.end_of_turn], offsets)
 
     def _supervised_turns(self, row: Demonstration) -> list[int]:
         told = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Reading:
+class EpochReading:
     """`world` ranks read `rows` epoch by epoch, each up to batch_size·accumulate rows a step.
 
     A rank's share of an epoch is rows/world rounded up. Where the rows don't divide evenly, the sampler repeats the
@@ -94,4 +94,4 @@ def _product(steps: int, rows: int, epochs: float, of: str) -> str:
 
 def steps_an_epoch(rows: int, *, batch_size: int, accumulate: int, world: int) -> int:
     """Optimizer steps in which `world` ranks read `rows` once; a short rest makes a micro-batch, and a step, too."""
-    return Reading(rows, batch_size, accumulate, world).steps
+    return EpochReading(rows, batch_size, accumulate, world).steps

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from qtarget import checks
 from qtarget.data.batch import Collate, Pack, WindowedLoader, pack
 from qtarget.data.chat import SUPERVISED, ChatFormat
-from qtarget.data.epochs import Reading
+from qtarget.data.epochs import EpochReading
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.overlap import CONTAMINATIONS, apart
@@ -279,7 +279,7 @@ class SFTData(L.LightningDataModule):
 
     def go_on(self, step: int) -> Position:
         """Start where `step` optimizer steps have come; their number says where, as seed and epoch give the order."""
-        reading = Reading(len(self.rows), self.batch_size, self.accumulate, rank_and_world()[1])
+        reading = EpochReading(len(self.rows), self.batch_size, self.accumulate, rank_and_world()[1])
         epoch, inside = divmod(step, reading.steps)
         position = Position(epoch, inside * self.accumulate, reading.batches)
         self._read = position.batches * self.batch_size

@@ -44,7 +44,7 @@ _BEFORE = ("\n", "a", ".")
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenisedText:
     """Ids, and where each stands in the text without marks; offsets is None for tokenizers that can't tell."""
 
     ids: list[int]
@@ -64,7 +64,7 @@ class Tokeniser:
     def ids(self, text: str) -> list[int]:
         return self.whole(text).ids
 
-    def whole(self, text: str) -> Tokens:
+    def whole(self, text: str) -> TokenisedText:
         """Tokens of a text; in it, what stands between OPEN and CLOSE is no control token."""
         if OPEN not in text:
             return self._tokens(text)
@@ -75,7 +75,7 @@ class Tokeniser:
                 joined, begin = _joined(joined, tokens, begin), begin + len(plain(part))
         return joined
 
-    def reply(self, asked: str, prompt: Sequence[int], text: str) -> Tokens:
+    def reply(self, asked: str, prompt: Sequence[int], text: str) -> TokenisedText:
         """Tokens of a reply behind its prompt, apart from it, as a model writes them itself.
 
         Where a tokenizer marks the beginning of a text (the ▁ of Llama 2, Mistral and TinyLlama), the reply is no
@@ -92,7 +92,7 @@ class Tokeniser:
     def _marks_beginnings(self) -> bool:
         return self._tokens("\na").ids != [*self._tokens("\n").ids, *self._tokens("a").ids]
 
-    def _behind_another(self, text: str, read: Callable[[str], Tokens]) -> Tokens:
+    def _behind_another(self, text: str, read: Callable[[str], TokenisedText]) -> TokenisedText:
         """The tokens of a text that begins nothing, as `read` has them."""
         for before in _BEFORE:
             first, both = read(before), read(before + text)
@@ -112,7 +112,7 @@ class Tokeniser:
         is_special = found[0].removeprefix(OPEN) in self.template.special
         return found[0] if is_special else f"{found[1]}{_CUT}{found[2]}"
 
-    def _inner(self, piece: str, behind: bool) -> Tokens:
+    def _inner(self, piece: str, behind: bool) -> TokenisedText:
         """A piece without control tokens of the template; those it reads like are text."""
         as_text = partial(self._tokens, as_text=True)
         tokens = self._behind_another(piece, as_text) if behind and self._marks_beginnings else as_text(piece)
@@ -137,10 +137,10 @@ class Tokeniser:
             begin = high
         yield text[done:], False
 
-    def _tokens(self, text: str, *, as_text: bool = False) -> Tokens:
+    def _tokens(self, text: str, *, as_text: bool = False) -> TokenisedText:
         text = re.sub(f"[{OPEN}{CLOSE}]", "", text)
         if not text:
-            return Tokens([], [] if self.tokenizer.is_fast else None)
+            return TokenisedText([], [] if self.tokenizer.is_fast else None)
         fast = bool(self.tokenizer.is_fast)
         encoded = self.tokenizer(
             text,
@@ -149,17 +149,17 @@ class Tokeniser:
             **{"return_offsets_mapping": True} if fast else {},
         )
         offsets = [(int(low), int(high)) for low, high in encoded["offset_mapping"]] if fast else None
-        return Tokens(list(encoded["input_ids"]), offsets)
+        return TokenisedText(list(encoded["input_ids"]), offsets)
 
 
-def _joined(tokens: Tokens, more: Tokens, characters: int) -> Tokens:
+def _joined(tokens: TokenisedText, more: TokenisedText, characters: int) -> TokenisedText:
     """With the tokens of what stands behind so many characters."""
     if tokens.offsets is None or more.offsets is None:
-        return Tokens([*tokens.ids, *more.ids], None)
+        return TokenisedText([*tokens.ids, *more.ids], None)
     behind = [(low + characters, high + characters) for low, high in more.offsets]
-    return Tokens([*tokens.ids, *more.ids], [*tokens.offsets, *behind])
+    return TokenisedText([*tokens.ids, *more.ids], [*tokens.offsets, *behind])
 
 
-def _behind(tokens: Tokens, ids: int, characters: int) -> Tokens:
+def _behind(tokens: TokenisedText, ids: int, characters: int) -> TokenisedText:
     offsets = tokens.offsets and [(low - characters, high - characters) for low, high in tokens.offsets[ids:]]
-    return Tokens(tokens.ids[ids:], offsets)
+    return TokenisedText(tokens.ids[ids:], offsets)

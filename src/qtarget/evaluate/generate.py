@@ -55,7 +55,7 @@ GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedAnswer:
     """An answer's tokens up to its end, and whether it came to one: False where the limit cut it off."""
 
     ids: list[int]
@@ -73,7 +73,7 @@ def generate(
     batch: int,
     sampling: Sampling = GREEDY,
     watch: Callable[[list[Any]], Iterable[Any]] = iter,
-) -> list[list[Written]]:
+) -> list[list[GeneratedAnswer]]:
     """Answers to each prompt (token ids), up to one of `ends`: `sampling.samples` each, in the order of the prompts.
 
     Prompts are padded on the left and go through in order of length, so that little is padded. An answer depends on
@@ -87,7 +87,7 @@ def generate(
     )
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     requests: list[Request] = [(prompt, sample) for prompt in by_length for sample in range(sampling.samples)]
-    answers: dict[Request, Written] = {}
+    answers: dict[Request, GeneratedAnswer] = {}
     for part in watch([requests[start : start + batch] for start in range(0, len(requests), batch)]):
         asked = [prompts[prompt] for prompt, _ in part]
         seeds = [seed_of(sampling.seed, prompts[prompt], sample) for prompt, sample in part]
@@ -165,9 +165,9 @@ def _continued(
     return rows
 
 
-def _up_to_end(row: Sequence[int], ends: Sequence[int]) -> Written:
+def _up_to_end(row: Sequence[int], ends: Sequence[int]) -> GeneratedAnswer:
     ids = list(takewhile(lambda token: token not in ends, row))
-    return Written(ids, ended=len(ids) < len(row))
+    return GeneratedAnswer(ids, ended=len(ids) < len(row))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration
 from qtarget.data.verify import judge
 from qtarget.data.verify.verdict import after_thought, opens_thought
-from qtarget.evaluate.generate import GREEDY, Sampling, Written, generate
+from qtarget.evaluate.generate import GREEDY, GeneratedAnswer, Sampling, generate
 from qtarget.evaluate.samples import HELDOUT, Sample
 from qtarget.model.policy import Policy
 
@@ -70,7 +70,7 @@ def without_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], a
     return said
 
 
-def _judged(row: Demonstration, written: Written, answer: str, said: str, **where: Any) -> Sample:
+def _judged(row: Demonstration, written: GeneratedAnswer, answer: str, said: str, **where: Any) -> Sample:
     assert row.entry is not None
     verdict = judge(said, row.entry)
     return Sample(

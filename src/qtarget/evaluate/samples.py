@@ -13,7 +13,7 @@ import numpy as np
 
 from qtarget.errors import QTargetError
 from qtarget.evaluate import scores
-from qtarget.evaluate.scores import Difference, Values
+from qtarget.evaluate.scores import PairedDifference, Values
 from qtarget.files import write_atomically
 
 FILE = "samples.jsonl"
@@ -128,7 +128,7 @@ class Paired:
     shared: int
     only_a: int
     only_b: int
-    difference: Difference
+    difference: PairedDifference
 
 
 def paired(samples_a: Sequence[Sample], samples_b: Sequence[Sample], metric: str = "accuracy") -> Paired:

@@ -128,14 +128,14 @@ def _at_once(count: int) -> int:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """mean: of b − a over the same prompts, with its 95 % interval; p_value: two-sided, of no difference."""
 
     score: Score
     p_value: float
 
 
-def difference(a: Values, b: Values, seed: int = 0) -> Difference:
+def difference(a: Values, b: Values, seed: int = 0) -> PairedDifference:
     """b − a, prompt by prompt, both in [0, 1].
 
     The p-value is that of the sign-flip permutation test: were the two alike, each prompt's difference would as likely
@@ -143,7 +143,7 @@ def difference(a: Values, b: Values, seed: int = 0) -> Difference:
     signs are no more than `RESAMPLES`; otherwise it is drawn, and at least 1/(1 + RESAMPLES).
     """
     change = b - a
-    return Difference(interval(change, -1.0, 1.0, seed), _sign_flip(change, seed))
+    return PairedDifference(interval(change, -1.0, 1.0, seed), _sign_flip(change, seed))
 
 
 def _sign_flip(change: Values, seed: int) -> float:

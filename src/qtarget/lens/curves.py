@@ -87,7 +87,7 @@ def sweep() -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """What a design makes of the token where the label has probability p.
 
     target: the induced Q = p − ∂L/∂z over the vocabulary; it carries the step size, so a w above 1 overshoots.
@@ -128,14 +128,14 @@ class Curve:
     mark: Mark
     formula: str
     parts: Mapping[str, str]
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
     notes: tuple[str, ...]
 
     @property
     def name(self) -> str:
         return self.mark.label
 
-    def at(self, p: float) -> Point:
+    def at(self, p: float) -> CurvePoint:
         """The point of the sweep nearest to p."""
         return min(self.points, key=lambda point: abs(point.p - p))
 
@@ -163,7 +163,7 @@ def trace(design: Design, mark: Mark, formula: str, world: World | None = None) 
     return Curve(mark, formula, parts, points, tuple(_notes(design, points, keep)))
 
 
-def measure(design: Design, p: float, world: World, keep: int | None = None) -> Point:
+def measure(design: Design, p: float, world: World, keep: int | None = None) -> CurvePoint:
     """One call of the loss, in fp64."""
     policy = world.policy(p)
     logits = _log(policy)[None].requires_grad_()  # [1, 1, V]
@@ -172,7 +172,7 @@ def measure(design: Design, p: float, world: World, keep: int | None = None) -> 
     assert logits.grad is not None
     target = torch.tensor(policy, dtype=torch.float64) - logits.grad[0, 0]
     scalars = {name: float(getattr(out, name)) for name in ("reliance", "weight", "trust", "loss", "nll")}
-    return Point(p, policy, tuple(target.tolist()), **scalars)
+    return CurvePoint(p, policy, tuple(target.tolist()), **scalars)
 
 
 def _call(design: Design, logits: Tensor, world: World, keep: int | None) -> LossOutput:
@@ -188,7 +188,7 @@ def _call(design: Design, logits: Tensor, world: World, keep: int | None) -> Los
     )
 
 
-def _notes(design: Design, points: Sequence[Point], keep: int | None) -> Iterator[str]:
+def _notes(design: Design, points: Sequence[CurvePoint], keep: int | None) -> Iterator[str]:
     scopes = {str(part.scope) for part in surveying(design)}  # type: ignore[attr-defined]
     if scopes:
         yield f"compares the tokens of a {' and a '.join(sorted(scopes))}; here it sees this one alone"
@@ -220,7 +220,7 @@ class Quantity:
     title: str
     axis: str
     caption: str
-    read: Callable[[Point], float]
+    read: Callable[[CurvePoint], float]
     plain: Callable[[float], float]
 
 
@@ -324,7 +324,7 @@ def _span(quantity: Quantity, curves: Sequence[Curve]) -> tuple[float, float] | 
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
-def _line(mark: Mark, metric: str, curve: Curve, read: Callable[[Point], float], **style: Any) -> Line:
+def _line(mark: Mark, metric: str, curve: Curve, read: Callable[[CurvePoint], float], **style: Any) -> Line:
     steps, values = zip(*((round(point.p, 4), round(read(point), 5)) for point in curve.points), strict=True)
     return Line(mark, metric, steps, values, at=PLACE, **style)
 

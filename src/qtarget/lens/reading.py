@@ -16,7 +16,7 @@ from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
 from qtarget.errors import QTargetError
 from qtarget.lens.curves import PROGRESS
-from qtarget.lens.token_table import SHOWN, Alternative, Demonstrations, Pull, Reading, Row, Token
+from qtarget.lens.token_table import SHOWN, Alternative, Demonstrations, DesignReading, Pull, Token, TokenRow
 from qtarget.math.loss import IGNORE, LossOutput
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
@@ -58,7 +58,7 @@ def read_demonstrations(
         tokens = list(_tokens(base, policy, frozen.get("prior"), batch, examples))
     readings = _readings(outs, marks, batch)
     found = (
-        Row(example.row, tuple(row), pulls) for example, row, pulls in zip(examples, tokens, readings, strict=True)
+        TokenRow(example.row, tuple(row), pulls) for example, row, pulls in zip(examples, tokens, readings, strict=True)
     )
     return Demonstrations(without_places(where), tuple(found), tuple(attempts.left_out))
 
@@ -124,13 +124,15 @@ def _loss(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen], batch: Batch
 # What is shown
 
 
-def _readings(outs: Mapping[str, LossOutput], marks: Mapping[str, Mark], batch: Batch) -> Iterator[tuple[Reading, ...]]:
+def _readings(
+    outs: Mapping[str, LossOutput], marks: Mapping[str, Mark], batch: Batch
+) -> Iterator[tuple[DesignReading, ...]]:
     """Row by row, every design's pulls."""
     counts = (batch.labels != IGNORE).sum(-1).tolist()
     columns = {name: [out.of(shown).double().cpu().split(counts) for shown in SHOWN] for name, out in outs.items()}
     for row in range(len(counts)):
         yield tuple(
-            Reading(
+            DesignReading(
                 marks[name], tuple(_pull(*map(float, numbers)) for numbers in zip(*(c[row] for c in held), strict=True))
             )
             for name, held in columns.items()

@@ -67,7 +67,7 @@ class Pull:
 
 
 @dataclass(frozen=True)
-class Reading:
+class DesignReading:
     """One design's pulls on the supervised tokens of a row, in order."""
 
     mark: Mark
@@ -75,12 +75,12 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """One demonstration, and every design's reading of it."""
 
     number: int
     tokens: tuple[Token, ...]
-    readings: tuple[Reading, ...]
+    readings: tuple[DesignReading, ...]
 
     @property
     def prompt(self) -> str:
@@ -104,7 +104,7 @@ class Row:
         """How many tokens noise made wrong, in words."""
         return f"{self.wrong} token{'s' * (self.wrong != 1)} made wrong"
 
-    def spans(self, reading: Reading) -> Iterator[tuple[Token, Pull | None]]:
+    def spans(self, reading: DesignReading) -> Iterator[tuple[Token, Pull | None]]:
         """The tokens from the first supervised one on; text between two replies has no pull."""
         pulls = iter(reading.pulls)
         for token in self.tokens[self.start :]:
@@ -116,11 +116,11 @@ class Demonstrations:
     """Rows read by a model; `left_out`: designs that can't be run here, and why."""
 
     model: str
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def told_trust(reading: Reading, row: Row) -> str:
+def told_trust(reading: DesignReading, row: TokenRow) -> str:
     """The mean trust of a row in words, wrong tokens apart: `mean trust 0.71 on right tokens, 0.12 on wrong ones`."""
     means = {"right tokens": mean_trust(reading, row, wrong=False), "wrong ones": mean_trust(reading, row, wrong=True)}
     return "mean trust " + ", ".join(
@@ -128,7 +128,7 @@ def told_trust(reading: Reading, row: Row) -> str:
     )
 
 
-def mean_trust(reading: Reading, row: Row, *, wrong: bool) -> float | None:
+def mean_trust(reading: DesignReading, row: TokenRow, *, wrong: bool) -> float | None:
     """Mean trust over the tokens of a row that are wrong, or right, to 2 digits; None where there are none."""
     pairs = zip(row.supervised, reading.pulls, strict=True)
     held = [pull.trust for token, pull in pairs if token.wrong == wrong]
@@ -158,7 +158,7 @@ def quoted(text: str) -> str:
     return visible(text).replace("\n", "").replace(" ", "␣")
 
 
-def details(row: Row) -> list[dict[str, Any]]:
+def details(row: TokenRow) -> list[dict[str, Any]]:
     """What the page says of each supervised token of a row, design by design."""
     return [
         {
@@ -228,7 +228,7 @@ def _wrapped(text: str) -> list[str]:
     return [line for part in text.splitlines() for line in textwrap.wrap(part, INDENT + WIDTH) or [""]]
 
 
-def _cells(row: Row, reading: Reading) -> Iterator[Cell]:
+def _cells(row: TokenRow, reading: DesignReading) -> Iterator[Cell]:
     """Tokens set one after the other, in lines of WIDTH."""
     column = line = 0
     for token, pull in row.spans(reading):

@@ -42,7 +42,7 @@ BATCH_TOKENS = 1 << 11
 """Tokens, padding included, that the model reads at a time."""
 
 
-class Row(Protocol):
+class CachedRow(Protocol):
     """A demonstration as tokens; `labels` of them are supervised, the first of these `place` among all rows'."""
 
     def __len__(self) -> int: ...
@@ -62,7 +62,7 @@ class CachePlan:
 
     folder: Path
     recipe: Recipe
-    rows: Sequence[Row]
+    rows: Sequence[CachedRow]
     identity: Mapping[str, str]
     made_from: Mapping[str, str]
     collate: Callable[[Any], Any]
@@ -136,13 +136,13 @@ def _build(plan: CachePlan, load: Callable[[int], Policy], watch: Callable[[int]
     _write(plan.folder / "manifest.json", json.dumps({**facts, "shards": shards}, indent=1))
 
 
-def _tokens(rows: Sequence[Row]) -> int:
+def _tokens(rows: Sequence[CachedRow]) -> int:
     return sum(row.labels for row in rows)
 
 
-def _shards(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+def _shards(rows: Sequence[CachedRow]) -> Iterator[Sequence[CachedRow]]:
     """Consecutive rows of about `SHARD_TOKENS` tokens: the same cut at every attempt."""
-    taken: list[Row] = []
+    taken: list[CachedRow] = []
     read = 0
     for row in rows:
         taken.append(row)
@@ -154,7 +154,9 @@ def _shards(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         yield taken
 
 
-def _scored(plan: CachePlan, rows: Sequence[Row], policy: Policy, watch: Callable[[int], None]) -> dict[str, Tensor]:
+def _scored(
+    plan: CachePlan, rows: Sequence[CachedRow], policy: Policy, watch: Callable[[int], None]
+) -> dict[str, Tensor]:
     """The scores of a shard's tokens in their order, though rows of like length go through the model together."""
     first, count = rows[0].place, _tokens(rows)
     found: dict[str, Tensor] = {}
@@ -176,9 +178,9 @@ def _scored(plan: CachePlan, rows: Sequence[Row], policy: Policy, watch: Callabl
     return found
 
 
-def _alike(rows: Sequence[Row]) -> Iterator[list[Row]]:
+def _alike(rows: Sequence[CachedRow]) -> Iterator[list[CachedRow]]:
     """Rows by length, as many at a time as make `BATCH_TOKENS`."""
-    taken: list[Row] = []
+    taken: list[CachedRow] = []
     for row in sorted(rows, key=len):
         if taken and len(row) * (len(taken) + 1) > BATCH_TOKENS:
             yield taken

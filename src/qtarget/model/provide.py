@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model by where it is loaded from: a folder or hub id, or TINY."""
 
     location: str
@@ -35,17 +35,17 @@ class Source:
         return self.location == TINY
 
 
-def resolve(name: str) -> Source:
+def resolve(name: str) -> ModelSource:
     """Find a model. Raises QTargetError where it can't be found, with the ways to get it. Loads nothing."""
     if name == TINY:
-        return Source(TINY)
+        return ModelSource(TINY)
     if name == SMOLLM2:
         folder = builtin.embedded_model()
-        return Source(str(folder) if folder else builtin.HUB_ID)
-    return Source(str(model_folder(name)) if names_a_folder(name) else name)
+        return ModelSource(str(folder) if folder else builtin.HUB_ID)
+    return ModelSource(str(model_folder(name)) if names_a_folder(name) else name)
 
 
-def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """chat_template: in place of the tokenizer's own."""
     tokenizer: PreTrainedTokenizerBase = (
         tiny_tokenizer() if source.is_tiny else _from_hub_or_folder(AutoTokenizer, source)
@@ -57,7 +57,7 @@ def load_tokenizer(source: Source, chat_template: str | None = None) -> PreTrain
     return tokenizer
 
 
-def load_config(source: Source) -> Any:
+def load_config(source: ModelSource) -> Any:
     """Raises QTargetError where the configuration tells that this is no causal language model."""
     if source.is_tiny:
         return tiny_config(len(tiny_tokenizer()))
@@ -67,7 +67,7 @@ def load_config(source: Source) -> Any:
 
 
 def load_policy(
-    source: Source,
+    source: ModelSource,
     vocab_size: int,
     *,
     dtype: str = "float32",
@@ -97,7 +97,7 @@ def load_policy(
     return policy
 
 
-def _check_complete(source: Source, lm: Any, missing: Collection[str]) -> None:
+def _check_complete(source: ModelSource, lm: Any, missing: Collection[str]) -> None:
     """transformers draws at random what a checkpoint lacks, and only warns."""
     if missing:
         raise QTargetError(
@@ -107,13 +107,13 @@ def _check_complete(source: Source, lm: Any, missing: Collection[str]) -> None:
         )
 
 
-def outline(source: Source, vocab_size: int) -> Policy:
+def outline(source: ModelSource, vocab_size: int) -> Policy:
     """The model without weights: for counting them."""
     with torch.device("meta"):
         return Policy(AutoModelForCausalLM.from_config(load_config(source)), vocab_size)
 
 
-def weights_fingerprint(source: Source) -> str:
+def weights_fingerprint(source: ModelSource) -> str:
     """What the weights are, wherever they lie: of local ones their content, of hub ones the commit."""
     if source.is_tiny or Path(source.location).exists():
         return fingerprint(source.location)
@@ -135,7 +135,7 @@ def context_length(config: Any) -> int:
     return int(next(filter(None, given), 2**20))
 
 
-def _from_hub_or_folder(loader: Any, source: Source, **options: Any) -> Any:
+def _from_hub_or_folder(loader: Any, source: ModelSource, **options: Any) -> Any:
     try:
         return loader.from_pretrained(source.location, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
@@ -155,7 +155,7 @@ ALIBI_TABLES = {"mpt"}
 """Model types that make a table of `max_seq_len` distances at every forward, and no buffer (transformers 5.23.0)."""
 
 
-def is_bounded(model: Source, vocab_size: int, context: int) -> bool:
+def is_bounded(model: ModelSource, vocab_size: int, context: int) -> bool:
     """Whether a model fails beyond its context: its positions are rows of a table of that length.
 
     Rotary positions and ALiBi are computed for any length, but for those kept in such a table (GPT-J, CodeGen, MPT).

@@ -15,7 +15,7 @@ import numpy as np
 from qtarget.errors import QTargetError
 from qtarget.record.runs import flatten, logged
 from qtarget.record.wandb_history import Sent, at_server, earlier, replace, row, sent
-from qtarget.record.wandb_sweep import Sweep, best_of, find_sweep, under_agent, unlogged
+from qtarget.record.wandb_sweep import WandbSweep, best_of, find_sweep, under_agent, unlogged
 
 BETTER = {"min": min, "max": max}
 
@@ -96,7 +96,7 @@ class Wandb:
     tags: Sequence[str] = ()
     artifact: bool = False
     _run: Any = field(default=None, init=False, repr=False)
-    _sweep: Sweep | None = field(default=None, init=False, repr=False)
+    _sweep: WandbSweep | None = field(default=None, init=False, repr=False)
     _logged: set[str] = field(default_factory=set, init=False, repr=False)
     _best: Best = field(default_factory=Best, init=False, repr=False)
     _sent: Sent = field(default_factory=Sent, init=False, repr=False)
@@ -167,7 +167,7 @@ class Wandb:
         for line in logged(folder / "histograms.jsonl") if send else ():
             self.histograms(int(line["step"]), {name: line[name] for name in line.keys() - {"step", "time"}})
 
-    def _asked_for(self) -> Sweep | None:
+    def _asked_for(self) -> WandbSweep | None:
         """The run's sweep; that it can't be had is no reason not to train."""
         try:
             return find_sweep(f"{self._run.entity}/{self._run.project}/{self._run.sweep_id}")

@@ -23,7 +23,7 @@ HOW_TO_CONNECT = f"Agents need a W&B account or server: {CONNECT}. Without one, 
 
 
 @dataclass(frozen=True)
-class Sweep:
+class WandbSweep:
     """ENTITY/PROJECT/ID and the configuration it was made from."""
 
     path: str
@@ -45,7 +45,7 @@ def under_agent() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
-def find_sweep(path: str) -> Sweep:
+def find_sweep(path: str) -> WandbSweep:
     """Ask the server for a sweep, ENTITY/PROJECT/ID or with fewer parts where W&B knows the rest.
 
     Raises QTargetError without a key, a server that answers, or such a sweep.
@@ -60,7 +60,7 @@ def find_sweep(path: str) -> Sweep:
                 f"no sweep {path}: {error}. `wandb sweep FILE` makes one, and prints its ENTITY/PROJECT/ID"
             ) from error
         raise QTargetError(f"W&B can't be asked for the sweep {path}: {error}. {HOW_TO_CONNECT}") from error
-    return Sweep("/".join((found.entity, found.project, found.id)), str(found.state), found.config)
+    return WandbSweep("/".join((found.entity, found.project, found.id)), str(found.state), found.config)
 
 
 def states(path: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ from qtarget.run.caching import (
     role_of,
 )
 from qtarget.run.plan import Plan
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 
 
 def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy, dict[str, Frozen]]:
@@ -70,7 +70,7 @@ def _read_in_training(plan: Plan) -> set[str]:
     return set(needs(plan.design)) & set(plan.references)
 
 
-def _load(plan: Plan, source: provide.Source, dtype: str, *, compiled: bool = False) -> Policy:
+def _load(plan: Plan, source: provide.ModelSource, dtype: str, *, compiled: bool = False) -> Policy:
     model = plan.cfg.model
     return provide.load_policy(
         source,
@@ -99,7 +99,7 @@ def rebuilt(plan: Plan, weights: Mapping[str, Tensor]) -> Policy:
 
 def reloaded(plan: Plan, folder: Path) -> Policy:
     """A checkpoint of this run's, read again."""
-    return _load(plan, provide.Source(str(folder)), plan.cfg.checkpoint.dtype)
+    return _load(plan, provide.ModelSource(str(folder)), plan.cfg.checkpoint.dtype)
 
 
 @dataclass(frozen=True)

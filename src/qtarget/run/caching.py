@@ -37,7 +37,7 @@ def cached_details(cfg: RunConfig, roles: Iterable[str], design: Design) -> dict
 
 def cache_plans(
     cfg: RunConfig,
-    sources: Mapping[str, provide.Source],
+    sources: Mapping[str, provide.ModelSource],
     details: Mapping[str, str],
     train: Sequence[Example],
     watched: Mapping[str, Sequence[Example]],
@@ -57,7 +57,7 @@ def cache_plans(
 def _plan(
     cfg: RunConfig,
     name: str,
-    source: provide.Source,
+    source: provide.ModelSource,
     rows: Sequence[Example],
     *,
     detail: str,
@@ -103,13 +103,13 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
-def size_of(plan: CachePlan, source: provide.Source) -> int:
+def size_of(plan: CachePlan, source: provide.ModelSource) -> int:
     """Bytes that a cache takes, or will take."""
     config = provide.load_config(source).get_text_config()
     return plan.bytes(config.hidden_size, config.vocab_size)
 
 
-def described(role: str, plan: CachePlan, source: provide.Source) -> str:
+def described(role: str, plan: CachePlan, source: provide.ModelSource) -> str:
     """A cache in one line."""
     state = "held" if plan.is_built else "to be built"
     kept, size = plan.recipe.detail, in_bytes(size_of(plan, source))
@@ -125,7 +125,7 @@ def check_built(plans: Mapping[str, CachePlan]) -> None:
 
 def build_missing(
     plans: Mapping[str, CachePlan],
-    sources: Mapping[str, provide.Source],
+    sources: Mapping[str, provide.ModelSource],
     load: Callable[[str], Policy],
 ) -> None:
     """Score what no earlier run has scored. load: the model of a cache by its name, on the device that scores.

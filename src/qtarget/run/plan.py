@@ -12,7 +12,7 @@ from qtarget.config.benchmarks import Benchmarks, read_benchmarks
 from qtarget.config.composing import instantiate, instantiate_design
 from qtarget.config.loss_engine import Engine, attention, choose
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
-from qtarget.data.epochs import Reading
+from qtarget.data.epochs import EpochReading
 from qtarget.data.module import Prepared, prepare
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
@@ -49,8 +49,8 @@ class Plan:
     optim: AdamW
     prepared: Prepared
     tokenizer: PreTrainedTokenizerBase
-    model: provide.Source
-    references: Mapping[str, provide.Source]
+    model: provide.ModelSource
+    references: Mapping[str, provide.ModelSource]
     engine: Engine
     attention: str = "sdpa"
     caches: Mapping[str, CachePlan] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class Plan:
         return told | step | {"repr": repr(self.design)}
 
 
-def checked(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.Source]]:
+def checked(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.ModelSource]]:
     """What can be told without reading data: design and references. Raises QTargetError where they don't fit."""
     instantiate(cfg.optim)
     design = instantiate_design(cfg.target)
@@ -219,8 +219,8 @@ def _with_steps(cfg: RunConfig, prepared: Prepared) -> RunConfig:
     return replace(cfg, trainer=replace(cfg.trainer, max_steps=whole, epochs=None))
 
 
-def _reading(trainer: TrainerConfig, prepared: Prepared) -> Reading:
-    return Reading(len(prepared.rows), trainer.batch_size, trainer.accumulate, trainer.processes)
+def _reading(trainer: TrainerConfig, prepared: Prepared) -> EpochReading:
+    return EpochReading(len(prepared.rows), trainer.batch_size, trainer.accumulate, trainer.processes)
 
 
 def _attention(cfg: RunConfig, prepared: Prepared) -> str:
@@ -238,7 +238,7 @@ def _engine(cfg: RunConfig, prepared: Prepared, vocab_size: int) -> Engine:
     return choose(cfg.loss.compile, on_gpu=trainer.on_gpu, scored=scored)
 
 
-def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) -> dict[str, provide.Source]:
+def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) -> dict[str, provide.ModelSource]:
     """The references a run has to load: those its design needs, and the prior where drift from it is measured."""
     configured = {role: cfg.reference_name(role) for role in ROLES}
     wanted = dict.fromkeys(cached, "label") | dict(needs(design))

@@ -17,7 +17,7 @@ from qtarget.model.provide import is_bounded
 
 def check_answer_length(
     new_tokens: int | None,
-    model: provide.Source,
+    model: provide.ModelSource,
     tokenizer: Any,
     prepared: Prepared,
     beside: Benchmarks,
@@ -113,7 +113,9 @@ def _texts(tokenizer: Any, prepared: Prepared, beside: Benchmarks) -> Iterator[t
         yield from ((f"prompt of {name} row {row.row}", ids) for row, ids in chat.asked(problems))
 
 
-def sizes(config: Any, model: provide.Source, references: Mapping[str, provide.Source]) -> dict[str, int | None]:
+def sizes(
+    config: Any, model: provide.ModelSource, references: Mapping[str, provide.ModelSource]
+) -> dict[str, int | None]:
     """Rows of embeddings by name of the model. config: of the policy's."""
     found = {"the model": provide.embedding_rows(config)}
     return found | {

@@ -40,8 +40,8 @@ from qtarget.run.plan import Plan, checked, make_plan
 from qtarget.signals import Stop, patience
 from qtarget.states import STATE, discard, newest
 from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, StepLogger
+from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.memory import keep_freed_blocks
-from qtarget.train.module import QTargetModule
 from qtarget.train.saving import StateKeeper
 from qtarget.train.state import State, last_state
 from qtarget.train.trust import trust_table

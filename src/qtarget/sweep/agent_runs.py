@@ -17,7 +17,7 @@ from typing import Any
 
 from qtarget.errors import QTargetError
 from qtarget.record.record import stored_result
-from qtarget.record.wandb_sweep import Sweep, states
+from qtarget.record.wandb_sweep import WandbSweep, states
 
 PLACE = "WANDB_SWEEP_PARAM_PATH"
 """The variable in which an agent names its file."""
@@ -103,7 +103,7 @@ def runs_in(logs: Iterable[str]) -> Runs:
     return Runs(tuple(dict.fromkeys(filter(None, found))), frozenset(STOPPED.findall(text)))
 
 
-def all_well(sweep: Sweep, runs: Runs) -> bool:
+def all_well(sweep: WandbSweep, runs: Runs) -> bool:
     """Whether every run has finished, or was stopped by the sweep; says which haven't, and what to do."""
     if not runs.had:
         return True
@@ -125,7 +125,7 @@ def all_well(sweep: Sweep, runs: Runs) -> bool:
     return not lost
 
 
-def _ends(sweep: Sweep, runs: Runs, records: Mapping[str, Recorded]) -> dict[str, str]:
+def _ends(sweep: WandbSweep, runs: Runs, records: Mapping[str, Recorded]) -> dict[str, str]:
     """Run → how it ended: as W&B has it, and where it has no end of it as our own record does.
 
     A run whose process was killed is running to W&B until its heartbeat is missed for some minutes.

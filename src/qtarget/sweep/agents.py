@@ -22,7 +22,7 @@ from qtarget.config.parsers import agents_parser
 from qtarget.errors import QTargetError
 from qtarget.launch.slots import Slot, slots, start, told
 from qtarget.record.record import make_folder
-from qtarget.record.wandb_sweep import Sweep, find_sweep
+from qtarget.record.wandb_sweep import WandbSweep, find_sweep
 from qtarget.signals import GRACE, Stop
 from qtarget.sweep.agent_runs import all_well, runs_in
 
@@ -55,7 +55,7 @@ def agents(arguments: Sequence[str]) -> int:
     return 0 if ended and well else 1
 
 
-def command(sweep: Sweep, count: int | None) -> list[str]:
+def command(sweep: WandbSweep, count: int | None) -> list[str]:
     """W&B's own agent, which passes signals on to its run and gives it time to end."""
     counted = [] if count is None else ["--count", str(count)]
     patience = ["--forward-signals", "--term-timeout", str(int(GRACE))]

@@ -14,7 +14,7 @@ from typing import Any
 
 from qtarget.errors import QTargetError
 from qtarget.sweep.file import Metric
-from qtarget.sweep.space import Choice, Distribution
+from qtarget.sweep.space import ListedOptions, SweptValues
 
 
 def optuna() -> Any:
@@ -30,7 +30,7 @@ def optuna() -> Any:
 class Bayes:
     """Points that follow from the results told so far. What was asked and never told is proposed first, again."""
 
-    def __init__(self, storage: Path, space: Mapping[str, Distribution], metric: Metric, seed: int) -> None:
+    def __init__(self, storage: Path, space: Mapping[str, SweptValues], metric: Metric, seed: int) -> None:
         self.space, self.seed, self.optuna = space, seed, optuna()
         goal = "maximize" if metric.maximize else "minimize"
         self.study = self.optuna.create_study(
@@ -41,9 +41,9 @@ class Bayes:
         )
         self._distributions = {key: self._searched(one) for key, one in space.items()}
 
-    def _searched(self, one: Distribution) -> Any:
+    def _searched(self, one: SweptValues) -> Any:
         """Options by their place, everything else by its quantile."""
-        if isinstance(one, Choice) and one.weights is None:
+        if isinstance(one, ListedOptions) and one.weights is None:
             return self.optuna.distributions.CategoricalDistribution(range(len(one.options)))
         return self.optuna.distributions.FloatDistribution(0.0, 1.0)
 
@@ -72,5 +72,5 @@ class Bayes:
         return {key: self._value(one, params[key]) for key, one in self.space.items()}
 
     @staticmethod
-    def _value(one: Distribution, found: Any) -> Any:
-        return one.options[found] if isinstance(one, Choice) and one.weights is None else one.at(found)
+    def _value(one: SweptValues, found: Any) -> Any:
+        return one.options[found] if isinstance(one, ListedOptions) and one.weights is None else one.at(found)

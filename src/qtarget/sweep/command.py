@@ -23,7 +23,7 @@ from qtarget.files import locked, write_atomically
 from qtarget.launch.slots import Job, slots
 from qtarget.record.record import make_folder
 from qtarget.sweep.file import SweepFile, read_sweep
-from qtarget.sweep.jobs import Measured, Point, Sweep
+from qtarget.sweep.jobs import Measured, SweepJobs, SweepPoint
 from qtarget.sweep.points import Jobs, Values, changes_points, corners, grid_points, random_points
 
 if TYPE_CHECKING:
@@ -95,10 +95,10 @@ def _cap(file: SweepFile, cap: int | None) -> int:
     return found
 
 
-def _planned(jobs: Jobs, folder: Path, checked: Sequence[tuple[Values, Job]], cap: int | None, seed: int) -> Sweep:
+def _planned(jobs: Jobs, folder: Path, checked: Sequence[tuple[Values, Job]], cap: int | None, seed: int) -> SweepJobs:
     """checked: the points themselves, but for a Bayesian search."""
     file = jobs.file
-    points: list[Point] = []
+    points: list[SweepPoint] = []
 
     def save() -> None:
         metric = {"name": file.metric.name, "maximize": file.metric.maximize} if file.metric else None
@@ -108,18 +108,18 @@ def _planned(jobs: Jobs, folder: Path, checked: Sequence[tuple[Values, Job]], ca
         unlike: dict[str, tuple[Values, Job]] = {}
         for values, job in checked:
             unlike.setdefault(job.identity, (values, job))
-        points += [Point(number, values, job) for number, (values, job) in enumerate(unlike.values())]
-        return Sweep(file, iter(points), points, lambda point: None, len(points), save)
+        points += [SweepPoint(number, values, job) for number, (values, job) in enumerate(unlike.values())]
+        return SweepJobs(file, iter(points), points, lambda point: None, len(points), save)
 
     from qtarget.sweep.bayes import Bayes
 
     assert file.metric is not None
     search, total = Bayes(folder / STUDY, file.parameters, file.metric, seed), _cap(file, cap)
     proposals = _proposed(search, jobs, points, total)
-    return Sweep(file, proposals, points, lambda point: search.tell(point.number, point.value), total, save)
+    return SweepJobs(file, proposals, points, lambda point: search.tell(point.number, point.value), total, save)
 
 
-def _proposed(search: Bayes, jobs: Jobs, points: list[Point], total: int) -> Iterator[Point]:
+def _proposed(search: Bayes, jobs: Jobs, points: list[SweepPoint], total: int) -> Iterator[SweepPoint]:
     """First what was proposed before, whatever came of it, then new points; noted in `points`."""
     for number, values in islice(chain(search.earlier(), iter(search.ask, None)), total):
         try:
@@ -128,7 +128,7 @@ def _proposed(search: Bayes, jobs: Jobs, points: list[Point], total: int) -> Ite
             print(f"left out: {error}", file=sys.stderr, flush=True)
             search.tell(number, None)
             continue
-        points.append(Point(number, values, job))
+        points.append(SweepPoint(number, values, job))
         yield points[-1]
 
 
@@ -165,7 +165,7 @@ def _write_book(folder: Path, **facts: Any) -> None:
 # The end
 
 
-def _summary(going: Sweep, folder: Path) -> int:
+def _summary(going: SweepJobs, folder: Path) -> int:
     """The best points, where results are, what to do next."""
     _print_best(going)
     states = [point.state for point in going.points]
@@ -182,7 +182,7 @@ def _summary(going: Sweep, folder: Path) -> int:
     return 1 if failed else 0
 
 
-def _why(going: Sweep, point: Point) -> str:
+def _why(going: SweepJobs, point: SweepPoint) -> str:
     """Why a settled point isn't among the ranked ones."""
     assert going.metric is not None
     measured = Measured.of(point.job.folder, going.metric.name)
@@ -191,7 +191,7 @@ def _why(going: Sweep, point: Point) -> str:
     return f"{going.metric.name} was not measured"
 
 
-def _print_best(going: Sweep) -> None:
+def _print_best(going: SweepJobs) -> None:
     ranked = going.ranked()
     if going.metric is None or not ranked:
         return

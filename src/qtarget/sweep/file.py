@@ -19,7 +19,7 @@ from qtarget import checks
 from qtarget.config.composing import nearest
 from qtarget.errors import QTargetError
 from qtarget.sweep.early_stopping import Hyperband, hyperband
-from qtarget.sweep.space import Choice, Distribution, distribution
+from qtarget.sweep.space import ListedOptions, SweptValues, distribution
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
@@ -64,7 +64,7 @@ class SweepFile:
     path: Path
     name: str
     method: str
-    parameters: Mapping[str, Distribution]
+    parameters: Mapping[str, SweptValues]
     constants: Mapping[str, Any]
     metric: Metric | None
     stopping: Hyperband | None
@@ -104,7 +104,9 @@ def _read(path: Path, content: Mapping[str, Any]) -> SweepFile:
     checks.choice("method", method, METHODS)
     told = dict(_flat(content.get("parameters")))
     found = {key: distribution(key, fields) for key, fields in told.items()}
-    constants = {key: one.options[0] for key, one in found.items() if isinstance(one, Choice) and len(one.options) == 1}
+    constants = {
+        key: one.options[0] for key, one in found.items() if isinstance(one, ListedOptions) and len(one.options) == 1
+    }
     parameters = {key: one for key, one in found.items() if key not in constants}
     metric = _metric(content.get("metric"))
     stopping = hyperband(content["early_terminate"]) if "early_terminate" in content else None
@@ -154,7 +156,7 @@ def _metric(fields: Any) -> Metric | None:
 
 
 def _check_method(
-    method: str, parameters: Mapping[str, Distribution], metric: Metric | None, stopping: Hyperband | None
+    method: str, parameters: Mapping[str, SweptValues], metric: Metric | None, stopping: Hyperband | None
 ) -> None:
     if metric is None and (method == "bayes" or stopping):
         raise QTargetError(f"{'early_terminate' if stopping else 'bayes'} needs `metric: {{name: …, goal: …}}`")

@@ -32,7 +32,7 @@ LOOK = 1.0
 
 
 @dataclass
-class Point:
+class SweepPoint:
     """One point, and what became of it. value: the best that its job has logged of the sweep's metric."""
 
     number: int
@@ -81,19 +81,19 @@ class Measured:
 
 
 @dataclass
-class Sweep:
+class SweepJobs:
     """proposals: the points in order, which a Bayesian search makes up one by one. tell: who wants to know of results.
 
     total: how many there will be. save: called whenever a point has changed.
     """
 
     file: SweepFile
-    proposals: Iterator[Point]
-    points: list[Point]
-    tell: Callable[[Point], None]
+    proposals: Iterator[SweepPoint]
+    points: list[SweepPoint]
+    tell: Callable[[SweepPoint], None]
     total: int
     save: Callable[[], None]
-    _held: Point | None = None
+    _held: SweepPoint | None = None
     _metric_seen: bool = False
     _histories: dict[str, tuple[float, ...]] = field(default_factory=dict)
     _began: dict[int, float] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class Sweep:
             self.save()
         return True
 
-    def _next(self, crew: Crew) -> Point | None:
+    def _next(self, crew: Crew) -> SweepPoint | None:
         """The next point that has to run: settled ones are only noted, one whose twin is running waits for it."""
         while point := self._held or next(self.proposals, None):
             self._held = None
@@ -144,10 +144,10 @@ class Sweep:
             self._close(point, 0)
         return None
 
-    def _point(self, work: Work) -> Point:
+    def _point(self, work: Work) -> SweepPoint:
         return next(point for point in self.points if point.number == work.number)
 
-    def _close(self, point: Point, code: int) -> None:
+    def _close(self, point: SweepPoint, code: int) -> None:
         """Note what became of a point, and tell the search."""
         if point.error and not point.job.finished:
             _record_stop(point.job, point.error)
@@ -161,7 +161,7 @@ class Sweep:
             point.state, point.error = "failed", outcome(point.job, code).error
         self.save()
 
-    def _measured(self, point: Point) -> Measured:
+    def _measured(self, point: SweepPoint) -> Measured:
         """What the job has logged so far, noted."""
         measured = Measured.of(point.job.folder, self.metric.name if self.metric else "")
         if self.metric and measured.values:
@@ -212,7 +212,7 @@ class Sweep:
 
     # What is said of it
 
-    def ranked(self) -> list[Point]:
+    def ranked(self) -> list[SweepPoint]:
         """Settled points that have a value, best first; stopped ones too, by their best until then."""
         metric = self.metric
         if metric is None:
@@ -220,7 +220,7 @@ class Sweep:
         valued = [(metric.lower_is_better(one.value), one) for one in self.points if one.value is not None]
         return [one for _, one in sorted(valued, key=lambda pair: pair[0]) if one.state in SETTLED]
 
-    def without_value(self) -> list[Point]:
+    def without_value(self) -> list[SweepPoint]:
         """Settled points that have none: the metric was never a finite number, or never measured."""
         return [one for one in self.points if one.value is None and one.state in SETTLED]
 

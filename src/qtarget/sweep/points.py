@@ -21,7 +21,7 @@ from qtarget.config.overrides import override, quoted
 from qtarget.errors import QTargetError
 from qtarget.launch.slots import Job
 from qtarget.sweep.file import SweepFile
-from qtarget.sweep.space import Choice, Distribution
+from qtarget.sweep.space import ListedOptions, SweptValues
 
 if TYPE_CHECKING:
     from qtarget.config.run_config import RunConfig
@@ -35,18 +35,18 @@ RARE = 1e-3
 Values = Mapping[str, Any]
 
 
-def grid_points(space: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
+def grid_points(space: Mapping[str, SweptValues]) -> Iterator[dict[str, Any]]:
     """Every combination, the last key fastest."""
     for chosen in itertools.product(*(one.listed or () for one in space.values())):
         yield dict(zip(space, chosen, strict=True))
 
 
-def random_point(space: Mapping[str, Distribution], seed: int, number: int) -> dict[str, Any]:
+def random_point(space: Mapping[str, SweptValues], seed: int, number: int) -> dict[str, Any]:
     """The point of this number: a function of nothing but seed, number and key."""
     return {key: one.at(random.Random(f"{seed}/{number}/{key}").random()) for key, one in space.items()}
 
 
-def random_points(space: Mapping[str, Distribution], seed: int) -> Iterator[dict[str, Any]]:
+def random_points(space: Mapping[str, SweptValues], seed: int) -> Iterator[dict[str, Any]]:
     """Points in order of their number, each once; ends where a thousand in a row bring nothing new."""
     seen: set[str] = set()
     fresh = 0
@@ -145,7 +145,7 @@ def _tracks(argument: str) -> bool:
     return _key(argument).partition(".")[0] == "tracker"
 
 
-def corners(space: Mapping[str, Distribution]) -> Iterable[dict[str, Any]]:
+def corners(space: Mapping[str, SweptValues]) -> Iterable[dict[str, Any]]:
     """A middle point, and each value of each key beside it; of a range its ends. What a search may meet."""
     middle = {key: one.at(0.5) for key, one in space.items()}
     yield middle
@@ -155,7 +155,7 @@ def corners(space: Mapping[str, Distribution]) -> Iterable[dict[str, Any]]:
 
 
 def _ends(one: Any) -> tuple[Any, ...]:
-    if isinstance(one, Choice):
+    if isinstance(one, ListedOptions):
         return one.options
     edge = 0.0 if math.isfinite(one.low) else RARE
     return one.at(edge), one.at(1 - edge)

@@ -29,7 +29,7 @@ TEXT_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 """What people write for a number and YAML reads as text: 1e-5 without a point."""
 
 
-class Distribution(Protocol):
+class SweptValues(Protocol):
     """listed: all values in order, for a grid; None where there is no such list."""
 
     @property
@@ -38,7 +38,7 @@ class Distribution(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
+class ListedOptions:
     """One of `options`, each as likely as the others or by `weights`, which sum to 1."""
 
     options: tuple[Any, ...]
@@ -57,7 +57,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Whole:
+class WholeNumbers:
     """Whole numbers from low to high, both included."""
 
     low: int
@@ -72,7 +72,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class UniformValues:
     low: float
     high: float
 
@@ -107,7 +107,7 @@ class Continuous:
     W&B rounds to the nearest multiple of q, also to one beyond the bounds; here the nearest within them is taken.
     """
 
-    shape: Uniform | Normal | Beta
+    shape: UniformValues | Normal | Beta
     exponential: bool = False
     low: float = -math.inf
     high: float = math.inf
@@ -116,7 +116,7 @@ class Continuous:
     @property
     def listed(self) -> tuple[float, ...] | None:
         """Of q_uniform, from low in steps of q to below high: the grid that W&B makes of it."""
-        if self.q is None or self.exponential or not isinstance(self.shape, Uniform):
+        if self.q is None or self.exponential or not isinstance(self.shape, UniformValues):
             return None
         count = math.ceil(round((self.high - self.low) / self.q, 9))
         return tuple(_rounded(self.low + step * self.q, self.q) for step in range(count))
@@ -149,7 +149,7 @@ def _rounded(value: float, q: float) -> float:
 Fields = Mapping[str, Any]
 
 
-def distribution(key: str, fields: Any) -> Distribution:
+def distribution(key: str, fields: Any) -> SweptValues:
     """What a sweep file says of one key; raises QTargetError with the key, what is wrong and what would be right."""
     if not isinstance(fields, Mapping):
         raise QTargetError(f"{key}: write `value: …`, `values: […]` or `min: …, max: …` below it, got {fields!r}")
@@ -181,16 +181,16 @@ def _implied(key: str, fields: Fields) -> str:
     )
 
 
-def _constant(key: str, fields: Fields) -> Distribution:
-    return Choice((_legal(key, fields["value"]),))
+def _constant(key: str, fields: Fields) -> SweptValues:
+    return ListedOptions((_legal(key, fields["value"]),))
 
 
-def _categorical(key: str, fields: Fields) -> Distribution:
+def _categorical(key: str, fields: Fields) -> SweptValues:
     values, weights = fields["values"], fields["probabilities"]
     if not isinstance(values, list) or not values:
         raise QTargetError(f"{key}: values must be a list of at least one, got {values!r}")
     options = tuple(_legal(key, value) for value in values)
-    return Choice(options, None if weights is None else _weights(key, weights, len(options)))
+    return ListedOptions(options, None if weights is None else _weights(key, weights, len(options)))
 
 
 def _weights(key: str, given: Any, count: int) -> tuple[float, ...]:
@@ -230,29 +230,29 @@ def _with_point(text: str) -> str:
     return f"{mantissa if '.' in mantissa else f'{mantissa}.0'}e{signed}"
 
 
-def _int_uniform(key: str, fields: Fields) -> Distribution:
+def _int_uniform(key: str, fields: Fields) -> SweptValues:
     for end in ("min", "max"):
         if type(fields[end]) is not int:
             raise QTargetError(f"{key}: {end} of int_uniform must be a whole number, got {fields[end]!r}")
     low, high = _bounds(key, fields)
-    return Whole(int(low), int(high))
+    return WholeNumbers(int(low), int(high))
 
 
-def _uniform(key: str, fields: Fields) -> Distribution:
+def _uniform(key: str, fields: Fields) -> SweptValues:
     low, high = _bounds(key, fields)
-    return _quantised(key, fields, Continuous(Uniform(low, high), False, low, high, fields.get("q")))
+    return _quantised(key, fields, Continuous(UniformValues(low, high), False, low, high, fields.get("q")))
 
 
-def _log_values(key: str, fields: Fields) -> Distribution:
+def _log_values(key: str, fields: Fields) -> SweptValues:
     """min and max are values."""
     low, high = _bounds(key, fields)
     if low <= 0:
         raise QTargetError(f"{key}: min of {fields['distribution']} must be above 0, got {low!r}")
-    shape = Uniform(math.log(low), math.log(high))
+    shape = UniformValues(math.log(low), math.log(high))
     return _quantised(key, fields, Continuous(shape, True, low, high, fields.get("q")))
 
 
-def _log_exponents(key: str, fields: Fields) -> Distribution:
+def _log_exponents(key: str, fields: Fields) -> SweptValues:
     """min and max are exponents of e, for inv_log_uniform of 1/e."""
     low, high = _bounds(key, fields)
     if max(abs(low), abs(high)) > LARGEST_EXPONENT:
@@ -261,16 +261,16 @@ def _log_exponents(key: str, fields: Fields) -> Distribution:
             f"for values as they are take {fields['distribution']}_values"
         )
     low, high = (-high, -low) if fields["distribution"].startswith("inv") else (low, high)
-    made = Continuous(Uniform(low, high), True, math.exp(low), math.exp(high), fields.get("q"))
+    made = Continuous(UniformValues(low, high), True, math.exp(low), math.exp(high), fields.get("q"))
     return _quantised(key, fields, made)
 
 
-def _normal(key: str, fields: Fields) -> Distribution:
+def _normal(key: str, fields: Fields) -> SweptValues:
     shape = Normal(_number(key, "mu", fields["mu"]), _number(key, "sigma", fields["sigma"], 0.0))
     return _quantised(key, fields, Continuous(shape, "log" in fields["distribution"], q=fields.get("q")))
 
 
-def _beta(key: str, fields: Fields) -> Distribution:
+def _beta(key: str, fields: Fields) -> SweptValues:
     for field in ("a", "b"):
         if _number(key, field, fields[field]) <= 0:
             raise QTargetError(f"{key}: {field} must be above 0, got {fields[field]!r}")
@@ -304,7 +304,7 @@ def _number(key: str, field: str, value: Any, lowest: float = -math.inf) -> floa
     return value
 
 
-Table = dict[str, tuple[tuple[str, ...], dict[str, Any], Callable[[str, Fields], Distribution]]]
+Table = dict[str, tuple[tuple[str, ...], dict[str, Any], Callable[[str, Fields], SweptValues]]]
 RANGE = ("min", "max")
 DISTRIBUTIONS: Table = {
     "constant": (("value",), {}, _constant),

@@ -14,7 +14,7 @@ from qtarget.data.batch import Batch
 from qtarget.math.schedule import scheduled
 from qtarget.parallel import largest, summed
 from qtarget.progress import Progress
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 
 Log = Callable[[int, dict[str, float]], None]
 """(optimizer step, metrics by name)."""

@@ -15,7 +15,7 @@ from qtarget.data.batch import Batch
 from qtarget.data.module import Position, SFTData
 from qtarget.errors import QTargetError
 from qtarget.signals import Stop, Terminated
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.state import State, random_state, restore, save, save_trained
 
 

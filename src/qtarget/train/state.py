@@ -37,7 +37,7 @@ from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, whole
 from qtarget.parallel import gathered, leads, rank_and_world
 from qtarget.states import MANIFEST, newest, publish
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 
 FORMAT = 2
 WEIGHTS, REST = "weights.safetensors", "rest.pt"

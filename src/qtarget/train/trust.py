@@ -11,7 +11,7 @@ from qtarget.data.batch import Batch
 from qtarget.math.loss import IGNORE, LossOutput
 from qtarget.math.measure import MEASURES
 from qtarget.model.policy import evaluating
-from qtarget.train.module import QTargetModule
+from qtarget.train.lightning_module import QTargetModule
 
 Decode = Callable[[list[int]], Any]
 """Token ids → their text."""

@@ -13,14 +13,14 @@ from typing import Any
 
 from qtarget import checks
 from qtarget.data.example import Message
-from qtarget.data.sources.written import Number, Twice, number_text
+from qtarget.data.sources.written import Twice, WrittenNumber, number_text
 from qtarget.data.verify.verdict import Verifier
 from qtarget.errors import QTargetError
 
 VERIFIERS = ("math", "choice", "exact")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-_KINDS |= {Number: "a number", Twice: "two different values, as its key stands twice in the object"}
+_KINDS |= {WrittenNumber: "a number", Twice: "two different values, as its key stands twice in the object"}
 
 
 def kind(value: object) -> str:

@@ -22,7 +22,7 @@ from qtarget.data.sources.conversation import (
     listed,
     trusted,
 )
-from qtarget.data.sources.files import Cells, Table, is_same, other_delimiter
+from qtarget.data.sources.file_rows import Cells, Table, is_same, other_delimiter
 from qtarget.data.sources.loading import check_not_guessed, loaded
 from qtarget.data.sources.message import UNKNOWN, Keys, conversation, tools, unpacked, weight, without_nulls
 from qtarget.data.verify.verdict import Verifier, verifier_name
@@ -37,7 +37,7 @@ class Hub:
 
     path: its id, or a local folder or file; name: its configuration; revision: branch, tag or commit. files: local
     files of the same schema to read instead, {split: file or files}: Parquet, JSON, JSON lines or CSV. What is text in
-    a CSV or JSON file stays that text (see qtarget.data.sources.files); Parquet has types of its own. delimiter: of
+    a CSV or JSON file stays that text (see qtarget.data.sources.file_rows); Parquet has types of its own. delimiter: of
     CSV, None: a comma, in a .tsv a tab.
     train, heldout: names of its splits; None: it has no such rows. heldout_share in [0, 1): without a split of their
     own, the share of the training split that is held out, by a hash of the prompt.

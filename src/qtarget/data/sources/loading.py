@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qtarget.data.sources.conversation import listed
-from qtarget.data.sources.files import FORMATS, Part, Table, Typed, Written, form
+from qtarget.data.sources.file_rows import FORMATS, FilePart, FileRows, Table, Typed, form
 from qtarget.errors import QTargetError
 from qtarget.parallel import leads
 
@@ -58,7 +58,7 @@ def loaded(source: Named, split: str) -> Table:
 def _of_files(source: Named, files: list[Path], split: str) -> Table:
     written = form(files[0])
     if written:
-        return Written((Part(tuple(files)),), written, source.delimiter)
+        return FileRows((FilePart(tuple(files)),), written, source.delimiter)
     named: dict[str, Any] = {
         "path": TYPED[files[0].suffix.lower()],
         "data_files": {split: [str(file) for file in files]},
@@ -78,7 +78,7 @@ def _of_folder(source: Named, folder: Path, split: str) -> Table:
     _check_settings(source, builder.config)
     files = {str(name): tuple(map(Path, held)) for name, held in builder.config.data_files.items()}
     delimiter = source.delimiter or _own_delimiter(builder.config)
-    return Written(_parts(source, files, split, written, delimiter), written, delimiter)
+    return FileRows(_parts(source, files, split, written, delimiter), written, delimiter)
 
 
 def _check_left_out(source: Named, folder: Path, builder: Any) -> None:
@@ -100,18 +100,18 @@ def _check_left_out(source: Named, folder: Path, builder: Any) -> None:
 
 def _parts(
     source: Named, files: Mapping[str, tuple[Path, ...]], split: str, written: str, delimiter: str | None
-) -> tuple[Part, ...]:
+) -> tuple[FilePart, ...]:
     """What a split is of: a split of the folder, or of `datasets`' own words such as "train[:100]+test"."""
     import datasets
 
     if split in files:
-        return (Part(files[split]),)
-    lengths = {name: sum(1 for _ in Written((Part(held),), written, delimiter)) for name, held in files.items()}
+        return (FilePart(files[split]),)
+    lengths = {name: sum(1 for _ in FileRows((FilePart(held),), written, delimiter)) for name, held in files.items()}
     try:
         read = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
     except (ValueError, AssertionError) as error:
         raise _not_loaded(source, split, error) from error
-    return tuple(Part(files[part.splitname], part.from_ or 0, part.to) for part in read)
+    return tuple(FilePart(files[part.splitname], part.from_ or 0, part.to) for part in read)
 
 
 def _check_settings(source: Named, config: Any) -> None:

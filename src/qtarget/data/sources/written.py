@@ -14,12 +14,12 @@ DIGITS = 4000
 """Longer whole numbers are kept as they are written: Python converts up to 4300 digits (sys.set_int_max_str_digits)."""
 
 
-class Number(float):
+class WrittenNumber(float):
     """A number of a JSON text, which shows as it is written there: 1.50 and 1e5 stay 1.50 and 1e5."""
 
     written: str
 
-    def __new__(cls, written: str) -> Number:
+    def __new__(cls, written: str) -> WrittenNumber:
         number = super().__new__(cls, written)
         number.written = str(written)
         return number
@@ -52,11 +52,11 @@ def parsed(text: str | bytes) -> Any:
 
 def number_text(value: float | Decimal) -> str | None:
     """How a number is written; None for NaN and the infinities, which stand for no number."""
-    return str(value) if isinstance(value, Number) or math.isfinite(value) else None
+    return str(value) if isinstance(value, WrittenNumber) or math.isfinite(value) else None
 
 
 def _whole(written: str) -> float:
-    return int(written) if written != "-0" and len(written) < DIGITS else Number(written)
+    return int(written) if written != "-0" and len(written) < DIGITS else WrittenNumber(written)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,5 +69,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-HOOKS: Mapping[str, Any] = {"parse_float": Number, "parse_int": _whole, "object_pairs_hook": _object}
+HOOKS: Mapping[str, Any] = {"parse_float": WrittenNumber, "parse_int": _whole, "object_pairs_hook": _object}
 """What `json.loads` and `json.JSONDecoder` are told."""

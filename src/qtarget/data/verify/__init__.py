@@ -6,7 +6,7 @@ verifier raise or hang.
 
 from __future__ import annotations
 
-from qtarget.data.verify import choice, gym, instruct, mathematics, verdict
+from qtarget.data.verify import choice, gym, instructions, mathematics, verdict
 from qtarget.data.verify.verdict import Entry, Verdict, Verifier, after_thought, final_answer, verifier_name
 from qtarget.errors import QTargetError
 
@@ -17,7 +17,7 @@ VERIFIERS: dict[str, Verifier] = {
     "math": mathematics.verdict,
     "choice": choice.verdict,
     "exact": verdict.verdict,
-    "instruct": instruct.verdict,
+    "instruct": instructions.verdict,
 }
 """By the name that entries carry."""
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from qtarget.data.verify.math_equal import right
 from qtarget.data.verify.math_expressions import (
-    Difference,
+    MatrixValue,
     Ratio,
     Relation,
     Scalar,
-    Several,
-    Table,
+    SetDifference,
+    SeveralAnswers,
     Union,
     Value,
     Words,
@@ -147,14 +147,14 @@ def spelled(value: Value) -> str:
     return str(_SPELLINGS[type(value)](value))
 
 
-def _several(value: Several) -> str:
+def _several(value: SeveralAnswers) -> str:
     items = [spelled(item) for item in value.items]
     if value.left in ("", "{"):
         return "{" + ", ".join(sorted(items)) + "}"
     return f"{value.left}{', '.join(items)}{value.right}"
 
 
-def _table(value: Table) -> str:
+def _table(value: MatrixValue) -> str:
     return "[" + ", ".join(f"[{', '.join(map(spelled, row))}]" for row in value.rows) + "]"
 
 
@@ -178,10 +178,10 @@ def _number(value: Scalar) -> str:
 _SPELLINGS: dict[type[Value], Callable[[Any], str]] = {
     Words: lambda value: str(value.text),
     Scalar: _number,
-    Several: _several,
+    SeveralAnswers: _several,
     Union: lambda value: " ∪ ".join(sorted(map(spelled, value.parts))),
-    Difference: lambda value: f"{spelled(value.whole)} ∖ {spelled(value.removed)}",
+    SetDifference: lambda value: f"{spelled(value.whole)} ∖ {spelled(value.removed)}",
     Ratio: lambda value: ":".join(map(spelled, value.parts)) + value.half,
-    Table: _table,
+    MatrixValue: _table,
     Relation: _relation,
 }

@@ -9,12 +9,12 @@ from typing import Any
 import sympy
 
 from qtarget.data.verify.math_expressions import (
-    Difference,
+    MatrixValue,
     Ratio,
     Relation,
     Scalar,
-    Several,
-    Table,
+    SetDifference,
+    SeveralAnswers,
     Union,
     Value,
     Words,
@@ -40,7 +40,7 @@ def right(gold: Value, said: Value) -> bool:
 
 def _single(value: Value) -> Value:
     """{5} is 5; x = 1, x = 2 is x = {1, 2}."""
-    if not isinstance(value, Several):
+    if not isinstance(value, SeveralAnswers):
         return value
     if len(value.items) == 1 and not isinstance(value.items[0], Relation):
         return value.items[0]
@@ -49,7 +49,7 @@ def _single(value: Value) -> Value:
         last = tuple(item.sides[-1] for item in value.items if isinstance(item, Relation))
         first = value.items[0]
         assert isinstance(first, Relation)
-        return Relation((first.sides[0], Several(last)), ("=",))
+        return Relation((first.sides[0], SeveralAnswers(last)), ("=",))
     return value
 
 
@@ -135,7 +135,7 @@ def _constant_ratio(one: Any, other: Any) -> Any:
 # Several
 
 
-def _lists(gold: Several, said: Several) -> bool:
+def _lists(gold: SeveralAnswers, said: SeveralAnswers) -> bool:
     if any(not value.left and _is_set(value) for value in (gold, said)) and gold.left != said.left:
         return _as_sets(gold, said)
     if gold.left == "{" or said.left == "{":
@@ -180,13 +180,15 @@ def _same_members(gold: tuple[Value, ...], said: tuple[Value, ...]) -> bool:
     )
 
 
-def _tables(gold: Table, said: Table) -> bool:
+def _tables(gold: MatrixValue, said: MatrixValue) -> bool:
     return len(gold.rows) == len(said.rows) and all(map(_in_order, gold.rows, said.rows))
 
 
-def _table_and_list(table: Table, items: Several) -> bool:
-    if all(isinstance(item, Several) and item.left == "[" for item in items.items):  # [[1, 2], [3, 4]]
-        return _tables(table, Table(tuple(item.items for item in items.items if isinstance(item, Several))))
+def _table_and_list(table: MatrixValue, items: SeveralAnswers) -> bool:
+    if all(isinstance(item, SeveralAnswers) and item.left == "[" for item in items.items):  # [[1, 2], [3, 4]]
+        return _tables(
+            table, MatrixValue(tuple(item.items for item in items.items if isinstance(item, SeveralAnswers)))
+        )
     cells = tuple(cell for row in table.rows for cell in row)
     return 1 in (len(table.rows), len(table.rows[0])) and items.left != "{" and _in_order(cells, items.items)
 
@@ -207,14 +209,14 @@ def _variables(value: Value) -> set[Any]:
     """Those of its inequalities."""
     if isinstance(value, Relation):
         return set().union(*(side.expr.free_symbols for side in value.sides if isinstance(side, Scalar) and side.expr))
-    parts = {Several: "items", Union: "parts"}.get(type(value))
+    parts = {SeveralAnswers: "items", Union: "parts"}.get(type(value))
     return set().union(*(map(_variables, getattr(value, parts)))) if parts else set()
 
 
 def _is_set(value: Value) -> bool:
-    if isinstance(value, Several) and not value.left:
+    if isinstance(value, SeveralAnswers) and not value.left:
         return bool(value.items) and all(map(_is_inequality, value.items))
-    return isinstance(value, Union | Difference | Relation | Several)
+    return isinstance(value, Union | SetDifference | Relation | SeveralAnswers)
 
 
 def _is_inequality(value: Value) -> bool:
@@ -231,12 +233,12 @@ def _union(value: Union) -> Any:
     return None if None in parts else sympy.Union(*parts)
 
 
-def _without(value: Difference) -> Any:
+def _without(value: SetDifference) -> Any:
     whole, removed = _set(value.whole), _set(value.removed)
     return None if None in (whole, removed) else sympy.Complement(whole, removed)
 
 
-def _listed(value: Several) -> Any:
+def _listed(value: SeveralAnswers) -> Any:
     """A set of numbers, an interval, or inequalities."""
     if not value.left:
         return _either(value) if _is_set(value) else None
@@ -250,7 +252,7 @@ def _listed(value: Several) -> Any:
     return None
 
 
-def _either(value: Several) -> Any:
+def _either(value: SeveralAnswers) -> Any:
     """Where one of several inequalities holds; all of those with ≠ or joined by "and", where that is anywhere."""
     parts = [_set(item) for item in value.items]
     if None in parts:
@@ -290,21 +292,21 @@ def _solutions(relation: Relation) -> Any:
 
 _SETS: dict[Any, Callable[[Any], Any]] = {
     Union: _union,
-    Difference: _without,
+    SetDifference: _without,
     Relation: _solutions,
-    Several: _listed,
+    SeveralAnswers: _listed,
 }
 
 _RULES: dict[tuple[Any, Any], Callable[[Any, Any], bool]] = {
     (Words, Words): lambda gold, said: gold.text == said.text,
     (Scalar, Scalar): scalars,
-    (Several, Several): _lists,
+    (SeveralAnswers, SeveralAnswers): _lists,
     (Ratio, Ratio): ratios,
     (Ratio, Scalar): ratio_and_number,
     (Scalar, Ratio): lambda gold, said: ratio_and_number(said, gold),
-    (Table, Table): _tables,
-    (Table, Several): _table_and_list,
-    (Several, Table): lambda gold, said: _table_and_list(said, gold),
+    (MatrixValue, MatrixValue): _tables,
+    (MatrixValue, SeveralAnswers): _table_and_list,
+    (SeveralAnswers, MatrixValue): lambda gold, said: _table_and_list(said, gold),
     (Words, Scalar): lambda gold, said: gold.text == said.text.casefold(),
     (Scalar, Words): lambda gold, said: gold.text.casefold() == said.text,
 }

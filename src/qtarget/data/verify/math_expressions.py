@@ -37,7 +37,7 @@ class Scalar:
 
 
 @dataclass(frozen=True)
-class Several:
+class SeveralAnswers:
     """Answers with commas between them: in brackets, or "" where there are none. Half-open intervals too.
 
     joined: "and" or "or", where that stands between them.
@@ -57,7 +57,7 @@ class Union:
 
 
 @dataclass(frozen=True)
-class Difference:
+class SetDifference:
     """A set without another's members."""
 
     whole: Value
@@ -81,13 +81,13 @@ class Relation:
 
 
 @dataclass(frozen=True)
-class Table:
+class MatrixValue:
     """A matrix, by rows."""
 
     rows: tuple[tuple[Value, ...], ...]
 
 
-Value = Words | Scalar | Several | Union | Difference | Ratio | Relation | Table
+Value = Words | Scalar | SeveralAnswers | Union | SetDifference | Ratio | Relation | MatrixValue
 
 
 LARGEST = 20_000

@@ -6,12 +6,12 @@ import re
 from functools import lru_cache
 
 from qtarget.data.verify.math_expressions import (
-    Difference,
+    MatrixValue,
     Ratio,
     Relation,
     Scalar,
-    Several,
-    Table,
+    SetDifference,
+    SeveralAnswers,
     Union,
     Value,
     Words,
@@ -110,7 +110,7 @@ def _matrix(text: str) -> Value | None:
     rows = [
         row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr(?![A-Za-z])", found[2].replace(r"\hline", "")) if row.strip()
     ]
-    return Table(tuple(tuple(_read(cell) for cell in row.split("&")) for row in rows))
+    return MatrixValue(tuple(tuple(_read(cell) for cell in row.split("&")) for row in rows))
 
 
 def _reals(text: str) -> Value | None:
@@ -122,7 +122,7 @@ def _difference(text: str) -> Value | None:
     *whole, removed = _split(text, "∖")
     if len(whole) < 2:
         return None
-    return Difference(_read("".join(whole[:-1])), _read(removed))
+    return SetDifference(_read("".join(whole[:-1])), _read(removed))
 
 
 def _ratio(text: str) -> Value | None:
@@ -157,7 +157,7 @@ def _several(text: str) -> Value | None:
     if re.search(r"∈", parts[0]) is None and any(map(_is_worded, parts)):
         return None
     word = re.search("and|or", joined.group()) if joined else None
-    return Several(tuple(map(_read, parts)), joined=word.group() if word else "")
+    return SeveralAnswers(tuple(map(_read, parts)), joined=word.group() if word else "")
 
 
 def _ungrouped(text: str, bracketed: bool) -> str:
@@ -190,7 +190,7 @@ def _signs(text: str) -> Value | None:
         signed = [text]
         for _ in range(min(text.count("±"), 4)):
             signed = [one.replace("±", sign, 1) for one in signed for sign in "+-"]
-    return Several(tuple(_scalar(one.lstrip("+ ")) for one in signed))
+    return SeveralAnswers(tuple(_scalar(one.lstrip("+ ")) for one in signed))
 
 
 def _bracketed(text: str) -> Value | None:
@@ -214,12 +214,12 @@ def _in_brackets(inner: str, left: str, right: str) -> Value | None:
             return _read(builder[1])
     parts = _split(_ungrouped(inner, bracketed=True), ",;")[::2]
     if left == r"\{":
-        return Several(tuple(_read(part) for part in parts if part.strip()), "{", "}")
+        return SeveralAnswers(tuple(_read(part) for part in parts if part.strip()), "{", "}")
     if len(parts) == 1:
         return _read(inner) if left in {"(", "["} else None
     if {left, right} & {"{", "}", r"\}"}:
         return None
-    return Several(tuple(map(_read, parts)), left, right)
+    return SeveralAnswers(tuple(map(_read, parts)), left, right)
 
 
 def _closes_last(text: str) -> bool:
@@ -234,7 +234,7 @@ def _closes_last(text: str) -> bool:
 
 def _words(text: str) -> Value | None:
     if text in {"∅", r"\{\}"} or _NONE.fullmatch(text):
-        return Several((), "{", "}")
+        return SeveralAnswers((), "{", "}")
     if _DATE.fullmatch(text):
         return Words(text)
     if _unit(text)[1] or not _is_prose(text):

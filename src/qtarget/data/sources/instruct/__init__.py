@@ -108,7 +108,7 @@ def _in_form(family: str, task: tasks.Task, form: forms.Form, rng: Random) -> Pr
     return Problem(family, " ".join(parts), written.answer, critical, (*_content(task, written), *written.checks))
 
 
-def _content(task: tasks.Task, written: forms.Written) -> tuple[Check, Check]:
+def _content(task: tasks.Task, written: forms.FormattedAnswer) -> tuple[Check, Check]:
     """The answer proper is there, and as many words as in the demonstration: nothing is added to it."""
     if task.kind == tasks.VERBATIM:
         right: Check = {"check": "contains", "value": task.pieces[0]}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qtarget.data.sources.conversation import kind
-from qtarget.data.sources.written import HOOKS, Number, Twice, parsed
+from qtarget.data.sources.written import HOOKS, Twice, WrittenNumber, parsed
 from qtarget.errors import QTargetError
 
 FORMATS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"}
@@ -47,7 +47,7 @@ class Cells(dict[str, Any]):
 
 
 @dataclass(frozen=True)
-class Part:
+class FilePart:
     """Rows `start` to before `stop` (None: the end) of files, one file after the other."""
 
     files: tuple[Path, ...]
@@ -56,13 +56,13 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Written:
+class FileRows:
     """The rows of files of one format ("csv" or "json"), part after part, read anew at every pass.
 
     delimiter: of CSV; None: a comma, in a .tsv a tab. columns: those that are given, None: all there are.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[FilePart, ...]
     form: str
     delimiter: str | None = None
     columns: tuple[str, ...] | None = None
@@ -99,7 +99,7 @@ class Written:
                 break
         return left
 
-    def select_columns(self, columns: Sequence[str]) -> Written:
+    def select_columns(self, columns: Sequence[str]) -> FileRows:
         return replace(self, columns=tuple(columns))
 
     def at(self, places: Sequence[int]) -> Iterator[Cells]:
@@ -126,7 +126,9 @@ class Typed:
         narrow = {column: getattr(np, kind) for column, kind in kinds.items() if kind in NARROW}
         for row in rows:
             held = [column for column in narrow if row[column] is not None]
-            yield {**row, **{column: Number(str(narrow[column](row[column]))) for column in held}} if held else row
+            yield (
+                {**row, **{column: WrittenNumber(str(narrow[column](row[column]))) for column in held}} if held else row
+            )
 
     @property
     def column_names(self) -> list[str]:
@@ -142,7 +144,7 @@ class Typed:
         return self._written(self.table[place] for place in places)
 
 
-Table = Written | Typed
+Table = FileRows | Typed
 
 
 def is_same(row: Mapping[str, Any], column: str, value: Any) -> bool:
