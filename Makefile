@@ -90,7 +90,7 @@ test-matrix:
 	@tests/matrix.sh $(CELLS)
 
 soak: setup
-	OMP_NUM_THREADS=1 QTARGET_KILLS=$(or $(KILLS),30) $(BIN)/pytest -s tests/test_soak.py
+	OMP_NUM_THREADS=1 QTARGET_KILLS=$(or $(KILLS),30) $(BIN)/pytest -s tests/run/test_soak.py
 
 mutants: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py --sample $(or $(SAMPLE),300) --seed $(or $(SEED),0)

@@ -3,7 +3,7 @@
 #
 #   tests/matrix.sh                            every cell
 #   tests/matrix.sh hydra-1.4 python-3.13      these
-#   TESTS="tests/test_cli.py" tests/matrix.sh  other tests than the fast ones
+#   TESTS="tests/run/test_cli.py" tests/matrix.sh  other tests than the fast ones
 #
 # A cell whose Python isn't installed is named and left out. The exit code is 1 where tests of a cell fail.
 set -uo pipefail

@@ -185,6 +185,13 @@ def outcome(work: Callable[[], int], seconds: float) -> int | None:
     return None
 
 
+def _placed(test: str) -> str:
+    """A test file of the folders below tests, with what is named in it."""
+    file, colons, name = test.partition("::")
+    (path,) = (ROOT / "tests").rglob(file)
+    return f"{path}{colons}{name}"
+
+
 def pytest_status(tests: Sequence[str], module: str | None = None, number: int = 0) -> int:
     """Pytest's exit status in this process, with that mutant in place of its module."""
     import pytest
@@ -197,7 +204,7 @@ def pytest_status(tests: Sequence[str], module: str | None = None, number: int =
     imported = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"  # hypothesis, by the parent
     options = ["-x", "-q", "-W", imported, "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
     marks = ["-m", "not slow and not pretrained and not browser"]
-    return int(pytest.main([*options, *marks, *(str(ROOT / "tests" / test) for test in tests)]))
+    return int(pytest.main([*options, *marks, *map(_placed, tests)]))
 
 
 def stages(module: str) -> tuple[tuple[str, ...], ...]:
@@ -258,7 +265,7 @@ def fingerprint(*paths: Path) -> str:
 
 def tests_fingerprint(module: str) -> str:
     files = {test.split("::")[0] for tests in stages(module) for test in tests}
-    return fingerprint(*(ROOT / "tests" / file for file in sorted(files)))
+    return fingerprint(*(Path(_placed(file)) for file in sorted(files)))
 
 
 def reviewed() -> dict[str, str]:

@@ -18,7 +18,7 @@ from qtarget.cli import run
 from qtarget.config.composing import instantiate
 from qtarget.record.trackers import Nothing
 
-MADE = Path(__file__).parent / "data" / "runs_0.1.0_08cbad9"
+MADE = Path(__file__).parents[1] / "data" / "runs_0.1.0_08cbad9"
 SFT, DFT = "27762a14e5d7", "f228489c387b"
 SETTINGS = ("model=tiny", "data=arithmetic", "data.rows=16", "data.heldout_rows=4", "trainer.max_steps=2")
 

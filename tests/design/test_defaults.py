@@ -16,7 +16,7 @@ from qtarget.errors import QTargetError
 
 PARTS: dict[str, list[dict[str, Any]]] = defaultdict(list)
 """Class → its yaml files."""
-for path in sorted((Path(__file__).parents[1] / "conf" / "target").glob("*/*.yaml")):
+for path in sorted((Path(__file__).parents[2] / "conf" / "target").glob("*/*.yaml")):
     node = yaml.safe_load(path.read_text())
     PARTS[node.pop("_target_")].append(node)
 

@@ -20,7 +20,7 @@ from qtarget.cli import run
 from qtarget.launch import slurm as launcher
 from qtarget.launch.slurm import takes_no_gpu
 
-SCRIPTS = Path(__file__).parent / "slurm"
+SCRIPTS = Path(__file__).parents[1] / "slurm"
 # A reliance that notes which device it was shown and when. Number 3 fails, number 4 takes its time until told to go on.
 PARTS = """
 import json, os, time

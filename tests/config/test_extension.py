@@ -21,7 +21,7 @@ from qtarget.config.identity import config_hash
 from qtarget.config.run_config import RunConfig
 from qtarget.run.plan import make_plan
 
-CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+CONTRIBUTING = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
 SNIPPETS = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", CONTRIBUTING, re.DOTALL))
 """File → what stands in it."""
 TINY = ["model=tiny", "trainer.max_steps=1", "trainer.batch_size=4", "trainer.precision=32-true", "eval.kl_prior=false"]

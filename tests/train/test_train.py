@@ -512,7 +512,7 @@ def test_out_of_memory_is_answered_with_what_would_fit(
 @pytest.mark.parametrize("quick", ["", "QUICK=1"])
 def test_make_demo_names_real_designs(quick: str) -> None:
     """What make would run, without running it: the list of targets is put together from make's own commas."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     command = ["make", "--dry-run", "--directory", str(root), "demo", quick]
     shown = subprocess.run([part for part in command if part], capture_output=True, text=True, check=True).stdout
     (targets,) = set(re.findall(r"train -m .* target=(\S+)", shown))

@@ -186,7 +186,7 @@ SYMBOLS = {"profit": {"tau": THRESHOLD}, "beyond_log_threshold": {"q": THRESHOLD
 
 def defined_tests() -> set[str]:
     found = set()
-    for path in Path(__file__).parent.glob("test_*.py"):
+    for path in Path(__file__).parents[1].rglob("test_*.py"):
         functions = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef))
         found |= {f"{path.stem}::{node.name}" for node in functions if node.name.startswith("test_")}
     return found

@@ -18,7 +18,7 @@ from qtarget.sweep.file import read_sweep
 from qtarget.sweep.points import Jobs, random_points
 from qtarget.sweep.points import corners as sweep_corners
 
-FILES = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
+FILES = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 COMMAND = ["${env}", "qtarget", "train", "tracker=wandb", "tracker.mode=online", "${args_no_hyphens}"]
 
 

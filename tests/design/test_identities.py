@@ -18,7 +18,7 @@ import qtarget
 from qtarget import Reference
 from qtarget.math.target import Mixture
 
-TABLE = json.loads((Path(__file__).parent / "data" / "target_vectors.json").read_text())
+TABLE = json.loads((Path(__file__).parents[1] / "data" / "target_vectors.json").read_text())
 
 
 def gradient(world: World, name: str, references: dict[str, Reference] | None = None, **changes: Any) -> Tensor:
