@@ -389,10 +389,10 @@ def test_the_record_names_the_design_that_the_loss_was_given(
     ran: set[tuple[str, str]] = set()
     original = loss.scorer
 
-    def watched(design: Any, *, wants_gradient: bool, compiled: bool = False) -> Any:
+    def watched(design: Any, *, wants_gradient: bool, compiled: bool = False, **others: Any) -> Any:
         if wants_gradient:  # held-out nll is measured the same way for every design
             ran.add((repr(design), "compiled" if compiled else "eager"))
-        return original(design, wants_gradient=wants_gradient, compiled=compiled)
+        return original(design, wants_gradient=wants_gradient, compiled=compiled, **others)
 
     monkeypatch.setattr(loss, "scorer", watched)
     few = ["model=tiny", "trainer.max_steps=1", "trainer.eval_every=0", "data.rows=16", "data.heldout_rows=0"]
@@ -770,12 +770,14 @@ def test_memory_is_that_of_chunks_however_many_tokens_there_are(name: str) -> No
 def test_diagnostics_take_two_tensors_of_a_chunk_at_most(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In other trainers a logged entropy alone took 80 GB (TRL #4013). Drift from a prior takes the prior as well."""
 
-    def objective_alone(design: Any, wants_gradient: bool, logits: Tensor, tokens: Any) -> Any:
+    def objective_alone(design: Any, wants_gradient: bool, measures: Any, logits: Tensor, tokens: Any) -> Any:
         view = tokens.view(torch.log_softmax(logits, dim=-1))
         target = design(view)
         gradient, none = target.gradient(view), torch.zeros(len(logits))
-        values = (target.value(view), -view.label_logp, target.label_mass, target.weight, target.mass, *[none] * 6)
-        return values, gradient.mul_(tokens.scale[:, None])
+        known = {"loss": target.value(view), "nll": -view.label_logp, "reliance": target.label_mass}
+        known |= {"weight": target.weight, "mass": target.mass}
+        assert known.keys() <= {measure.name for measure in measures}
+        return tuple(known.get(measure.name, none) for measure in measures), gradient.mul_(tokens.scale[:, None])
 
     everything, with_drift = chunks_allocated(name, 4 * CHUNK), chunks_allocated(name, 4 * CHUNK, "prior")
     monkeypatch.setattr(scoring, "evaluate", objective_alone)
