@@ -14,9 +14,9 @@ HELP = ("-h", "--help")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a job failed, 2 the input has to be mended, 130 and 143 interrupted."""
-    from qtarget.signals import hold_on
+    from qtarget.signals import exit_with_parent
 
-    hold_on()
+    exit_with_parent()
     sys.path.insert(0, os.getcwd())  # parts of your own are found in the folder you work in
     given = list(sys.argv[1:] if arguments is None else arguments)
     code = run(given)
@@ -103,9 +103,9 @@ def _sweep(rest: list[str]) -> int:
     return sweep(
         Path(file),
         overrides,
-        count=options.slots,
+        slot_count=options.slots,
         devices=options.gpus,
-        cap=options.count,
+        max_points=options.count,
         seed=options.seed,
         retry=options.retry,
     )

@@ -111,12 +111,12 @@ GRACE = 60.0
 _STARTED_BY_DRIVER = threading.Event()
 
 
-def patience() -> float:
+def folder_timeout() -> float:
     """Seconds to wait for a job's folder: until one that an earlier, killed driver had started has ended by itself."""
     return 2 * GRACE if _STARTED_BY_DRIVER.is_set() else 0.0
 
 
-def hold_on() -> None:
+def exit_with_parent() -> None:
     """End this process and those it started, by SIGTERM and then by force, once the other end of the pipe is closed."""
     if not os.environ.pop(LIFELINE, None):
         return

@@ -142,7 +142,7 @@ def test_reserve_rows_are_clean_and_counted() -> None:
         "heldout_asked": 6,
         "heldout": 6,
     }
-    assert prepared.losses == ""
+    assert prepared.dropped_in_words == ""
     assert 6 <= marked <= 3 * 6
     assert sum(any(example.wrong) for example in prepared.train) == 6
     assert not any(any(example.wrong) for example in prepared.heldout)
@@ -156,7 +156,7 @@ def test_long_rows_are_refused_dropped_or_cut() -> None:
         prepare(config(max_length=limit), tiny_tokenizer(), 1024)
     dropped = prepare(config(max_length=limit, truncation="drop"), tiny_tokenizer(), 1024)
     assert (dropped.counts["dropped_too_long"], dropped.counts["asked"]) == (too_long, 12)
-    assert dropped.losses.startswith(f"; {too_long} left out as too long")
+    assert dropped.dropped_in_words.startswith(f"; {too_long} left out as too long")
     assert max(map(len, dropped.train)) <= limit
     cut = prepare(config(truncation="cut"), tiny_tokenizer(), max(lengths) - 1)
     assert len(cut.train) == 12

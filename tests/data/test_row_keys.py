@@ -190,7 +190,7 @@ def test_an_unread_key_of_a_message_is_refused_and_one_of_a_row_is_counted(tmp_p
         one(tmp_path, talk(USER, REPLY, id=1), unknown="error")
     result = prepared(tmp_path, talk(USER, REPLY, id=1, tag="x"), talk(USER, REPLY, id=2))
     assert (result.counts["unread_id"], result.counts["unread_tag"]) == (2, 1)
-    assert "keys not read: id (2 rows), tag (1 rows)" in result.losses
+    assert "keys not read: id (2 rows), tag (1 rows)" in result.dropped_in_words
 
 
 def test_a_weight_where_nothing_is_taught_is_named(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_weight_that_stands_twice_is_neither(tmp_path: Path) -> None:
 def test_rows_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> None:
     result = prepared(tmp_path, talk(USER, {**REPLY, "weight": 0}), talk(USER, REPLY), talk(USER, REPLY, weight=0))
     assert (result.counts["asked"], result.counts["train"], result.counts["dropped_untaught"]) == (3, 1, 2)
-    assert "2 left out as nothing in them has a weight above 0" in result.losses
+    assert "2 left out as nothing in them has a weight above 0" in result.dropped_in_words
 
 
 def test_row_and_span_weights_of_jsonl(tmp_path: Path) -> None:

@@ -309,7 +309,7 @@ def test_rows_in_are_rows_kept_and_rows_dropped_by_name(
     assert counts["heldout_asked"] == len(heldout) == counts["heldout"] + counts["heldout_dropped_too_long"]
     assert counts["dropped_contaminated"] == len(train) - len(fresh)
     assert counts["cut"] == sum(length + fixed > 10 + room for length in (train[n][1] for n in fits))
-    assert bool(prepared.losses) == any(counts[name] for name in counts if "dropped" in name or "cut" in name)
+    assert bool(prepared.dropped_in_words) == any(counts[name] for name in counts if "dropped" in name or "cut" in name)
 
 
 def test_a_training_row_that_answers_a_held_out_prompt_is_refused_or_dropped() -> None:
@@ -330,7 +330,7 @@ def test_a_training_row_that_answers_a_held_out_prompt_is_refused_or_dropped() -
         apart(rows, heldout, "error")
     config = DataConfig(Given(fresh), None, heldout_source=Given([], [*heldout, fresh[0]]), contamination="drop")
     prepared = prepare(config, TOKENIZER, 1024)
-    assert prepared.losses == "; 1 left out as held out too"
+    assert prepared.dropped_in_words == "; 1 left out as held out too"
     for changes in ({"contamination": "maybe"}, {"supervise": "first"}):
         with pytest.raises(QTargetError, match="must be one of"):
             replace(config, **changes)

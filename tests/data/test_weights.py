@@ -180,7 +180,7 @@ def test_a_weighted_step_is_its_definition_however_it_is_cut(design: str) -> Non
     for batch_size, accumulate, packing in CUTS:
         micro = batches(weighted_rows(packing), batch_size=batch_size, accumulate=accumulate)
         trained = module(*DESIGNS[design])
-        shares = [trained.step.share(batch) for batch in micro]
+        shares = [trained.normalizer.share(batch) for batch in micro]
         pairs = zip(micro, shares, strict=True)
         totals = [trained.token_loss(batch, share.statistics, share.token_scale).total for batch, share in pairs]
         window = micro[0].window

@@ -21,7 +21,7 @@ from qtarget import QTargetError, Reference
 from qtarget.config.composing import conf_dir, options
 from qtarget.math.loss import survey
 from qtarget.math.schedule import scheduled
-from qtarget.math.survey import TokenTable, statistics_of, surveying
+from qtarget.math.scope_statistics import TokenTable, statistics_of, surveying
 from qtarget.math.target import columns, needs, wants_negatives
 from qtarget.math.tokens import IGNORE
 

@@ -121,7 +121,7 @@ def test_slots_that_cannot_be_are_refused(count: int | None, devices: Any, messa
     ("code", "words"), [(-9, "SIGKILL (out of memory?)"), (137, "SIGKILL"), (-15, "SIGTERM"), (3, "exit code 3")]
 )
 def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
-    assert words in slots.told(code)
+    assert words in slots.exit_code_in_words(code)
 
 
 @pytest.mark.parametrize(

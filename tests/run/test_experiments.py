@@ -25,7 +25,7 @@ from qtarget.model import provide
 from qtarget.model.builtin import tiny_tokenizer
 from qtarget.model.provide import ModelSource
 from qtarget.run import estimate
-from qtarget.run.plan import checked, make_plan
+from qtarget.run.plan import check_design, make_plan
 from qtarget.units import in_time
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
@@ -160,7 +160,7 @@ def test_epochs_become_steps(epochs: float, steps: int) -> None:
 @pytest.mark.parametrize("given", [["trainer.epochs=1"], ["trainer.max_steps=null"]])
 def test_exactly_one_of_steps_and_epochs_is_given(given: list[str]) -> None:
     with pytest.raises(QTargetError, match=r"exactly one of trainer\.max_steps and trainer\.epochs says how long"):
-        checked(RunConfig.compose(["model=tiny", *given]))
+        check_design(RunConfig.compose(["model=tiny", *given]))
 
 
 # What a dry run says of time
@@ -202,7 +202,7 @@ def test_times_are_told_in_fitting_units(seconds: float, said: str) -> None:
 @pytest.mark.parametrize("given", ["trainer.utilisation=0", "trainer.utilisation=40", "trainer.device_tflops=fast"])
 def test_what_a_dry_run_assumes_is_checked(given: str) -> None:
     with pytest.raises(QTargetError, match=given.partition("=")[0]):
-        checked(RunConfig.compose(["model=tiny", given]))
+        check_design(RunConfig.compose(["model=tiny", given]))
 
 
 def test_a_sharded_policy_takes_its_share_of_each_device() -> None:

@@ -18,7 +18,7 @@ from qtarget.config.identity import config_hash
 from qtarget.errors import QTargetError
 from qtarget.sweep.agent_runs import as_swept
 from qtarget.sweep.file import read_sweep
-from qtarget.sweep.points import Jobs, grid_points
+from qtarget.sweep.points import JobFactory, grid_points
 
 PARSER = OverridesParser.create()
 MACROS = {"": "args_no_hyphens", "+": "args_append_hydra", "++": "args_override_hydra"}
@@ -49,7 +49,7 @@ def offline_arguments(folder: Path, parameters: Mapping[str, Any]) -> list[str]:
     file.write_text(yaml.safe_dump(content))
     sweep = read_sweep(file)
     (point,) = grid_points(sweep.parameters)
-    return Jobs(sweep, ()).arguments(point)
+    return JobFactory(sweep, ()).arguments(point)
 
 
 def identity(arguments: list[str]) -> tuple[DictConfig, str]:

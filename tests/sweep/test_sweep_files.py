@@ -15,7 +15,7 @@ from wandb_server import points
 from qtarget.cli import run as qtarget_cli
 from qtarget.record.wandb_sweep import BEST, best_of
 from qtarget.sweep.file import read_sweep
-from qtarget.sweep.points import Jobs, random_points
+from qtarget.sweep.points import JobFactory, random_points
 from qtarget.sweep.points import corners as sweep_corners
 
 FILES = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
@@ -33,7 +33,7 @@ def agent_points(sweep: Mapping[str, Any], count: int) -> Iterator[dict[str, Any
     return itertools.islice(points(sweep), count)
 
 
-def driver_points(jobs: Jobs, sweep: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
+def driver_points(jobs: JobFactory, sweep: Mapping[str, Any], count: int) -> Iterator[dict[str, Any]]:
     """What the offline driver checks first, and what it draws, with what the file keeps fixed."""
     fixed = {name: one["value"] for name, one in sweep["parameters"].items() if "value" in one}
     space = jobs.file.parameters
@@ -67,7 +67,7 @@ def test_a_file_says_what_agents_and_the_offline_driver_need(file: Path) -> None
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_corner_and_fifty_points_are_right(file: Path) -> None:
     """Each is composed once, as the offline driver writes it; what an agent writes for it is read as the same."""
-    sweep, jobs = yaml.safe_load(file.read_text()), Jobs(read_sweep(file), ())
+    sweep, jobs = yaml.safe_load(file.read_text()), JobFactory(read_sweep(file), ())
     drawn = [] if sweep["method"] == "grid" else [*agent_points(sweep, 25), *driver_points(jobs, sweep, 25)]
     for values in (*corners(sweep["parameters"]), *drawn):
         swept = {name: values[name] for name in jobs.file.parameters}

@@ -17,7 +17,7 @@ from qtarget.config.composing import compose_config
 from qtarget.config.overrides import quoted
 from qtarget.errors import QTargetError
 from qtarget.sweep.file import SweepFile, read_sweep
-from qtarget.sweep.points import Jobs, corners, grid_points, random_point, random_points
+from qtarget.sweep.points import JobFactory, corners, grid_points, random_point, random_points
 from qtarget.sweep.space import distribution
 
 COMMAND = ["${env}", "qtarget", "train", "${args_no_hyphens}"]
@@ -61,7 +61,7 @@ parameters:
     assert file.constants == {"data.rows": 64, "target/weight": "one"}
     assert file.stopping
     assert file.stopping.bands[:2] == (2, 6)
-    assert Jobs(file, ("tracker.mode=x", "data.rows=8")).arguments({"target": "dft", "optim.lr": 1e-5}) == [
+    assert JobFactory(file, ("tracker.mode=x", "data.rows=8")).arguments({"target": "dft", "optim.lr": 1e-5}) == [
         "experiment_name=mine",
         "experiment=demo",
         "data.rows=8",
@@ -178,7 +178,7 @@ def test_quoted_text_reaches_the_configuration(value: str) -> None:
 def test_what_has_no_override_is_refused_with_its_key(value: Any, tmp_path: Path) -> None:
     file = sweep_of(tmp_path)
     with pytest.raises(QTargetError, match=r"mine.yaml: optim: .*can't be a value of a sweep"):
-        Jobs(file, ()).arguments({"optim": value})
+        JobFactory(file, ()).arguments({"optim": value})
 
 
 # Points
@@ -213,7 +213,7 @@ def test_corners_hold_each_value_and_both_ends() -> None:
     assert {(point["a"], point["b"]) for point in found} == {("y", 0.5), ("x", 0.5), ("y", 0.0), ("y", 1.0)}
 
 
-def check_all(jobs: Jobs, points: Iterable[Mapping[str, Any]]) -> None:
+def check_all(jobs: JobFactory, points: Iterable[Mapping[str, Any]]) -> None:
     jobs.check_fixed()
     for values in points:
         jobs.checked(values)
@@ -237,7 +237,7 @@ def test_every_configuration_is_checked_before_anything_runs(
     parameters: dict[str, Any], overrides: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     file = sweep_of(tmp_path, method="grid", parameters=parameters)
-    jobs = Jobs(file, overrides)
+    jobs = JobFactory(file, overrides)
     points = grid_points({key: distribution(key, fields) for key, fields in parameters.items()})
     with pytest.raises(QTargetError, match=message):
         check_all(jobs, points)

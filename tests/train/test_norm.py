@@ -137,10 +137,10 @@ def test_the_logged_learning_rate_takes_the_same_step() -> None:
         return torch.cat([weight.detach().flatten() for weight in policy.parameters()])
 
     ours = one_step(trained.policy, optimizer)
-    told = optim.told(0, 1, optimizer)
-    assert told["train/update_norm"] == ASKED
+    metrics = optim.step_size_metrics(0, 1, optimizer)
+    assert metrics["train/update_norm"] == ASKED
     other = tiny_policy()
-    plain = AdamW(lr=told["train/lr"], warmup=0.0).configure(other.parameters(), 1)["optimizer"]
+    plain = AdamW(lr=metrics["train/lr"], warmup=0.0).configure(other.parameters(), 1)["optimizer"]
     torch.testing.assert_close(ours, one_step(other, plain), rtol=1e-5, atol=1e-7)
 
 

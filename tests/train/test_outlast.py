@@ -117,13 +117,13 @@ def broken_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> None:
     """A rank whose closing evaluation fails."""
     with pytest.MonkeyPatch.context() as patched:
         breaks(patched)
-        train._recorded(cfg, folder, info)
+        train._run_with_record(cfg, folder, info)
 
 
 def rank_without_steps(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patched:
         trains_no_more(patched)
-        train._recorded(cfg, folder, info)
+        train._run_with_record(cfg, folder, info)
 
 
 @pytest.mark.slow

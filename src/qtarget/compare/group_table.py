@@ -60,11 +60,11 @@ class Grouped:
     @property
     def titles(self) -> list[str]:
         mean = f"{self.title} [95 %]" if self.share else self.title
-        return [*self.rows[0].group.told, "seeds", mean, "by seed", *["difference [95 %]"] * self.compared]
+        return [*self.rows[0].group.key_values, "seeds", mean, "by seed", *["difference [95 %]"] * self.compared]
 
     @property
     def numeric(self) -> list[bool]:
-        return [title not in self.rows[0].group.told for title in self.titles]
+        return [title not in self.rows[0].group.key_values for title in self.titles]
 
     @property
     def table(self) -> Table:
@@ -76,34 +76,36 @@ class Grouped:
         ends = ("low", "high")
         difference = ("difference", "difference_low", "difference_high")
         numbers = (self.metric, *ends, "min_seed", "max_seed", *difference)
-        return Table([*self.rows[0].group.told, "seeds", *numbers], [self._numbers(row) for row in self.rows])
+        return Table([*self.rows[0].group.key_values, "seeds", *numbers], [self._numbers(row) for row in self.rows])
 
     @property
     def note(self) -> str:
         """What the intervals cover, why some are missing, and how the groups were chosen."""
-        told = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
+        key_values = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
         if not self.share:
-            told = "No intervals: this metric has no value for each problem, or the answers were not kept."
+            key_values = "No intervals: this metric has no value for each problem, or the answers were not kept."
         elif not all(row.interval for row in self.rows):
-            told += " A group without one lacks the answers of some seeds."
+            key_values += " A group without one lacks the answers of some seeds."
         if self.compared:
-            told += f" Differences to {' and '.join(self.against)} are paired by seed and problem."
+            key_values += f" Differences to {' and '.join(self.against)} are paired by seed and problem."
         elif self.against:
-            told += " No differences: they are taken problem by problem, and the groups share none."
-        return "\n".join([told, *self.remarks])
+            key_values += " No differences: they are taken problem by problem, and the groups share none."
+        return "\n".join([key_values, *self.remarks])
 
     def _cells(self, row: GroupRow) -> list[str]:
         mean = _bracketed(row.interval, self._number) if row.interval else self._number(row.mean)
         several = len(row.group.runs) > 1
         span = f"{self._number(row.low_seed)} … {self._number(row.high_seed)}" if several else MISSING
         apart = _bracketed(row.difference, self._signed) if row.difference else MISSING
-        return [*row.group.told.values(), row.group.seeds(self.metric), mean, span, *[apart] * self.compared]
+        return [*row.group.key_values.values(), row.group.seeds(self.metric), mean, span, *[apart] * self.compared]
 
     def _numbers(self, row: GroupRow) -> list[str]:
         inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
         apart = [row.difference.mean, row.difference.low, row.difference.high] if row.difference else [""] * 3
         count = len(row.group.values(self.metric))
-        return list(map(str, [*row.group.told.values(), count, row.mean, *inside, row.low_seed, row.high_seed, *apart]))
+        return list(
+            map(str, [*row.group.key_values.values(), count, row.mean, *inside, row.low_seed, row.high_seed, *apart])
+        )
 
     def _number(self, value: float) -> str:
         return f"{self.scale * value:.{self.decimals}f}"
@@ -160,8 +162,8 @@ def grouped_rows(runs: Sequence[Run], asked: Grouping) -> Grouped:
 
 
 def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
-    told = dict(text.partition("=")[::2] for text in against)
-    strange = sorted(set(told) - set(keys))
+    key_values = dict(text.partition("=")[::2] for text in against)
+    strange = sorted(set(key_values) - set(keys))
     if strange:
         raise QTargetError(f"--against names {', '.join(strange)}; it takes KEY=VALUE of --group-by {','.join(keys)}")
-    return told
+    return key_values

@@ -91,7 +91,7 @@ class Group:
         return ", ".join(self.key.values())
 
     @property
-    def told(self) -> dict[str, str]:
+    def key_values(self) -> dict[str, str]:
         """All that the group agrees in."""
         return {**self.key, **self.chosen}
 
@@ -187,13 +187,13 @@ def _by_problem(run: Run, metric: str) -> dict[Problem, float]:
 def _value(run: Run, key: str) -> str:
     """What a run has under a key: a group's option, a field of the record, or a key of its configuration."""
     placed = {group.rpartition("@")[2]: option for group, option in run.choices.items()}
-    told = {**run.config, "name": run.name, "role": run.role, "experiment": run.experiment, **placed}
-    if key not in told:
+    key_values = {**run.config, "name": run.name, "role": run.role, "experiment": run.experiment, **placed}
+    if key not in key_values:
         raise QTargetError(
             f"{run.label} ({run.place}) has nothing under {key!r} to group by; name, role, experiment, a group such as "
             f"{', '.join(sorted(placed)) or 'target'}, or a dotted key of config.yaml, such as data.noise.rate"
         )
-    return str(told[key])
+    return str(key_values[key])
 
 
 def _check_seeds(members: Iterable[Run]) -> None:

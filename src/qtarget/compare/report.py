@@ -79,7 +79,7 @@ def _bars(found: Grouped) -> str:
 def _means(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
     dots = tuple(_dot(found, row, mark, _middle(row), _ends(found, row)) for row, mark in styled)
     title, caption = "Means over seeds", f"One dot a group, the mean over its seeds. {_bars(found)}"
-    return _told(found, Panel("means", title, found.title, "", caption, dots=dots))
+    return _with_number_format(found, Panel("means", title, found.title, "", caption, dots=dots))
 
 
 def _differences(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
@@ -91,10 +91,12 @@ def _differences(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Pan
         "dotted line doesn't tell the two apart."
     )
     title = f"Difference to {baseline}"
-    return _told(found, Panel("differences", title, f"difference in {found.title}", "", caption, dots, reference=0.0))
+    return _with_number_format(
+        found, Panel("differences", title, f"difference in {found.title}", "", caption, dots, reference=0.0)
+    )
 
 
-def _told(found: Grouped, panel: Panel) -> Panel:
+def _with_number_format(found: Grouped, panel: Panel) -> Panel:
     return replace(panel, number=f".{found.decimals}f", unit=" %" if found.share else "")
 
 

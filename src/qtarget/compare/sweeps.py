@@ -206,7 +206,9 @@ def _scatter(found: Swept, styled: Sequence[tuple[SweptRun, Mark]], key: str, pl
         _line(found, known, mark, key, faint) for mark in distinct(mark for _, mark in known) for faint in (False, True)
     )
     drawn = tuple(line for line in lines if line.steps)
-    caption = f"One dot a run: {_told(found)}." + (" Pale: not finished." if any(line.faint for line in drawn) else "")
+    caption = f"One dot a run: {_swept_in_words(found)}." + (
+        " Pale: not finished." if any(line.faint for line in drawn) else ""
+    )
     if without := len(found.points) - len(known):
         caption += f" {without} more have no number here."
     log = spread([step for line in drawn for step in line.steps])
@@ -230,7 +232,7 @@ def _line(found: Swept, styled: Sequence[tuple[SweptRun, Mark]], mark: Mark, key
     )
 
 
-def _told(found: Swept) -> str:
+def _swept_in_words(found: Swept) -> str:
     if found.lower_is_better is None:
         return found.metric
     return f"{found.metric}, of which {'lower' if found.lower_is_better else 'higher'} is better"

@@ -47,7 +47,7 @@ class DashboardSection:
     """A section of the dashboard: its name, how to read it, and its panels. by: what a report groups its runs by."""
 
     name: str
-    told: str
+    about: str
     panels: Sequence[Any]
     by: tuple[str, ...] = ()
 
@@ -138,8 +138,8 @@ def save(view: Any, project: Project) -> str:
 def axes(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The keys in which runs differ and that most of them have: groups' choices first, then values."""
     held = [key for key in differing(configs) if 2 * sum(key in config for config in configs) > len(configs)]
-    told = [key for key in held if key not in CHOSEN_ONLY]
-    first = sorted(told, key=lambda key: (key != DESIGN, key not in (*USUAL, RATE), "." in key, key))
+    about = [key for key in held if key not in CHOSEN_ONLY]
+    first = sorted(about, key=lambda key: (key != DESIGN, key not in (*USUAL, RATE), "." in key, key))
     return tuple(first[:MOST_AXES]) or USUAL
 
 
@@ -174,29 +174,29 @@ def side_by_side() -> DashboardSection:
         "train/tokens_per_second": "tokens a second",
         "train/peak_memory_gb": "peak memory, GB",
     }
-    told = "A bar is a target design: the mean over its runs, with the range from the smallest to the largest of them."
-    return DashboardSection("Designs side by side", told, [bars(metric, title) for metric, title in shown.items()])
+    about = "A bar is a target design: the mean over its runs, with the range from the smallest to the largest of them."
+    return DashboardSection("Designs side by side", about, [bars(metric, title) for metric, title in shown.items()])
 
 
 def over_training() -> DashboardSection:
-    told = "A line is the mean over the runs of a design, on the same held-out problems; the band is their range."
+    about = "A line is the mean over the runs of a design, on the same held-out problems; the band is their range."
     shown = ("val/accuracy", "val/nll", "val/kl_prior", "val/ece")
-    return DashboardSection("While training", told, [lines(name, name) for name in shown])
+    return DashboardSection("While training", about, [lines(name, name) for name in shown])
 
 
 def objectives() -> DashboardSection:
-    told = (
+    about = (
         "What a design minimizes is not comparable between designs: DFT's loss is small by construction. The nll of "
         "the same tokens is, and stands beside it."
     )
     scatter = wr.ScatterPlot(title="objective and held-out nll", x="train/loss", y="test/nll")
     return DashboardSection(
-        "Objective and nll", told, [lines("objective", "train/loss"), lines("nll", "train/nll"), scatter]
+        "Objective and nll", about, [lines("objective", "train/loss"), lines("nll", "train/nll"), scatter]
     )
 
 
 def trust() -> DashboardSection:
-    told = (
+    about = (
         "γ is how far the observed label is relied on; trust is how hard it is pulled relative to plain SFT, where it "
         "is 1. Apart for tokens that are clean and those that noise made wrong, where the run knows which. A run's own "
         "page has histograms of γ, w and p(y)."
@@ -204,7 +204,7 @@ def trust() -> DashboardSection:
     apart = [lines(f"{word} on clean and wrong tokens", *_apart(f"target/{word}")) for word in ("reliance", "trust")]
     logged = [measure.logged for measure in MEASURES if measure.logged and measure.name != "trust"]
     whole = [lines(name, name) for name in logged if name.startswith("target/")]
-    return DashboardSection("Reliance, weight, trust", told, [*apart, *whole])
+    return DashboardSection("Reliance, weight, trust", about, [*apart, *whole])
 
 
 def _apart(name: str) -> tuple[str, str]:
@@ -212,7 +212,7 @@ def _apart(name: str) -> tuple[str, str]:
 
 
 def noise() -> DashboardSection:
-    told = (
+    about = (
         "How a design holds up where labels are wrong: accuracy against their rate, and how well low trust tells wrong "
         "tokens from clean ones (0.5 is guessing)."
     )
@@ -224,26 +224,29 @@ def noise() -> DashboardSection:
     }
     panels = [bars(metric, title) for metric, title in shown.items()]
     return DashboardSection(
-        "Noise", told, [scatter, *panels, lines("nll of clean and wrong tokens", *_apart("train/nll"))], (DESIGN, RATE)
+        "Noise",
+        about,
+        [scatter, *panels, lines("nll of clean and wrong tokens", *_apart("train/nll"))],
+        (DESIGN, RATE),
     )
 
 
 def sweeps(keys: Sequence[str]) -> DashboardSection:
     columns = [FlatColumn(metric=wr.Config(key), display_name=key) for key in keys]
     result = wr.ParallelCoordinatesPlotColumn(metric=BEST)
-    told = "A line is a run: the values in which runs of this project differ, and where it ended."
+    about = "A line is a run: the values in which runs of this project differ, and where it ended."
     importance = [wr.ParameterImportancePlot(with_respect_to=metric) for metric in (BEST, "test/nll")]
     panels = [wr.ParallelCoordinatesPlot(title="runs", columns=[*columns, result]), *importance]
-    return DashboardSection("Sweeps", told, panels)
+    return DashboardSection("Sweeps", about, panels)
 
 
 def tables() -> DashboardSection:
-    told = (
+    about = (
         "samples: held-out problems, answers, verdicts. trust: the tokens that the trained model relies on least and "
         "most, in their context. calibration: the bins of the reliability curve."
     )
     names = ("samples", "trust", "calibration")
-    return DashboardSection("Answers and tokens", told, [wr.WeavePanelSummaryTable(table_name=name) for name in names])
+    return DashboardSection("Answers and tokens", about, [wr.WeavePanelSummaryTable(table_name=name) for name in names])
 
 
 # What is saved
@@ -276,7 +279,7 @@ def report(project: Project, name: str) -> Any:
         runs = wr.Runset(
             entity=project.entity, project=project.name, groupby=[f"config.{stored(key)}" for key in part.by]
         )
-        blocks += [wr.H2(part.name), wr.P(part.told), wr.PanelGrid(runsets=[runs], panels=_placed(part.panels))]
+        blocks += [wr.H2(part.name), wr.P(part.about), wr.PanelGrid(runsets=[runs], panels=_placed(part.panels))]
     return wr.Report(
         entity=project.entity,
         project=project.name,

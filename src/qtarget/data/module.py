@@ -85,7 +85,7 @@ class Prepared:
     notes: Sequence[str] = ()
 
     @property
-    def losses(self) -> str:
+    def dropped_in_words(self) -> str:
         """What became of rows that are not trained or judged whole or as they stand, in words; empty where all are."""
         told = {
             "dropped_too_long": "left out as too long",

@@ -17,7 +17,7 @@ from qtarget import checks
 from qtarget.design import inputs
 from qtarget.math.distribution import TOP
 from qtarget.math.schedule import Scalar, scalar, written
-from qtarget.math.survey import SCOPES, TokenTable
+from qtarget.math.scope_statistics import SCOPES, TokenTable
 from qtarget.math.view import TokenView
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from qtarget import checks
 from qtarget.design import inputs
 from qtarget.math.schedule import Scalar, scalar, written
-from qtarget.math.survey import TokenTable
+from qtarget.math.scope_statistics import TokenTable
 from qtarget.math.view import TokenView
 
 

@@ -112,7 +112,7 @@ def _of_job(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: 
     from qtarget.config.composing import config_container
     from qtarget.config.run_config import RunConfig
     from qtarget.run.estimate import dry_run
-    from qtarget.run.train import refused, run_job
+    from qtarget.run.train import record_rejected, run_job
 
     if composed.trainer.dry:
         with suppress(OSError):
@@ -123,7 +123,7 @@ def _of_job(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: 
     try:
         cfg = RunConfig.read(composed)
     except QTargetError as error:
-        return refused(config_container(composed), folder, choices, overrides, error)
+        return record_rejected(config_container(composed), folder, choices, overrides, error)
     return run_job(cfg, folder, choices, overrides)
 
 

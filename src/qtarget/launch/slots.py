@@ -153,16 +153,16 @@ def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], retry: int = 0) -> lis
     checks.whole("hydra.launcher.retry", retry, 0)
     outcomes: dict[int, Outcome] = {}
     waiting = deque(enumerate(jobs))
-    with Stop(), Crew(places, len(jobs), retry) as crew:
-        while waiting or crew.running:
-            while waiting and crew.free:
+    with Stop(), JobPool(places, len(jobs), retry) as pool:
+        while waiting or pool.running:
+            while waiting and pool.free:
                 number, job = waiting.popleft()
                 if job.finished:
-                    crew.say(number, job, "finished already")
+                    pool.say(number, job, "finished already")
                     outcomes[number] = Outcome(job.folder, job.label)
                 else:
-                    crew.start(number, job)
-            outcomes |= {work.number: outcome(work.job, code) for work, code in crew.ended()}
+                    pool.start(number, job)
+            outcomes |= {running_job.number: outcome(running_job.job, code) for running_job, code in pool.reap()}
             time.sleep(PAUSE)
     return [outcomes[number] for number in range(len(jobs))]
 
@@ -172,30 +172,32 @@ def say(number: int, total: int, job: Job, what: str) -> None:
 
 
 @dataclass(eq=False)
-class Work:
-    """A job that runs, and where. tries: how often it may start again. patience: until when it may take to stop."""
+class RunningJob:
+    """A job that runs, and where. tries: how often it may start again. kill_deadline: of time.monotonic(), once it is
+    asked to stop.
+    """
 
     number: int
     job: Job
     place: Slot
     process: subprocess.Popen[bytes]
     tries: int
-    patience: float | None = None
+    kill_deadline: float | None = None
 
     def ask_to_stop(self) -> None:
         """The job, and processes of its own."""
-        if self.patience is None:
-            self.patience = time.monotonic() + GRACE
+        if self.kill_deadline is None:
+            self.kill_deadline = time.monotonic() + GRACE
             _signal(self.process, signal.SIGTERM)
 
     def make_stop(self) -> None:
         """Where it was asked, and has had its time."""
-        if self.patience is not None and time.monotonic() > self.patience:
+        if self.kill_deadline is not None and time.monotonic() > self.kill_deadline:
             _signal(self.process, signal.SIGKILL)
 
 
 @dataclass
-class Crew:
+class JobPool:
     """The slots, and the jobs that run in them; leaving it ends those that still do.
 
     total: how many jobs there are, for what is said of them.
@@ -204,9 +206,9 @@ class Crew:
     places: Sequence[Slot]
     total: int
     retry: int = 0
-    running: list[Work] = field(default_factory=list)
+    running: list[RunningJob] = field(default_factory=list)
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> JobPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -219,53 +221,55 @@ class Crew:
     def start(self, number: int, job: Job) -> None:
         """In the first slot that is free."""
         make_folder(job.folder)
-        taken = {id(work.place) for work in self.running}
+        taken = {id(running_job.place) for running_job in self.running}
         place = next(place for place in self.places if id(place) not in taken)
         self._launch(number, job, place, self.retry)
 
     def _launch(self, number: int, job: Job, place: Slot, tries: int) -> None:
         self.say(number, job, f"starts in {place.name}")
         process = start(job.command, place, job.folder / LOG, held=True)
-        self.running.append(Work(number, job, place, process, tries))
+        self.running.append(RunningJob(number, job, place, process, tries))
 
-    def ended(self) -> list[tuple[Work, int]]:
+    def reap(self) -> list[tuple[RunningJob, int]]:
         """What has ended since the last call, with exit codes; a job that crashed and has tries left starts again."""
-        codes = [(work, work.process.poll()) for work in self.running]
-        ended: list[tuple[Work, int]] = []
-        for work, code in codes:
+        codes = [(running_job, running_job.process.poll()) for running_job in self.running]
+        ended: list[tuple[RunningJob, int]] = []
+        for running_job, code in codes:
             if code is None:
-                work.make_stop()
+                running_job.make_stop()
                 continue
-            self._forget(work)
-            self._say_ended(work, code)
-            if work.tries and code not in (0, BAD_INPUT) and work.patience is None:
-                _signal(work.process, signal.SIGKILL)  # what it has left would hold the device
-                self._launch(work.number, work.job, work.place, work.tries - 1)
+            self._forget(running_job)
+            self._say_ended(running_job, code)
+            if running_job.tries and code not in (0, BAD_INPUT) and running_job.kill_deadline is None:
+                _signal(running_job.process, signal.SIGKILL)  # what it has left would hold the device
+                self._launch(running_job.number, running_job.job, running_job.place, running_job.tries - 1)
             else:
-                ended.append((work, code))
+                ended.append((running_job, code))
         return ended
 
-    def _say_ended(self, work: Work, code: int) -> None:
-        if work.patience is None:
-            self.say(work.number, work.job, "finished" if code == 0 else f"FAILED ({told(code)})")
+    def _say_ended(self, running_job: RunningJob, code: int) -> None:
+        if running_job.kill_deadline is None:
+            self.say(
+                running_job.number, running_job.job, "finished" if code == 0 else f"FAILED ({exit_code_in_words(code)})"
+            )
 
     def say(self, number: int, job: Job, what: str) -> None:
         say(number, self.total, job, what)
 
     def stop(self) -> None:
         """Ask every job to stop, its own processes too; make those that don't."""
-        for work in self.running:
-            work.ask_to_stop()
-        for work in list(self.running):
-            while work.process.poll() is None:
-                work.make_stop()
+        for running_job in self.running:
+            running_job.ask_to_stop()
+        for running_job in list(self.running):
+            while running_job.process.poll() is None:
+                running_job.make_stop()
                 time.sleep(PAUSE)
-            self._forget(work)
+            self._forget(running_job)
 
-    def _forget(self, work: Work) -> None:
-        assert work.process.stdin is not None
-        work.process.stdin.close()
-        self.running.remove(work)
+    def _forget(self, running_job: RunningJob) -> None:
+        assert running_job.process.stdin is not None
+        running_job.process.stdin.close()
+        self.running.remove(running_job)
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -278,7 +282,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 def outcome(job: Job, code: int) -> Outcome:
     if code == 0 and job.finished:
         return Outcome(job.folder, job.label)
-    return Outcome(job.folder, job.label, _last_words(job, told(code)), is_input=code == BAD_INPUT)
+    return Outcome(job.folder, job.label, _last_words(job, exit_code_in_words(code)), is_input=code == BAD_INPUT)
 
 
 def lost(job: Job, how: str) -> Outcome:
@@ -291,7 +295,7 @@ def _last_words(job: Job, how: str) -> str:
     return str(stored.get("error") or f"{how}; its last words are in {job.folder / LOG}")
 
 
-def told(code: int) -> str:
+def exit_code_in_words(code: int) -> str:
     """An exit code in words; launchers and shells report a signal as 128 + its number."""
     number = -code if code < 0 else code - 128
     known = {one.value: one.name for one in signal.Signals}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qtarget.math.loss import LossOutput, dense_loss
 from qtarget.math.reference import Reference
-from qtarget.math.survey import surveying
+from qtarget.math.scope_statistics import surveying
 from qtarget.math.target import Design, columns, needs, wants_support
 from qtarget.plot.figures import COLOURS, GREY, Line, Mark, Panel, look
 

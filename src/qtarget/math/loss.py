@@ -14,8 +14,8 @@ from qtarget.math.derivatives import attach, check_first_order
 from qtarget.math.head import Head, matmul_dtype, product
 from qtarget.math.measure import MEASURES, Measure
 from qtarget.math.schedule import scheduled
+from qtarget.math.scope_statistics import TokenTable, statistics_of, surveying
 from qtarget.math.scoring import Score, scorer
-from qtarget.math.survey import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, check_references
 from qtarget.math.tokens import IGNORE, Given, Tokens
 

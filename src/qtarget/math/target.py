@@ -13,7 +13,7 @@ from qtarget.errors import QTargetError
 from qtarget.math.distribution import dot, finite
 from qtarget.math.reference import DETAILS
 from qtarget.math.schedule import Scalar, scalar, written
-from qtarget.math.survey import parts
+from qtarget.math.scope_statistics import parts
 from qtarget.math.view import TokenView
 
 Reliance = Callable[[TokenView], Tensor]  # → γ [n]
@@ -32,6 +32,9 @@ ROOM = 1e-6
 @dataclass(frozen=True)
 class Target:
     """Q = label_mass·δ(y) + Σ_j mass_j·π_j, and the step size w.
+
+    Its total mass m = label_mass + Σ_j mass_j need not be 1: ∂loss/∂logits = w·(m·p − Q), the w·(p − Q) of a
+    distribution where it is.
 
     `parts` holds (mass [n], log π_j [n, V]) pairs, π_j normalised. The policy's own distribution is never among them:
     as a residual it adds p − p = 0 to the gradient and nothing to the value, so what it holds is simply not pulled.

@@ -16,7 +16,7 @@ from qtarget.errors import QTargetError
 from qtarget.math import legal
 from qtarget.math.legal import IGNORE
 from qtarget.math.reference import Reference
-from qtarget.math.survey import TokenTable
+from qtarget.math.scope_statistics import TokenTable
 from qtarget.math.view import TokenView
 
 __all__ = ["CHUNK_BYTES", "IGNORE", "ROLES", "EarlierTokens", "Given", "Tokens", "default_chunk", "slices"]

@@ -24,7 +24,7 @@ from qtarget.record.trackers import Nothing
 from qtarget.run import build
 from qtarget.run.plan import make_plan
 from qtarget.run.stored import NO_NOISE, run_folder, trained_config
-from qtarget.run.train import finished_before, held, prepare_process
+from qtarget.run.train import load_finished, lock_folder, prepare_process
 
 FOLDER = "evaluations"
 JUDGED = ("heldout", "validation", "test", "like_validation")
@@ -41,8 +41,8 @@ def evaluate(arguments: Sequence[str]) -> int:
         print(in_yaml(cfg.container()), end="")
         return 0
     folder = Path(cfg.output_dir) / FOLDER / cfg.hash
-    with held(folder):
-        result = finished_before(cfg, folder, "evaluated") or _fresh(cfg, folder, _info(cfg, where, arguments))
+    with lock_folder(folder):
+        result = load_finished(cfg, folder, "evaluated") or _fresh(cfg, folder, _info(cfg, where, arguments))
     _show(result["name"], result["metrics"])
     if (folder / FILE).is_file():
         print(f"samples  {near(folder / FILE)}")

@@ -17,7 +17,7 @@ CPU_ALLOCATOR = "can't allocate memory"
 
 
 @contextmanager
-def explained(plan: Plan) -> Iterator[None]:
+def explain_out_of_memory(plan: Plan) -> Iterator[None]:
     """Turns an allocator's error into advice; everything else passes."""
     try:
         yield

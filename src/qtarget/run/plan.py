@@ -75,8 +75,8 @@ class Plan:
         of = f"{packed} rows{self._made_of}{read_as}"
         return (
             f"{reading.in_words(trainer.steps, of)} "
-            f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}{self.prepared.losses}"
-            f"{reading.why(trainer.steps)}{self._rounded}"
+            f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}"
+            f"{self.prepared.dropped_in_words}{reading.why(trainer.steps)}{self._rounded}"
         )
 
     @property
@@ -128,7 +128,7 @@ class Plan:
         return told | step | {"repr": repr(self.design)}
 
 
-def checked(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.ModelSource]]:
+def check_design(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.ModelSource]]:
     """What can be told without reading data: design and references. Raises QTargetError where they don't fit."""
     instantiate(cfg.optim)
     design = instantiate_design(cfg.target)
@@ -140,7 +140,7 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
 
     cached: roles whose caches are wanted whether the design looks at them or not.
     """
-    design, references = checked(cfg, cached)
+    design, references = check_design(cfg, cached)
     data_config = instantiate(cfg.data)
     model = provide.resolve(cfg.model.name)
     config = provide.load_config(model)
@@ -176,7 +176,7 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
 def _check_rows(cfg: RunConfig, prepared: Prepared) -> None:
     if prepared.train or cfg.trainer.max_steps == 0:
         return
-    lost = prepared.losses or "; none was asked for"
+    lost = prepared.dropped_in_words or "; none was asked for"
     raise QTargetError(
         f"no training row is left of {prepared.described or 'the data'}{lost}: ask for more rows, or give a file that "
         "has some; trainer.max_steps=0 only evaluates"

@@ -39,12 +39,14 @@ class Report:
     """How a rank tells of its failure; exceptions themselves don't all travel between processes."""
 
     rank: int
-    told: str
+    message: str
     is_input: bool
     trace: str
 
     def error(self, count: int) -> Exception:
-        return QTargetError(self.told) if self.is_input else RankError(f"rank {self.rank} of {count}: {self.told}")
+        return (
+            QTargetError(self.message) if self.is_input else RankError(f"rank {self.rank} of {count}: {self.message}")
+        )
 
 
 def environment() -> ClusterEnvironment | None:
@@ -129,8 +131,8 @@ def _rank(rank: int, count: int, meeting: str, reports: Any, run: Callable[[], A
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         is_input = isinstance(error, QTargetError)
-        told = str(error) if is_input else f"{type(error).__name__}: {error}"
-        reports.put(Report(rank, told, is_input, trace[-20_000:]))  # a pipe holds no more than 64 KiB unread
+        message = str(error) if is_input else f"{type(error).__name__}: {error}"
+        reports.put(Report(rank, message, is_input, trace[-20_000:]))  # a pipe holds no more than 64 KiB unread
         sys.exit(1)
 
 

@@ -35,9 +35,9 @@ from qtarget.record.trackers import Nothing
 from qtarget.record.wandb_sweep import under_agent
 from qtarget.run import build, ranks
 from qtarget.run.checkpoint import CHECKPOINT, discard_checkpoint, save_checkpoint
-from qtarget.run.out_of_memory import explained
-from qtarget.run.plan import Plan, checked, make_plan
-from qtarget.signals import Stop, patience
+from qtarget.run.out_of_memory import explain_out_of_memory
+from qtarget.run.plan import Plan, check_design, make_plan
+from qtarget.signals import Stop, folder_timeout
 from qtarget.states import STATE, discard, newest
 from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, StepLogger
 from qtarget.train.lightning_module import QTargetModule
@@ -63,24 +63,24 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
     ranks.check_started(cfg.trainer)
     if several and ranks.environment():
         return _as_rank(cfg, folder, info)
-    with held(folder), Stop() as stop:
-        if stored := finished_before(cfg, folder):
+    with lock_folder(folder), Stop() as stop:
+        if stored := load_finished(cfg, folder):
             discard(folder / STATE)  # left where a kill came between the two
             if under_agent():
                 tell_again(folder, make_tracker(cfg.tracker))  # the sweep waits for this run's values
             return stored
-        return _on_ranks(cfg, folder, info) if several else _recorded(cfg, folder, info, stop)
+        return _on_ranks(cfg, folder, info) if several else _run_with_record(cfg, folder, info, stop)
 
 
 def _as_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     """This process's part in a run whose processes are there already."""
     ranks.connect()
     if not leads():
-        return {} if ranks.as_rank_0(None) else _recorded(cfg, folder, info)
-    with held(folder):
-        stored = finished_before(cfg, folder)
+        return {} if ranks.as_rank_0(None) else _run_with_record(cfg, folder, info)
+    with lock_folder(folder):
+        stored = load_finished(cfg, folder)
         ranks.as_rank_0(stored is not None)
-        return stored or _recorded(cfg, folder, info)
+        return stored or _run_with_record(cfg, folder, info)
 
 
 def _on_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
@@ -91,8 +91,8 @@ def _on_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, A
             record.reread()  # rank 0 goes on from it
         else:
             record.start(info, cfg.container())
-        checked(cfg)  # said at once: processes take a while to start
-        ranks.start(cfg.trainer.devices, _recorded, cfg, folder, info)
+        check_design(cfg)  # said at once: processes take a while to start
+        ranks.start(cfg.trainer.devices, _run_with_record, cfg, folder, info)
     except BaseException as error:
         record.reread()
         record.fail(error)
@@ -101,16 +101,17 @@ def _on_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, A
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """The job's folder, to this process alone."""
     make_folder(folder)
-    wait = -1 if under_agent() else patience()  # a sweep may hand out values twice: the second run tells the first's
+    # a sweep may hand out values twice: the second run waits, and tells what the first measured
+    wait = -1 if under_agent() else folder_timeout()
     busy = f"another process is running this job in {folder}: wait for it, or stop it"
     with locked(folder / ".lock", busy, wait=wait):
         yield
 
 
-def finished_before(cfg: RunConfig, folder: Path, done: str = "trained") -> dict[str, Any] | None:
+def load_finished(cfg: RunConfig, folder: Path, done: str = "trained") -> dict[str, Any] | None:
     """The result of a finished job of the same configuration; refuses a folder of another one. done: what a job is."""
     return _finished(cfg.hash, folder, done)
 
@@ -130,7 +131,7 @@ def _finished(identity: str, folder: Path, done: str) -> dict[str, Any] | None:
     return result
 
 
-def refused(
+def record_rejected(
     config: Mapping[str, Any], folder: Path, choices: Mapping[str, Any], overrides: list[str], error: QTargetError
 ) -> dict[str, Any]:
     """What becomes of a configuration that can't be read: its record says why, and the error is raised.
@@ -140,7 +141,7 @@ def refused(
     rank = ranks.environment()
     if rank and rank.global_rank():
         raise error
-    with held(folder):
+    with lock_folder(folder):
         if stored := _finished(config_hash(config), folder, "trained"):
             return stored
         record = Record(folder, _tracker(config))
@@ -172,14 +173,14 @@ def _info(config: Mapping[str, Any], choices: Mapping[str, Any], overrides: list
     }
 
 
-def _recorded(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
+def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
     """stop: what ends the run between two steps, with its state saved; None in one of several processes."""
     record = Record(folder, make_tracker(cfg.tracker)) if leads() else Unrecorded(folder)
     keeper = _keeper(cfg, record, stop)
     try:
         with record.beating():
             record.start(info, cfg.container(), keeper.state.facts if keeper.state else None)
-            result = record.finish(_train(cfg, record, keeper, title=info["name"]))
+            result = record.finish(_plan_and_train(cfg, record, keeper, title=info["name"]))
     except BaseException as error:
         record.fail(error)
         raise
@@ -209,7 +210,7 @@ def _last_state(cfg: RunConfig, folder: Path) -> State | None:
     return state
 
 
-def _train(cfg: RunConfig, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
+def _plan_and_train(cfg: RunConfig, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
     prepare_process(cfg.seed)
     plan = make_plan(cfg)
@@ -226,13 +227,13 @@ def _train(cfg: RunConfig, record: Record | Unrecorded, keeper: StateKeeper, tit
     if leads():
         print(f"{title}: {plan.extent}; loss {how}")
     if leads() and keeper.state:
-        left = ", the last: what is left is the evaluation" if keeper.goes_on_over else ""
+        left = ", the last: what is left is the evaluation" if keeper.training_was_complete else ""
         print(f"{title}: goes on from step {keeper.state.step}{left}")
-    with explained(plan):
-        return _run(plan, record, keeper, title)
+    with explain_out_of_memory(plan):
+        return _build_and_train(plan, record, keeper, title)
 
 
-def _run(plan: Plan, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
+def _build_and_train(plan: Plan, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
     cfg = plan.cfg
     policy, frozen = build.load_models(plan)
     module = build.module(plan, policy, frozen)
@@ -243,7 +244,7 @@ def _run(plan: Plan, record: Record | Unrecorded, keeper: StateKeeper, title: st
     trainer.callbacks.append(_in_training(cfg, evaluator, module, record))  # type: ignore[attr-defined]
     with keeper.leaving():
         if cfg.trainer.max_steps:
-            _fitted(plan, trainer, module, record)
+            _fit_and_check(plan, trainer, module, record)
         _keep(plan, trainer, module, keeper)
         evaluation = _evaluated(evaluator, policy.to(trainer.strategy.root_device), record.folder, title)
     keeper.stop.deferred = True  # what is left is short
@@ -262,9 +263,9 @@ def _run(plan: Plan, record: Record | Unrecorded, keeper: StateKeeper, title: st
     return {**evaluation.named("test"), **trained, **meter.metrics()}
 
 
-def _fitted(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | Unrecorded) -> None:
+def _fit_and_check(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | Unrecorded) -> None:
     before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
-    _fit(trainer, module, build.data(plan))
+    _lightning_fit(trainer, module, build.data(plan))
     if plan.engine.compiled:
         record.note(loss=f"{plan.engine.said}, {graphs_compiled() - before} graphs")
 
@@ -272,14 +273,14 @@ def _fitted(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Recor
 def _keep(plan: Plan, trainer: L.Trainer, module: QTargetModule, keeper: StateKeeper) -> None:
     """What was trained goes to disk, all of it, before anything is made of it."""
     cfg, folder = plan.cfg, keeper.holder.parent
-    if keeper.goes_on_over and (not cfg.checkpoint.save or (folder / CHECKPOINT).is_dir()):
+    if keeper.training_was_complete and (not cfg.checkpoint.save or (folder / CHECKPOINT).is_dir()):
         return
     if leads():
         discard_checkpoint(folder)  # of an earlier attempt
-    if cfg.trainer.max_steps and not keeper.goes_on_over:
+    if cfg.trainer.max_steps and not keeper.training_was_complete:
         keeper.outlast(trainer, module)
     if cfg.checkpoint.save:
-        wanted = cfg.checkpoint.optimizer and trainer.optimizers and not keeper.goes_on_over
+        wanted = cfg.checkpoint.optimizer and trainer.optimizers and not keeper.training_was_complete
         save_checkpoint(plan, module.policy, folder, _optimizer_state(trainer) if wanted else None)
 
 
@@ -334,7 +335,7 @@ def _strategy(trainer: TrainerConfig) -> Strategy | str:
     return "ddp" if trainer.processes > 1 else "auto"
 
 
-def _fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
+def _lightning_fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # SFTData.go_on is how

@@ -20,7 +20,7 @@ import psutil
 from qtarget import checks
 from qtarget.config.parsers import agents_parser
 from qtarget.errors import QTargetError
-from qtarget.launch.slots import Slot, slots, start, told
+from qtarget.launch.slots import Slot, exit_code_in_words, slots, start
 from qtarget.record.record import make_folder
 from qtarget.record.wandb_sweep import WandbSweep, find_sweep
 from qtarget.signals import GRACE, Stop
@@ -98,7 +98,7 @@ class Keeper:
             if code == 0 or self.stopped.is_set():
                 return _ended(place, log, wrote)
             again = f"starts again in {self.pause:g} s, {left} left" if left else "gives up"
-            _say(place, f"{told(code)}; {again}; its last words are in {log}")
+            _say(place, f"{exit_code_in_words(code)}; {again}; its last words are in {log}")
             if left and self.stopped.wait(self.pause):
                 break
         return False

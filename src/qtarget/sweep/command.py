@@ -23,8 +23,8 @@ from qtarget.files import locked, write_atomically
 from qtarget.launch.slots import Job, slots
 from qtarget.record.record import make_folder
 from qtarget.sweep.file import SweepFile, read_sweep
-from qtarget.sweep.jobs import Measured, SweepJobs, SweepPoint
-from qtarget.sweep.points import Jobs, Values, changes_points, corners, grid_points, random_points
+from qtarget.sweep.points import JobFactory, Values, changes_points, corners, grid_points, random_points
+from qtarget.sweep.scheduler import Measured, SweepPoint, SweepScheduler
 
 if TYPE_CHECKING:
     from qtarget.sweep.bayes import Bayes
@@ -38,37 +38,37 @@ def sweep(
     path: Path,
     overrides: Sequence[str] = (),
     *,
-    count: int | None = None,
+    slot_count: int | None = None,
     devices: Sequence[int] | None = None,
-    cap: int | None = None,
+    max_points: int | None = None,
     seed: int = 0,
     retry: int = 0,
 ) -> int:
-    """Run what is left of a sweep, `count` jobs at once. Returns 0, or 1 where a point has failed.
+    """Run what is left of a sweep, `slot_count` jobs at once. Returns 0, or 1 where a point has failed.
 
-    cap: points in all, in place of the file's run_cap. seed: of random and Bayesian search. retry: how often a job that
-    crashed is started again.
+    max_points: points in all, in place of the file's run_cap. seed: of random and Bayesian search. retry: how often a
+    job that crashed is started again.
     """
-    if count is not None:
-        checks.whole("--slots", count, 1)
+    if slot_count is not None:
+        checks.whole("--slots", slot_count, 1)
     checks.whole("--seed", seed, 0)
     checks.whole("--retry", retry, 0)
     file = read_sweep(path)
-    jobs = Jobs(file, tuple(overrides))
+    jobs = JobFactory(file, tuple(overrides))
     jobs.check_fixed()
     if jobs.left_out:
         print(
             f"left out, as this is without W&B: {' '.join(jobs.left_out)}; behind the file it counts", file=sys.stderr
         )
-    places = slots(count, devices)
+    places = slots(slot_count, devices)
     print(f"{file.name}: checking every configuration before the first one runs", file=sys.stderr)
-    checked = [(values, jobs.checked(values)) for values in _checked(file, cap, seed)]
+    checked = [(values, jobs.checked(values)) for values in _checked(file, max_points, seed)]
     folder = checked[0][1].folder.parent
     make_folder(folder)
     busy = f"another qtarget sweep is at work in {folder}: wait for it, or stop it"
     with locked(folder / ".sweep.lock", busy, wait=0):
         _claim(folder, file, overrides, seed)
-        going = _planned(jobs, folder, checked, cap, seed)
+        going = _planned(jobs, folder, checked, max_points, seed)
         try:
             going.run(places, retry)
         finally:
@@ -95,31 +95,33 @@ def _cap(file: SweepFile, cap: int | None) -> int:
     return found
 
 
-def _planned(jobs: Jobs, folder: Path, checked: Sequence[tuple[Values, Job]], cap: int | None, seed: int) -> SweepJobs:
+def _planned(
+    jobs: JobFactory, folder: Path, checked: Sequence[tuple[Values, Job]], cap: int | None, seed: int
+) -> SweepScheduler:
     """checked: the points themselves, but for a Bayesian search."""
     file = jobs.file
     points: list[SweepPoint] = []
 
     def save() -> None:
         metric = {"name": file.metric.name, "maximize": file.metric.maximize} if file.metric else None
-        _write_book(folder, metric=metric, points=[point.told() for point in points])
+        _write_book(folder, metric=metric, points=[point.to_dict() for point in points])
 
     if file.method != "bayes":
         unlike: dict[str, tuple[Values, Job]] = {}
         for values, job in checked:
             unlike.setdefault(job.identity, (values, job))
         points += [SweepPoint(number, values, job) for number, (values, job) in enumerate(unlike.values())]
-        return SweepJobs(file, iter(points), points, lambda point: None, len(points), save)
+        return SweepScheduler(file, iter(points), points, lambda point: None, len(points), save)
 
     from qtarget.sweep.bayes import Bayes
 
     assert file.metric is not None
     search, total = Bayes(folder / STUDY, file.parameters, file.metric, seed), _cap(file, cap)
     proposals = _proposed(search, jobs, points, total)
-    return SweepJobs(file, proposals, points, lambda point: search.tell(point.number, point.value), total, save)
+    return SweepScheduler(file, proposals, points, lambda point: search.tell(point.number, point.value), total, save)
 
 
-def _proposed(search: Bayes, jobs: Jobs, points: list[SweepPoint], total: int) -> Iterator[SweepPoint]:
+def _proposed(search: Bayes, jobs: JobFactory, points: list[SweepPoint], total: int) -> Iterator[SweepPoint]:
     """First what was proposed before, whatever came of it, then new points; noted in `points`."""
     for number, values in islice(chain(search.earlier(), iter(search.ask, None)), total):
         try:
@@ -136,7 +138,7 @@ def _claim(folder: Path, file: SweepFile, overrides: Sequence[str], seed: int) -
     """Write down which sweep this folder holds; refuse one that holds another."""
     mine = {
         "method": file.method,
-        "parameters": file.told,
+        "parameters": file.raw_parameters,
         "arguments": [one for one in (*file.before, file.prefix, *file.after) if changes_points(one)],
         "overrides": [one for one in overrides if changes_points(one)],
         "seed": seed,
@@ -165,7 +167,7 @@ def _write_book(folder: Path, **facts: Any) -> None:
 # The end
 
 
-def _summary(going: SweepJobs, folder: Path) -> int:
+def _summary(going: SweepScheduler, folder: Path) -> int:
     """The best points, where results are, what to do next."""
     _print_best(going)
     states = [point.state for point in going.points]
@@ -182,7 +184,7 @@ def _summary(going: SweepJobs, folder: Path) -> int:
     return 1 if failed else 0
 
 
-def _why(going: SweepJobs, point: SweepPoint) -> str:
+def _why(going: SweepScheduler, point: SweepPoint) -> str:
     """Why a settled point isn't among the ranked ones."""
     assert going.metric is not None
     measured = Measured.of(point.job.folder, going.metric.name)
@@ -191,7 +193,7 @@ def _why(going: SweepJobs, point: SweepPoint) -> str:
     return f"{going.metric.name} was not measured"
 
 
-def _print_best(going: SweepJobs) -> None:
+def _print_best(going: SweepScheduler) -> None:
     ranked = going.ranked()
     if going.metric is None or not ranked:
         return

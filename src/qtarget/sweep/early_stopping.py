@@ -1,6 +1,7 @@
 """Stopping runs early, by the rule that W&B publishes as its hyperband (github.com/wandb/sweeps, after 1603.06560).
 
-A run's k-th value of the metric is its iteration k. At iterations called bands, η apart by a factor, a run goes on if
+A run's k-th value of the metric is its iteration k: of a `val/…` metric the first is the untrained model's, and the
+second stands at step trainer.eval_every. At iterations called bands, η apart by a factor, a run goes on if
 its value is among the best 1/η of all runs that have come so far, finished and stopped ones included. A run that is
 alone at a band always goes on; nothing is random, and nothing is remembered: the rule reads the histories.
 

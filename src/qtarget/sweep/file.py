@@ -72,7 +72,7 @@ class SweepFile:
     before: tuple[str, ...]
     after: tuple[str, ...]
     prefix: str
-    told: Mapping[str, Any]
+    raw_parameters: Mapping[str, Any]
     """The parameters as they were written, key by key: what makes two files the same sweep."""
 
 
@@ -102,8 +102,8 @@ def _read(path: Path, content: Mapping[str, Any]) -> SweepFile:
     _check_keys(content)
     method = str(content.get("method"))
     checks.choice("method", method, METHODS)
-    told = dict(_flat(content.get("parameters")))
-    found = {key: distribution(key, fields) for key, fields in told.items()}
+    raw_parameters = dict(_flat(content.get("parameters")))
+    found = {key: distribution(key, fields) for key, fields in raw_parameters.items()}
     constants = {
         key: one.options[0] for key, one in found.items() if isinstance(one, ListedOptions) and len(one.options) == 1
     }
@@ -116,7 +116,9 @@ def _read(path: Path, content: Mapping[str, Any]) -> SweepFile:
     before, prefix, after = _command(content)
     name = _name(content.get("name", path.stem))
     cap = content.get("run_cap")
-    return SweepFile(path, name, method, parameters, constants, metric, stopping, cap, before, after, prefix, told)
+    return SweepFile(
+        path, name, method, parameters, constants, metric, stopping, cap, before, after, prefix, raw_parameters
+    )
 
 
 def _check_keys(content: Mapping[str, Any]) -> None:

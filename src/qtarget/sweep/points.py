@@ -61,7 +61,7 @@ def random_points(space: Mapping[str, SweptValues], seed: int) -> Iterator[dict[
 
 
 @dataclass(frozen=True)
-class Jobs:
+class JobFactory:
     """Makes a job of a point. overrides: the command line's, behind those of the file."""
 
     file: SweepFile

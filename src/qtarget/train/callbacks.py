@@ -95,7 +95,7 @@ class StepLogger(L.Callback):
         assert isinstance(pl_module, QTargetModule)
         self._logged = step
         # asked, because the optimizer already holds the next step's rate
-        size = pl_module.optim.told(step - 1, pl_module.total_steps, trainer.optimizers[0])
+        size = pl_module.optim.step_size_metrics(step - 1, pl_module.total_steps, trainer.optimizers[0])
         followed = scheduled(pl_module.design, pl_module.progress_at(step - 1))
         now = {f"target/{field}": value for field, value in followed}
         means, detected = pl_module.recent.pop(), pl_module.recent_detection.pop()

@@ -13,7 +13,7 @@ from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE, LossOutput, dense_loss
 from qtarget.math.schedule import scheduled
-from qtarget.math.survey import UnknownSequencesError, surveying
+from qtarget.math.scope_statistics import UnknownSequencesError, surveying
 from qtarget.math.target import Design, columns, counted, needs, wants_negatives
 from qtarget.train.step import PULLED, normalizer, scoring_passes
 

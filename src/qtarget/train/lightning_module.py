@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from qtarget.data.batch import Batch
 from qtarget.math.loss import IGNORE, LossOutput, linear_loss, survey
-from qtarget.math.survey import TokenTable
+from qtarget.math.scope_statistics import TokenTable
 from qtarget.math.target import Design, wants_negatives
 from qtarget.math.tokens import EarlierTokens, Given
 from qtarget.model.frozen import Frozen, Snapshot, check_not_shared
@@ -22,7 +22,7 @@ from qtarget.train.histograms import TokenHistograms
 from qtarget.train.memory import chunk_that_fits
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.optim import AdamW
-from qtarget.train.step import StepScorer
+from qtarget.train.step import StepNormalizer
 
 
 class QTargetModule(L.LightningModule):
@@ -53,7 +53,7 @@ class QTargetModule(L.LightningModule):
         self.references = dict(references)
         for role, frozen in self.references.items():
             check_not_shared(role, frozen, policy)
-        self.step = StepScorer(design, policy, self.survey, self.token_loss)
+        self.normalizer = StepNormalizer(design, policy, self.survey, self.token_loss)
         self.recent = TokenMeans()
         self.whole_run = TokenMeans()
         self.recent_detection = NoiseDetection()
@@ -129,7 +129,7 @@ class QTargetModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Σ loss over the micro-batch, scaled by its share: the optimizer sees one mean over the whole step."""
         self._renew_snapshots()
-        share = self.step.share(batch)
+        share = self.normalizer.share(batch)
         out = self.token_loss(batch, share.statistics, share.token_scale)
         wrong = batch.columns["wrong"][batch.labels != IGNORE]
         for measured in self.measured:

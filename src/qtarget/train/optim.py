@@ -73,7 +73,7 @@ class AdamW:
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def told(self, step: int, steps: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def step_size_metrics(self, step: int, steps: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
         """How large optimizer step `step` (from 0) was, by metric: `optimizer` took it last and no other since.
 
         At a given length train/lr is the learning rate at which plain AdamW would have taken this step.

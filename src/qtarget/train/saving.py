@@ -84,7 +84,7 @@ class StateKeeper(L.Callback):
         self._unsaved = None
 
     @property
-    def goes_on_over(self) -> bool:
+    def training_was_complete(self) -> bool:
         """Whether this attempt had no step left to take."""
         return self.state is not None and self.state.is_over
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qtarget.data.batch import Batch, StepWindow
 from qtarget.math.loss import LossOutput
-from qtarget.math.survey import TokenTable, statistics_of, surveying
+from qtarget.math.scope_statistics import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, counted
 from qtarget.parallel import gathered, rank_and_world, summed
 
@@ -37,7 +37,7 @@ def normalizer(design: Design) -> str:
 
 
 @dataclass
-class StepScorer:
+class StepNormalizer:
     """Works out each micro-batch's share of its step, the same however the step is cut and spread over ranks.
 
     With d_t the weight that the data gives a token (row × message × span; a token of weight 0 is no label), a step's

@@ -17,7 +17,7 @@ from typing import Any
 from qtarget.config.composing import nearest
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
-from qtarget.launch.slots import PAUSE, Crew, Job, Slot, Work, outcome
+from qtarget.launch.slots import PAUSE, Job, JobPool, RunningJob, Slot, outcome
 from qtarget.record.record import stored_result
 from qtarget.record.runs import SETTLED, logged
 from qtarget.signals import Stop
@@ -48,7 +48,7 @@ class SweepPoint:
         result = stored_result(self.job.folder)
         return bool(result and result["status"] in SETTLED and result.get("config_hash") == self.job.identity)
 
-    def told(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         known = {key: value for key, value in asdict(self).items() if key != "job"}
         return {**known, "folder": str(self.job.folder)}
 
@@ -81,7 +81,7 @@ class Measured:
 
 
 @dataclass
-class SweepJobs:
+class SweepScheduler:
     """proposals: the points in order, which a Bayesian search makes up one by one. tell: who wants to know of results.
 
     total: how many there will be. save: called whenever a point has changed.
@@ -109,34 +109,34 @@ class SweepJobs:
         for point in self.points:  # early stopping judges by all runs that have come so far
             if point.settled:
                 self._measured(point)
-        with Stop(), Crew(places, self.total, retry) as crew:
-            while self._fill(crew) or crew.running:
-                for work, code in crew.ended():
-                    self._seconds.append(time.monotonic() - self._began[work.number])
-                    self._close(self._point(work), code)
+        with Stop(), JobPool(places, self.total, retry) as pool:
+            while self._fill(pool) or pool.running:
+                for running_job, code in pool.reap():
+                    self._seconds.append(time.monotonic() - self._began[running_job.number])
+                    self._close(self._point(running_job), code)
                     self._say(len(places))
                 if time.monotonic() - looked > LOOK:
                     looked = time.monotonic()
-                    self._look(crew.running)
+                    self._look(pool.running)
                 time.sleep(PAUSE)
 
-    def _fill(self, crew: Crew) -> bool:
+    def _fill(self, pool: JobPool) -> bool:
         """Start what there are free slots for; False once nothing is left to start."""
-        while crew.free:
-            point = self._next(crew)
+        while pool.free:
+            point = self._next(pool)
             if point is None:
                 return self._held is not None
             self._began[point.number] = time.monotonic()
             point.state = "running"
-            crew.start(point.number, point.job)
+            pool.start(point.number, point.job)
             self.save()
         return True
 
-    def _next(self, crew: Crew) -> SweepPoint | None:
+    def _next(self, pool: JobPool) -> SweepPoint | None:
         """The next point that has to run: settled ones are only noted, one whose twin is running waits for it."""
         while point := self._held or next(self.proposals, None):
             self._held = None
-            if any(work.job.folder == point.job.folder for work in crew.running):
+            if any(running_job.job.folder == point.job.folder for running_job in pool.running):
                 self._held = point
                 return None
             if not point.settled:
@@ -144,8 +144,8 @@ class SweepJobs:
             self._close(point, 0)
         return None
 
-    def _point(self, work: Work) -> SweepPoint:
-        return next(point for point in self.points if point.number == work.number)
+    def _point(self, running_job: RunningJob) -> SweepPoint:
+        return next(point for point in self.points if point.number == running_job.number)
 
     def _close(self, point: SweepPoint, code: int) -> None:
         """Note what became of a point, and tell the search."""
@@ -173,17 +173,17 @@ class SweepJobs:
 
     # While jobs run
 
-    def _look(self, running: Sequence[Work]) -> None:
+    def _look(self, running: Sequence[RunningJob]) -> None:
         """Does any job log the metric, and has any to be stopped?"""
         if self.metric is None or (self._metric_seen and self.file.stopping is None):
             return
-        for work in running:
-            names = self._measured(self._point(work)).names
+        for running_job in running:
+            names = self._measured(self._point(running_job)).names
             heldout = {name.removeprefix("val/") for name in names if name.startswith("val/")}
             if heldout and self.metric.name.partition("/")[0] in HELDOUT:
                 self._require_metric(names | {f"test/{name}" for name in heldout})
-        for work in running:
-            self._stop_if_bad(work)
+        for running_job in running:
+            self._stop_if_bad(running_job)
 
     def _require_metric(self, names: frozenset[str]) -> None:
         """Raise where a job that has logged these names should have logged the sweep's metric, and hasn't."""
@@ -194,15 +194,15 @@ class SweepJobs:
             "metric.name and give the command again: what has finished is kept"
         )
 
-    def _stop_if_bad(self, work: Work) -> None:
+    def _stop_if_bad(self, running_job: RunningJob) -> None:
         """By the file's early_terminate."""
-        name = str(work.job.folder)
-        if self.file.stopping is None or work.patience is not None or name not in self._histories:
+        name = str(running_job.job.folder)
+        if self.file.stopping is None or running_job.kill_deadline is not None or name not in self._histories:
             return
         reason = self.file.stopping.condemned(name, self._histories)
         if reason is not None:
-            self._point(work).error = f"stopped by the sweep: {reason}"
-            work.ask_to_stop()
+            self._point(running_job).error = f"stopped by the sweep: {reason}"
+            running_job.ask_to_stop()
 
     def leave(self) -> None:
         """Write down that nothing runs any more."""
