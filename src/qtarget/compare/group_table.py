@@ -41,25 +41,25 @@ class Grouped:
         return any(row.difference for row in self.rows)
 
     @property
-    def share(self) -> bool:
+    def is_percent(self) -> bool:
         """Shares are in percent, and so are their differences."""
         return any(row.interval for row in self.rows)
 
     @property
     def scale(self) -> float:
-        return 100.0 if self.share else 1.0
+        return 100.0 if self.is_percent else 1.0
 
     @property
     def decimals(self) -> int:
-        return 1 if self.share else 3
+        return 1 if self.is_percent else 3
 
     @property
     def title(self) -> str:
-        return f"{self.metric} %" if self.share else self.metric
+        return f"{self.metric} %" if self.is_percent else self.metric
 
     @property
     def titles(self) -> list[str]:
-        mean = f"{self.title} [95 %]" if self.share else self.title
+        mean = f"{self.title} [95 %]" if self.is_percent else self.title
         return [*self.rows[0].group.key_values, "seeds", mean, "by seed", *["difference [95 %]"] * self.compared]
 
     @property
@@ -81,16 +81,16 @@ class Grouped:
     @property
     def note(self) -> str:
         """What the intervals cover, why some are missing, and how the groups were chosen."""
-        key_values = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
-        if not self.share:
-            key_values = "No intervals: this metric has no value for each problem, or the answers were not kept."
+        text = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
+        if not self.is_percent:
+            text = "No intervals: this metric has no value for each problem, or the answers were not kept."
         elif not all(row.interval for row in self.rows):
-            key_values += " A group without one lacks the answers of some seeds."
+            text += " A group without one lacks the answers of some seeds."
         if self.compared:
-            key_values += f" Differences to {' and '.join(self.against)} are paired by seed and problem."
+            text += f" Differences to {' and '.join(self.against)} are paired by seed and problem."
         elif self.against:
-            key_values += " No differences: they are taken problem by problem, and the groups share none."
-        return "\n".join([key_values, *self.remarks])
+            text += " No differences: they are taken problem by problem, and the groups share none."
+        return "\n".join([text, *self.remarks])
 
     def _cells(self, row: GroupRow) -> list[str]:
         mean = _bracketed(row.interval, self._number) if row.interval else self._number(row.mean)
@@ -162,8 +162,8 @@ def grouped_rows(runs: Sequence[Run], asked: Grouping) -> Grouped:
 
 
 def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
-    key_values = dict(text.partition("=")[::2] for text in against)
-    strange = sorted(set(key_values) - set(keys))
+    chosen = dict(text.partition("=")[::2] for text in against)
+    strange = sorted(set(chosen) - set(keys))
     if strange:
         raise QTargetError(f"--against names {', '.join(strange)}; it takes KEY=VALUE of --group-by {','.join(keys)}")
-    return key_values
+    return chosen

@@ -67,11 +67,11 @@ def _ends(found: Grouped, row: GroupRow) -> tuple[float, float]:
     """Of a bar; none for a group without an interval beside others that have one."""
     if row.interval:
         return row.interval.low, row.interval.high
-    return (row.mean, row.mean) if found.share else (row.low_seed, row.high_seed)
+    return (row.mean, row.mean) if found.is_percent else (row.low_seed, row.high_seed)
 
 
 def _bars(found: Grouped) -> str:
-    if found.share:
+    if found.is_percent:
         return "The bars are 95 % intervals over held-out problems and seeds."
     return "The bars reach from the smallest seed to the largest: this metric has no intervals here."
 
@@ -97,7 +97,7 @@ def _differences(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Pan
 
 
 def _with_number_format(found: Grouped, panel: Panel) -> Panel:
-    return replace(panel, number=f".{found.decimals}f", unit=" %" if found.share else "")
+    return replace(panel, number=f".{found.decimals}f", unit=" %" if found.is_percent else "")
 
 
 def _dot(found: Grouped, row: GroupRow, mark: Mark, value: float, ends: tuple[float, float]) -> Dot:

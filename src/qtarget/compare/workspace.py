@@ -138,8 +138,8 @@ def save(view: Any, project: Project) -> str:
 def axes(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The keys in which runs differ and that most of them have: groups' choices first, then values."""
     held = [key for key in differing(configs) if 2 * sum(key in config for config in configs) > len(configs)]
-    about = [key for key in held if key not in CHOSEN_ONLY]
-    first = sorted(about, key=lambda key: (key != DESIGN, key not in (*USUAL, RATE), "." in key, key))
+    usable = [key for key in held if key not in CHOSEN_ONLY]
+    first = sorted(usable, key=lambda key: (key != DESIGN, key not in (*USUAL, RATE), "." in key, key))
     return tuple(first[:MOST_AXES]) or USUAL
 
 
