@@ -162,7 +162,9 @@ def test_linear_loss_agrees_and_nothing_but_the_total_has_a_graph(name: str) -> 
     expected, gradient = run(world, name)
     hidden, weight = world.leaf(), torch.eye(11, dtype=torch.float64, requires_grad=True)
     out = qtarget.linear_loss(hidden, weight, world.labels, design, chunk_size=3, **world.given(name))
-    assert [field for field in vars(out) if getattr(out, field).requires_grad] == ["total"]
+    fields = vars(out) | out.others
+    assert [name for name, value in fields.items() if isinstance(value, Tensor) and value.requires_grad] == ["total"]
+    assert all(isinstance(value, Tensor) for name, value in fields.items() if name != "others")
     out.total.backward()
     torch.testing.assert_close(hidden.grad, gradient)
     torch.testing.assert_close(out.mass, expected.mass)

@@ -100,8 +100,8 @@ def test_a_signal_ends_agents_and_their_runs(number: signal.Signals, workdir: Pa
         "import sys\n"
         "from qtarget import cli; from qtarget.launch import slots; from qtarget.sweep import agents\n"
         "slots._visible = lambda: ['0']\n"
-        "from qtarget.record.wandb_sweep import Sweep\n"
-        f"agents.find_sweep = lambda path: Sweep('tester/qtarget/abc', 'RUNNING', {{}})\n"
+        "from qtarget.record.wandb_sweep import WandbSweep\n"
+        f"agents.find_sweep = lambda path: WandbSweep('tester/qtarget/abc', 'RUNNING', {{}})\n"
         f"agents.command = lambda sweep, count: [sys.executable, '-c', {script!r}]\n"
         "cli.main(['agents', 'abc', '--gpus', '0'])\n"
     )

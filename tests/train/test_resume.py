@@ -575,7 +575,7 @@ def test_under_an_agent_a_run_that_goes_on_is_told_from_its_start(
     monkeypatch.setenv("WANDB_SWEEP_ID", "s")
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     monkeypatch.setattr(wandb, "init", lambda **options: Run())
-    monkeypatch.setattr(trackers, "find_sweep", lambda path: trackers.Sweep(path, "RUNNING", {}))
+    monkeypatch.setattr(trackers, "find_sweep", lambda path: trackers.WandbSweep(path, "RUNNING", {}))
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "time": 1.5, "train/nll": 2.0}\n')
     info = {"name": "sft", "experiment": "runs", "role": "design", "choices": {}, "tracked_as": "of before"}
     assert trackers.Wandb(mode="online").start(tmp_path, info, {}) == "given"

@@ -125,7 +125,7 @@ class Wandb:
                 resume="allow" if before and not swept and self.mode != "offline" else None,
                 job_type=info["role"],
                 tags=list(self.tags),
-                config=flatten(config) | dict(info["choices"]),
+                config=_sent(config) | dict(info["choices"]),
                 dir=folder.absolute(),  # W&B's service may run in another folder
                 reinit="finish_previous",
                 settings=wandb.Settings(console="off", silent=True),
@@ -251,6 +251,11 @@ class Wandb:
         self._run.finish(exit_code=1 if failed else 0)
         if self._earlier:
             replace(self._earlier, by=Path(self._run.dir).parent)
+
+
+def _sent(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration by dotted keys, without empty mappings: W&B 0.31.0 drops them."""
+    return {key: value for key, value in flatten(config).items() if value != {}}
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
