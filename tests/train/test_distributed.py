@@ -130,7 +130,7 @@ def trained(case: Case, strategy: str, devices: int, accumulate: int) -> dict[st
     )
     seen, size = Seen(), ROWS // devices // accumulate
     data = SFTData(examples(case), 256, batch_size=size, accumulate=accumulate, seed=0)
-    application._fit(application._trainer(cfg, [seen]), module, data)
+    application._lightning_fit(application._trainer(cfg, [seen]), module, data)
     return {
         "gradients": seen.gradients,
         "weights": flat(module.policy.parameters()),
