@@ -15,6 +15,7 @@ import qtarget
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.arguments import OPTIONS, REFUSED, arranged
 from qtarget.config.composing import compose_config, with_search_path
+from qtarget.config.identity import register_resolvers
 from qtarget.config.parsers import COMMANDS, sweep_parser
 from qtarget.launch.slots import Job
 
@@ -144,6 +145,7 @@ def test_jobs_in_processes_of_their_own_search_the_same_folders(workdir: Path) -
     Path("conf").mkdir()
     _own_design(Path("own"))
     overrides = with_search_path(["target=mine", "model=tiny"], "own")
+    register_resolvers()
     config = compose_config("train", [*overrides, "hydra.job.num=0"], with_hydra=True)
     command = Job.of(config, ["target=mine", "model=tiny"]).command
     arguments = arranged(command[4:])
