@@ -205,8 +205,20 @@ def _completion(rest: list[str]) -> int:
     return completion(rest)
 
 
-RUNS: dict[str, Callable[[list[str]], int]] = {name: globals()[f"_{name}"] for name in COMMANDS}
-"""Command → what runs it on its arguments."""
+RUNS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "sweep": _sweep,
+    "cache": _cache,
+    "evaluate": _evaluate,
+    "compare": _compare,
+    "agents": _agents,
+    "dashboard": _dashboard,
+    "show": _show,
+    "lens": _lens,
+    "doctor": _doctor,
+    "completion": _completion,
+}
+"""Command → what runs it on its arguments; their names are also `COMMANDS`, for completion."""
 
 if __name__ == "__main__":  # python -m qtarget.cli; processes that a run starts import this module anew
     main()

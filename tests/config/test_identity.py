@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from qtarget.compare.command import compare
-from qtarget.config import identity
+from qtarget.config import versions
 from qtarget.config.composing import compose_config, config_container
-from qtarget.config.identity import Mend, config_hash
+from qtarget.config.identity import config_hash
+from qtarget.config.versions import Mend
 
 OWN = '{"prompt": "say hi", "completion": "hi"}\n{"prompt": "say ho", "completion": "ho"}\n'
 TEACHER = ["reference@references.teacher=frozen", "references.teacher.name=tiny"]
@@ -54,7 +55,7 @@ MENDED = {
 @pytest.mark.parametrize("earlier", MENDED)
 def test_runs_judged_by_another_comparison_of_mathematics_are_new(earlier: str) -> None:
     cfg = compose_config("train", MENDED[earlier])
-    assert identity.versions(config_container(cfg)).get("verdict") == 2
+    assert versions.versions(config_container(cfg)).get("verdict") == 2
     assert config_hash(cfg) != earlier
 
 
@@ -71,7 +72,7 @@ def test_runs_judged_by_another_comparison_of_mathematics_are_new(earlier: str) 
 )
 def test_another_verdict_concerns_runs_that_ask_for_it(overrides: list[str], mends: set[str], workdir: Path) -> None:
     Path("rows.jsonl").write_text(OWN)
-    assert set(identity.versions(config_container(compose_config("train", ["model=tiny", *overrides])))) == mends
+    assert set(versions.versions(config_container(compose_config("train", ["model=tiny", *overrides])))) == mends
 
 
 @pytest.mark.parametrize("expected", HASHES)
@@ -84,9 +85,9 @@ def test_problems_that_were_others_in_every_process_make_new_runs() -> None:
     """Only for the tasks concerned: the hash is that of 08cbad9 without the versions."""
     for task, version in (("ransom_note", {"generated": 2}), ("chain_sum", {})):
         cfg = compose_config("train", ["model=tiny", "data=reasoning_gym", f"data.source.task={task}"])
-        assert identity.versions(config_container(cfg)) == version
+        assert versions.versions(config_container(cfg)) == version
     mixed = ["model=tiny", "data=reasoning_gym", "data.source.task=null", "data.source.tasks={gcd: 1, word_ladder: 2}"]
-    assert "generated" in identity.versions(config_container(compose_config("train", mixed)))
+    assert "generated" in versions.versions(config_container(compose_config("train", mixed)))
 
 
 def test_only_runs_that_divide_by_a_truncated_mass_are_new() -> None:
@@ -96,20 +97,20 @@ def test_only_runs_that_divide_by_a_truncated_mass_are_new() -> None:
         (["target=kd_support", "target.normalize=weight_sum"], {}),
         (["target=kd", "target.normalize=weight_sum"], {}),
     ):
-        assert identity.versions(config_container(compose_config("train", ["model=tiny", *given]))) == version
+        assert versions.versions(config_container(compose_config("train", ["model=tiny", *given]))) == version
 
 
 def test_a_mend_concerns_some_runs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     mend = Mend("rows", 2, "made up", lambda config: config["data"]["rows"] == 17)
     cfg, other = (compose_config("train", ["model=tiny", f"data.rows={rows}"]) for rows in (17, 18))
     before, beside = config_hash(cfg), config_hash(other)
-    monkeypatch.setattr(identity, "MENDS", (*identity.MENDS, mend))
+    monkeypatch.setattr(versions, "MENDS", (*versions.MENDS, mend))
     assert config_hash(cfg) != before
     assert config_hash(other) == beside
 
 
 def test_a_later_key_counts_only_where_it_changes_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(identity.UNCHANGED, "trainer", {"later": (None, "as before")})
+    monkeypatch.setitem(versions.UNCHANGED, "trainer", {"later": (None, "as before")})
     plain = config_hash(compose_config("train", ["model=tiny"]))
     same, other = (
         config_hash(compose_config("train", ["model=tiny", f"+trainer.later={value}"])) for value in ("'as before'", 3)
@@ -122,7 +123,7 @@ def test_tables_name_the_runs_whose_numbers_were_mended_since(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        identity, "MENDS", (Mend("rows", 2, "rows are read as text", lambda c: c["data"]["rows"] == 17),)
+        versions, "MENDS", (Mend("rows", 2, "rows are read as text", lambda c: c["data"]["rows"] == 17),)
     )
     for name, rows, mends in (("old", 17, None), ("new", 17, {"rows": 2}), ("plain", 18, None)):
         folder = Path("outputs/runs", name)
@@ -156,4 +157,4 @@ def test_tables_name_the_runs_whose_numbers_were_mended_since(
 def test_rows_with_keys_that_were_dropped_make_new_runs(row: str, is_new: bool, workdir: Path) -> None:
     Path("rows.jsonl").write_text(row + "\n")
     cfg = compose_config("train", ["model=tiny", "data=jsonl", "data.source.path=rows.jsonl"])
-    assert ("rows" in identity.versions(config_container(cfg))) is is_new
+    assert ("rows" in versions.versions(config_container(cfg))) is is_new

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import qtarget
-from qtarget.config import identity
+from qtarget.config import versions
 from qtarget.config.composing import compose_config, config_container
 from qtarget.config.identity import config_hash
 from qtarget.data.sources.adapt import LetterOf
@@ -383,7 +383,7 @@ HUB = ["model=tiny", "data=hub", "data.source.prompt=q", "data.source.completion
 
 
 def mended(*overrides: str) -> bool:
-    return "files" in identity.versions(config_container(compose_config("train", ["model=tiny", *overrides])))
+    return "files" in versions.versions(config_container(compose_config("train", ["model=tiny", *overrides])))
 
 
 @pytest.mark.parametrize(

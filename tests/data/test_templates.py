@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from qtarget import encode
-from qtarget.config import identity
+from qtarget.config import versions
 from qtarget.config.composing import compose_config, config_container
 from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration, Example
@@ -163,7 +163,7 @@ def test_what_a_template_leaves_out_is_refused_by_name(lost: dict[str, Any]) -> 
 def test_a_template_that_writes_the_date_makes_new_runs(template: str, workdir: Path) -> None:
     cfg = compose_config("train", ["model=tiny"])
     cfg.model.chat_template = template or None
-    assert ("chat" in identity.versions(config_container(cfg))) == bool(template)
+    assert ("chat" in versions.versions(config_container(cfg))) == bool(template)
 
 
 @pytest.mark.parametrize(("text", "is_new"), [("ends with <|im_end|> here", True), ("ends here", False)])
@@ -179,7 +179,7 @@ def test_word_marks_and_control_tokens_in_rows_make_new_runs(
     (workdir / "base/config.json").write_text("{}")
     (workdir / "rows.jsonl").write_text(f'{{"prompt": "how?", "completion": "{text}"}}\n')
     cfg = compose_config("train", ["model=path", "model.name=base", "data=jsonl", "data.source.path=rows.jsonl"])
-    assert ("chat" in identity.versions(config_container(cfg))) == (is_new or marks)
+    assert ("chat" in versions.versions(config_container(cfg))) == (is_new or marks)
 
 
 def marking(kind: str) -> PreTrainedTokenizerFast:
@@ -307,7 +307,7 @@ def test_control_tokens_that_are_not_called_special_make_new_runs(is_special: bo
         (workdir / "base" / where).write_text(CHATML)
     (workdir / "rows.jsonl").write_text('{"prompt": "how?", "completion": "so"}\n')
     cfg = compose_config("train", ["model=path", "model.name=base", "data=jsonl", "data.source.path=rows.jsonl"])
-    assert ("chat" in identity.versions(config_container(cfg))) is not is_special
+    assert ("chat" in versions.versions(config_container(cfg))) is not is_special
 
 
 def test_a_template_that_wants_a_system_message_is_taught_with_one() -> None:

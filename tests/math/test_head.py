@@ -229,7 +229,7 @@ def test_runs_of_models_with_other_logits_are_run_anew(config: dict[str, Any], c
     for role in ("model", "teacher"):
         with pytest.MonkeyPatch.context() as patch:
             now = named("m", config, role)
-            patch.setattr("qtarget.config.identity.MENDS", ())
+            patch.setattr("qtarget.config.versions.MENDS", ())
             assert (named("m", config, role) != now) is changed
 
 
@@ -238,7 +238,7 @@ def test_a_hub_model_is_known_by_its_family() -> None:
         with pytest.MonkeyPatch.context() as patch:
             cfg = compose_config("train", ["model=path", f"model.name={name}"])
             now = config_hash(cfg)
-            patch.setattr("qtarget.config.identity.MENDS", ())
+            patch.setattr("qtarget.config.versions.MENDS", ())
             return config_hash(cfg) != now
 
     assert versions_of("tiiuae/Falcon-H1-0.5B-Base")

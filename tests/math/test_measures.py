@@ -18,7 +18,7 @@ import qtarget
 from qtarget.compare.table import COLUMNS
 from qtarget.lens.token_table import SHOWN, TITLES
 from qtarget.math.loss import TokenStatistics, linear_loss
-from qtarget.math.measure import CONFIDENCE, HIT, MEASURES
+from qtarget.measures import CONFIDENCE, HIT, MEASURES
 from qtarget.record.wandb_sweep import better_end
 from qtarget.train.metrics import NAMES, OF_EARLIER_STATES, TokenMeans
 
@@ -118,7 +118,7 @@ def test_a_measure_of_ones_own_is_one_edit(tmp_path: Path) -> None:
     package = Path(qtarget.__file__).parent
     for folder, source in (("src/qtarget", package), ("conf", package.parents[1] / "conf")):
         shutil.copytree(source, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    home = tmp_path / "src" / "qtarget" / "math" / "measure.py"
+    home = tmp_path / "src" / "qtarget" / "measures.py"
     home.write_text(home.read_text(encoding="utf-8").replace('\n)\n"""Of every loss', EDIT), encoding="utf-8")
     (tmp_path / "work").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}

@@ -173,6 +173,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert time.perf_counter() - started < 30 * interpreter
 
 
+def test_what_reads_records_and_composes_waits_for_no_torch() -> None:
+    """`qtarget compare`, `--cfg job`, a sweep's values: torch takes seconds, and none of these computes."""
+    modules = "cli, compare.command, compare.workspace, config.completion, launch.multirun, record.trackers"
+    imports = "; ".join(f"import qtarget.{name}" for name in (*modules.split(", "), "sweep.agent_runs"))
+    probe = f"import sys; {imports}; print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("name", options("target"))
 def test_show_tells_a_design_in_words(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert qtarget_cli(["show", f"target={name}"]) == 0

@@ -15,7 +15,7 @@ from qtarget.compare.formats import Table, markdown_text, terminal
 from qtarget.compare.group_table import Grouped, Grouping, grouped_rows
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
 from qtarget.compare.table import COLUMNS, MISSING, TableColumn, next_command, reading_note, subject
-from qtarget.config.identity import outdated
+from qtarget.config.versions import outdated
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import FILE, Paired, Sample, paired, read_samples
 from qtarget.record.runs import Run, differing_keys, finished, read_runs, unfinished

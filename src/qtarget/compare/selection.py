@@ -13,8 +13,6 @@ from qtarget.errors import QTargetError
 from qtarget.record.runs import Run, finished
 from qtarget.record.wandb_sweep import best_of
 
-VALIDATION = "val"
-
 
 @dataclass(frozen=True)
 class Selection:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from qtarget.math.measure import MEASURES, Measure
+from qtarget.measures import MEASURES, Measure
 from qtarget.record.runs import Run, finished
 
 DECADES = 1.4

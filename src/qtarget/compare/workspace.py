@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from qtarget.errors import QTargetError
-from qtarget.math.measure import MEASURES
+from qtarget.measures import MEASURES
 from qtarget.record.runs import differing
 from qtarget.record.wandb_sweep import CONNECT
 

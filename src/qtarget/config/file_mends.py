@@ -52,12 +52,12 @@ def is_retyped(source: Node) -> bool:
     try:
         if source.get("_target_") == HUB:
             columns = _columns(source)
-            if any(_is_narrow(*_facts(file), columns) for file in _files(source, PARQUET)):
+            if any(_is_narrow(*facts(file), columns) for file in _files(source, PARQUET)):
                 return True
-            return any(_is_retyped(*_facts(file), columns, source.get("delimiter")) for file in _files(source))
+            return any(_is_retyped(*facts(file), columns, source.get("delimiter")) for file in _files(source))
         path = Path(str(source.get("path")))
         judged = source.get("_target_") == JSONL and source.get("verifier")
-        return bool(judged) and path.is_file() and _is_reworded(*_facts(path))
+        return bool(judged) and path.is_file() and _is_reworded(*facts(path))
     except QTargetError:
         return True  # the run itself says what is wrong
 
@@ -100,7 +100,7 @@ def _columns(source: Node) -> Columns:
     return tuple({*named, *(source.get("where") or {})})
 
 
-def _facts(file: Path) -> tuple[Path, int, int, int]:
+def facts(file: Path) -> tuple[Path, int, int, int]:
     """A file as it is now."""
     facts = file.stat()
     return file, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

@@ -133,7 +133,7 @@ class ReferenceConfig(Node):
         return self
 
     def container(self) -> dict[str, Any]:
-        named = {"kind": self.KIND} if KINDS.get(self.KIND) is type(self) else {"_target_": _path(type(self))}
+        named = {"kind": self.KIND} if KINDS.get(self.KIND) is type(self) else {"_target_": checks.class_name(self)}
         return {**named, **super().container()}
 
 
@@ -336,7 +336,3 @@ def _own(role: str, path: Any) -> type[ReferenceConfig]:
 
 def _without(node: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key != name}
-
-
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"

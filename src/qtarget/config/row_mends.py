@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from qtarget.config.file_mends import HUB, JSONL, Node, facts
 from qtarget.data.thought import is_control
 from qtarget.errors import QTargetError
 from qtarget.model.fingerprint import model_folder, names_a_folder
@@ -106,8 +107,6 @@ def _bytes(folder: Path | None, name: str) -> bytes:
     return (folder / name).read_bytes() if folder is not None and (folder / name).is_file() else b""
 
 
-Node = Mapping[str, Any]
-HUB, JSONL = "qtarget.data.sources.hub.Hub", "qtarget.data.sources.jsonl.Jsonl"
 MESSAGE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
 ROW = ("tools", "system", "history", "span_weights")
 WEIGHTS = ("weight", "train")
@@ -120,10 +119,10 @@ def has_new_keys(source: Node) -> bool:
     """Whether a source reads local rows that hold such a key. Ids of the hub: never."""
     if source.get("_target_") == JSONL:
         path = Path(str(source.get("path")))
-        return path.is_file() and _has_new_keys(*_facts(path))
+        return path.is_file() and _has_new_keys(*facts(path))
     if source.get("_target_") != HUB or not source.get("messages"):
         return False
-    return any(_has_new_keys(*_facts(file)) for file in _files(source))
+    return any(_has_new_keys(*facts(file)) for file in _files(source))
 
 
 def _files(source: Node) -> Iterator[Path]:
@@ -132,12 +131,6 @@ def _files(source: Node) -> Iterator[Path]:
         path = Path(str(one)).expanduser()
         held = path.rglob("*") if path.is_dir() else [path]
         yield from (file for file in held if file.suffix in (*LINES, ".parquet") and file.is_file())
-
-
-def _facts(file: Path) -> tuple[Path, int, int, int]:
-    """A file as it is now."""
-    facts = file.stat()
-    return file, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 @lru_cache(maxsize=256)

@@ -14,8 +14,8 @@ from torch import Tensor
 from qtarget.data.batch import Batch
 from qtarget.design import reliance, residual, weight
 from qtarget.math.loss import LossOutput, linear_loss
-from qtarget.math.measure import CONFIDENCE, HIT, MEASURES, Measure
 from qtarget.math.target import Mixture
+from qtarget.measures import CONFIDENCE, HIT, MEASURES, Measure
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
 

@@ -28,7 +28,6 @@ from qtarget.config.composing import (
     with_search_path,
 )
 from qtarget.config.identity import register_resolvers
-from qtarget.config.manual import keys_and_meanings
 from qtarget.config.names import as_typed
 from qtarget.config.overrides import check_ranges
 from qtarget.errors import FULL_ERROR, QTargetError
@@ -52,6 +51,8 @@ def launch(given: Sequence[str]) -> int:
             task(_job(outcomes, raises))()
     except SystemExit as ended:
         if "--help" in arguments.options:
+            from qtarget.config.manual import keys_and_meanings  # torch and transformers come in here
+
             print(keys_and_meanings())
         raise _not_shown(ended, arguments) from ended
     except (HydraException, OmegaConfBaseException) as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtarget.math.measure import MEASURES
+from qtarget.measures import MEASURES
 from qtarget.plot.drawing import PNG_DPI, picture, plain
 from qtarget.plot.figures import Mark
 

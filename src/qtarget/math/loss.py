@@ -12,12 +12,12 @@ from torch import Tensor
 from qtarget.errors import QTargetError
 from qtarget.math.derivatives import attach, check_first_order
 from qtarget.math.head import Head, matmul_dtype, product
-from qtarget.math.measure import MEASURES, Measure
 from qtarget.math.schedule import scheduled
 from qtarget.math.scope_statistics import TokenTable, statistics_of, surveying
 from qtarget.math.scoring import Score, scorer
 from qtarget.math.target import Design, check_references
 from qtarget.math.tokens import IGNORE, Given, Tokens
+from qtarget.measures import MEASURES, Measure
 
 __all__ = ["IGNORE", "LossOutput", "TokenStatistics", "dense_loss", "linear_loss", "survey"]
 
@@ -79,7 +79,7 @@ def dense_loss(
     part with step scope made of the whole step; by default of the N tokens given. token_scale: s_t, a number or shaped
     as labels.
     compiled: what a design makes of a chunk goes through torch.compile: the same objective in fewer passes over memory.
-    measures: read of every token beside the usual ones, see `qtarget.math.measure`; they are `others` of the output.
+    measures: read of every token beside the usual ones, see `qtarget.measures`; they are `others` of the output.
     Returns statistics of the N supervised positions; `total` is a sum: what to divide it by, the design's `normalize`
     says (`len(out.loss)` for tokens, (out.mass > 0).sum() for kept, out.mass.sum() for weight_sum).
     logits are float64, float32, bfloat16 or float16; all is computed in float32, of float64 logits in float64.

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from qtarget.math.measure import MEASURES, Measure, Scored
-from qtarget.math.target import Design
+from qtarget.math.distribution import dot, finite
+from qtarget.math.target import Design, InducedTarget, Target
 from qtarget.math.tokens import Tokens
+from qtarget.math.view import TokenView
+from qtarget.measures import MEASURES, Measure
 
 BACKEND = "inductor"  # Triton on NVIDIA GPUs, C++ on CPUs
 Scores = tuple[tuple[Tensor, ...], Tensor | None]
 Score = Callable[[Tensor, Tokens], Scores]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """n tokens, and what a design made of them."""
+
+    view: TokenView
+    target: Target | InducedTarget
+    gap: Tensor  # [n]
+    kl_to_target: Tensor  # [n]
+
+    @property
+    def drift(self) -> Tensor:
+        """KL(p‖π_0) [n]; NaN where no prior is held in full."""
+        view, prior = self.view, self.view.references.get("prior")
+        if prior is None or not prior.is_exact:
+            return torch.full_like(view.label_logp, torch.nan)
+        return dot(view.policy.p, finite(view.logp) - finite(prior.logp))
+
+    @property
+    def prior_nll(self) -> Tensor:
+        """−log π_0(y) [n]; NaN without a prior."""
+        prior = self.view.references.get("prior")
+        return torch.full_like(self.view.label_logp, torch.nan) if prior is None else -prior.label_logp
 
 
 def scorer(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtarget.errors import QTargetError
-from qtarget.math.measure import MEASURES
+from qtarget.measures import MEASURES
 
 BEST = {"maximize": "max", "minimize": "min"}
 """The goal of a sweep → the summary that W&B keeps of its metric."""

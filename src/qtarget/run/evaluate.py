@@ -13,10 +13,10 @@ import torch
 from qtarget.compare.command import near
 from qtarget.compare.formats import Table, terminal
 from qtarget.config.composing import compose_target, in_yaml
-from qtarget.config.identity import versions
 from qtarget.config.parsers import EVALUATE as USAGE
 from qtarget.config.parsers import keys_parser
 from qtarget.config.run_config import RunConfig
+from qtarget.config.versions import versions
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import FILE, save_samples
 from qtarget.record.record import Record, stored_result

@@ -17,10 +17,11 @@ import transformers
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
-from qtarget.config.identity import config_hash, versions
+from qtarget.config.identity import config_hash
 from qtarget.config.names import check_names
 from qtarget.config.parts import make_tracker
 from qtarget.config.run_config import RunConfig, TrainerConfig
+from qtarget.config.versions import versions
 from qtarget.data.batch import Collate
 from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError

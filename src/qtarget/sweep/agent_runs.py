@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from qtarget.errors import QTargetError
-from qtarget.record.record import stored_result
 from qtarget.record.wandb_sweep import WandbSweep, states
 
 PLACE = "WANDB_SWEEP_PARAM_PATH"
@@ -150,6 +149,8 @@ def _end(state: str, recorded: str, stopped: bool) -> str:
 
 def _records() -> dict[str, Recorded]:
     """By run at W&B."""
+    from qtarget.record.record import stored_result  # torch comes in here, and every command imports this file
+
     results = ((path.parent, stored_result(path.parent) or {}) for path in Path().glob(WHERE))
     return {
         str(result["tracked_as"]): Recorded(folder, str(result["status"]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qtarget.math.loss import LossOutput
-from qtarget.math.measure import MEASURES
+from qtarget.measures import MEASURES
 from qtarget.parallel import summed
 from qtarget.train.norm import exact
 

@@ -9,7 +9,7 @@ import torch
 
 from qtarget.data.batch import Batch
 from qtarget.math.loss import IGNORE, LossOutput
-from qtarget.math.measure import MEASURES
+from qtarget.measures import MEASURES
 from qtarget.model.policy import evaluating
 from qtarget.train.lightning_module import QTargetModule
 

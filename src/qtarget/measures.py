@@ -1,30 +1,19 @@
 """What is measured of every supervised token: names, titles, units and better ends, in one place.
 
 A measure is one entry of MEASURES. The log, the evaluation, the table, the dashboard and the lens take from it what
-they write and how they call it.
+they write and how they call it. Nothing here imports torch: `qtarget compare` reads names and titles alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from qtarget.math.distribution import dot, finite
-from qtarget.math.target import InducedTarget, Target
-from qtarget.math.view import TokenView
-
-
-@dataclass(frozen=True)
-class Scored:
-    """n tokens, and what a design made of them."""
-
-    view: TokenView
-    target: Target | InducedTarget
-    gap: Tensor  # [n]
-    kl_to_target: Tensor  # [n]
+    from qtarget.math.scoring import Scored
 
 
 @dataclass(frozen=True)
@@ -51,18 +40,6 @@ class Measure:
     evaluated: bool = False
     in_lens: bool = False
     needs_prior: bool = False
-
-
-def _drift(scored: Scored) -> Tensor:
-    view, prior = scored.view, scored.view.references.get("prior")
-    if prior is None or not prior.is_exact:
-        return torch.full_like(view.label_logp, torch.nan)
-    return dot(view.policy.p, finite(view.logp) - finite(prior.logp))
-
-
-def _prior_nll(scored: Scored) -> Tensor:
-    view, prior = scored.view, scored.view.references.get("prior")
-    return torch.full_like(view.label_logp, torch.nan) if prior is None else -prior.label_logp
 
 
 MEASURES: tuple[Measure, ...] = (
@@ -133,7 +110,7 @@ MEASURES: tuple[Measure, ...] = (
         "nats",
         None,
         "KL(p‖π_0): how far the policy has gone from the model training started from",
-        _drift,
+        lambda scored: scored.drift,
         logged="target/kl_prior",
         evaluated=True,
         needs_prior=True,
@@ -169,7 +146,7 @@ MEASURES: tuple[Measure, ...] = (
         "nats",
         None,
         "−log π_0(y)",
-        _prior_nll,
+        lambda scored: scored.prior_nll,
         needs_prior=True,
     ),
 )

@@ -1,0 +1,147 @@
+"""Which runs a mend makes new ones: those whose numbers it changes. All others keep their identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qtarget.config.file_mends import is_retyped
+from qtarget.config.names import nodes
+from qtarget.config.row_mends import has_new_keys, is_written_otherwise, named_head_changed
+from qtarget.data.thought import MARKS
+
+Node = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Mend:
+    """A part that gives other numbers than an earlier build did.
+
+    part, version: what enters the identity. about: what changed, in words that a table can print. concerns(config):
+    whether the resolved configuration, before names of files are replaced by their content, is one whose numbers
+    changed; True where that can't be told.
+    """
+
+    part: str
+    version: int
+    about: str
+    concerns: Callable[[Node], bool]
+
+
+HASH_ORDERED = ("isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder")
+"""Tasks of reasoning-gym 0.1.25 that draw from a set of texts, whose order is another one in every process."""
+
+
+def sources(node: Node) -> Iterator[dict[str, Any]]:
+    """The sources of data in a node, and those that they are made of."""
+    for value in [value for value in node.values() if isinstance(value, dict)]:
+        if "_target_" in value:
+            yield value
+        yield from sources(value)
+
+
+def _is_hash_ordered(config: Node) -> bool:
+    generated = [node for node in sources(config) if str(node["_target_"]).endswith(".ReasoningGym")]
+    tasks = {task for node in generated for task in (node.get("task"), *(node.get("tasks") or {}))}
+    return not tasks.isdisjoint(HASH_ORDERED)
+
+
+def _has_new_keys(config: Node) -> bool:
+    return any(map(has_new_keys, sources(config)))
+
+
+def _judged(config: Node) -> list[dict[str, Any]]:
+    """The sources whose rows are asked and judged: those of held-out rows and benchmarks, and what they are made of."""
+    data, node = config["data"], config["eval"]
+    held = data.get("heldout_source") or data.get("source")
+    nodes = {"heldout": held if data.get("heldout_rows") != 0 else None}
+    benchmarks = node.get("benchmarks")
+    if isinstance(benchmarks, dict):  # what else it may be set to is refused later, in words
+        nodes |= {name: each.get("source") for name, each in benchmarks.items() if isinstance(each, dict)}
+    return list(sources(nodes))
+
+
+def _judges_mathematics(config: Node) -> bool:
+    return any(source.get("verifier") == "math" for source in _judged(config))
+
+
+def _judges_choices(config: Node) -> bool:
+    return any(source.get("verifier") == "choice" for source in _judged(config))
+
+
+def _judges_thoughts(config: Node) -> bool:
+    """Where the data say that replies think, which is all that a configuration tells of it."""
+    judged = any(source.get("verifier") in ("choice", "exact") for source in _judged(config))
+    return judged and any(opened in repr(config["data"]) for opened, _ in MARKS)
+
+
+def _has_another_head(config: Node) -> bool:
+    nodes = (config["model"], *(config.get("references") or {}).values())
+    names = [node.get("name") for node in nodes if isinstance(node, dict)]
+    return any(isinstance(name, str) and named_head_changed(name) for name in names)
+
+
+def _is_retyped(config: Node) -> bool:
+    return any(map(is_retyped, sources(config)))
+
+
+def _divides_by_a_truncated_mass(config: Node) -> bool:
+    target = config.get("target") or {}
+    objective = target.get("objective") or {}
+    truncated = str(objective.get("_target_")).endswith(".SupportKL") and not objective.get("renormalised", True)
+    return truncated and target.get("normalize") == "weight_sum"
+
+
+MENDS: tuple[Mend, ...] = (
+    Mend(
+        "chat",
+        2,
+        "a reply's context is what is asked: word marks, dates, ends of turn, control tokens",
+        is_written_otherwise,
+    ),
+    Mend("head", 2, "logits have every multiplier and cap of the model's own", _has_another_head),
+    Mend("files", 2, "CSV and JSON files are read as the text they hold", _is_retyped),
+    Mend("rows", 2, "weights, tools, calls, thoughts, names, system and history of rows are read", _has_new_keys),
+    Mend("mass", 2, "the weights of kd_truncated add up to what its teacher kept", _divides_by_a_truncated_mass),
+    Mend("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
+    Mend("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
+    Mend("choice", 2, "a key with another option's text, and what is denied, choose nothing", _judges_choices),
+    Mend("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
+)
+"""In no order; a part stands here once, with its newest version."""
+
+UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "qtarget.model.adapter.Lora": {"options": ({},)},
+    "qtarget.train.optim.AdamW": {"allow_bf16_rounding": (False, True)},
+    "qtarget.data.sources.reasoning_gym.ReasoningGym": {"trust_scorer": (False,)},
+    "qtarget.data.sources.hub.Hub": {
+        "delimiter": (None,),
+        "trust_scorer": (False,),
+        "unknown": (None,),
+        "tools": (None,),
+        "weight": (None,),
+    },
+    "qtarget.data.sources.jsonl.Jsonl": {"trust_scorer": (False,), "unknown": (None,)},
+    "qtarget.data.sources.instruct.Instruct": {"trust_scorer": (False,)},
+}
+"""Keys that came later: `_target_` of a node, or its dotted place → key → values that mean what earlier builds did."""
+
+
+def versions(config: Node) -> dict[str, int]:
+    """Part → version of every mend that concerns a configuration."""
+    return {mend.part: mend.version for mend in MENDS if mend.concerns(config)}
+
+
+def outdated(config: Node, recorded: Mapping[str, int]) -> list[str]:
+    """What was mended since a run with this configuration; recorded: the versions that its record names."""
+    return [m.about for m in MENDS if recorded.get(m.part, 0) < m.version and m.concerns(config)]
+
+
+def without_unchanged(config: dict[str, Any]) -> None:
+    """Take out, in place, keys that came later and stand at a value that changes nothing."""
+    for place, node in nodes(config):
+        for name in {place, str(node.get("_target_", ""))} & set(UNCHANGED):
+            for key, values in UNCHANGED[name].items():
+                if key in node and node[key] in values:
+                    del node[key]
