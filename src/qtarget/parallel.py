@@ -1,4 +1,7 @@
-"""Which of how many processes this is, and what they know together."""
+"""Which of how many processes this is, and what they know together.
+
+A *collective* function is called by every rank, as often as by the others: one that waits alone waits for good.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +20,32 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
-def leads() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process prints and writes: rank 0, or the only one."""
     return rank_and_world()[0] == 0
 
 
-def summed(value: Tensor) -> Tensor:
-    """The sum over ranks. Every rank has to call it, as often as the others."""
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """The sum over ranks. Collective."""
     if rank_and_world()[1] > 1:
         value = value.clone()
         dist.all_reduce(value)
     return value
 
 
-def largest(value: Tensor) -> Tensor:
-    """The largest over ranks, entry by entry. Every rank has to call it, as often as the others."""
+def all_reduce_max(value: Tensor) -> Tensor:
+    """The largest over ranks, entry by entry. Collective."""
     if rank_and_world()[1] > 1:
         value = value.clone()
         dist.all_reduce(value, dist.ReduceOp.MAX)
     return value
 
 
-def gathered(value: T) -> list[T]:
-    """What every rank has, in rank order; tensors on the CPU. Every rank has to call it, as often as the others."""
+def all_gather_objects(value: T) -> list[T]:
+    """What every rank has, in rank order; tensors on the CPU. Collective."""
     _, world = rank_and_world()
     if world == 1:
         return [value]
-    found: list[Any] = [None] * world
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world
+    dist.all_gather_object(values, value)
+    return values

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qtarget.data.example import Example
 from qtarget.math.loss import IGNORE
-from qtarget.parallel import rank_and_world, summed
+from qtarget.parallel import all_reduce_sum, rank_and_world
 
 
 @dataclass(frozen=True)
@@ -202,5 +202,5 @@ class WindowedLoader:
     def _window(self, micro_batches: list[Batch]) -> StepWindow:
         counts = torch.tensor([(batch.supervised, batch.sequences) for batch in micro_batches]).sum(0)
         _, world = rank_and_world()
-        tokens, sequences = summed(counts).tolist()
+        tokens, sequences = all_reduce_sum(counts).tolist()
         return StepWindow(tokens, sequences, self.accumulate * world, tuple(micro_batches))

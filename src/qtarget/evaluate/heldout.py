@@ -22,7 +22,7 @@ from qtarget.evaluate.prompting import answer_problems
 from qtarget.evaluate.samples import HELDOUT, Sample, answer_metrics
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
-from qtarget.parallel import leads
+from qtarget.parallel import is_rank_zero
 
 SPARE_TOKENS = 8
 
@@ -133,5 +133,5 @@ def longest_answer(
 
 def _watched(batches: list[Any], *, title: str, hidden: bool) -> Iterable[Any]:
     """A bar with the time left on a terminal; nothing while the training's own bar is up, or where nobody watches."""
-    quiet = hidden or not leads() or not sys.stderr.isatty()
+    quiet = hidden or not is_rank_zero() or not sys.stderr.isatty()
     return track(batches, title, console=Console(stderr=True), transient=True, disable=quiet)

@@ -146,9 +146,9 @@ def _hydra_raises(arguments: Arguments) -> Iterator[None]:
 
 def _summary(outcomes: list[Outcome]) -> int:
     """Say where results are, which jobs failed, and what to do next. 0, or 1 for a crash, or 2 for bad input only."""
-    from qtarget.parallel import leads  # torch has been imported by now
+    from qtarget.parallel import is_rank_zero  # torch has been imported by now
 
-    if not leads():
+    if not is_rank_zero():
         return 0
     done = [outcome for outcome in outcomes if not outcome.error]
     failed = [outcome for outcome in outcomes if outcome.error]

@@ -37,7 +37,7 @@ def reshard(policy: Policy) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A weight in one piece. Where it is sharded, every rank has to ask."""
+    """A weight in one piece. Where it is sharded, this is a collective call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -54,7 +54,7 @@ def own_part(tensor: Tensor) -> Tensor:
 def whole_weights(policy: Policy) -> dict[str, Tensor] | None:
     """The language model's state dict in one piece, on the CPU of rank 0 ({} elsewhere); None: it is whole already.
 
-    Where it is sharded, every rank has to ask.
+    Where it is sharded, this is a collective call.
     """
     if not is_sharded(policy):
         return None

@@ -21,7 +21,7 @@ from qtarget.model.builtin import cache_dir
 from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure
 from qtarget.model.flaw import NoFlaw
 from qtarget.model.policy import Policy
-from qtarget.parallel import leads
+from qtarget.parallel import is_rank_zero
 from qtarget.progress import Progress
 from qtarget.units import in_bytes
 
@@ -143,7 +143,7 @@ def role_of(name: str) -> str:
 
 def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) -> None:
     shown = Progress(f"scoring {len(plan.rows)} rows for the {name} cache", plan.tokens, "tokens")
-    say = print if leads() else _nothing
+    say = print if is_rank_zero() else _nothing
 
     def begin(done: int) -> Policy:
         policy = load()

@@ -22,7 +22,7 @@ from qtarget.model.adapter import merge, save_adapter
 from qtarget.model.agreement import measured_logits, own_logits
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, whole_weights
-from qtarget.parallel import leads
+from qtarget.parallel import is_rank_zero
 from qtarget.run import build
 from qtarget.run.plan import Plan
 
@@ -41,7 +41,7 @@ def save_checkpoint(plan: Plan, policy: Policy, folder: Path, optimizer: Mapping
     """
     reshard(policy)
     gathered = whole_weights(policy)
-    if not leads():
+    if not is_rank_zero():
         return
     try:
         _write(plan, policy, gathered, folder, optimizer)

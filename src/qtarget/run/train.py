@@ -30,7 +30,7 @@ from qtarget.evaluate.samples import save_samples
 from qtarget.files import locked
 from qtarget.math.scoring import graphs_compiled
 from qtarget.model.policy import Policy
-from qtarget.parallel import leads
+from qtarget.parallel import is_rank_zero
 from qtarget.record.record import Record, Unrecorded, make_folder, stored_result, tell_again
 from qtarget.record.trackers import Nothing
 from qtarget.record.wandb_sweep import under_agent
@@ -76,7 +76,7 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
 def _as_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     """This process's part in a run whose processes are there already."""
     ranks.connect()
-    if not leads():
+    if not is_rank_zero():
         return {} if ranks.as_rank_0(None) else _run_with_record(cfg, folder, info)
     with lock_folder(folder):
         stored = load_finished(cfg, folder)
@@ -176,7 +176,7 @@ def _info(config: Mapping[str, Any], choices: Mapping[str, Any], overrides: list
 
 def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
     """stop: what ends the run between two steps, with its state saved; None in one of several processes."""
-    record = Record(folder, make_tracker(cfg.tracker)) if leads() else Unrecorded(folder)
+    record = Record(folder, make_tracker(cfg.tracker)) if is_rank_zero() else Unrecorded(folder)
     keeper = _keeper(cfg, record, stop)
     try:
         with record.beating():
@@ -185,14 +185,14 @@ def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: S
     except BaseException as error:
         record.fail(error)
         raise
-    if leads():
+    if is_rank_zero():
         discard(keeper.holder)
     return result
 
 
 def _keeper(cfg: RunConfig, record: Record | Unrecorded, stop: Stop | None) -> StateKeeper:
     """With the state that the run goes on from, where there is one. Of several ranks, rank 0 says which."""
-    state = _last_state(cfg, record.folder) if leads() else None
+    state = _last_state(cfg, record.folder) if is_rank_zero() else None
     if stop is None:
         state = ranks.as_rank_0(state)
     # W&B gives a run that it has stopped to nobody again, and several processes are stopped at several steps
@@ -225,9 +225,9 @@ def _plan_and_train(cfg: RunConfig, record: Record | Unrecorded, keeper: StateKe
         loss=how,
         attention=plan.attention,
     )
-    if leads():
+    if is_rank_zero():
         print(f"{title}: {plan.extent}; loss {how}")
-    if leads() and keeper.state:
+    if is_rank_zero() and keeper.state:
         left = ", the last: what is left is the evaluation" if keeper.training_was_complete else ""
         print(f"{title}: goes on from step {keeper.state.step}{left}")
     with explain_out_of_memory(plan):
@@ -239,7 +239,7 @@ def _build_and_train(plan: Plan, record: Record | Unrecorded, keeper: StateKeepe
     policy, frozen = build.load_models(plan)
     module = build.module(plan, policy, frozen)
     meter = Meter()
-    beside = [*[ShowProgress(title)] * leads(), keeper]
+    beside = [*[ShowProgress(title)] * is_rank_zero(), keeper]
     trainer = _trainer(cfg, [meter, StepLogger(record.log, cfg.trainer.log_every), *beside])
     evaluator = build.evaluator(plan, frozen, trainer.strategy.root_device)
     trainer.callbacks.append(_in_training(cfg, evaluator, module, record))  # type: ignore[attr-defined]
@@ -250,7 +250,7 @@ def _build_and_train(plan: Plan, record: Record | Unrecorded, keeper: StateKeepe
         evaluation = _evaluated(evaluator, policy.to(trainer.strategy.root_device), record.folder, title)
     keeper.stop.deferred = True  # what is left is short
     record.note(calibration=evaluation.calibration)
-    if leads():
+    if is_rank_zero():
         save_samples(record.folder, evaluation.samples)
     record.table("samples", [asdict(sample) for sample in evaluation.samples])
     record.table("calibration", evaluation.calibration)
@@ -276,7 +276,7 @@ def _keep(plan: Plan, trainer: L.Trainer, module: QTargetModule, keeper: StateKe
     cfg, folder = plan.cfg, keeper.holder.parent
     if keeper.training_was_complete and (not cfg.checkpoint.save or (folder / CHECKPOINT).is_dir()):
         return
-    if leads():
+    if is_rank_zero():
         discard_checkpoint(folder)  # of an earlier attempt
     if cfg.trainer.max_steps and not keeper.training_was_complete:
         keeper.outlast(trainer, module)
@@ -289,7 +289,7 @@ def _evaluated(evaluator: Evaluator, policy: Policy, folder: Path, title: str) -
     try:
         return evaluator(policy)
     except Exception:
-        if leads() and newest(folder / STATE):
+        if is_rank_zero() and newest(folder / STATE):
             print(f"{title}: training is done and kept in {folder}: the same command evaluates again")
         raise
 

@@ -12,7 +12,7 @@ import torch
 
 from qtarget.data.batch import Batch
 from qtarget.math.schedule import scheduled
-from qtarget.parallel import largest, summed
+from qtarget.parallel import all_reduce_max, all_reduce_sum
 from qtarget.progress import Progress
 from qtarget.train.lightning_module import QTargetModule
 
@@ -63,12 +63,14 @@ class Meter(L.Callback):
 
     def metrics(self) -> dict[str, float]:
         """tokens/s counts the tokens the policy read (padding aside) on all ranks; the peak is that of the fullest
-        device, or process. Every rank has to ask.
+        device, or process. Collective.
         """
         if not self.seconds:
             return {}
-        tokens = float(summed(torch.tensor(float(self.tokens))))
-        seconds, peak_bytes = largest(torch.tensor([self.seconds, self.peak_bytes], dtype=torch.float64)).tolist()
+        tokens = float(all_reduce_sum(torch.tensor(float(self.tokens))))
+        seconds, peak_bytes = all_reduce_max(
+            torch.tensor([self.seconds, self.peak_bytes], dtype=torch.float64)
+        ).tolist()
         return {
             "train/tokens_per_second": tokens / seconds,
             "train/seconds": seconds,

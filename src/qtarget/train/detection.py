@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from qtarget.math.loss import LossOutput
-from qtarget.parallel import gathered, summed
+from qtarget.parallel import all_gather_objects, all_reduce_sum
 from qtarget.train.norm import exact
 
 LIMIT = 1 << 20
@@ -66,7 +66,7 @@ class NoiseDetection:
             self._stride *= 2
 
     def compute(self) -> dict[str, float]:
-        """What is known so far; nothing without a wrong token and a clean one. Every rank has to ask.
+        """What is known so far; nothing without a wrong token and a clean one. Collective.
 
         "detection/auroc": the probability that a wrong token is trusted less than a clean one, ties counting half;
         "detection/average_precision": the precision at each wrong token's trust, averaged; both also by the label's
@@ -74,7 +74,7 @@ class NoiseDetection:
         "detection/gradient_share": the wrong tokens' share of Σ_t ‖∂loss_t/∂logits‖₁; "detection/wrong_share": their
         share of the tokens, which is the average precision of guessing.
         """
-        (clean_norm, clean), (wrong_norm, wrong) = summed(self._norms).tolist()
+        (clean_norm, clean), (wrong_norm, wrong) = all_reduce_sum(self._norms).tolist()
         if not clean or not wrong:
             return {}
         shares = {"detection/wrong_share": wrong / (clean + wrong)}
@@ -102,7 +102,7 @@ class NoiseDetection:
 
     def _everyone(self) -> Tensor:
         """[tokens, suspicions and truth] of all ranks, thinned alike."""
-        everyone = gathered((self._stride, self._rows()))
+        everyone = all_gather_objects((self._stride, self._rows()))
         coarsest = max(stride for stride, _ in everyone)
         return torch.cat([rows[:: coarsest // stride] for stride, rows in everyone])
 

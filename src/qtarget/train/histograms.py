@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qtarget.math.loss import LossOutput
-from qtarget.parallel import summed
+from qtarget.parallel import all_reduce_sum
 
 BINS = 40
 RANGES = {"histogram/reliance": (0.0, 1.0), "histogram/weight": (0.0, 4.0), "histogram/p": (0.0, 1.0)}
@@ -52,9 +52,9 @@ class TokenHistograms:
             counts.add_(torch.bincount(place, minlength=BINS))
 
     def tell(self) -> dict[str, Histogram]:
-        """Those that hold a token, by name; the next tokens start anew. Every rank has to ask."""
+        """Those that hold a token, by name; the next tokens start anew. Collective."""
         self._told = True
-        counted = zip(RANGES.items(), summed(self._counts).tolist(), strict=True)
+        counted = zip(RANGES.items(), all_reduce_sum(self._counts).tolist(), strict=True)
         return {name: Histogram(low, high, counts) for (name, (low, high)), counts in counted if any(counts)}
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qtarget.math.loss import LossOutput
 from qtarget.measures import MEASURES
-from qtarget.parallel import summed
+from qtarget.parallel import all_reduce_sum
 from qtarget.train.norm import exact
 
 LOGGED = {measure.logged: measure for measure in MEASURES if measure.logged}
@@ -50,8 +50,8 @@ class TokenMeans:
         row[1] += values.numel()
 
     def compute(self) -> dict[str, float]:
-        """Means so far; a metric that has seen no token on any rank is left out. Every rank has to ask."""
-        totals = summed(self._sums).tolist()
+        """Means so far; a metric that has seen no token on any rank is left out. Collective."""
+        totals = all_reduce_sum(self._sums).tolist()
         return {name: total / count for name, (total, count) in zip(NAMES, totals, strict=True) if count}
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qtarget.model.sharding import is_share, own_part
-from qtarget.parallel import summed
+from qtarget.parallel import all_reduce_sum
 
 
 def exact(device: torch.device) -> torch.dtype:
@@ -85,8 +85,8 @@ def _ratio(asked: float, taken: float) -> float:
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """‖·‖₂ of all of them as one vector, summed up exactly; of shares, that of the whole. Every rank has to ask."""
+    """‖·‖₂ of all of them as one vector, summed up exactly; of shares, that of the whole. Collective."""
     held = list(tensors)
     squares = [torch.linalg.vector_norm(own_part(tensor), dtype=exact(tensor.device)).square() for tensor in held]
     total = torch.stack(squares).sum()
-    return math.sqrt(float(summed(total) if any(map(is_share, held)) else total))
+    return math.sqrt(float(all_reduce_sum(total) if any(map(is_share, held)) else total))

@@ -89,7 +89,7 @@ class StateKeeper(L.Callback):
         return self.state is not None and self.state.is_over
 
     def outlast(self, trainer: L.Trainer, module: QTargetModule) -> None:
-        """Keep what training has come to: an evaluation that fails can be done again. Every rank has to call it."""
+        """Keep what training has come to: an evaluation that fails can be done again. Collective."""
         facts = {"step": trainer.global_step, **self.journal.position()}
         self.journal.settle()
         try:

@@ -35,7 +35,7 @@ from qtarget.errors import QTargetError
 from qtarget.model.frozen import Snapshot
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, whole
-from qtarget.parallel import gathered, leads, rank_and_world
+from qtarget.parallel import all_gather_objects, is_rank_zero, rank_and_world
 from qtarget.states import MANIFEST, newest, publish
 from qtarget.train.lightning_module import QTargetModule
 
@@ -104,14 +104,14 @@ def _write(
 
 
 def save_trained(holder: Path, trainer: L.Trainer, module: QTargetModule, facts: Mapping[str, Any]) -> None:
-    """What a run has come to after its last step, for evaluating it. Every rank has to call it, and rank 0 writes.
+    """What a run has come to after its last step, for evaluating it. Collective; rank 0 writes.
 
     Raises QTargetError where there is no room for it.
     """
     reshard(module.policy)
     weights = {name: tensor for name, part in _trained(module.policy, module.policy).items() for tensor in _here(part)}
-    ranks = gathered({**_measured(trainer, module), "drawn": random_state(module.device)})
-    if not leads():
+    ranks = all_gather_objects({**_measured(trainer, module), "drawn": random_state(module.device)})
+    if not is_rank_zero():
         return
 
     def write(folder: Path) -> None:
@@ -127,9 +127,9 @@ def save_trained(holder: Path, trainer: L.Trainer, module: QTargetModule, facts:
 
 
 def _here(weight: Tensor) -> Iterator[Tensor]:
-    """A weight in one piece on the CPU of rank 0; nothing elsewhere, though every rank has to ask."""
+    """A weight in one piece on the CPU of rank 0; nothing elsewhere. Collective."""
     piece = whole(weight)
-    if leads():
+    if is_rank_zero():
         yield piece.cpu()
 
 

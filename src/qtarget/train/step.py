@@ -12,7 +12,7 @@ from qtarget.data.batch import Batch, StepWindow
 from qtarget.math.loss import LossOutput
 from qtarget.math.scope_statistics import TokenTable, statistics_of, surveying
 from qtarget.math.target import Design, counted
-from qtarget.parallel import gathered, rank_and_world, summed
+from qtarget.parallel import all_gather_objects, all_reduce_sum, rank_and_world
 
 STEP = ("step",)
 PULLED = ("kept", "weight_sum")
@@ -80,7 +80,7 @@ class StepNormalizer:
             return [StepShare(self._scale(b, window), s) for b, s in zip(batches, statistics, strict=True)]
         pairs = list(zip(batches, statistics, strict=True))
         masses = [self.score(batch, found).mass * batch.data_weights for batch, found in pairs]
-        divisor = float(summed(torch.stack([counted(mass, normalizer(self.design)) for mass in masses]).sum()))
+        divisor = float(all_reduce_sum(torch.stack([counted(mass, normalizer(self.design)) for mass in masses]).sum()))
         scale = window.undo / divisor if divisor > 0 else 0.0
         return [StepShare(_weighted(scale, batch), found) for batch, found in pairs]
 
@@ -108,4 +108,4 @@ def _gathered(table: TokenTable, world: int) -> list[TokenTable]:
     """The tables of all ranks, in rank order."""
     if world == 1:
         return [table]
-    return [other.to(table.labels.device) for other in gathered(table.to("cpu"))]
+    return [other.to(table.labels.device) for other in all_gather_objects(table.to("cpu"))]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.file_rows import FORMATS, FilePart, FileRows, Table, Typed, form
 from qtarget.errors import QTargetError
-from qtarget.parallel import leads
+from qtarget.parallel import is_rank_zero
 
 TYPED = {".parquet": "parquet"}
 BUILDERS = {"Csv": "csv", "Json": "json"}
@@ -134,7 +134,7 @@ def _asked(source: Named, split: str, *, built: bool = False, **named: Any) -> A
     """What `datasets` gives: a table; or its builder, which has read nothing but names."""
     import datasets  # takes a second, and only this source needs it
 
-    if not leads() or not sys.stderr.isatty():
+    if not is_rank_zero() or not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         return datasets.load_dataset_builder(**named) if built else datasets.load_dataset(**named, split=split)
