@@ -10,11 +10,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from qtarget.data.batch import Batch
-from qtarget.math.loss import IGNORE, LossOutput, linear_loss, survey
-from qtarget.math.scope_statistics import TokenTable
-from qtarget.math.target import Design, wants_negatives
-from qtarget.math.tokens import EarlierTokens, Given
-from qtarget.model.frozen import Frozen, Snapshot, check_not_shared
+from qtarget.math.loss import IGNORE
+from qtarget.math.target import Design
+from qtarget.model.frozen import Frozen, check_not_shared
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import shard
 from qtarget.train.detection import NoiseDetection
@@ -22,10 +20,11 @@ from qtarget.train.histograms import TokenHistograms
 from qtarget.train.memory import chunk_that_fits
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.optim import AdamW
+from qtarget.train.policy_loss import PolicyLoss
 from qtarget.train.step import StepNormalizer
 
 
-class QTargetModule(L.LightningModule):
+class QTargetModule(PolicyLoss, L.LightningModule):
     """Trains `policy` towards the target of `design`.
 
     references: role → what stands for it. None is an nn.Module, so `train()`, `parameters()`, `state_dict()` and the
@@ -83,63 +82,18 @@ class QTargetModule(L.LightningModule):
         """Training progress in [0, 1] of optimizer step `step`: 0 at the first, 1 at the last."""
         return min(1.0, step / max(1, self.total_steps - 1))
 
-    def token_loss(
-        self,
-        batch: Batch,
-        statistics: Mapping[object, Tensor] | None = None,
-        token_scale: Tensor | float = 1.0,
-        *,
-        compiled: bool | None = None,
-    ) -> LossOutput:
-        """The design's loss on the supervised tokens of a batch; references run on the same input ids.
-
-        compiled: as the module says where it is None.
-        """
-        given: Given = {**self._beside(batch), "statistics": statistics, "token_scale": token_scale}
-        hidden = self.policy(batch.input_ids, batch.position_ids)
-        return linear_loss(
-            hidden,
-            self.policy.head,
-            batch.labels,
-            self.design,
-            chunk_size=self.chunk_size,
-            compiled=self.compiled if compiled is None else compiled,
-            **given,
-        )
-
-    def survey(self, batch: Batch) -> TokenTable:
-        """What statistics of the design are made of, for the supervised tokens of a batch."""
-        hidden, given = self.policy(batch.input_ids, batch.position_ids), self._beside(batch)
-        return survey(hidden, self.policy.head, batch.labels, self.design, chunk_size=self.chunk_size, **given)
-
-    def _beside(self, batch: Batch) -> Given:
-        """What stands beside the labels."""
-        return {
-            "references": {role: frozen.reference(batch) for role, frozen in self.references.items()},
-            "columns": batch.columns,
-            "sequence_ids": batch.sequence_ids,
-            "negatives": self._negatives(batch) if wants_negatives(self.design) else None,
-            "progress": self.progress_at(self.global_step),
-        }
-
-    @staticmethod
-    def _negatives(batch: Batch) -> EarlierTokens:
-        return EarlierTokens.of(batch.input_ids, batch.position_ids)
+    def progress(self) -> float:
+        return self.progress_at(self.global_step)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Σ loss over the micro-batch, scaled by its share: the optimizer sees one mean over the whole step."""
-        self._renew_snapshots()
+        self.renew_snapshots(self.global_step)
         share = self.normalizer.share(batch)
         out = self.token_loss(batch, share.statistics, share.token_scale)
         wrong = batch.columns["wrong"][batch.labels != IGNORE]
         for measured in self.measured:
             measured.update(out, wrong)
         return out.total
-
-    def _renew_snapshots(self) -> None:
-        for frozen in self.references.values():
-            if isinstance(frozen, Snapshot):
-                frozen.renew(self.policy, self.global_step)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
