@@ -152,6 +152,28 @@ MEASURES: tuple[Measure, ...] = (
 )
 """Of every loss; means are logged in this order."""
 
+DIRECTIONS = {
+    **{measure.name: measure.better for measure in MEASURES if measure.better},
+    **dict.fromkeys(("perplexity", "ece"), "min"),
+    **dict.fromkeys(("accuracy", "score", "avg", "pass", "maj"), "max"),
+}
+"""The better end of a metric, by what stands between its slash and its @."""
+
+
+def direction(metric: str) -> str | None:
+    """The better end of a metric, None where neither is.
+
+    >>> direction("test/accuracy"), direction("math500/avg@16"), direction("val/nll"), direction("train/loss")
+    ('max', 'max', 'min', None)
+    """
+    return DIRECTIONS.get(metric.rpartition("/")[2].partition("@")[0])
+
+
+def validation_direction(metric: str) -> str | None:
+    """The same of a validation metric, `val/…`; None of any other."""
+    return direction(metric) if metric.startswith("val/") else None
+
+
 CONFIDENCE = Measure(
     "confidence",
     "confidence",

@@ -125,7 +125,14 @@ def test_many_numbers_are_cut_into_spans_of_equal_ratio() -> None:
     rates = [str(10 ** (-5 + place / 10)) for place in range(41)]
     found = cut(rates)
     assert len(found.names) == BINS
-    assert [found.place(rate) for rate in ("1e-05", "6e-05", "0.0001", "0.0004", "0.003", "0.1")] == [0, 0, 1, 2, 3, 4]
+    assert [found.index_of(rate) for rate in ("1e-05", "6e-05", "0.0001", "0.0004", "0.003", "0.1")] == [
+        0,
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_spans_between_close_numbers_have_names_of_their_own() -> None:

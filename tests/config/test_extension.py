@@ -127,7 +127,7 @@ def test_a_launcher_of_the_users_is_given_the_jobs_of_a_multirun(
     assert out.err.count("waits in jobs.txt") == 1
 
 
-PART = "from qtarget.record.trackers import Nothing\nfrom qtarget.launch.launcher import JobsLauncher\n"
+PART = "from qtarget.record.trackers import NoTracker\nfrom qtarget.launch.launcher import JobsLauncher\n"
 LAUNCHER = PART + "class Own(JobsLauncher):\n    def {}\n"
 TARGET = "_target_: badpart.Own\n"
 BAD: dict[str, tuple[str, str, str, str]] = {
@@ -144,7 +144,7 @@ BAD: dict[str, tuple[str, str, str, str]] = {
     "no methods": ("tracker", "class Own: ...", TARGET, "tracker: badpart.Own has no method start; it needs start("),
     "arguments": (
         "tracker",
-        PART + "class Own(Nothing):\n    def log(self, metrics): ...",
+        PART + "class Own(NoTracker):\n    def log(self, metrics): ...",
         TARGET,
         "tracker: badpart.Own.log is called as log(step, metrics) and takes (metrics)",
     ),

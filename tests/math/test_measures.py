@@ -15,11 +15,10 @@ import pytest
 import torch
 
 import qtarget
-from qtarget.compare.table import COLUMNS
+from qtarget.compare.columns import COLUMNS
 from qtarget.lens.token_table import SHOWN, TITLES
 from qtarget.math.loss import TokenStatistics, linear_loss
-from qtarget.measures import CONFIDENCE, HIT, MEASURES
-from qtarget.record.wandb_sweep import better_end
+from qtarget.measures import CONFIDENCE, HIT, MEASURES, direction
 from qtarget.train.metrics import NAMES, OF_EARLIER_STATES, TokenMeans
 
 EDIT = '''
@@ -41,12 +40,12 @@ SCRIPT = """
     import json
     from pathlib import Path
 
-    from qtarget.compare.table import COLUMNS
+    from qtarget.compare.columns import COLUMNS
     from qtarget.config.run_config import RunConfig
     from qtarget.lens.reading import read_demonstrations
     from qtarget.lens.token_table import TITLES, details
     from qtarget.lens.curves import marks
-    from qtarget.record.wandb_sweep import better_end
+    from qtarget.measures import direction
     from qtarget.run.train import run_job
 
     overrides = ["model=tiny", "target=dft", "data=arithmetic", "data.rows=8", "data.heldout_rows=2", "name=a",
@@ -60,7 +59,7 @@ SCRIPT = """
         "log": sorted({key for line in lines for key in json.loads(line)}),
         "metrics": result["metrics"],
         "columns": [[column.key, column.title, column.about] for column in COLUMNS],
-        "better": better_end("val/miss"),
+        "better": direction("val/miss"),
         "titles": TITLES,
         "tokens": details(shown.rows[0]),
     }))
@@ -77,7 +76,7 @@ def test_the_log_has_the_names_it_had() -> None:
     keys = [column.key for column in COLUMNS]
     assert {"test/nll", "test/kl_prior", "target/trust_noisy", "target/reliance_clean"} <= set(keys)
     assert (SHOWN, TITLES) == (("trust", "reliance", "weight"), ("trust", "γ", "w"))
-    assert (better_end("val/nll"), better_end("val/kl_prior"), better_end("val/accuracy")) == ("min", None, "max")
+    assert (direction("val/nll"), direction("val/kl_prior"), direction("val/accuracy")) == ("min", None, "max")
 
 
 def test_means_of_a_state_that_names_none_are_those_of_its_order() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qtarget.compare.columns import COLUMNS, next_command, reading_note, subject
 from qtarget.compare.command import compare
-from qtarget.compare.table import COLUMNS, next_command, reading_note, subject
 from qtarget.errors import QTargetError
-from qtarget.record.runs import differing_keys, finished, read_runs, unfinished, without_places
+from qtarget.record.runs import differing_keys, finished, read_runs, unfinished, without_absolute_paths
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -107,7 +107,7 @@ def test_a_running_run_whose_heartbeat_stopped_is_interrupted(tmp_path):
         (state / "state.json").write_text("{}")
     (tmp_path / "demo" / ("d" * 12) / "state/step-80").mkdir()  # half taken away
     runs = read_runs([tmp_path], NOW)
-    assert {run.name: run.state for run in unfinished(runs)} == {
+    assert {run.name: run.status_text for run in unfinished(runs)} == {
         "alive": "running",
         "dead": "interrupted after step 70",
         "saved": "interrupted after step 70, the same command goes on from step 60",
@@ -176,5 +176,5 @@ def test_sentences_about_the_runs(tmp_path):
     ],
 )
 def test_places_of_the_machine_are_cut(text, short):
-    assert without_places(text) == short
-    assert without_places(short) == short
+    assert without_absolute_paths(text) == short
+    assert without_absolute_paths(short) == short

@@ -16,7 +16,7 @@ import pytest
 from wandb_server import Backend, Run
 
 from qtarget.launch.ray import slot
-from qtarget.record.record import Record, tell_again
+from qtarget.record.record import Record, replay
 from qtarget.record.trackers import Best, Wandb
 
 INFO = {"name": "sft", "role": "design", "experiment": "runs", "choices": {"target": "sft"}, "config_hash": "abc"}
@@ -79,7 +79,7 @@ def test_a_finished_run_that_is_told_again_tells_its_nan(tmp_path: Path) -> None
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     (tmp_path / "result.json").write_text('{"metrics": {"test/nll": null, "test/accuracy": 0.0}}')
     sink = Listening()
-    tell_again(tmp_path, sink)  # type: ignore[arg-type]
+    replay(tmp_path, sink)  # type: ignore[arg-type]
     assert math.isnan(sink.told["test/nll"])
     assert sink.told["test/accuracy"] == 0.0
 

@@ -20,9 +20,10 @@ from wandb_server import ENTITY, Backend, Run, Sweep
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.errors import QTargetError
+from qtarget.measures import validation_direction
 from qtarget.record.runs import flatten
 from qtarget.record.trackers import Wandb
-from qtarget.record.wandb_sweep import best_of, find_sweep, unlogged
+from qtarget.record.wandb_sweep import find_sweep, unlogged
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 # W&B's own command line, whose agents ask for work every fifth of a second and not every five.
@@ -371,7 +372,7 @@ def test_metrics_that_come_are_known(metric: str) -> None:
     [("val/accuracy", "max"), ("val/avg@8", "max"), ("val/nll", "min"), ("val/length", None), ("train/nll", None)],
 )
 def test_what_is_best_of_a_metric(metric: str, best: str | None) -> None:
-    assert best_of(metric) == best
+    assert validation_direction(metric) == best
 
 
 def test_a_sweep_that_is_not_there(wandb_server: Backend) -> None:

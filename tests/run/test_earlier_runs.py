@@ -16,7 +16,7 @@ import yaml
 import qtarget
 from qtarget.cli import run
 from qtarget.config.composing import instantiate
-from qtarget.record.trackers import Nothing
+from qtarget.record.trackers import NoTracker
 
 MADE = Path(__file__).parents[1] / "data" / "runs_0.1.0_08cbad9"
 SFT, DFT = "27762a14e5d7", "f228489c387b"
@@ -40,7 +40,8 @@ def test_a_finished_run_is_returned_not_trained_again(runs: Path, capsys: pytest
 def test_parts_that_have_moved_since_are_found(runs: Path) -> None:
     tracker = yaml.safe_load((runs / SFT / "config.yaml").read_text())["tracker"]
     assert tracker == {"_target_": "qtarget.track.sinks.Nothing"}
-    assert isinstance(instantiate(tracker), Nothing)
+    assert isinstance(instantiate(tracker), NoTracker)
+    assert isinstance(instantiate({"_target_": "qtarget.record.trackers.Nothing"}), NoTracker)  # of 0.1.0, later on
 
 
 def test_compare_reads_them(runs: Path) -> None:

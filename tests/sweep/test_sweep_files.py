@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from wandb_server import points
 
 from qtarget.cli import run as qtarget_cli
-from qtarget.record.wandb_sweep import BEST, best_of
+from qtarget.measures import validation_direction
+from qtarget.record.wandb_sweep import BEST
 from qtarget.sweep.file import read_sweep
 from qtarget.sweep.points import JobFactory, random_points
 from qtarget.sweep.points import corners as sweep_corners
@@ -54,7 +55,7 @@ def test_a_file_says_what_agents_and_the_offline_driver_need(file: Path) -> None
     sweep = yaml.safe_load(file.read_text())
     assert (sweep["name"], sweep["project"], sweep["command"]) == (file.stem, "qtarget", COMMAND)
     assert sweep["method"] in ("grid", "random", "bayes")
-    assert best_of(sweep["metric"]["name"]) == BEST[sweep["metric"]["goal"]]
+    assert validation_direction(sweep["metric"]["name"]) == BEST[sweep["metric"]["goal"]]
     assert sweep["parameters"]["experiment_name"] == {"value": file.stem}
     told = file.read_text().partition("\nname:")[0]
     assert f"wandb sweep sweeps/{file.name}" in told

@@ -491,12 +491,12 @@ def test_restored_weights_are_those_of_the_policy_and_of_the_old_one(
 
 def test_the_heart_beats_while_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qtarget.record import record as records
-    from qtarget.record.trackers import Nothing
+    from qtarget.record.trackers import NoTracker
 
     beats: Iterator[int] = itertools.count()
     monkeypatch.setattr(records, "BEAT", 0.01)
     monkeypatch.setattr(records, "_now", lambda: str(next(beats)))
-    record = records.Record(tmp_path, Nothing())
+    record = records.Record(tmp_path, NoTracker())
     record.start({"config_hash": ""}, {})
     first = int((records.stored_result(tmp_path) or {})["heartbeat"])
     with record.beating():

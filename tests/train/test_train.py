@@ -474,13 +474,13 @@ def test_an_interrupted_run_says_so_and_runs_again(
 
 
 def test_a_tracker_that_fails_costs_a_warning_not_the_run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qtarget.record.trackers import Nothing
+    from qtarget.record.trackers import NoTracker
 
     def unreachable(*args: Any, **options: Any) -> None:
         raise ConnectionError("gone")
 
-    monkeypatch.setattr(Nothing, "log", unreachable)
-    monkeypatch.setattr(Nothing, "finish", unreachable)
+    monkeypatch.setattr(NoTracker, "log", unreachable)
+    monkeypatch.setattr(NoTracker, "finish", unreachable)
     with pytest.warns(UserWarning, match="the tracker failed, the local record goes on: gone"):
         assert qtarget_cli(["train", *SMALL]) == 0
     (path,) = workdir.glob("outputs/runs/*/result.json")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from qtarget.compare.columns import COLUMNS, MISSING, TableColumn, next_command, reading_note, subject
 from qtarget.compare.formats import Table, markdown_text, terminal
 from qtarget.compare.group_table import Grouped, Grouping, grouped_rows
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
-from qtarget.compare.table import COLUMNS, MISSING, TableColumn, next_command, reading_note, subject
 from qtarget.config.versions import outdated
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import FILE, Paired, Sample, paired, read_samples
@@ -130,9 +130,9 @@ def _table(runs: Sequence[Run], columns: Sequence[TableColumn], titles: Sequence
 
 
 def unfinished_lines(runs: Sequence[Run]) -> list[str]:
-    """One line per running, interrupted or failed run."""
+    """One line per run that has not finished."""
     return [
-        f"{run.state}: {run.label} ({run.place})" + (f": {run.error.strip()}" if run.error else "")
+        f"{run.status_text}: {run.label} ({run.short_path})" + (f": {run.error.strip()}" if run.error else "")
         for run in unfinished(runs)
     ]
 
@@ -164,7 +164,7 @@ def unrounded(runs: Sequence[Run]) -> str:
     for run in runs:
         design = [run.design.get(part, "") for part in ("reliance", "residual", "weight")]
         seed = "" if run.seed is None else run.seed
-        row: list[object] = [run.label, run.role, run.status, run.experiment, seed, run.place, *design]
+        row: list[object] = [run.label, run.role, run.status, run.experiment, seed, run.short_path, *design]
         row += [run.metrics.get(key, "") for key in metrics]
         row += [run.rows.get(key, "") for key in ("train", "noisy", "heldout")]
         lines.append(list(map(str, row + [run.config.get(key, "") for key in keys])))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from qtarget.compare.columns import MISSING, numeric
 from qtarget.compare.formats import Table
 from qtarget.compare.groups import Group, GroupRow, group_runs, rows
 from qtarget.compare.selection import choose
-from qtarget.compare.table import MISSING, numeric
 from qtarget.errors import QTargetError
 from qtarget.evaluate.scores import Score
 from qtarget.record.runs import Run
@@ -34,7 +34,7 @@ class Grouped:
 
     def design(self, row: GroupRow) -> str:
         """What groups have in common that differ in numbers alone."""
-        return rest(row.group, self.number_keys)
+        return label_without(row.group, self.number_keys)
 
     @property
     def compared(self) -> bool:
@@ -114,7 +114,7 @@ class Grouped:
         return f"{self.scale * value:+.{self.decimals}f}"
 
 
-def rest(group: Group, without: Sequence[str]) -> str:
+def label_without(group: Group, without: Sequence[str]) -> str:
     """A group's values of all keys but `without`."""
     return ", ".join(value for key, value in group.key.items() if key not in without) or "all runs"
 

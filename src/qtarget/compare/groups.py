@@ -11,7 +11,7 @@ import numpy as np
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import FILE, HELDOUT, Problem, Sample, by_problem, read_samples
 from qtarget.evaluate.scores import Score, Values, over_seeds
-from qtarget.record.runs import Run, check_held, differing_keys, finished
+from qtarget.record.runs import Run, check_metric, differing_keys, finished
 
 SHOWN = 12
 """Problems on a page."""
@@ -135,7 +135,7 @@ def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None
 
     A group is set against the one that has those values and agrees in all other keys.
     """
-    check_held([run for group in groups for run in group.runs], metric)
+    check_metric([run for group in groups for run in group.runs], metric)
     shown = [group for group in groups if group.values(metric)]
     answered = {run.folder: _by_problem(run, metric) for group in groups for run in group.runs}
     return [_row(group, metric, answered, _baseline(group, groups, against)) for group in shown]
@@ -190,8 +190,8 @@ def _value(run: Run, key: str) -> str:
     key_values = {**run.config, "name": run.name, "role": run.role, "experiment": run.experiment, **placed}
     if key not in key_values:
         raise QTargetError(
-            f"{run.label} ({run.place}) has nothing under {key!r} to group by; name, role, experiment, a group such as "
-            f"{', '.join(sorted(placed)) or 'target'}, or a dotted key of config.yaml, such as data.noise.rate"
+            f"{run.label} ({run.short_path}) has nothing under {key!r} to group by; name, role, experiment, a group "
+            f"such as {', '.join(sorted(placed)) or 'target'}, or a dotted key of config.yaml, such as data.noise.rate"
         )
     return str(key_values[key])
 
@@ -202,7 +202,7 @@ def _check_seeds(members: Iterable[Run]) -> None:
         if run.seed in seen:
             apart = ", ".join(differing_keys([seen[run.seed], run])[:5]) or "nothing that the record shows"
             raise QTargetError(
-                f"{seen[run.seed].place} and {run.place} fall into one group and share the seed {run.seed}; they "
-                f"differ in {apart}: add that to --group-by"
+                f"{seen[run.seed].short_path} and {run.short_path} fall into one group and share the seed {run.seed}; "
+                f"they differ in {apart}: add that to --group-by"
             )
         seen[run.seed] = run

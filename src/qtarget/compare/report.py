@@ -8,54 +8,54 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qtarget.compare.group_table import Grouped, rest
+from qtarget.compare.columns import COLUMNS, MISSING, reading_note, subject, wants_log_axis
+from qtarget.compare.group_table import Grouped, label_without
 from qtarget.compare.groups import GroupRow, problems
 from qtarget.compare.sweeps import Swept, heat_panels, point_marks, scatter_panels
-from qtarget.compare.table import COLUMNS, MISSING, reading_note, spread, subject
 from qtarget.plot import drawing, figures
 from qtarget.plot import page as pages
 from qtarget.plot.figures import Dot, Line, Mark, Panel, look
 from qtarget.record.runs import Run, differing_keys, finished, of_design, unfinished
 
 
-def design_marks(found: Grouped, first: int) -> list[tuple[GroupRow, Mark]]:
+def design_marks(grouped: Grouped, first: int) -> list[tuple[GroupRow, Mark]]:
     """Every row with how its design looks: rows that differ in numbers alone look alike. first: index of the first."""
-    names = dict.fromkeys(map(found.design, found.rows))
+    names = dict.fromkeys(map(grouped.design, grouped.rows))
     looks = {name: Mark(first + index, name, *look(index)) for index, name in enumerate(names)}
-    return [(row, looks[found.design(row)]) for row in found.rows]
+    return [(row, looks[grouped.design(row)]) for row in grouped.rows]
 
 
-def grouped_panels(found: Grouped, first: int) -> tuple[Panel, ...]:
+def grouped_panels(grouped: Grouped, first: int) -> tuple[Panel, ...]:
     """A curve per numeric key, the means, and the differences to the baseline where there is one."""
-    styled = design_marks(found, first)
-    curves = [_curve(found, styled, key, place) for place, key in enumerate(found.number_keys)]
-    return (*curves, _means(found, styled), *([_differences(found, styled)] if found.compared else []))
+    styled = design_marks(grouped, first)
+    curves = [_curve(grouped, styled, key, index) for index, key in enumerate(grouped.number_keys)]
+    return (*curves, _means(grouped, styled), *([_differences(grouped, styled)] if grouped.compared else []))
 
 
-def _curve(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]], key: str, place: int) -> Panel:
+def _curve(grouped: Grouped, styled: Sequence[tuple[GroupRow, Mark]], key: str, index: int) -> Panel:
     by_line: dict[str, list[tuple[GroupRow, Mark]]] = {}
     for row, mark in styled:
-        by_line.setdefault(rest(row.group, [key]), []).append((row, mark))
-    lines = tuple(_line(found, name, members, key) for name, members in by_line.items())
-    caption = f"One line a design, the mean over its seeds. {_bars(found)}"
-    log = spread([step for line in lines for step in line.steps])
-    title = f"{found.metric} over {key}"
-    return Panel(f"curve-{place}", title, key, found.title, caption, lines=lines, x_log=log, x_near=True)
+        by_line.setdefault(label_without(row.group, [key]), []).append((row, mark))
+    lines = tuple(_line(grouped, name, members, key) for name, members in by_line.items())
+    caption = f"One line a design, the mean over its seeds. {_bars(grouped)}"
+    log = wants_log_axis([step for line in lines for step in line.steps])
+    title = f"{grouped.metric} over {key}"
+    return Panel(f"curve-{index}", title, key, grouped.title, caption, lines=lines, x_log=log, x_near=True)
 
 
-def _line(found: Grouped, name: str, members: Sequence[tuple[GroupRow, Mark]], key: str) -> Line:
+def _line(grouped: Grouped, name: str, members: Sequence[tuple[GroupRow, Mark]], key: str) -> Line:
     rows = sorted((row for row, _ in members), key=lambda row: float(row.group.key[key]))
-    ends = [_ends(found, row) for row in rows]
+    ends = [_ends(grouped, row) for row in rows]
     return Line(
         replace(members[0][1], label=name),
-        found.metric,
+        grouped.metric,
         tuple(float(row.group.key[key]) for row in rows),
-        tuple(found.scale * _middle(row) for row in rows),
+        tuple(grouped.scale * _middle(row) for row in rows),
         pointed=True,
         at=f"{html.escape(key)} %{{x}}, %{{text}}",
-        lows=tuple(found.scale * low for low, _ in ends),
-        highs=tuple(found.scale * high for _, high in ends),
-        texts=tuple(f"seeds: {row.group.seeds(found.metric)}" for row in rows),
+        lows=tuple(grouped.scale * low for low, _ in ends),
+        highs=tuple(grouped.scale * high for _, high in ends),
+        texts=tuple(f"seeds: {row.group.seeds(grouped.metric)}" for row in rows),
     )
 
 
@@ -63,45 +63,45 @@ def _middle(row: GroupRow) -> float:
     return row.interval.mean if row.interval else row.mean
 
 
-def _ends(found: Grouped, row: GroupRow) -> tuple[float, float]:
+def _ends(grouped: Grouped, row: GroupRow) -> tuple[float, float]:
     """Of a bar; none for a group without an interval beside others that have one."""
     if row.interval:
         return row.interval.low, row.interval.high
-    return (row.mean, row.mean) if found.is_percent else (row.low_seed, row.high_seed)
+    return (row.mean, row.mean) if grouped.is_percent else (row.low_seed, row.high_seed)
 
 
-def _bars(found: Grouped) -> str:
-    if found.is_percent:
+def _bars(grouped: Grouped) -> str:
+    if grouped.is_percent:
         return "The bars are 95 % intervals over held-out problems and seeds."
     return "The bars reach from the smallest seed to the largest: this metric has no intervals here."
 
 
-def _means(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
-    dots = tuple(_dot(found, row, mark, _middle(row), _ends(found, row)) for row, mark in styled)
-    title, caption = "Means over seeds", f"One dot a group, the mean over its seeds. {_bars(found)}"
-    return _with_number_format(found, Panel("means", title, found.title, "", caption, dots=dots))
+def _means(grouped: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
+    dots = tuple(_dot(grouped, row, mark, _middle(row), _ends(grouped, row)) for row, mark in styled)
+    title, caption = "Means over seeds", f"One dot a group, the mean over its seeds. {_bars(grouped)}"
+    return _with_number_format(grouped, Panel("means", title, grouped.title, "", caption, dots=dots))
 
 
-def _differences(found: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
+def _differences(grouped: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
     apart = [(row, mark, row.difference) for row, mark in styled if row.difference]
-    dots = tuple(_dot(found, row, mark, score.mean, (score.low, score.high)) for row, mark, score in apart)
-    baseline = " and ".join(found.against)
+    dots = tuple(_dot(grouped, row, mark, score.mean, (score.low, score.high)) for row, mark, score in apart)
+    baseline = " and ".join(grouped.against)
     caption = (
         f"Each group less {baseline} (dotted), paired by seed and problem, with 95 % intervals: a bar that crosses the "
         "dotted line doesn't tell the two apart."
     )
     title = f"Difference to {baseline}"
     return _with_number_format(
-        found, Panel("differences", title, f"difference in {found.title}", "", caption, dots, reference=0.0)
+        grouped, Panel("differences", title, f"difference in {grouped.title}", "", caption, dots, reference=0.0)
     )
 
 
-def _with_number_format(found: Grouped, panel: Panel) -> Panel:
-    return replace(panel, number=f".{found.decimals}f", unit=" %" if found.is_percent else "")
+def _with_number_format(grouped: Grouped, panel: Panel) -> Panel:
+    return replace(panel, number=f".{grouped.decimals}f", unit=" %" if grouped.is_percent else "")
 
 
-def _dot(found: Grouped, row: GroupRow, mark: Mark, value: float, ends: tuple[float, float]) -> Dot:
-    return Dot(replace(mark, label=row.group.label), *(found.scale * end for end in (value, *ends)))
+def _dot(grouped: Grouped, row: GroupRow, mark: Mark, value: float, ends: tuple[float, float]) -> Dot:
+    return Dot(replace(mark, label=row.group.label), *(grouped.scale * end for end in (value, *ends)))
 
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -162,18 +162,20 @@ def page(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | Non
     }
 
 
-def _grouped_part(found: Grouped | None, first: int) -> ReportPart:
-    if found is None:
+def _grouped_part(grouped: Grouped | None, first: int) -> ReportPart:
+    if grouped is None:
         return ReportPart()
-    return ReportPart(figures.distinct(mark for _, mark in design_marks(found, first)), grouped_panels(found, first))
+    return ReportPart(
+        figures.distinct(mark for _, mark in design_marks(grouped, first)), grouped_panels(grouped, first)
+    )
 
 
-def _swept_parts(found: Swept | None, first: int) -> tuple[ReportPart, tuple[figures.Panel, ...]]:
+def _swept_parts(swept: Swept | None, first: int) -> tuple[ReportPart, tuple[figures.Panel, ...]]:
     """The metric over every number swept, and over every two keys."""
-    if found is None:
+    if swept is None:
         return ReportPart(), ()
-    marks = figures.distinct(mark for _, mark in point_marks(found, first))
-    return ReportPart(marks, scatter_panels(found, first)), heat_panels(found)
+    marks = figures.distinct(mark for _, mark in point_marks(swept, first))
+    return ReportPart(marks, scatter_panels(swept, first)), heat_panels(swept)
 
 
 def differences(runs: Sequence[Run]) -> list[DifferingKey]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qtarget.compare.columns import number, numeric
 from qtarget.compare.groups import Group, group_runs
-from qtarget.compare.table import number, numeric
 from qtarget.errors import QTargetError
+from qtarget.measures import validation_direction
 from qtarget.record.runs import Run, finished
-from qtarget.record.wandb_sweep import best_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def choose(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: s
 def _check(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: str, metric: str) -> None:
     if twice := [key for key in swept if key in keys]:
         raise QTargetError(f"{', '.join(twice)} can't both tell groups apart and be chosen: leave it out of --group-by")
-    if best_of(by) is None:
+    if validation_direction(by) is None:
         raise QTargetError(
             f"--by {by}: {', '.join(swept)} is chosen by a validation metric with a better end, such as val/accuracy, "
             "val/score, val/avg@8 or val/nll; what is compared must not choose"
@@ -53,8 +53,9 @@ def _check(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: s
     shared = [run for run in finished(runs) if run.config.get("eval.test_on", "all") == "all"]
     if shared:
         raise QTargetError(
-            f"{shared[0].label} ({shared[0].place}) may test on its validation rows too, so {metric} is no fair judge "
-            f"of what {by} chose: train with eval.test_on=rest, which keeps test rows and benchmarks apart from them"
+            f"{shared[0].label} ({shared[0].short_path}) may test on its validation rows too, so {metric} is no fair "
+            f"judge of what {by} chose: train with eval.test_on=rest, which keeps test rows and benchmarks apart from "
+            "them"
         )
 
 
@@ -67,7 +68,7 @@ def _best(candidates: Sequence[Group], keys: Sequence[str], swept: Sequence[str]
             f"{_named(ranked[0], keys)}: of no {', '.join(swept)} have all of the {len(seeds)} seeds a last {by}. Runs "
             "need a validation at their last step (trainer.eval_every above 0), and all seeds of a value to be finished"
         )
-    sign = 1 if best_of(by) == "max" else -1
+    sign = 1 if validation_direction(by) == "max" else -1
     best = max(whole, key=lambda group: sign * validated(group, by))
     told = [f"{_named(group, keys)}: {_named(group, swept)} passed over" for group in ranked if group not in whole]
     if best in (ranked[0], ranked[-1]) and len(swept) == 1 and numeric([group.key[swept[0]] for group in ranked]):

@@ -15,24 +15,24 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from qtarget.compare.table import number, numeric, spread
+from qtarget.compare.columns import number, numeric, wants_log_axis
 from qtarget.errors import QTargetError
+from qtarget.measures import direction
 from qtarget.plot.drawing import draw_panel, picture
 from qtarget.plot.figures import COLOURS, Heat, Line, Mark, Panel, distinct, look
 from qtarget.record.runs import (
     SETTLED,
     Run,
-    check_held,
+    check_metric,
     describes_only,
     differing_keys,
     finished,
     read_runs,
-    without_places,
+    without_absolute_paths,
 )
-from qtarget.record.wandb_sweep import better_end
 
-BOOK = "sweep.json"
-"""What `qtarget sweep` writes beside its runs."""
+SWEEP_MANIFEST = "sweep.json"
+"""What `qtarget sweep` writes beside its runs; named here, as comparing can't import from sweeping."""
 MOST_KEYS = 6
 """Plots of one key each; those with the most values come first."""
 LOWER = {"min": True, "max": False, None: None}
@@ -72,56 +72,61 @@ def read_swept(runs: Sequence[Run], metric: str | None = None) -> Swept | None:
 
     Raises QTargetError where no run holds a metric that was asked for.
     """
-    book = _book(runs)
-    if book and book.get("metric") and metric in (None, book["metric"]["name"]):
-        told = book["metric"]
-        return _swept(told["name"], not told["maximize"], _told_points(runs, book))
-    drawn = _designs(runs)
-    name, given = metric or usual_metric(drawn), _given(drawn, book)
+    manifest = _read_manifest(runs)
+    own = manifest.get("metric")
+    if own and metric in (None, own["name"]):
+        return _swept(own["name"], not own["maximize"], _manifest_points(runs, manifest))
+    designs = _designs(runs)
+    name, values = metric or usual_metric(designs), _swept_values(designs, manifest)
     if metric and finished(runs):
-        check_held(drawn, metric)
-    points = [SweptRun(run, given[run.folder], run.metrics[name]) for run in drawn if _has(run, name)]
-    return _swept(name, LOWER[better_end(name)], points)
+        check_metric(designs, metric)
+    points = [
+        SweptRun(run, values[run.folder], run.metrics[name])
+        for run in designs
+        if math.isfinite(run.metrics.get(name, math.nan))
+    ]
+    return _swept(name, LOWER[direction(name)], points)
 
 
 def usual_metric(runs: Sequence[Run]) -> str:
     """The first of METRICS that a finished run holds."""
-    held = {name for run in finished(runs) for name in run.metrics}
-    return next((name for name in METRICS if name in held), METRICS[0])
+    measured = {name for run in finished(runs) for name in run.metrics}
+    return next((name for name in METRICS if name in measured), METRICS[0])
 
 
-def _book(runs: Sequence[Run]) -> dict[str, Any]:
+def _read_manifest(runs: Sequence[Run]) -> dict[str, Any]:
     """The sweep that all runs belong to, or nothing. Raises QTargetError for a file that is something else."""
     folders = {run.folder.parent for run in runs}
-    path = folders.pop() / BOOK
+    path = folders.pop() / SWEEP_MANIFEST
     if folders or not path.is_file():
         return {}
     try:
-        return _checked(json.loads(path.read_text(encoding="utf-8")))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        _check_manifest(manifest)
     except ValueError as error:
         raise QTargetError(f"{path} is not what qtarget sweep writes ({error}): move it elsewhere") from error
+    return dict(manifest)
 
 
-def _checked(book: Any) -> dict[str, Any]:
-    points, metric = (book.get(key) for key in ("points", "metric")) if isinstance(book, dict) else (None, None)
-    if not isinstance(points, list) or not isinstance(metric, dict | None):
+def _check_manifest(manifest: Any) -> None:
+    is_mapping = isinstance(manifest, dict) and isinstance(manifest.get("points"), list)
+    if not is_mapping or not isinstance(manifest.get("metric"), dict | None):
         raise ValueError("no mapping with points and a metric")
-    return dict(book)
 
 
-def _told_points(runs: Sequence[Run], book: Mapping[str, Any]) -> list[SweptRun]:
+def _manifest_points(runs: Sequence[Run], manifest: Mapping[str, Any]) -> list[SweptRun]:
     """The points of a sweep that have a value, those stopped early too."""
-    told = {Path(point["folder"]).name: point for point in book["points"]}
-    known = [(run, told[run.folder.name]) for run in runs if run.folder.name in told]
+    by_folder = {Path(point["folder"]).name: point for point in manifest["points"]}
+    recorded = [(run, by_folder[run.folder.name]) for run in runs if run.folder.name in by_folder]
     return [
         SweptRun(run, _texts(point["values"]), float(point["value"]))
-        for run, point in known
+        for run, point in recorded
         if point["value"] is not None and math.isfinite(point["value"])
     ]
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    return {key: without_places(str(value)) for key, value in values.items()}
+    return {key: without_absolute_paths(str(value)) for key, value in values.items()}
 
 
 def _designs(runs: Sequence[Run]) -> list[Run]:
@@ -130,43 +135,36 @@ def _designs(runs: Sequence[Run]) -> list[Run]:
     return [run for run in designs if run.task == "train"] or designs
 
 
-def _has(run: Run, metric: str) -> bool:
-    return math.isfinite(run.metrics.get(metric, math.nan))
-
-
-def _given(runs: Sequence[Run], book: Mapping[str, Any]) -> dict[Path, dict[str, str]]:
-    """What the sweep gave each run; without one, its options, and the numbers of its configuration that differ."""
-    told = {Path(point["folder"]).name: point["values"] for point in book.get("points", ())}
-    if told:
-        return {run.folder: _texts(told.get(run.folder.name, {})) for run in runs}
+def _swept_values(runs: Sequence[Run], manifest: Mapping[str, Any]) -> dict[Path, dict[str, str]]:
+    """What the sweep set in each run; without one, its options, and the numbers of its configuration that differ."""
+    by_folder = {Path(point["folder"]).name: point["values"] for point in manifest.get("points", ())}
+    if by_folder:
+        return {run.folder: _texts(by_folder.get(run.folder.name, {})) for run in runs}
     keys = differing_keys(runs)
-    return {run.folder: _numbers(run, keys) | _options(run) for run in runs}
+    return {run.folder: _numbers_and_options(run, keys) for run in runs}
 
 
-def _numbers(run: Run, keys: Sequence[str]) -> dict[str, str]:
-    return {key: run.config[key] for key in keys if number(run.config.get(key, "")) is not None}
-
-
-def _options(run: Run) -> dict[str, str]:
-    return {group: option for group, option in run.choices.items() if not describes_only(group)}
+def _numbers_and_options(run: Run, keys: Sequence[str]) -> dict[str, str]:
+    numbers = {key: run.config[key] for key in keys if number(run.config.get(key, "")) is not None}
+    return numbers | {group: option for group, option in run.choices.items() if not describes_only(group)}
 
 
 def _swept(metric: str, lower_is_better: bool | None, points: Sequence[SweptRun]) -> Swept | None:
-    found = Swept(metric, lower_is_better, tuple(points), (), ())
-    keys = _varied(found)
-    numbers = tuple(key for key in keys if numeric(found.column(key)))
+    swept = Swept(metric, lower_is_better, tuple(points), (), ())
+    keys = _varied(swept)
+    numbers = tuple(key for key in keys if numeric(swept.column(key)))
     words = tuple(key for key in keys if key not in numbers)
-    return replace(found, numbers=numbers[:MOST_KEYS], words=words) if numbers else None
+    return replace(swept, numbers=numbers[:MOST_KEYS], words=words) if numbers else None
 
 
-def _varied(found: Swept) -> list[str]:
+def _varied(swept: Swept) -> list[str]:
     """Keys with several values, but for seeds; of keys that have the same values throughout, the first."""
-    keys = sorted({key for point in found.points for key in point.values if key.rpartition(".")[2] != "seed"})
+    keys = sorted({key for point in swept.points for key in point.values if key.rpartition(".")[2] != "seed"})
     alike: dict[tuple[str | None, ...], str] = {}
     for key in keys:
-        if len(set(found.column(key))) > 1:
-            alike.setdefault(tuple(point.values.get(key) for point in found.points), key)
-    return sorted(alike.values(), key=lambda key: (-len(set(found.column(key))), key))
+        if len(set(swept.column(key))) > 1:
+            alike.setdefault(tuple(point.values.get(key) for point in swept.points), key)
+    return sorted(alike.values(), key=lambda key: (-len(set(swept.column(key))), key))
 
 
 MOST_VALUES = 7
@@ -179,96 +177,98 @@ BEST_COLOUR = COLOURS[1]
 
 @dataclass(frozen=True)
 class Cut:
-    """The values of one key along a side of a heatmap. place: which of `names` a text belongs to."""
+    """The values of one key along a side of a heatmap. index_of: which of `names` a text belongs to."""
 
     names: tuple[str, ...]
-    place: Callable[[str], int]
+    index_of: Callable[[str], int]
 
 
-def point_marks(found: Swept, first: int) -> list[tuple[SweptRun, Mark]]:
+def point_marks(swept: Swept, first: int) -> list[tuple[SweptRun, Mark]]:
     """Points that agree in all that is no number look alike. first: index of the first mark."""
-    names = [", ".join(point.values[key] for key in found.words if key in point.values) for point in found.points]
+    names = [", ".join(point.values[key] for key in swept.words if key in point.values) for point in swept.points]
     looks = {
-        name: Mark(first + place, name or "all runs", *look(place)) for place, name in enumerate(sorted(set(names)))
+        name: Mark(first + index, name or "all runs", *look(index)) for index, name in enumerate(sorted(set(names)))
     }
-    return [(point, looks[name]) for point, name in zip(found.points, names, strict=True)]
+    return [(point, looks[name]) for point, name in zip(swept.points, names, strict=True)]
 
 
-def scatter_panels(found: Swept, first: int) -> tuple[Panel, ...]:
+def scatter_panels(swept: Swept, first: int) -> tuple[Panel, ...]:
     """One plot per swept number."""
-    styled = point_marks(found, first)
-    return tuple(_scatter(found, styled, key, place) for place, key in enumerate(found.numbers))
+    styled = point_marks(swept, first)
+    return tuple(_scatter(swept, styled, key, index) for index, key in enumerate(swept.numbers))
 
 
-def _scatter(found: Swept, styled: Sequence[tuple[SweptRun, Mark]], key: str, place: int) -> Panel:
-    known = [(point, mark) for point, mark in styled if key in point.values]
+def _scatter(swept: Swept, styled: Sequence[tuple[SweptRun, Mark]], key: str, index: int) -> Panel:
+    plotted = [(point, mark) for point, mark in styled if key in point.values]
     lines = tuple(
-        _line(found, known, mark, key, faint) for mark in distinct(mark for _, mark in known) for faint in (False, True)
+        _line(swept, plotted, mark, key, faint)
+        for mark in distinct(mark for _, mark in plotted)
+        for faint in (False, True)
     )
     drawn = tuple(line for line in lines if line.steps)
-    caption = f"One dot a run: {_swept_in_words(found)}." + (
+    caption = f"One dot a run: {_swept_in_words(swept)}." + (
         " Pale: not finished." if any(line.faint for line in drawn) else ""
     )
-    if without := len(found.points) - len(known):
+    if without := len(swept.points) - len(plotted):
         caption += f" {without} more have no number here."
-    log = spread([step for line in drawn for step in line.steps])
-    title = f"{found.metric} over {key}"
-    return Panel(f"scatter-{place}", title, key, found.metric, caption, lines=drawn, x_log=log, x_near=True)
+    log = wants_log_axis([step for line in drawn for step in line.steps])
+    title = f"{swept.metric} over {key}"
+    return Panel(f"scatter-{index}", title, key, swept.metric, caption, lines=drawn, x_log=log, x_near=True)
 
 
-def _line(found: Swept, styled: Sequence[tuple[SweptRun, Mark]], mark: Mark, key: str, faint: bool) -> Line:
+def _line(swept: Swept, styled: Sequence[tuple[SweptRun, Mark]], mark: Mark, key: str, faint: bool) -> Line:
     """The points of one mark: those that finished, or (faint) those that did not."""
     points = [point for point, own in styled if own == mark and (point.run.status != "finished") == faint]
-    points.sort(key=lambda point: (float(point.values[key]), point.run.place))
+    points.sort(key=lambda point: (float(point.values[key]), point.run.short_path))
     return Line(
         mark,
-        found.metric,
+        swept.metric,
         tuple(float(point.values[key]) for point in points),
         tuple(point.value for point in points),
         faint=faint,
         at=f"{html.escape(key)} %{{x:.3g}}<br>%{{text}}",
-        texts=tuple(f"{point.run.shown} ({point.run.place})" for point in points),
+        texts=tuple(f"{point.run.display_name} ({point.run.short_path})" for point in points),
         joined=False,
     )
 
 
-def _swept_in_words(found: Swept) -> str:
-    if found.lower_is_better is None:
-        return found.metric
-    return f"{found.metric}, of which {'lower' if found.lower_is_better else 'higher'} is better"
+def _swept_in_words(swept: Swept) -> str:
+    if swept.lower_is_better is None:
+        return swept.metric
+    return f"{swept.metric}, of which {'lower' if swept.lower_is_better else 'higher'} is better"
 
 
 # Two keys at a time
 
 
-def heat_panels(found: Swept) -> tuple[Panel, ...]:
+def heat_panels(swept: Swept) -> tuple[Panel, ...]:
     """The best value by two keys, a plot for every pair of keys, the most varied first; none where there is one key, or
     where neither end of the metric is the better one.
     """
-    if found.lower_is_better is None:
+    if swept.lower_is_better is None:
         return ()
-    keys = sorted((*found.numbers, *found.words), key=lambda key: -len(set(found.column(key))))
+    keys = sorted((*swept.numbers, *swept.words), key=lambda key: -len(set(swept.column(key))))
     pairs = list(combinations(keys, 2))[:MOST_PAIRS]
-    return tuple(_heat(found, *pair, place) for place, pair in enumerate(pairs))
+    return tuple(_heat(swept, *pair, index) for index, pair in enumerate(pairs))
 
 
-def _heat(found: Swept, across: str, up: str, place: int) -> Panel:
-    columns, rows = cut(found.column(across)), cut(found.column(up))
+def _heat(swept: Swept, across: str, up: str, index: int) -> Panel:
+    columns, rows = cut(swept.column(across)), cut(swept.column(up))
     cells: dict[tuple[int, int], list[float]] = {}
-    for point in found.points:
+    for point in swept.points:
         if point.run.status in SETTLED and across in point.values and up in point.values:
-            cell = rows.place(point.values[up]), columns.place(point.values[across])
+            cell = rows.index_of(point.values[up]), columns.index_of(point.values[across])
             cells.setdefault(cell, []).append(point.value)
-    best = {cell: (min if found.lower_is_better else max)(values) for cell, values in cells.items()}
+    best = {cell: (min if swept.lower_is_better else max)(values) for cell, values in cells.items()}
     width, height = len(columns.names), len(rows.names)
     table = tuple(tuple(best.get((row, column)) for column in range(width)) for row in range(height))
-    heat = Heat(columns.names, rows.names, table, bool(found.lower_is_better))
-    end = "lowest" if found.lower_is_better else "highest"
+    heat = Heat(columns.names, rows.names, table, bool(swept.lower_is_better))
+    end = "lowest" if swept.lower_is_better else "highest"
     caption = (
-        f"Each cell is the best of its runs, the {end} {found.metric}; yellow is better. A cell with more runs has had "
+        f"Each cell is the best of its runs, the {end} {swept.metric}; yellow is better. A cell with more runs has had "
         "more luck; an empty one was not tried."
     )
-    return Panel(f"heat-{place}", f"{across} × {up}", across, up, caption, heat=heat, number=".3g", unit="")
+    return Panel(f"heat-{index}", f"{across} × {up}", across, up, caption, heat=heat, number=".3g", unit="")
 
 
 def cut(values: Sequence[str]) -> Cut:
@@ -284,17 +284,17 @@ def cut(values: Sequence[str]) -> Cut:
 
 def _spans(known: Sequence[float]) -> Cut:
     """BINS spans of equal width, of equal ratio where a logarithmic axis shows the values better."""
-    into, back = (math.log, math.exp) if spread(known) else (float, float)
+    into, back = (math.log, math.exp) if wants_log_axis(known) else (float, float)
     low, high = into(known[0]), into(known[-1])
-    edges = _names([back(low + (high - low) * place / BINS) for place in range(BINS + 1)])
+    edges = _names([back(low + (high - low) * index / BINS) for index in range(BINS + 1)])
     names = tuple(f"{left} … {right}" for left, right in pairwise(edges))
     return Cut(names, lambda value: min(BINS - 1, int(BINS * (into(float(value)) - low) / (high - low))))
 
 
 def _names(numbers: Sequence[float], least: int = 2) -> tuple[str, ...]:
     """As few digits as tell them apart, `least` at least."""
-    tried = (tuple(f"{one:.{digits}g}" for one in numbers) for digits in range(least, 18))
-    return next(names for names in tried if len(set(names)) == len(numbers))
+    candidates = (tuple(f"{value:.{digits}g}" for value in numbers) for digits in range(least, 18))
+    return next(names for names in candidates if len(set(names)) == len(numbers))
 
 
 # In a picture
@@ -304,15 +304,15 @@ def draw_sweep(folder: str | Path, path: str | Path) -> SweptRun:
     """Draw the sweep in `folder` (outputs/NAME), a plot a number that varied, into a PNG at `path`; a star marks the
     best point, which is returned. Raises QTargetError where no run is found, or none has a value yet.
     """
-    found = read_swept(read_runs([folder]))
-    if found is None:
+    swept = read_swept(read_runs([folder]))
+    if swept is None:
         raise QTargetError(f"{folder} holds no runs that differ in a number and have a value: see `qtarget sweep`")
-    settled = [point for point in found.points if point.run.status in SETTLED] or list(found.points)
-    best = (min if found.lower_is_better else max)(settled, key=lambda point: point.value)
-    panels = scatter_panels(found, 0)
+    settled = [point for point in swept.points if point.run.status in SETTLED] or list(swept.points)
+    best = (min if swept.lower_is_better else max)(settled, key=lambda point: point.value)
+    panels = scatter_panels(swept, 0)
     with picture(Path(path), (PLOT_INCHES[0] * len(panels), PLOT_INCHES[1])) as figure:
         plots = figure.subplots(1, len(panels), squeeze=False).flat
-        for axes, panel, key in zip(plots, panels, found.numbers, strict=True):
+        for axes, panel, key in zip(plots, panels, swept.numbers, strict=True):
             draw_panel(axes, panel)
             if not panel.x_log:
                 axes.locator_params(axis="x", nbins=5)

@@ -248,7 +248,7 @@ def located(key: str, path: Any) -> Any:
 
 
 MOVED = {
-    "qtarget.track.sinks.Nothing": "qtarget.record.trackers.Nothing",
+    "qtarget.track.sinks.Nothing": "qtarget.record.trackers.NoTracker",
     "qtarget.track.sinks.Wandb": "qtarget.record.trackers.Wandb",
 }
 """Parts by the `_target_` that records of 0.1.0 have of them, and where they are now."""

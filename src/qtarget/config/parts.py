@@ -8,7 +8,7 @@ from typing import Any
 from qtarget import checks
 from qtarget.config.composing import instantiate
 from qtarget.errors import QTargetError
-from qtarget.record.record import Sink
+from qtarget.record.record import Tracker
 
 
 def make_part(place: str, node: Any) -> Any:
@@ -21,8 +21,8 @@ def make_part(place: str, node: Any) -> Any:
     return instantiate(node)
 
 
-def make_tracker(node: Any) -> Sink:
-    """The tracker of a run. Raises QTargetError, as above, and where it lacks a method of `Sink`."""
-    tracker: Sink = make_part("tracker", node)
-    checks.implements("tracker", tracker, Sink)
+def make_tracker(node: Any) -> Tracker:
+    """The tracker of a run. Raises QTargetError, as above, and where it lacks a method of `Tracker`."""
+    tracker: Tracker = make_part("tracker", node)
+    checks.implements("tracker", tracker, Tracker)
     return tracker

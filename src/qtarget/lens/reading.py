@@ -21,7 +21,7 @@ from qtarget.math.loss import IGNORE, LossOutput
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
 from qtarget.plot.figures import Mark
-from qtarget.record.runs import without_places
+from qtarget.record.runs import without_absolute_paths
 from qtarget.run import build
 from qtarget.run.plan import Plan, make_plan
 from qtarget.run.stored import NO_NOISE, run_config
@@ -60,7 +60,7 @@ def read_demonstrations(
     found = (
         TokenRow(example.row, tuple(row), pulls) for example, row, pulls in zip(examples, tokens, readings, strict=True)
     )
-    return Demonstrations(without_places(where), tuple(found), tuple(attempts.left_out))
+    return Demonstrations(without_absolute_paths(where), tuple(found), tuple(attempts.left_out))
 
 
 # The configuration

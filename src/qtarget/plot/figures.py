@@ -118,7 +118,7 @@ def marks(runs: Sequence[Run]) -> list[tuple[Run, Mark]]:
     for index, run in enumerate(plotted):
         still = run.role == "base"
         colour, symbol = look(coloured)
-        styled.append((run, Mark(index, run.shown, GREY if still else colour, symbol)))
+        styled.append((run, Mark(index, run.display_name, GREY if still else colour, symbol)))
         coloured += not still
     return styled
 
@@ -155,8 +155,8 @@ def progress_panel(styled: Sequence[tuple[Run, Mark]]) -> Panel:
     caption = (
         "Accuracy on the validation problems while training goes on. Compare where the lines settle, not single points"
     )
-    spread = _half_interval(styled)
-    caption += f": one point is uncertain by about ±{spread:.0f} percentage points." if spread else "."
+    half_width = _half_interval(styled)
+    caption += f": one point is uncertain by about ±{half_width:.0f} percentage points." if half_width else "."
     return Panel("progress", "Validation accuracy over training", "step", "accuracy (%)", caption, lines=lines)
 
 

@@ -38,8 +38,8 @@ BEAT = 60.0
 """Seconds between two heartbeats, whatever the run is doing."""
 
 
-class Sink(Protocol):
-    """A tracker: somewhere else that wants to see the same values, in the process of rank 0.
+class Tracker(Protocol):
+    """Somewhere else that wants to see the same values, in the process of rank 0.
 
     start: returns its own name of the run, or None; a run that goes on is given it again, as info["tracked_as"]. What
     the folder's metrics.jsonl and histograms.jsonl hold by then was measured before. log: by name of a metric, floats
@@ -55,10 +55,10 @@ class Sink(Protocol):
 
 
 class Record:
-    """Writes one run's folder and forwards the same values to a sink."""
+    """Writes one run's folder and forwards the same values to a tracker."""
 
-    def __init__(self, folder: Path, sink: Sink) -> None:
-        self.folder, self.sink = folder, sink
+    def __init__(self, folder: Path, tracker: Tracker) -> None:
+        self.folder, self.tracker = folder, tracker
         self._result: dict[str, Any] = {}
         self._began = time.monotonic()
         self._writing = threading.Lock()
@@ -89,7 +89,7 @@ class Record:
         self._write()
         for length, name in APPENDED.items():
             self._cut(self.folder / name, position[length] if position else 0)
-        self.note(tracked_as=self.sink.start(self.folder, {**info, "tracked_as": before.get("tracked_as")}, config))
+        self.note(tracked_as=self.tracker.start(self.folder, {**info, "tracked_as": before.get("tracked_as")}, config))
 
     @staticmethod
     def _cut(path: Path, length: int) -> None:
@@ -138,14 +138,14 @@ class Record:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._append(METRICS, step, _finite(metrics))
-        self._tell_sink(self.sink.log, step, metrics)
+        self._tell_tracker(self.tracker.log, step, metrics)
 
     def histograms(self, step: int, counted: Mapping[str, Histogram]) -> None:
         """Of the tokens trained on since the last ones."""
         if counted:
             plain = {name: asdict(histogram) for name, histogram in counted.items()}
             self._append(HISTOGRAMS, step, plain)
-            self._tell_sink(self.sink.histograms, step, plain)
+            self._tell_tracker(self.tracker.histograms, step, plain)
 
     def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         line = {"step": step, "time": round(time.monotonic() - self._began, 3), **values}
@@ -154,17 +154,17 @@ class Record:
         self._write()
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows of equal keys for the sink; here their files and result.json have them."""
+        """Rows of equal keys for the tracker; here their files and result.json have them."""
         if rows:
-            self._tell_sink(self.sink.table, name, rows)
+            self._tell_tracker(self.tracker.table, name, rows)
 
     def checkpoint(self, folder: Path) -> None:
-        """Show the sink the trained model."""
-        self._tell_sink(self.sink.checkpoint, folder)
+        """Show the tracker the trained model."""
+        self._tell_tracker(self.tracker.checkpoint, folder)
 
     def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         self._close("finished", metrics=_finite(metrics))
-        self._tell_sink(self.sink.finish, metrics, failed=False)
+        self._tell_tracker(self.tracker.finish, metrics, failed=False)
         return self._result
 
     def reread(self) -> dict[str, Any]:
@@ -176,13 +176,13 @@ class Record:
         (self.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         status = "failed" if isinstance(error, Exception) else "interrupted"
         self._close(status, error=f"{type(error).__name__}: {error}".removesuffix(": "))
-        self._tell_sink(self.sink.finish, {}, failed=True)
+        self._tell_tracker(self.tracker.finish, {}, failed=True)
 
     def _close(self, status: str, **facts: Any) -> None:
         self._write(status=status, seconds=round(time.monotonic() - self._began, 1), **facts)
 
     @staticmethod
-    def _tell_sink(call: Callable[..., None], *values: Any, **options: Any) -> None:
+    def _tell_tracker(call: Callable[..., None], *values: Any, **options: Any) -> None:
         """The record is the truth: a tracker that fails under way costs a warning, not the run."""
         try:
             call(*values, **options)
@@ -196,7 +196,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Unrecorded:
+class NullRecord:
     """A record that writes nothing: what the ranks have that train beside rank 0."""
 
     folder: Path
@@ -223,13 +223,13 @@ class Unrecorded:
         return {"metrics": dict(metrics)}
 
 
-def tell_again(folder: Path, sink: Sink) -> None:
-    """Show a sink the record of a finished run, as if it ran now."""
+def replay(folder: Path, tracker: Tracker) -> None:
+    """Show a tracker the record of a finished run, as if it ran now."""
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     result = stored_result(folder) or {}
-    sink.start(folder, result, config)
+    tracker.start(folder, result, config)
     closing = {name: math.nan if value is None else value for name, value in result["metrics"].items()}
-    sink.finish(closing, failed=False)
+    tracker.finish(closing, failed=False)
 
 
 def stored_result(folder: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -63,11 +64,11 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)  # flattened to dotted keys
     history: tuple[Mapping[str, float], ...] = ()
-    saved: int | None = None  # the optimizer step that an unfinished run would go on from
+    resume_step: int | None = None  # the optimizer step that an unfinished run would go on from
     outdated: tuple[str, ...] = ()  # what this build computes in another way than the one that made the run
 
     @property
-    def place(self) -> str:
+    def short_path(self) -> str:
         """Experiment folder and hash: enough to find the run, without the machine's own path."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
@@ -77,20 +78,20 @@ class Run:
         return shlex.join(["qtarget", self.task, *self.overrides])
 
     @property
-    def told_command(self) -> str:
+    def shareable_command(self) -> str:
         """The command without the machine's own paths, for a page that travels."""
-        return without_places(self.command)
+        return without_absolute_paths(self.command)
 
     @property
-    def state(self) -> str:
+    def status_text(self) -> str:
         """The status, how far training came, and what is left to do: `interrupted after step 70`."""
-        told = f"{self.status} after step {self.history[-1]['step']:.0f}" if self.history else self.status
-        if self.saved is None or self.status == "running":
-            return told
-        return f"{told}, the same command goes on from step {self.saved}"
+        text = f"{self.status} after step {self.history[-1]['step']:.0f}" if self.history else self.status
+        if self.resume_step is None or self.status == "running":
+            return text
+        return f"{text}, the same command goes on from step {self.resume_step}"
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The label with whatever sets this run apart from a finished design."""
         asides = [self.role] if self.role == "control" else []
         asides += [self.status] if self.status != "finished" else []
@@ -106,27 +107,27 @@ def read_runs(paths: str | Path | Sequence[str | Path], now: datetime | None = N
 
     Raises QTargetError where there are none.
     """
-    moment = now or datetime.now(UTC)
+    now = now or datetime.now(UTC)
     paths = [paths] if isinstance(paths, str | Path) else paths
     folders = run_folders(paths)
     if not folders:
-        looked = ", ".join(str(path) for path in paths) or "(no folder was named)"
+        searched = ", ".join(str(path) for path in paths) or "(no folder was named)"
         raise QTargetError(
-            f"No runs found: looked for result.json under {looked}. "
+            f"No runs found: looked for result.json under {searched}. "
             "Train something first, for example: qtarget train target=sft"
         )
-    return sorted(with_labels([read_run(folder, moment) for folder in folders]), key=_table_order)
+    return sorted(with_labels([read_run(folder, now) for folder in folders]), key=_table_order)
 
 
 def run_folders(paths: Sequence[str | Path]) -> list[Path]:
     """Folders with a result.json under `paths`, each once."""
-    found: set[Path] = set()
+    folders: set[Path] = set()
     for path in map(Path, paths):
         if not path.exists():
             raise QTargetError(f"No folder {path}: name a run folder or a folder of runs, such as outputs/demo.")
         results = [path] if path.name == "result.json" else path.rglob("result.json")
-        found.update(result.resolve().parent for result in results)
-    return sorted(found, key=lambda folder: (folder.parent.name, folder.name, str(folder)))
+        folders.update(result.resolve().parent for result in results)
+    return sorted(folders, key=lambda folder: (folder.parent.name, folder.name, str(folder)))
 
 
 def read_run(folder: Path, now: datetime) -> Run:
@@ -137,7 +138,7 @@ def read_run(folder: Path, now: datetime) -> Run:
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
         result = {"status": "failed", "error": f"result.json cannot be read: {error}"}
-    name = without_places(str(result.get("name") or folder.name))
+    name = without_absolute_paths(str(result.get("name") or folder.name))
     seed = result.get("seed")
     return Run(
         folder=folder,
@@ -148,7 +149,7 @@ def read_run(folder: Path, now: datetime) -> Run:
         status=_status(result, now),
         experiment=str(result.get("experiment") or folder.parent.name),
         seed=seed if isinstance(seed, int) else None,
-        error=without_places(str(result.get("error") or "")),
+        error=without_absolute_paths(str(result.get("error") or "")),
         git=str(result.get("git") or ""),
         choices=_texts(result.get("choices")),
         overrides=tuple(str(override) for override in result.get("overrides") or ()),
@@ -158,17 +159,17 @@ def read_run(folder: Path, now: datetime) -> Run:
         versions=_texts(result.get("versions")),
         config=_config(folder / "config.yaml"),
         history=_history(folder / "metrics.jsonl"),
-        saved=_saved(folder, result),
+        resume_step=_resume_step(folder, result),
     )
 
 
-def without_places(text: str) -> str:
+def without_absolute_paths(text: str) -> str:
     """`text` with absolute paths cut to their last part: a report travels, the folders of a machine don't.
 
-    >>> without_places("no file /home/ada/data/rows.jsonl")
+    >>> without_absolute_paths("no file /home/ada/data/rows.jsonl")
     'no file …/rows.jsonl'
     """
-    return ABSOLUTE_PATH.sub(lambda found: "…/" + re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
+    return ABSOLUTE_PATH.sub(lambda match: "…/" + re.split(r"[/\\]", match[0].rstrip("/\\"))[-1], text)
 
 
 def _status(result: Mapping[str, Any], now: datetime) -> str:
@@ -183,14 +184,14 @@ def _status(result: Mapping[str, Any], now: datetime) -> str:
     return "interrupted" if now - beat > STALE else "running"
 
 
-def _saved(folder: Path, result: Mapping[str, Any]) -> int | None:
+def _resume_step(folder: Path, result: Mapping[str, Any]) -> int | None:
     state = None if result.get("status") == "finished" else newest(folder / STATE)
     return step_of(state) if state else None
 
 
 def _texts(mapping: object) -> dict[str, str]:
     items = mapping.items() if isinstance(mapping, dict) else ()
-    return {str(key): without_places(str(value)) for key, value in items if value is not None}
+    return {str(key): without_absolute_paths(str(value)) for key, value in items if value is not None}
 
 
 def _numbers(mapping: object) -> dict[str, float]:
@@ -210,15 +211,10 @@ def _history(path: Path) -> tuple[Mapping[str, float], ...]:
 
 def logged(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a metrics.jsonl as they were written, null for what was no number; a line cut short is left out."""
-    for line in _lines(path):
-        try:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    for line in lines:
+        with suppress(ValueError):  # the last line of a killed run is often half a line
             yield json.loads(line)
-        except ValueError:  # the last line of a killed run is often half a line
-            continue
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
 def _config(path: Path) -> dict[str, str]:
@@ -227,7 +223,7 @@ def _config(path: Path) -> dict[str, str]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}  # the table stands without it; only "what differs" is poorer
     values = flatten(config) if isinstance(config, dict) else {}
-    return {key: without_places("null" if value is None else str(value)) for key, value in values.items()}
+    return {key: without_absolute_paths("null" if value is None else str(value)) for key, value in values.items()}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -247,10 +243,10 @@ def with_labels(runs: Sequence[Run]) -> list[Run]:
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
-    return [run if len(by_name[run.name]) == 1 else _told_apart(run, by_name[run.name]) for run in runs]
+    return [run if len(by_name[run.name]) == 1 else _with_distinct_label(run, by_name[run.name]) for run in runs]
 
 
-def _told_apart(run: Run, namesakes: Sequence[Run]) -> Run:
+def _with_distinct_label(run: Run, namesakes: Sequence[Run]) -> Run:
     keys = differing_keys(namesakes)
     if not 1 <= len(keys) <= 2:
         return replace(run, label=f"{run.name} ({run.folder.name[:6]})")
@@ -282,7 +278,7 @@ def describes_only(key: str) -> bool:
 def _table_order(run: Run) -> tuple[int, float, float, str, str]:
     accuracy = run.metrics.get("test/accuracy", math.nan)
     rank = math.inf if math.isnan(accuracy) else -accuracy
-    return ROLE_ORDER.get(run.role, 2), rank, run.metrics.get("test/nll", math.inf), run.label, run.place
+    return ROLE_ORDER.get(run.role, 2), rank, run.metrics.get("test/nll", math.inf), run.label, run.short_path
 
 
 def finished(runs: Iterable[Run]) -> list[Run]:
@@ -290,13 +286,13 @@ def finished(runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if run.status == "finished"]
 
 
-def check_held(runs: Iterable[Run], metric: str) -> None:
+def check_metric(runs: Iterable[Run], metric: str) -> None:
     """Raises QTargetError where no finished run has the metric, with those they have."""
-    known = sorted({name for run in finished(runs) for name in run.metrics})
-    if metric not in known:
-        raise QTargetError(f"no finished run holds the metric {metric!r}; they hold {', '.join(known) or 'none'}")
+    metrics = sorted({name for run in finished(runs) for name in run.metrics})
+    if metric not in metrics:
+        raise QTargetError(f"no finished run holds the metric {metric!r}; they hold {', '.join(metrics) or 'none'}")
 
 
 def unfinished(runs: Iterable[Run]) -> list[Run]:
-    """What is listed under the table: running, interrupted and failed runs."""
+    """What is listed under the table: running, interrupted, failed and stopped runs."""
     return [run for run in runs if run.status != "finished"]

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from qtarget.errors import QTargetError
+from qtarget.measures import validation_direction
 from qtarget.record.runs import flatten, logged
 from qtarget.record.wandb_history import Sent, at_server, earlier, replace, row, sent
-from qtarget.record.wandb_sweep import WandbSweep, best_of, find_sweep, under_agent, unlogged
+from qtarget.record.wandb_sweep import WandbSweep, find_sweep, under_agent, unlogged
 
 BETTER = {"min": min, "max": max}
 
@@ -66,7 +67,7 @@ DRAWN = {"calibration": ("confidence", "accuracy", "Reliability: how often token
 """Tables that are curves too: name → the columns across and up, and a title."""
 
 
-class Nothing:
+class NoTracker:
     """The local record is enough. A tracker of your own may take over from it what it doesn't need."""
 
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -77,6 +78,10 @@ class Nothing:
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...
     def checkpoint(self, folder: Path) -> None: ...
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None: ...
+
+
+Nothing = NoTracker
+"""Its name in 0.1.0, which trackers of users' own derive from."""
 
 
 @dataclass
@@ -202,7 +207,7 @@ class Wandb:
     def _define(self, name: str) -> None:
         """Have `_best` keep the best value of a metric that has one; the sweep says it of its own."""
         own = self._sweep is not None and name == self._sweep.metric
-        end = self._sweep.best if self._sweep is not None and own else best_of(name)
+        end = self._sweep.best if self._sweep is not None and own else validation_direction(name)
         if end:
             self._run.define_metric(name, step_metric="step", summary="none")
             self._best.ends[name] = end

@@ -8,16 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qtarget.errors import QTargetError
-from qtarget.measures import MEASURES
 
 BEST = {"maximize": "max", "minimize": "min"}
 """The goal of a sweep → the summary that W&B keeps of its metric."""
-BEST_OF = {
-    **{measure.name: measure.better for measure in MEASURES if measure.better},
-    **dict.fromkeys(("perplexity", "ece"), "min"),
-    **dict.fromkeys(("accuracy", "score", "avg", "pass", "maj"), "max"),
-}
-"""The best of a validation metric, by what stands between the slash and the @."""
 CONNECT = "set WANDB_API_KEY (or run `wandb login`), and WANDB_BASE_URL for a server of your own"
 HOW_TO_CONNECT = f"Agents need a W&B account or server: {CONNECT}. Without one, `qtarget sweep FILE` runs the same file"
 
@@ -71,16 +64,6 @@ def states(path: str) -> dict[str, str]:
         return {str(run.id): str(run.state) for run in wandb.Api().sweep(path).runs}
     except (wandb.Error, ValueError) as error:
         raise QTargetError(f"W&B can't be asked for the runs of {path}: {error}") from error
-
-
-def best_of(metric: str) -> str | None:
-    """The better end, "max" or "min", of a validation metric that has one: val/accuracy, val/avg@8, val/nll."""
-    return better_end(metric) if metric.startswith("val/") else None
-
-
-def better_end(metric: str) -> str | None:
-    """The better end, "max" or "min", of any metric that has one: test/accuracy, math500/avg@16."""
-    return BEST_OF.get(metric.rpartition("/")[2].partition("@")[0])
 
 
 def unlogged(metric: str, logged: Iterable[str]) -> str | None:

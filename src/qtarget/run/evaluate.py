@@ -20,7 +20,7 @@ from qtarget.config.versions import versions
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import FILE, save_samples
 from qtarget.record.record import Record, stored_result
-from qtarget.record.trackers import Nothing
+from qtarget.record.trackers import NoTracker
 from qtarget.run import build
 from qtarget.run.plan import make_plan
 from qtarget.run.stored import NO_NOISE, run_folder, trained_config
@@ -110,7 +110,7 @@ def _info(cfg: RunConfig, where: str, arguments: Sequence[str]) -> dict[str, Any
 
 
 def _fresh(cfg: RunConfig, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
-    record = Record(folder, Nothing())
+    record = Record(folder, NoTracker())
     try:
         with record.beating():
             record.start(info, cfg.container())

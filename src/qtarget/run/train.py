@@ -31,8 +31,8 @@ from qtarget.files import locked
 from qtarget.math.scoring import graphs_compiled
 from qtarget.model.policy import Policy
 from qtarget.parallel import is_rank_zero
-from qtarget.record.record import Record, Unrecorded, make_folder, stored_result, tell_again
-from qtarget.record.trackers import Nothing
+from qtarget.record.record import NullRecord, Record, make_folder, replay, stored_result
+from qtarget.record.trackers import NoTracker
 from qtarget.record.wandb_sweep import under_agent
 from qtarget.run import build, ranks
 from qtarget.run.checkpoint import CHECKPOINT, discard_checkpoint, save_checkpoint
@@ -68,7 +68,7 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
         if stored := load_finished(cfg, folder):
             discard(folder / STATE)  # left where a kill came between the two
             if under_agent():
-                tell_again(folder, make_tracker(cfg.tracker))  # the sweep waits for this run's values
+                replay(folder, make_tracker(cfg.tracker))  # the sweep waits for this run's values
             return stored
         return _on_ranks(cfg, folder, info) if several else _run_with_record(cfg, folder, info, stop)
 
@@ -86,7 +86,7 @@ def _as_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, An
 
 def _on_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     """The run in processes of its own; here only what no rank can do, to record that one of them was lost."""
-    record = Record(folder, Nothing())
+    record = Record(folder, NoTracker())
     try:
         if _last_state(cfg, folder):
             record.reread()  # rank 0 goes on from it
@@ -156,7 +156,7 @@ def _tracker(config: Mapping[str, Any]) -> Any:
         check_names(config)
         return make_tracker(config["tracker"])
     except QTargetError:  # which may be what is wrong
-        return Nothing()
+        return NoTracker()
 
 
 def _info(config: Mapping[str, Any], choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _info(config: Mapping[str, Any], choices: Mapping[str, Any], overrides: list
 
 def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
     """stop: what ends the run between two steps, with its state saved; None in one of several processes."""
-    record = Record(folder, make_tracker(cfg.tracker)) if is_rank_zero() else Unrecorded(folder)
+    record = Record(folder, make_tracker(cfg.tracker)) if is_rank_zero() else NullRecord(folder)
     keeper = _keeper(cfg, record, stop)
     try:
         with record.beating():
@@ -190,7 +190,7 @@ def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: S
     return result
 
 
-def _keeper(cfg: RunConfig, record: Record | Unrecorded, stop: Stop | None) -> StateKeeper:
+def _keeper(cfg: RunConfig, record: Record | NullRecord, stop: Stop | None) -> StateKeeper:
     """With the state that the run goes on from, where there is one. Of several ranks, rank 0 says which."""
     state = _last_state(cfg, record.folder) if is_rank_zero() else None
     if stop is None:
@@ -211,7 +211,7 @@ def _last_state(cfg: RunConfig, folder: Path) -> State | None:
     return state
 
 
-def _plan_and_train(cfg: RunConfig, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
+def _plan_and_train(cfg: RunConfig, record: Record | NullRecord, keeper: StateKeeper, title: str) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
     prepare_process(cfg.seed)
     plan = make_plan(cfg)
@@ -234,7 +234,7 @@ def _plan_and_train(cfg: RunConfig, record: Record | Unrecorded, keeper: StateKe
         return _build_and_train(plan, record, keeper, title)
 
 
-def _build_and_train(plan: Plan, record: Record | Unrecorded, keeper: StateKeeper, title: str) -> dict[str, float]:
+def _build_and_train(plan: Plan, record: Record | NullRecord, keeper: StateKeeper, title: str) -> dict[str, float]:
     cfg = plan.cfg
     policy, frozen = build.load_models(plan)
     module = build.module(plan, policy, frozen)
@@ -264,7 +264,7 @@ def _build_and_train(plan: Plan, record: Record | Unrecorded, keeper: StateKeepe
     return {**evaluation.named("test"), **trained, **meter.metrics()}
 
 
-def _fit_and_check(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | Unrecorded) -> None:
+def _fit_and_check(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord) -> None:
     before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
     _lightning_fit(trainer, module, build.data(plan))
     if plan.engine.compiled:
@@ -349,7 +349,7 @@ def _lightning_fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> 
 
 
 def _in_training(
-    cfg: RunConfig, evaluator: Evaluator, module: QTargetModule, record: Record | Unrecorded
+    cfg: RunConfig, evaluator: Evaluator, module: QTargetModule, record: Record | NullRecord
 ) -> PeriodicEvaluation:
     def evaluate() -> dict[str, float]:
         return evaluator(module.policy, limit=cfg.eval.problems_in_training, closing=False).named("val")

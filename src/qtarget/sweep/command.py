@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtarget import checks
 from qtarget.compare.formats import Table, terminal
-from qtarget.compare.sweeps import BOOK
+from qtarget.compare.sweeps import SWEEP_MANIFEST
 from qtarget.errors import QTargetError
 from qtarget.files import locked, write_atomically
 from qtarget.launch.slots import Job, slots
@@ -156,12 +156,12 @@ def _claim(folder: Path, file: SweepFile, overrides: Sequence[str], seed: int) -
 
 
 def _book(folder: Path) -> dict[str, Any]:
-    path = folder / BOOK
+    path = folder / SWEEP_MANIFEST
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write_book(folder: Path, **facts: Any) -> None:
-    write_atomically(folder / BOOK, json.dumps(_book(folder) | facts, indent=1, ensure_ascii=False))
+    write_atomically(folder / SWEEP_MANIFEST, json.dumps(_book(folder) | facts, indent=1, ensure_ascii=False))
 
 
 # The end
@@ -177,7 +177,7 @@ def _summary(going: SweepScheduler, folder: Path) -> int:
         print(f"FAILED    {point.job.label}  →  {point.job.folder}\n          {point.error}", file=sys.stderr)
     for point in going.without_value() if going.metric else ():
         print(f"NO VALUE  {point.job.label}  →  {point.job.folder}\n          {_why(going, point)}", file=sys.stderr)
-    print(f"{len(states)} points: {told}; results in {folder}, listed in {folder / BOOK}")
+    print(f"{len(states)} points: {told}; results in {folder}, listed in {folder / SWEEP_MANIFEST}")
     if failed:
         print("the same command runs the failed ones again", file=sys.stderr)
     print(f"next: {shlex.join(['qtarget', 'compare', str(folder)])}")

@@ -11,7 +11,7 @@ from qtarget.measures import MEASURES, Measure
 from qtarget.record.runs import Run, finished
 
 DECADES = 1.4
-"""From this spread on, in powers of ten, values stand on a logarithmic axis."""
+"""From this ratio of largest to smallest on, in powers of ten, values stand on a logarithmic axis."""
 
 
 def number(text: str) -> float | None:
@@ -29,11 +29,11 @@ def number(text: str) -> float | None:
 
 def numeric(values: Sequence[str]) -> bool:
     """Several numbers, and nothing else."""
-    found = {number(value) for value in values}
-    return len(found) > 1 and None not in found
+    numbers = {number(value) for value in values}
+    return len(numbers) > 1 and None not in numbers
 
 
-def spread(values: Sequence[float]) -> bool:
+def wants_log_axis(values: Sequence[float]) -> bool:
     """Whether a logarithmic axis shows the values better."""
     return min(values) > 0 and math.log10(max(values) / min(values)) >= DECADES
 
@@ -103,7 +103,7 @@ def _apart(name: str) -> Iterator[TableColumn]:
 
 
 COLUMNS: tuple[TableColumn, ...] = (
-    _named("name", "design", "name of the run", lambda run: run.shown),
+    _named("name", "design", "name of the run", lambda run: run.display_name),
     _designed("reliance", "reliance γ", "how far the label is trusted"),
     _designed("residual", "residual", "where the rest of the target's mass goes"),
     _designed("weight", "weight w", "the step size of a token"),
