@@ -154,7 +154,7 @@ MEASURES: tuple[Measure, ...] = (
 
 DIRECTIONS = {
     **{measure.name: measure.better for measure in MEASURES if measure.better},
-    **dict.fromkeys(("perplexity", "ece"), "min"),
+    **dict.fromkeys(("perplexity", "ece", "bits_per_byte"), "min"),
     **dict.fromkeys(("accuracy", "score", "avg", "pass", "maj"), "max"),
 }
 """The better end of a metric, by what stands between its slash and its @."""

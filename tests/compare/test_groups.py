@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 from qtarget.compare.command import compare
 from qtarget.compare.groups import group_runs, rows
 from qtarget.errors import QTargetError
+from qtarget.evaluate.row_losses import RowLoss, row_metrics, save_row_losses
 from qtarget.evaluate.samples import Sample, save_samples
 from qtarget.evaluate.scores import over_seeds
 from qtarget.record.runs import read_runs
@@ -25,6 +27,18 @@ def write_run(root: Path, target: str, seed: int, verdicts: list[bool], rate: fl
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "data": {"noise": {"rate": rate}}}))
     save_samples(folder, [sample(row, correct) for row, correct in enumerate(verdicts)])
+
+
+def write_losses(root: Path, target: str, seed: int, nats: list[float], tokens: list[int]) -> None:
+    """A run of held-out rows that nobody judges: row i has i + 1 bytes."""
+    losses = [RowLoss(f"row {i}", i, total, tokens[i], i + 1) for i, total in enumerate(nats)]
+    folder = root / f"{target}{seed}"
+    folder.mkdir(parents=True)
+    metrics = {f"test/{name}": value for name, value in row_metrics(losses).items()}
+    metrics["test/nll"] = sum(nats) / sum(tokens)
+    result = {"status": "finished", "name": target, "choices": {"target": target}, "metrics": metrics, "seed": seed}
+    (folder / "result.json").write_text(json.dumps(result))
+    save_row_losses(folder, losses)
 
 
 def sample(row: int, correct: bool, prompt: str = "") -> Sample:
@@ -90,6 +104,76 @@ def test_the_table_in_every_format(swept: Path, capsys: pytest.CaptureFixture[st
     for format, expected in (("md", "| dft | 2 | 62.5 ["), ("csv", "dft,2,0.625,"), ("rich", "+37.5 [")):
         compare([swept], format=format, group_by=["target"], against=["target=sft"])
         assert expected in capsys.readouterr().out
+
+
+@pytest.fixture
+def unjudged(tmp_path: Path) -> Path:
+    """Rows of unlike lengths under three seeds; dft is better by 0.1 nats on every token."""
+    generator, tokens = np.random.default_rng(0), [2, 9, 4, 30, 7]
+    for seed in (0, 1, 2):
+        level = generator.gamma(2.0, 1.0, 5)
+        for target, better in (("sft", 0.0), ("dft", 0.1)):
+            nats = [float(count * (one - better)) for count, one in zip(tokens, level, strict=True)]
+            write_losses(tmp_path, target, seed, nats, tokens)
+    return tmp_path
+
+
+def test_what_nobody_judges_is_compared_by_the_nll_of_its_rows(
+    unjudged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Paired by seed and row, each row with its tokens: what tells rows and seeds apart cancels."""
+    found = rows(group_runs(read_runs([unjudged]), ["target"]), "test/nll", {"target": "sft"})
+    by_target = {row.group.label: row for row in found}
+    dft, sft = by_target["dft"], by_target["sft"]
+    assert dft.interval is not None
+    assert dft.difference is not None
+    assert dft.interval.mean == pytest.approx(dft.mean)
+    assert dft.interval.low < dft.mean < dft.interval.high
+    assert dft.mean == pytest.approx(sft.mean - 0.1)
+    assert (dft.difference.mean, dft.difference.low, dft.difference.high) == pytest.approx((-0.1, -0.1, -0.1))
+    compare([unjudged], format="md", group_by=["target"], against=["target=sft"])
+    printed = capsys.readouterr().out
+    assert "| test/nll [95 %] | by seed | difference [95 %] |" in printed
+    assert "-0.100 [-0.100, -0.100]" in printed
+    assert "paired by seed and row" in printed
+
+
+def test_rows_that_only_one_side_has_are_left_out(tmp_path: Path) -> None:
+    write_losses(tmp_path, "sft", 0, [1.0, 2.0, 3.0], [1, 1, 1])
+    write_losses(tmp_path, "dft", 0, [2.0, 1.0], [1, 1])
+    found = rows(group_runs(read_runs([tmp_path]), ["target"]), "test/nll", {"target": "sft"})
+    (apart,) = [row.difference for row in found if row.difference]
+    assert apart.mean == pytest.approx(0.0)
+
+
+def test_bits_per_byte_stand_beside_nll_where_tokenizers_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same nats a row, of twice as many tokens: half the nll, and the same bits per byte."""
+    write_losses(tmp_path, "sft", 0, [4.0, 8.0], [4, 4])
+    write_losses(tmp_path, "dft", 0, [4.0, 8.0], [8, 8])
+    compare([tmp_path], format="md", group_by=["target"])
+    printed = capsys.readouterr().out
+    per_byte = f"{12 / math.log(2) / 3:.3f}"
+    assert [line.count(f"| {per_byte} |") for line in printed.splitlines() if line.startswith(("| sft", "| dft"))] == [
+        1,
+        1,
+    ]
+    assert "--metric test/bits_per_byte compares them" in printed
+    (apart,) = [
+        row.difference
+        for row in rows(group_runs(read_runs([tmp_path]), ["target"]), "test/bits_per_byte", {"target": "sft"})
+        if row.difference
+    ]
+    assert (apart.low, apart.high) == (0, 0)
+    compare([tmp_path], format="md")
+    assert "| nll | bits/byte |" in capsys.readouterr().out
+
+
+def test_bits_per_byte_stay_away_where_tokenizers_agree(unjudged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare([unjudged], format="md", group_by=["target"])
+    compare([unjudged], format="md")
+    assert "bits/byte" not in capsys.readouterr().out
 
 
 def test_a_metric_without_problems_has_no_interval(swept: Path) -> None:

@@ -39,6 +39,8 @@ def wants_log_axis(values: Sequence[float]) -> bool:
 
 
 MISSING = "–"
+SAME = 1e-3
+"""Tokens of a byte that are closer than this share are those of one tokenizer: sums of fp32 are not exact."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,27 @@ COLUMNS: tuple[TableColumn, ...] = (
     _measured("train/tokens_per_second", "tokens/s", "tokens per second while training", "loss", 0),
     _measured("train/peak_memory_gb", "peak GB", "peak memory while training, in GB", "loss", 2),
 )
+
+PER_BYTE = "test/bits_per_byte"
+BITS_PER_BYTE = _measured(
+    PER_BYTE, "bits/byte", "nll in bits per UTF-8 byte of the held-out replies: for unlike tokenizers", "result", 3
+)
+
+
+def columns_of(runs: Sequence[Run]) -> tuple[TableColumn, ...]:
+    """COLUMNS, with bits per byte behind the nll where the runs' tokenizers differ."""
+    beside = [BITS_PER_BYTE] * differing_tokenizers(finished(runs))
+    return tuple(one for column in COLUMNS for one in (column, *beside * (column.key == "test/nll")))
+
+
+def differing_tokenizers(runs: Iterable[Run]) -> bool:
+    """Whether runs make unlike numbers of tokens of a byte, so that their nll per token can't be compared.
+
+    tokens / bytes = ln 2 · bits_per_byte / nll, of the same held-out rows.
+    """
+    both = [(run.metrics.get(PER_BYTE), run.metrics.get("test/nll")) for run in runs]
+    counts = [bits / nll for bits, nll in both if bits and nll]
+    return bool(counts) and max(counts) > (1 + SAME) * min(counts)
 
 
 # Words about a set of runs

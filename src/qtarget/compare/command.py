@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from qtarget.compare.columns import COLUMNS, MISSING, TableColumn, next_command, reading_note, subject
+from qtarget.compare.columns import MISSING, TableColumn, columns_of, next_command, reading_note, subject
 from qtarget.compare.formats import Table, markdown_text, terminal
 from qtarget.compare.group_table import Grouped, Grouping, grouped_rows
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
@@ -117,7 +117,7 @@ def print_groups(grouped: Grouped, format: str) -> None:
 
 def rich_table(runs: Sequence[Run], group: str) -> RichTable:
     """The columns of one group, the design's name in front."""
-    columns = [column for column in COLUMNS if column.group == group or column.key == "name"]
+    columns = [column for column in columns_of(runs) if column.group == group or column.key == "name"]
     # numbers are narrow, so their titles stand in two lines
     table = _table(runs, columns, [column.title.replace(" ", "\n", 1) for column in columns], title=TABLE_TITLES[group])
     return table.rich([None if one.numeric else 26 if one.key == "name" else 18 for one in columns], overflow="fold")
@@ -140,13 +140,14 @@ def unfinished_lines(runs: Sequence[Run]) -> list[str]:
 def markdown(runs: Sequence[Run]) -> str:
     """One GitHub table with every column, the note and the list of unfinished runs under it."""
     note = "\n\n".join([_note(runs), *(f"- {markdown_text(line)}" for line in unfinished_lines(runs))])
-    return _table(runs, COLUMNS, [column.title for column in COLUMNS], note=note).markdown()
+    columns = columns_of(runs)
+    return _table(runs, columns, [column.title for column in columns], note=note).markdown()
 
 
 def latex(runs: Sequence[Run]) -> str:
     """One booktabs table of the columns that say something."""
     done = finished(runs)
-    columns = [column for column in COLUMNS if not done or any(column.text(run) != MISSING for run in done)]
+    columns = [column for column in columns_of(runs) if not done or any(column.text(run) != MISSING for run in done)]
     note = "\n".join([_note(runs), *unfinished_lines(runs)])
     return _table(runs, columns, [column.title for column in columns], note=note).latex()
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from qtarget.compare.columns import MISSING, numeric
+from qtarget.compare.columns import MISSING, PER_BYTE, differing_tokenizers, numeric
 from qtarget.compare.formats import Table
-from qtarget.compare.groups import Group, GroupRow, group_runs, rows
+from qtarget.compare.groups import Group, GroupRow, group_runs, is_of_rows, rows
 from qtarget.compare.selection import choose
 from qtarget.errors import QTargetError
 from qtarget.evaluate.scores import Score
@@ -41,9 +41,23 @@ class Grouped:
         return any(row.difference for row in self.rows)
 
     @property
+    def unit(self) -> str:
+        """What intervals resample beside seeds, and what differences are paired by."""
+        return "row" if is_of_rows(self.metric) else "problem"
+
+    @property
+    def per_byte(self) -> bool:
+        """Whether bits per byte stand beside the nll, because it is of unlike tokens."""
+        return self.metric == "test/nll" and differing_tokenizers(run for row in self.rows for run in row.group.runs)
+
+    @property
+    def has_intervals(self) -> bool:
+        return any(row.interval for row in self.rows)
+
+    @property
     def is_percent(self) -> bool:
         """Shares are in percent, and so are their differences."""
-        return any(row.interval for row in self.rows)
+        return self.has_intervals and not is_of_rows(self.metric)
 
     @property
     def scale(self) -> float:
@@ -59,8 +73,10 @@ class Grouped:
 
     @property
     def titles(self) -> list[str]:
-        mean = f"{self.title} [95 %]" if self.is_percent else self.title
-        return [*self.rows[0].group.key_values, "seeds", mean, "by seed", *["difference [95 %]"] * self.compared]
+        mean = f"{self.title} [95 %]" if self.has_intervals else self.title
+        beside = ["bits/byte"] * self.per_byte
+        apart = ["difference [95 %]"] * self.compared
+        return [*self.rows[0].group.key_values, "seeds", mean, *beside, "by seed", *apart]
 
     @property
     def numeric(self) -> list[bool]:
@@ -81,15 +97,18 @@ class Grouped:
     @property
     def note(self) -> str:
         """What the intervals cover, why some are missing, and how the groups were chosen."""
-        text = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
-        if not self.is_percent:
-            text = "No intervals: this metric has no value for each problem, or the answers were not kept."
+        unit, whole = self.unit, ", each with all of its tokens," if is_of_rows(self.metric) else ""
+        text = f"Intervals resample held-out {unit}s{whole} and seeds together; with few seeds their share is coarse."
+        if not self.has_intervals:
+            text = f"No intervals: this metric has no value for each {unit}, or they were not kept."
         elif not all(row.interval for row in self.rows):
-            text += " A group without one lacks the answers of some seeds."
+            text += f" A group without one lacks the {unit}s of some seeds."
         if self.compared:
-            text += f" Differences to {' and '.join(self.against)} are paired by seed and problem."
+            text += f" Differences to {' and '.join(self.against)} are paired by seed and {unit}."
         elif self.against:
-            text += " No differences: they are taken problem by problem, and the groups share none."
+            text += f" No differences: they are taken {unit} by {unit}, and the groups share none."
+        if self.per_byte:
+            text += f" Tokenizers differ, and nll is per token of each: --metric {PER_BYTE} compares them."
         return "\n".join([text, *self.remarks])
 
     def _cells(self, row: GroupRow) -> list[str]:
@@ -97,7 +116,10 @@ class Grouped:
         several = len(row.group.runs) > 1
         span = f"{self._number(row.low_seed)} … {self._number(row.high_seed)}" if several else MISSING
         apart = _bracketed(row.difference, self._signed) if row.difference else MISSING
-        return [*row.group.key_values.values(), row.group.seeds(self.metric), mean, span, *[apart] * self.compared]
+        bits = row.group.values(PER_BYTE)
+        beside = [f"{sum(bits) / len(bits):.3f}" if bits else MISSING] * self.per_byte
+        keys = row.group.key_values.values()
+        return [*keys, row.group.seeds(self.metric), mean, *beside, span, *[apart] * self.compared]
 
     def _numbers(self, row: GroupRow) -> list[str]:
         inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]

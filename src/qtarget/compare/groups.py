@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qtarget.errors import QTargetError
-from qtarget.evaluate.samples import FILE, HELDOUT, Problem, Sample, by_problem, read_samples
-from qtarget.evaluate.scores import Score, Values, over_seeds
+from qtarget.evaluate.row_losses import FILE as ROWS_FILE
+from qtarget.evaluate.row_losses import SIZES, by_row, read_row_losses
+from qtarget.evaluate.samples import FILE, HELDOUT, Sample, by_problem, read_samples
+from qtarget.evaluate.scores import Ratios, Score, over_seeds, ratio_over_seeds
 from qtarget.record.runs import Run, check_metric, differing_keys, finished
 
 SHOWN = 12
@@ -72,8 +75,8 @@ def _short(text: str) -> str:
 HELDOUT_METRICS = "test"
 """What metrics of a run's own held-out rows begin with; those of a benchmark begin with its name."""
 
-Answered = Mapping[Path, Mapping[Problem, float]]
-"""A run's folder → problem → the metric's value: what every run answered, read once."""
+Measured = Mapping[Any, tuple[float, float]]
+"""`Problem` or `Row` → (total, size): the metric is Σ totals / Σ sizes, each size 1 where all count the same."""
 
 
 @dataclass(frozen=True)
@@ -137,17 +140,28 @@ def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None
     """
     check_metric([run for group in groups for run in group.runs], metric)
     shown = [group for group in groups if group.values(metric)]
-    answered = {run.folder: _by_problem(run, metric) for group in groups for run in group.runs}
-    return [_row(group, metric, answered, _baseline(group, groups, against)) for group in shown]
+    measured = {run.folder: _measured(run, metric) for group in groups for run in group.runs}
+    return [_row(group, metric, measured, _baseline(group, groups, against)) for group in shown]
 
 
-def _row(group: Group, metric: str, answered: Answered, baseline: Group | None) -> GroupRow:
+def is_of_rows(metric: str) -> bool:
+    """Whether a metric is a sum over held-out rows by another, in nats or bits; else its values are shares."""
+    source, _, name = metric.rpartition("/")
+    return source == HELDOUT_METRICS and name in SIZES
+
+
+def _row(group: Group, metric: str, measured: Mapping[Path, Measured], baseline: Group | None) -> GroupRow:
     values = group.values(metric)
-    scores = _scores(group.runs, answered)
-    difference = _difference(group, baseline, answered) if baseline and baseline is not group else None
-    mean = float(np.mean(values))
-    interval = over_seeds(scores) if scores is not None and len(values) == len(group.runs) else None
-    return GroupRow(group, mean, interval, min(values), max(values), difference)
+    held = _shared([measured[run.folder] for run in group.runs])
+    difference = _difference(group, metric, baseline, measured) if baseline and baseline is not group else None
+    interval = _score(metric, held) if held and len(values) == len(group.runs) else None
+    return GroupRow(group, float(np.mean(values)), interval, min(values), max(values), difference)
+
+
+def _score(metric: str, ours: Ratios, theirs: Ratios | None = None) -> Score | None:
+    if is_of_rows(metric):
+        return ratio_over_seeds(ours, theirs)
+    return over_seeds(ours.totals - theirs.totals, low=-1.0) if theirs else over_seeds(ours.totals)
 
 
 def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] | None) -> Group | None:
@@ -157,31 +171,42 @@ def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] 
     return next((other for other in groups if other.key == wanted), None)
 
 
-def _difference(group: Group, baseline: Group, answered: Answered) -> Score | None:
-    """Mean difference over the seeds and problems that both have; None where they share none."""
+def _difference(group: Group, metric: str, baseline: Group, measured: Mapping[Path, Measured]) -> Score | None:
+    """Mean difference over the seeds and problems, or rows, that both have; None where they share none."""
     ours, theirs = ({run.seed: run for run in side.runs} for side in (group, baseline))
     seeds = sorted(seed for seed in ours.keys() & theirs.keys() if seed is not None)
-    scores = _scores([run for seed in seeds for run in (ours[seed], theirs[seed])], answered)
-    return None if scores is None else over_seeds(scores[0::2] - scores[1::2], low=-1.0)
+    both = _shared([measured[side[seed].folder] for side in (ours, theirs) for seed in seeds])
+    return _score(metric, both[: len(seeds)], both[len(seeds) :]) if both else None
 
 
-def _scores(runs: Sequence[Run], answered: Answered) -> Values | None:
-    """[runs, problems that all have], or None where there is none, or the metric is no mean over problems."""
-    held = [answered[run.folder] for run in runs]
-    shared = sorted(set.intersection(*map(set, held))) if held else []
-    return np.array([[scores[problem] for problem in shared] for scores in held]) if shared else None
+def _shared(runs: Sequence[Measured]) -> Ratios | None:
+    """What runs measured of the problems, or rows, that all have; None where there is none."""
+    shared = sorted(set.intersection(*map(set, runs))) if runs else []
+    values = np.array([[measured[one] for one in shared] for measured in runs])
+    return Ratios(values[..., 0], values[..., 1]) if shared else None
 
 
-def _by_problem(run: Run, metric: str) -> dict[Problem, float]:
+def _measured(run: Run, metric: str) -> Measured:
     source, _, name = metric.rpartition("/")
+    if is_of_rows(metric):
+        return _of_rows(run, name)
     wanted = HELDOUT if source == HELDOUT_METRICS else source
     asked = [sample for sample in kept_samples(run) if sample.source == wanted]
-    if not asked:
-        return {}
     try:
-        return by_problem(asked, name)
+        return {problem: (value, 1.0) for problem, value in by_problem(asked, name).items()} if asked else {}
     except QTargetError:
         return {}
+
+
+def _of_rows(run: Run, name: str) -> Measured:
+    """Of the held-out rows that have something of what the metric is divided by; none where one is not finite."""
+    path = run.folder / ROWS_FILE
+    try:
+        rows = by_row(read_row_losses(path), name) if path.is_file() else {}
+    except QTargetError:
+        return {}
+    kept = {row: value for row, value in rows.items() if value[1]}
+    return kept if np.isfinite([total for total, _ in kept.values()]).all() else {}
 
 
 def _value(run: Run, key: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qtarget.compare.columns import COLUMNS, MISSING, reading_note, subject, wants_log_axis
+from qtarget.compare.columns import MISSING, columns_of, reading_note, subject, wants_log_axis
 from qtarget.compare.group_table import Grouped, label_without
 from qtarget.compare.groups import GroupRow, problems
 from qtarget.compare.sweeps import Swept, heat_panels, point_marks, scatter_panels
@@ -67,12 +67,12 @@ def _ends(grouped: Grouped, row: GroupRow) -> tuple[float, float]:
     """Of a bar; none for a group without an interval beside others that have one."""
     if row.interval:
         return row.interval.low, row.interval.high
-    return (row.mean, row.mean) if grouped.is_percent else (row.low_seed, row.high_seed)
+    return (row.mean, row.mean) if grouped.has_intervals else (row.low_seed, row.high_seed)
 
 
 def _bars(grouped: Grouped) -> str:
-    if grouped.is_percent:
-        return "The bars are 95 % intervals over held-out problems and seeds."
+    if grouped.has_intervals:
+        return f"The bars are 95 % intervals over held-out {grouped.unit}s and seeds."
     return "The bars reach from the smallest seed to the largest: this metric has no intervals here."
 
 
@@ -87,8 +87,8 @@ def _differences(grouped: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> P
     dots = tuple(_dot(grouped, row, mark, score.mean, (score.low, score.high)) for row, mark, score in apart)
     baseline = " and ".join(grouped.against)
     caption = (
-        f"Each group less {baseline} (dotted), paired by seed and problem, with 95 % intervals: a bar that crosses the "
-        "dotted line doesn't tell the two apart."
+        f"Each group less {baseline} (dotted), paired by seed and {grouped.unit}, with 95 % intervals: a bar that "
+        "crosses the dotted line doesn't tell the two apart."
     )
     title = f"Difference to {baseline}"
     return _with_number_format(
@@ -143,7 +143,7 @@ def page(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | Non
     return {
         "title": "Comparison of " + ", ".join(sorted({run.experiment for run in runs})),
         "subject": subject(runs),
-        "columns": COLUMNS,
+        "columns": columns_of(runs),
         "rows": [(run, mark) for run, mark in styled if run.status == "finished"],
         "note": reading_note(runs),
         "unfinished": unfinished(runs),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qtarget.data.batch import Batch
 from qtarget.design import reliance, residual, weight
-from qtarget.math.loss import LossOutput, linear_loss
+from qtarget.math.loss import IGNORE, LossOutput, linear_loss
 from qtarget.math.target import Mixture
 from qtarget.measures import CONFIDENCE, HIT, MEASURES, Measure
 from qtarget.model.frozen import Frozen
@@ -60,12 +60,24 @@ def _bin(place: int, tokens: float, confidence: float, hits: float) -> Bin:
 @torch.no_grad()
 def read(
     policy: Policy, prior: Frozen | None, batches: Iterable[Batch], measures: Sequence[Measure] = ()
-) -> Iterator[LossOutput]:
-    """The usual measures of each batch, and these beside them. A batch's logits are never alive as a whole."""
+) -> Iterator[tuple[Batch, LossOutput]]:
+    """Each batch with its usual measures, and these beside them. A batch's logits are never alive as a whole."""
     for batch in (batch.to(policy.lm.device) for batch in batches):
         references = {"prior": prior.exact(batch)} if prior else {}
         hidden = policy(batch.input_ids, batch.position_ids)
-        yield linear_loss(hidden, policy.head, batch.labels, PLAIN, references=references, measures=measures)
+        yield batch, linear_loss(hidden, policy.head, batch.labels, PLAIN, references=references, measures=measures)
+
+
+class ExampleNll:
+    """Σ −log p(y) of each example, in the order in which batches hold them; every row of a batch is one example."""
+
+    def __init__(self) -> None:
+        self.nats: list[float] = []
+
+    def update(self, batch: Batch, out: LossOutput) -> None:
+        of = (batch.labels != IGNORE).nonzero()[:, 0].cpu()  # out.nll [N] is in the order of positions, row by row
+        sums = torch.zeros(len(batch.labels), dtype=torch.float64)
+        self.nats += sums.index_add_(0, of, out.nll.double().cpu()).tolist()
 
 
 class Means:
@@ -88,19 +100,25 @@ class Means:
 
 
 def token_metrics(
-    policy: Policy, prior: Frozen | None, batches: Iterable[Batch], reliability: Reliability | None = None
+    policy: Policy,
+    prior: Frozen | None,
+    batches: Iterable[Batch],
+    reliability: Reliability | None = None,
+    by_example: ExampleNll | None = None,
 ) -> dict[str, float]:
     """Per supervised token, by name, measured the same way for every design:
 
     the means of `EVALUATED`, those that need a prior only with one: nll = mean −log p(y) in nats and kl_prior = mean
     KL(p‖π_0) in nats, what the policy now says, judged by the model it started from; perplexity = exp(nll); ece = the
-    calibration error of the likeliest token's probability. reliability: takes in what the curve is drawn from.
+    calibration error of the likeliest token's probability. reliability: takes in what the curve is drawn from;
+    by_example: the nll of every example.
     """
-    reliability = reliability or Reliability()
+    reliability, by_example = reliability or Reliability(), by_example or ExampleNll()
     names = [measure.name for measure in EVALUATED if prior or not measure.needs_prior]
     means = Means(names)
-    for out in read(policy, prior, batches, (CONFIDENCE, HIT)):
+    for batch, out in read(policy, prior, batches, (CONFIDENCE, HIT)):
         means.update(out)
+        by_example.update(batch, out)
         reliability.update(out.of(CONFIDENCE.name), out.of(HIT.name))
     if not means.tokens:
         return {}
@@ -116,7 +134,7 @@ def retention_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Ba
     is positive where the text has been forgotten.
     """
     means = Means(("nll", "kl_prior", "prior_nll") if prior else ("nll",))
-    for out in read(policy, prior, batches):
+    for _, out in read(policy, prior, batches):
         means.update(out)
     if not means.tokens:
         return {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Demonstration, Example
-from qtarget.evaluate.calibration import Bin, Reliability, retention_metrics, token_metrics
+from qtarget.evaluate.calibration import Bin, ExampleNll, Reliability, retention_metrics, token_metrics
 from qtarget.evaluate.generate import GREEDY, Sampling
 from qtarget.evaluate.prompting import answer_problems
+from qtarget.evaluate.row_losses import RowLoss, RowText, described_rows, row_metrics
 from qtarget.evaluate.samples import HELDOUT, Sample, answer_metrics
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
@@ -29,7 +30,7 @@ SPARE_TOKENS = 8
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of it: metrics by name, the answers given, and the bins of the reliability curve.
+    """What came of it: metrics by name, the answers given, the bins of the reliability curve, each held-out row's nll.
 
     A name with a slash says where its number comes from: retention/…, or a benchmark's name. One without is of the
     held-out rows.
@@ -38,6 +39,7 @@ class Evaluation:
     metrics: Mapping[str, float]
     samples: Sequence[Sample]
     calibration: Sequence[Bin]
+    row_losses: Sequence[RowLoss] = ()
 
     def named(self, prefix: str) -> dict[str, float]:
         """The metrics, those of the held-out rows as prefix/NAME."""
@@ -85,10 +87,7 @@ class Evaluator:
     def _evaluated(self, policy: Policy, limit: int | None, watch: Callable[..., Any], closing: bool) -> Evaluation:
         reliability = Reliability()
         places = range(len(self.rows))[:limit] if self.test is None or limit is not None else self.test
-        chosen, of = set(places), range(len(self.examples)) if self.of is None else self.of
-        examples = [example for example, place in zip(self.examples, of, strict=True) if place in chosen]
-        heldout = watch(self._batches(examples), title="held-out nll")
-        metrics = token_metrics(policy, self.prior, heldout, reliability)
+        metrics, row_losses = self._read(policy, places, reliability, watch)
         outside = watch(self._batches(self.retention), title="retention")
         kept = retention_metrics(policy, self.retention_prior, outside)
         metrics |= {f"retention/{name}": value for name, value in kept.items()}
@@ -98,7 +97,30 @@ class Evaluator:
             found = list(self._answers(policy, name, problems, watch))
             metrics |= {f"{name}/{metric}": value for metric, value in answer_metrics(found).items()}
             samples += found
-        return Evaluation(metrics, samples, reliability.bins())
+        return Evaluation(metrics, samples, reliability.bins(), row_losses)
+
+    def _read(
+        self, policy: Policy, places: Sequence[int], reliability: Reliability, watch: Callable[..., Any]
+    ) -> tuple[dict[str, float], list[RowLoss]]:
+        """What demonstrations of the held-out rows at `places` say, per token and row by row."""
+        nats = dict.fromkeys(places, 0.0)
+        chosen = [(example, place) for example, place in zip(self.examples, self._of, strict=True) if place in nats]
+        chosen.sort(key=lambda pair: len(pair[0]))  # the order of the batches
+        heldout = watch(self._batches([example for example, _ in chosen]), title="held-out nll")
+        by_example = ExampleNll()
+        metrics = token_metrics(policy, self.prior, heldout, reliability, by_example)
+        for (_, place), nll in zip(chosen, by_example.nats, strict=True):
+            nats[place] += nll
+        losses = [RowLoss(**asdict(self._row_texts[place]), nll=nll) for place, nll in nats.items()]
+        return metrics | row_metrics(losses), losses
+
+    @property
+    def _of(self) -> Sequence[int]:
+        return range(len(self.examples)) if self.of is None else self.of
+
+    @cached_property
+    def _row_texts(self) -> list[RowText]:
+        return described_rows(self.tokenizer, self.rows, self.examples, self._of)
 
     def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         collate = Collate(int(self.tokenizer.pad_token_id))

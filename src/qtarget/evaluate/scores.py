@@ -11,7 +11,7 @@ which scipy doesn't have.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -93,19 +93,91 @@ def over_seeds(values: Values, low: float = 0.0, high: float = 1.0, seed: int = 
     """
     if len(values) == 1 or np.ptp(values) < ROUNDING:
         return interval(values.mean(0), low, high, seed)
-    generator, (seeds, prompts) = np.random.default_rng(seed), values.shape
-    at_once = _at_once(prompts)
+    seeds, prompts = values.shape
+    ends = _pigeonhole(lambda of_seeds, of_prompts: ((of_seeds @ values) * of_prompts).sum(1), seeds, prompts, seed)
+    return Score(float(values.mean()), *ends)
+
+
+def _pigeonhole(mean: Callable[[Values, Values], Values], seeds: int, prompts: int, seed: int) -> tuple[float, float]:
+    """Ends of the interval. mean: shares of seeds [B, S] and of prompts [B, P] in B draws → the means [B]."""
+    generator, at_once = np.random.default_rng(seed), _at_once(prompts)
     sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
-    means = np.concatenate([_drawn_means(values, generator, size, seeds, prompts) for size in sizes])
+    means = np.concatenate([mean(_drawn(generator, seeds, size), _drawn(generator, prompts, size)) for size in sizes])
     ends = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Score(float(values.mean()), float(ends[0]), float(ends[1]))
+    return float(ends[0]), float(ends[1])
 
 
-def _drawn_means(values: Values, generator: np.random.Generator, size: int, seeds: int, prompts: int) -> Values:
-    drawn_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
-    drawn_prompts = generator.multinomial(prompts, np.full(prompts, 1 / prompts), size) / prompts
-    means: Values = ((drawn_seeds @ values) * drawn_prompts).sum(1)
-    return means
+def _drawn(generator: np.random.Generator, count: int, size: int) -> Values:
+    """[size, count]: how large a share of `count` draws with replacement each of so many has."""
+    shares: Values = generator.multinomial(count, np.full(count, 1 / count), size) / count
+    return shares
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Runs whose value is Σ totals / Σ sizes over rows, such as nats over tokens; both [S seeds, R rows], sizes > 0.
+
+    The row is what is drawn, with all of its tokens: they are no independent evidence (a cluster bootstrap).
+    """
+
+    totals: Values
+    sizes: Values
+
+    def __getitem__(self, seeds: slice) -> Ratios:
+        return Ratios(self.totals[seeds], self.sizes[seeds])
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float((self.totals.sum(1) / self.sizes.sum(1)).mean())
+
+    def drawn(self, seeds: Values, rows: Values) -> Values:
+        """[B]: the mean in draws that hold these shares of seeds [B, S] and rows [B, R]."""
+        means: Values = (seeds * (rows @ self.totals.T) / (rows @ self.sizes.T)).sum(1)
+        return means
+
+    @property
+    def pulls(self) -> Values:
+        """[R]: how far each row pulls the mean, as if it were a mean over rows; their own mean is 0."""
+        each = self.totals.sum(1, keepdims=True) / self.sizes.sum(1, keepdims=True)
+        pulls: Values = ((self.totals - each * self.sizes) / self.sizes.mean(1, keepdims=True)).mean(0)
+        return pulls
+
+
+def ratio_over_seeds(ours: Ratios, theirs: Ratios | None = None, seed: int = 0) -> Score | None:
+    """The mean of ratios, or ours − theirs on the same rows and seeds, and its 95 % interval; None of a single row.
+
+    As `over_seeds`: with one seed that of the bias-corrected and accelerated bootstrap over rows, with several that of
+    percentiles over seeds and rows. Where rows don't vary at all, as between a run and itself, it has no width.
+    """
+    seeds, rows = ours.totals.shape
+    mean = ours.mean - (theirs.mean if theirs else 0.0)
+    pulls = ours.pulls - (theirs.pulls if theirs else 0.0)
+    if rows < 2:
+        return None
+
+    def drawn(shares_of_seeds: Values, shares_of_rows: Values) -> Values:
+        one = ours.drawn(shares_of_seeds, shares_of_rows)
+        return one - theirs.drawn(shares_of_seeds, shares_of_rows) if theirs else one
+
+    if seeds > 1:
+        return Score(mean, *_pigeonhole(drawn, seeds, rows, seed))
+    if np.ptp(pulls) < ROUNDING:
+        return Score(mean, mean, mean)
+    return Score(mean, *_bootstrap_rows(ours, theirs, seed))
+
+
+def _bootstrap_rows(ours: Ratios, theirs: Ratios | None, seed: int) -> tuple[float, float]:
+    """Ends of the BCa interval of one seed's ratio, or of the difference of two."""
+
+    def ratio(rows: NDArray[np.int64], axis: int) -> Values:
+        sides = [side.totals[0][rows].sum(axis) / side.sizes[0][rows].sum(axis) for side in (ours, theirs) if side]
+        return np.asarray(sides[0] - sides[1] if theirs else sides[0])
+
+    rows = np.arange(ours.totals.shape[1])
+    options = {"n_resamples": RESAMPLES, "batch": _at_once(len(rows)), "rng": np.random.default_rng(seed)}
+    found = bootstrap((rows,), ratio, vectorized=True, confidence_level=CONFIDENCE, method="BCa", **options)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def wilson(correct: int, count: int) -> Score:

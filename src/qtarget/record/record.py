@@ -71,7 +71,7 @@ class Record:
         position: what `position` said when the state was saved that the run goes on from; what came later is cut off.
         """
         before = stored_result(self.folder) or {} if position else {}
-        for leftover in ("traceback.txt", "samples.jsonl"):
+        for leftover in ("traceback.txt", "samples.jsonl", "heldout_nll.jsonl"):
             (self.folder / leftover).unlink(missing_ok=True)
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         self._result = {

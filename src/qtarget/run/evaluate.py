@@ -18,6 +18,7 @@ from qtarget.config.parsers import keys_parser
 from qtarget.config.run_config import RunConfig
 from qtarget.config.versions import versions
 from qtarget.errors import QTargetError
+from qtarget.evaluate.row_losses import save_row_losses
 from qtarget.evaluate.samples import FILE, save_samples
 from qtarget.record.record import Record, stored_result
 from qtarget.record.trackers import NoTracker
@@ -130,6 +131,7 @@ def _judged(cfg: RunConfig, record: Record) -> dict[str, float]:
     evaluation = build.evaluator(plan, frozen, device)(policy.to(device))
     record.note(calibration=evaluation.calibration)
     save_samples(record.folder, evaluation.samples)
+    save_row_losses(record.folder, evaluation.row_losses)
     return evaluation.named("test")
 
 

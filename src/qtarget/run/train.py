@@ -26,6 +26,7 @@ from qtarget.data.batch import Collate
 from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluation, Evaluator
+from qtarget.evaluate.row_losses import save_row_losses
 from qtarget.evaluate.samples import save_samples
 from qtarget.files import locked
 from qtarget.math.scoring import graphs_compiled
@@ -252,6 +253,7 @@ def _build_and_train(plan: Plan, record: Record | NullRecord, keeper: StateKeepe
     record.note(calibration=evaluation.calibration)
     if is_rank_zero():
         save_samples(record.folder, evaluation.samples)
+        save_row_losses(record.folder, evaluation.row_losses)
     record.table("samples", [asdict(sample) for sample in evaluation.samples])
     record.table("calibration", evaluation.calibration)
     if cfg.trainer.max_steps:
