@@ -55,7 +55,7 @@ LAWS = tuple(
     f"test_laws.py::test_{law}"
     for law in (
         "gradient_is_that_of_the_published_objective",
-        "statistics_are_those_of_the_gradient",
+        "measures_are_those_of_the_gradient",
         "cutting_a_batch_changes_nothing_unless_the_yaml_says_so",
         "every_kind_of_design_takes_every_part_option",
         "extreme_logits_stay_finite",

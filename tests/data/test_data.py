@@ -180,7 +180,7 @@ def test_micro_batches_know_the_tokens_of_their_step(accumulate: int) -> None:
         for batch in step:
             assert batch.window is not None
             assert batch.window.tokens == tokens
-            assert batch.window.loss_scale == pytest.approx(accumulate / tokens)
+            assert batch.window.per_token_scale == pytest.approx(accumulate / tokens)
 
 
 def test_order_follows_seed_and_epoch() -> None:

@@ -180,14 +180,14 @@ def test_a_weighted_step_is_its_definition_however_it_is_cut(design: str) -> Non
     for batch_size, accumulate, packing in CUTS:
         micro = batches(weighted_rows(packing), batch_size=batch_size, accumulate=accumulate)
         trained = module(*DESIGNS[design])
-        shares = [trained.normalizer.share(batch) for batch in micro]
-        pairs = zip(micro, shares, strict=True)
-        totals = [trained.token_loss(batch, share.statistics, share.token_scale).total for batch, share in pairs]
+        scales = [trained.normalizer.for_batch(batch) for batch in micro]
+        pairs = zip(micro, scales, strict=True)
+        totals = [trained.token_loss(batch, scale.scope_values, scale.token_scale).total for batch, scale in pairs]
         window = micro[0].window
         assert window is not None
-        assert float(sum(totals).detach()) / window.undo == pytest.approx(float(value), rel=1e-5)
+        assert float(sum(totals).detach()) / window.averaging_factor == pytest.approx(float(value), rel=1e-5)
         trained.zero_grad()
-        (sum(totals) / window.undo).backward()
+        (sum(totals) / window.averaging_factor).backward()
         got = {key: p.grad.double() for key, p in trained.policy.named_parameters() if p.grad is not None}
         close(got, gradient, 2e-4)
 

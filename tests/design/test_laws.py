@@ -19,9 +19,9 @@ from worlds import NEEDS_TOP_K, World, load_design
 import qtarget
 from qtarget import QTargetError, Reference
 from qtarget.config.composing import conf_dir, options
-from qtarget.math.loss import survey
+from qtarget.math.loss import token_table
 from qtarget.math.schedule import scheduled
-from qtarget.math.scope_statistics import TokenTable, statistics_of, surveying
+from qtarget.math.scope_values import TokenTable, scope_values_of, scoped_parts
 from qtarget.math.target import columns, needs, wants_negatives
 from qtarget.math.tokens import IGNORE
 
@@ -70,7 +70,7 @@ def test_target_sums_to_its_mass_and_chunks_agree(name: str, seed: int) -> None:
 @every_design
 @given(seed=seeds)
 @settings(max_examples=10, deadline=None)
-def test_statistics_are_those_of_the_gradient(name: str, seed: int) -> None:
+def test_measures_are_those_of_the_gradient(name: str, seed: int) -> None:
     world = World.random(seed)
     out, gradient = run(world, name)
     p, rows = world.logits.softmax(-1), torch.arange(7)
@@ -175,16 +175,16 @@ def test_linear_loss_agrees_and_nothing_but_the_total_has_a_graph(name: str) -> 
 
 @every_design
 def test_cutting_a_batch_changes_nothing_unless_the_yaml_says_so(name: str) -> None:
-    """Two halves, cut between sequences, are the whole: statistics of the step are made from both and given to each."""
+    """Two halves, cut between sequences, are the whole: scope values of the step are made of both, given to each."""
     world, design = World.random(12), load_design(name)
     halves = [world.at(slice(0, 3)), world.at(slice(3, 7))]
     _, expected = run(world, name)
     eye = torch.eye(11, dtype=torch.float64)
-    tables = [survey(half.logits, eye, half.labels, design, **half.given(name)) for half in halves]
-    step = statistics_of(design, TokenTable.join(tables), ("step",))
+    tables = [token_table(half.logits, eye, half.labels, design, **half.given(name)) for half in halves]
+    step = scope_values_of(design, TokenTable.join(tables), ("step",))
     given = [{part: values[rows] for part, values in step.items()} for rows in (slice(0, 3), slice(3, 7))]
-    got = torch.cat([run(half, name, statistics=rows)[1] for half, rows in zip(halves, given, strict=True)])
-    if surveying(design, ("batch",)):
+    got = torch.cat([run(half, name, scope_values=rows)[1] for half, rows in zip(halves, given, strict=True)])
+    if scoped_parts(design, ("batch",)):
         assert not torch.allclose(got, expected)
         assert "depends on how a step is cut" in qtarget.list_designs()[name]["differs"]
     else:
@@ -226,7 +226,7 @@ def test_every_kind_of_design_takes_every_part_option(shipped: str, part: tuple[
         torch.testing.assert_close(gradient.sum(-1), torch.zeros(7, dtype=torch.float64), atol=1e-11, rtol=0)
 
 
-STATISTICS = {
+LABEL_SCALARS = {
     "logp": lambda row, y: row[y],
     "entropy": lambda row, y: -(row.exp() * row).sum(),
     "top_entropy": lambda row, y: torch.distributions.Categorical(logits=row.topk(min(20, len(row))).values).entropy(),
@@ -235,9 +235,9 @@ STATISTICS = {
 }
 
 
-def label_statistics(logp: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def label_scalars(logp: Tensor, labels: Tensor) -> dict[str, Tensor]:
     rows = list(zip(logp, labels, strict=True))
-    return {name: torch.stack([compute(row, y) for row, y in rows]) for name, compute in STATISTICS.items()}
+    return {name: torch.stack([compute(row, y) for row, y in rows]) for name, compute in LABEL_SCALARS.items()}
 
 
 @every_design
@@ -247,7 +247,7 @@ def test_a_design_gets_by_with_what_it_declares(name: str) -> None:
     full, held = world.given(name), {}
     for role, detail in needs(design).items():
         logp = {"prior": world.prior, "teacher": world.teacher, "old": world.old}[role]
-        label = Reference.label(world.labels, label_statistics(logp, world.labels))
+        label = Reference.label(world.labels, label_scalars(logp, world.labels))
         held[role] = label if detail == "label" else full["references"][role]
     least = {
         "references": held,

@@ -310,7 +310,7 @@ def test_reliance_weight_and_target_match_the_table(vector: dict[str, Any]) -> N
     assert (out.weight * out.gap).item() == pytest.approx(0.5 * sum(map(abs, vector["grad"])), abs=1e-5)
 
 
-def test_a_prior_known_by_label_statistics_serves_a_weighting_design() -> None:
+def test_a_prior_known_by_label_scalars_serves_a_weighting_design() -> None:
     vector = next(vector for vector in VECTORS if vector["design"] == "one_minus_prior")
     world = world_of(vector)
     thin = Reference.label(world.labels, {"logp": world.prior[0, world.labels]})

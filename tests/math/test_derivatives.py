@@ -158,12 +158,12 @@ def test_what_stands_beside_logits_does_not_change_their_precision(logits: torch
         "prior": qtarget.Reference.full(world.prior.to(beside)),
         "teacher": qtarget.Reference.full(world.teacher.to(beside)),
     }
-    statistics = {"iw_sft": torch.rand(7, dtype=torch.float64).to(beside)}
+    scope_values = {"iw_sft": torch.rand(7, dtype=torch.float64).to(beside)}
     for name in ("asft", "kd", "iw_sft", "target_sft"):
         design = load_design(name)
         given: dict[str, Any] = {"references": references, "token_scale": torch.full((7,), 0.5).to(beside)}
         if name == "iw_sft":
-            given["statistics"] = {design.weight: statistics[name]}
+            given["scope_values"] = {design.weight: scope_values[name]}
         leaf = world.logits.to(logits).requires_grad_()
         out = qtarget.dense_loss(leaf, world.labels, design, **given)
         assert {out.total.dtype, out.loss.dtype, out.weight.dtype, out.kl_prior.dtype} == {logits}

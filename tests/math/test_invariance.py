@@ -128,7 +128,7 @@ def test_a_cached_reference_is_the_live_one(design: str, tmp_path: Path) -> None
 
 
 def without_drift(means: dict[str, float]) -> dict[str, float]:
-    """Drift from the prior takes its whole distribution, which label statistics don't hold."""
+    """Drift from the prior takes its whole distribution, which label scalars don't hold."""
     return {name: value for name, value in means.items() if name != "target/kl_prior"}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from torch import Tensor
 from worlds import World, load_design
 
 import qtarget
-from qtarget import Head, QTargetError, Reference
+from qtarget import Head, Mixture, QTargetError, Reference
+from qtarget.design.residual import Self
+from qtarget.design.weight import Constant
+from qtarget.math.scope_values import TokenTable
 from qtarget.math.tokens import EarlierTokens
 from qtarget.math.view import TokenView
 
@@ -243,7 +247,7 @@ def test_bad_input_is_named(case: str) -> None:
         )
 
 
-def test_statistics_of_other_labels_are_refused() -> None:
+def test_label_scalars_of_other_labels_are_refused() -> None:
     world = World.random(12)
     thin = Reference.label((world.labels + 1) % 11, {"logp": world.prior[:, 0]})
     with pytest.raises(QTargetError, match="belong to other labels"):
@@ -331,7 +335,40 @@ def test_what_a_design_looks_at_and_is_not_given_is_named() -> None:
         qtarget.dense_loss(world.logits, world.labels, load_design("talr"))
     design = load_design("talr")
     with pytest.raises(QTargetError, match="there are 7 supervised tokens"):
-        qtarget.dense_loss(world.logits, world.labels, design, statistics={design.reliance: torch.ones(3)})
+        qtarget.dense_loss(world.logits, world.labels, design, scope_values={design.reliance: torch.ones(3)})
+
+
+@dataclass(frozen=True)
+class HalfOfTheSequenceMean:
+    """A part as it was written before `scope_value` was called so."""
+
+    scope: ClassVar[str] = "sequence"
+
+    def statistic(self, table: TokenTable) -> Tensor:
+        means, sequence = table.sequence_means(table.label_logp["policy"].exp())
+        return 0.5 * means[sequence]
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return view.statistic(self)
+
+
+def test_scope_values_and_label_scalars_have_their_earlier_name_too() -> None:
+    world, prior = World.random(21), {"logp": World.random(21).prior[:, 0]}
+    labels = torch.zeros_like(world.labels)
+    by_name = Reference.label(labels, label_scalars=prior), Reference.label(labels, statistics=prior)
+    assert [list(reference.statistics) for reference in by_name] == [["logp"], ["logp"]]
+    torch.testing.assert_close(by_name[1].label_scalars["logp"], prior["logp"])
+    part = HalfOfTheSequenceMean()
+    design = Mixture(part, Self(), Constant(1.0))
+    ids = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    p = world.logits.softmax(-1)[torch.arange(7), world.labels]
+    expected = torch.where(ids == 0, 0.5 * p[:3].mean(), 0.5 * p[3:].mean())
+    out = qtarget.dense_loss(world.logits, world.labels, design, sequence_ids=ids, chunk_size=2)
+    torch.testing.assert_close(out.reliance, expected)
+    for name in ("statistics", "scope_values"):
+        values: Any = {name: {part: torch.full((7,), 0.25).double()}}
+        given = qtarget.linear_loss(world.logits, torch.eye(11).double(), world.labels, design, **values)
+        torch.testing.assert_close(given.reliance, torch.full((7,), 0.25).double())
 
 
 def test_rows_of_labels_are_sequences_unless_something_else_is_said() -> None:
@@ -438,10 +475,10 @@ def test_token_ids_beyond_the_vocabulary_are_named() -> None:
         qtarget.dense_loss(world.logits, world.labels, load_design("unlikelihood"), negatives=wrong)
 
 
-def test_a_statistic_that_is_not_held_is_named() -> None:
+def test_a_label_scalar_that_is_not_held_is_named() -> None:
     world = World.random(25)
     thin = {"prior": Reference.label(world.labels, {"logp": world.prior[:, 0]})}
-    with pytest.raises(QTargetError, match="reads the statistic 'outranked' of a reference that holds only logp"):
+    with pytest.raises(QTargetError, match="reads the label scalar 'outranked' of a reference that holds only logp"):
         qtarget.dense_loss(world.logits, world.labels, load_design("prift_mass"), references=thin)
 
 

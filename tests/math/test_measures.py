@@ -17,7 +17,7 @@ import torch
 import qtarget
 from qtarget.compare.columns import COLUMNS
 from qtarget.lens.token_table import SHOWN, TITLES
-from qtarget.math.loss import TokenStatistics, linear_loss
+from qtarget.math.loss import TokenMeasures, linear_loss
 from qtarget.measures import CONFIDENCE, HIT, MEASURES, direction
 from qtarget.train.metrics import NAMES, OF_EARLIER_STATES, TokenMeans
 
@@ -67,7 +67,7 @@ SCRIPT = """
 
 
 def test_every_measure_is_an_attribute_of_what_a_loss_returns() -> None:
-    assert {measure.name for measure in MEASURES} == {one.name for one in fields(TokenStatistics)} - {"others"}
+    assert {measure.name for measure in MEASURES} == {one.name for one in fields(TokenMeasures)} - {"others"}
 
 
 def test_the_log_has_the_names_it_had() -> None:

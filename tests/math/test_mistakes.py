@@ -599,13 +599,13 @@ def test_a_run_with_an_adapter_has_every_reference_of_its_design(name: str) -> N
 
 
 @every_design
-@pytest.mark.parametrize("kind", ["full", "hidden", "statistics"])
+@pytest.mark.parametrize("kind", ["full", "hidden", "scalars"])
 def test_no_gradient_goes_through_a_target(name: str, kind: str) -> None:
     """In other trainers the student's logits reach the teacher's target with their graph (ms-swift)."""
     world, design, weight = World.random(16), load_design(name), torch.eye(11, dtype=torch.float64, requires_grad=True)
 
     def reference(logp: Tensor, detail: str) -> Reference:
-        if kind == "statistics" and detail == "label":
+        if kind == "scalars" and detail == "label":
             p = logp.exp()
             outranked = torch.where(logp < logp.gather(1, world.labels[:, None]), p, 0.0).sum(-1)
             found = {"logp": logp.gather(1, world.labels[:, None]).squeeze(1), "outranked": outranked}

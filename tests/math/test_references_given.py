@@ -121,7 +121,7 @@ LABEL: dict[str, tuple[str, float, str]] = {
 }
 
 
-def statistics(world: World) -> dict[str, Tensor]:
+def label_scalars(world: World) -> dict[str, Tensor]:
     p = world.prior.exp()
     logp = world.prior.gather(1, world.labels[:, None]).squeeze(1)
     entropy = -(p * world.prior).sum(-1)
@@ -129,9 +129,9 @@ def statistics(world: World) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("case", LABEL)
-def test_a_label_statistic_out_of_its_range_is_refused_with_its_row(case: str) -> None:
+def test_a_label_scalar_out_of_its_range_is_refused_with_its_row(case: str) -> None:
     (name, value, message), world = LABEL[case], World.random(5)
-    given = statistics(world)
+    given = label_scalars(world)
     Reference.label(world.labels, given)
     given[name] = given[name].clone().index_fill(0, torch.tensor([3]), value)
     with pytest.raises(QTargetError, match=message):
@@ -142,7 +142,7 @@ def test_a_label_statistic_out_of_its_range_is_refused_with_its_row(case: str) -
 
 def test_an_entropy_above_that_of_the_vocabulary_is_refused() -> None:
     world = World.random(6)
-    given = statistics(world) | {"entropy": torch.full((7,), 2.5).double()}
+    given = label_scalars(world) | {"entropy": torch.full((7,), 2.5).double()}
     prior = {"prior": Reference.label(world.labels, given)}
     with pytest.raises(QTargetError, match=r"the prior's entropy at supervised token 0 is 2.5 nats; over 11 tokens"):
         qtarget.dense_loss(world.logits, world.labels, load_design("one_minus_prior"), references=prior)
@@ -151,7 +151,7 @@ def test_an_entropy_above_that_of_the_vocabulary_is_refused() -> None:
 def test_shapes_and_kinds_that_do_not_fit_are_refused() -> None:
     world = World.random(7)
     logp, head = world.prior[:, 0], qtarget.Head(torch.randn(V, 4))
-    with pytest.raises(QTargetError, match=r"the statistic logp has the shape \(6,\), the labels \(7,\)"):
+    with pytest.raises(QTargetError, match=r"the label scalar logp has the shape \(6,\), the labels \(7,\)"):
         Reference.label(world.labels, {"logp": logp[1:]})
     with pytest.raises(QTargetError, match="labels must be a tensor of whole numbers"):
         Reference.label(world.labels.float(), {"logp": logp})

@@ -18,7 +18,7 @@ from qtarget.cli import run as qtarget_cli
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Collate
 from qtarget.errors import QTargetError
-from qtarget.math.distribution import STATISTICS
+from qtarget.math.distribution import LABEL_SCALARS
 from qtarget.math.loss import IGNORE
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
@@ -84,7 +84,7 @@ def test_hidden_states_are_the_exact_distribution(tmp_path: Path, dtype: str, to
         torch.testing.assert_close(held.exact(batch).at(labels, like).logp, live, atol=tolerance, rtol=tolerance)
 
 
-def test_statistics_are_those_of_the_whole_distribution(tmp_path: Path) -> None:
+def test_label_scalars_are_those_of_the_whole_distribution(tmp_path: Path) -> None:
     held = Cached(built(plan(tmp_path / "one", "label")))
     (batch,) = batches(eight_rows(), batch_size=8)
     kept = batch.labels.flatten() != IGNORE
@@ -101,9 +101,9 @@ def test_statistics_are_those_of_the_whole_distribution(tmp_path: Path) -> None:
         "outranked": torch.where(p < at_label, p, 0.0).sum(-1),
         "concentration": p.square().sum(-1),
     }
-    assert tuple(expected) == STATISTICS
+    assert tuple(expected) == LABEL_SCALARS
     for name, values in expected.items():
-        torch.testing.assert_close(held.reference(batch).statistics[name].double(), values, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(held.reference(batch).label_scalars[name].double(), values, atol=1e-5, rtol=1e-4)
     with pytest.raises(QTargetError, match="holds label, not whole distributions"):
         held.exact(batch)
 
@@ -351,14 +351,14 @@ def test_under_bf16_products_a_cache_says_what_the_model_says(
         assert means[1][name] == pytest.approx(means[0][name], rel=2e-3)
 
 
-def test_statistics_are_not_rounded_under_bf16_products() -> None:
+def test_label_scalars_are_not_rounded_under_bf16_products() -> None:
     recipe = Recipe("label", topk=5, dtype="bfloat16", precision="bf16-mixed")
     (batch,) = batches(eight_rows(), batch_size=8)
-    statistics = recipe.scores(other_policy(), batch)["statistics"]
-    assert not torch.equal(statistics[:, 1], statistics[:, 1].bfloat16().float())  # entropies, sums of products
+    scalars = recipe.scores(other_policy(), batch)["statistics"]
+    assert not torch.equal(scalars[:, 1], scalars[:, 1].bfloat16().float())  # entropies, sums of products
 
 
-def test_label_statistics_serve_the_entropy_of_the_top_tokens_they_were_made_with() -> None:
+def test_label_scalars_serve_the_entropy_of_the_top_tokens_they_were_made_with() -> None:
     known, other = (qtarget.load_design("eaft", **{"reliance.source": "prior", "reliance.top": top}) for top in (20, 5))
     assert needs(known) == {"prior": "label"}
     assert needs(other) == {"prior": "full"}

@@ -1,4 +1,4 @@
-"""Telling wrong tokens from clean ones: the statistics against their definitions, and what a run records of them."""
+"""Telling wrong tokens from clean ones: the metrics against their definitions, and what a run records of them."""
 
 from __future__ import annotations
 

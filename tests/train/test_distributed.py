@@ -57,8 +57,8 @@ class Case:
 CUTS = (("ddp", 1), ("ddp", 2), ("fsdp2", 1), ("fsdp2", 2))
 CASES = {
     "teacher": Case("target_sft", cuts=CUTS),
-    "step statistics, kept tokens": Case("rho1", {"reliance.source": "prior"}, cuts=CUTS),
-    "sequence statistics, weight sum": Case("iw_sft", {"normalize": "weight_sum"}, cuts=CUTS),
+    "step values, kept tokens": Case("rho1", {"reliance.source": "prior"}, cuts=CUTS),
+    "sequence values, weight sum": Case("iw_sft", {"normalize": "weight_sum"}, cuts=CUTS),
     "sequences": Case("talr", {"normalize": "sequences"}),
     "the policy as it was": Case("psft"),
     "clipped": Case("sft", clip=0.05),
@@ -66,7 +66,7 @@ CASES = {
     "weights of the data": Case("dft", {"normalize": "weight_sum"}, weighted=True, cuts=(("ddp", 2),)),
     "weights of the data, sequences": Case("talr", {"normalize": "sequences"}, weighted=True, cuts=(("fsdp2", 2),)),
     "masked": Case("dft", masked=True),
-    "masked, step statistics": Case("rho1", {"reliance.source": "prior"}, masked=True),
+    "masked, step values": Case("rho1", {"reliance.source": "prior"}, masked=True),
 }
 RUNS = [(name, *cut) for name, case in CASES.items() for cut in case.cuts]
 

@@ -92,8 +92,8 @@ def one_step_loss(design: str, changes: dict[str, Any], batch_size: int, accumul
     source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
     prepared = prepare(DataConfig(source, rows=8, heldout_rows=2), tiny_tokenizer(), 1024)
     for batch in SFTData(prepared.train, 256, batch_size=batch_size, accumulate=accumulate, seed=0).train_dataloader():
-        share = trained.normalizer.share(batch)
-        total += float(trained.token_loss(batch, share.statistics, share.token_scale).total.detach()) / accumulate
+        scale = trained.normalizer.for_batch(batch)
+        total += float(trained.token_loss(batch, scale.scope_values, scale.token_scale).total.detach()) / accumulate
     return total
 
 

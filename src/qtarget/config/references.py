@@ -18,7 +18,7 @@ from qtarget.math.reference import TAILS
 from qtarget.math.target import Design, needs, wants_support
 from qtarget.math.tokens import ROLES
 from qtarget.model.cache import Cached, CachePlan
-from qtarget.model.cached_scores import KEPT, Recipe
+from qtarget.model.cached_scores import DETAILS_ON_DISK, Recipe
 from qtarget.model.flaw import Flaw, NoFlaw
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
 from qtarget.model.policy import Policy
@@ -192,7 +192,7 @@ class CachedReference(NamedReference):
 
     topk: int = setting(64, Whole(1), "of detail=topk: how many of the likeliest tokens")
     detail: str | None = setting(
-        None, Choice((None, *KEPT)), "what is kept; null: the least that makes no difference to the target"
+        None, Choice((None, *DETAILS_ON_DISK)), "what is kept; null: the least that makes no difference to the target"
     )
     store_dtype: str | None = setting(
         None, Choice((None, *DTYPES)), "of hidden states on disk; null: that of the products, so that nothing is lost"

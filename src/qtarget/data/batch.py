@@ -19,21 +19,21 @@ from qtarget.parallel import all_reduce_sum, rank_and_world
 class StepWindow:
     """tokens, sequences: supervised tokens, and rows that have some, of the whole optimizer step over all ranks.
 
-    undo: what a micro-batch's loss is multiplied by before it is divided once, globally. Lightning divides every
-    micro-batch's loss by `accumulate` and DDP averages gradients over `world` ranks; undo = accumulate·world.
+    averaging_factor: accumulate·world. Lightning divides every micro-batch's loss by `accumulate`, and DDP averages
+    gradients over `world` ranks: times this factor they are sums again, which are divided once, by the whole step's.
     batches: the step's micro-batches on this rank, of which this is number `index`.
     """
 
     tokens: int
     sequences: int
-    undo: int
+    averaging_factor: int
     batches: tuple[Batch, ...] = ()
     index: int = 0
 
     @property
-    def loss_scale(self) -> float:
+    def per_token_scale(self) -> float:
         """What one token's loss is multiplied by so that the optimizer sees Σ loss / tokens."""
-        return self.undo / max(self.tokens, 1)
+        return self.averaging_factor / max(self.tokens, 1)
 
 
 @dataclass(frozen=True, eq=False)

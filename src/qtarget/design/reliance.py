@@ -17,7 +17,7 @@ from qtarget import checks
 from qtarget.design import inputs
 from qtarget.math.distribution import TOP
 from qtarget.math.schedule import Scalar, scalar, written
-from qtarget.math.scope_statistics import SCOPES, TokenTable
+from qtarget.math.scope_values import SCOPES, TokenTable
 from qtarget.math.view import TokenView
 
 
@@ -153,7 +153,7 @@ class RandomDrop:
         checks.number("drop", self.drop, 0, 1)
         checks.whole("seed", self.seed, 0)
 
-    def statistic(self, table: TokenTable) -> Tensor:
+    def scope_value(self, table: TokenTable) -> Tensor:
         mark = hash((self.seed, table.progress, *table.labels.tolist()))  # of numbers: the same in every process
         generator = torch.Generator().manual_seed(mark % 2**63)
         draw = torch.rand(len(table.labels), generator=generator)
@@ -161,7 +161,7 @@ class RandomDrop:
         return (draw >= self.drop).to(like)
 
     def __call__(self, view: TokenView) -> Tensor:
-        return view.statistic(self)
+        return view.scope_value(self)
 
     def __str__(self) -> str:
         return f"random, {self.drop:g} dropped"
@@ -188,7 +188,7 @@ class TopEntropy(inputs.ReadsLabel):
 
     @property
     def needs(self) -> Mapping[str, str]:
-        detail = "label" if self.top == TOP else "full"  # label statistics hold the entropy of that many tokens
+        detail = "label" if self.top == TOP else "full"  # label scalars hold the entropy of that many tokens
         return {} if self.source == "policy" else {self.source: detail}
 
     def __call__(self, view: TokenView) -> Tensor:
@@ -261,12 +261,12 @@ class Tempered(inputs.ReadsLabel):
     def scope(self) -> str | None:
         return "step" if isinstance(self.tau, str) else None
 
-    def statistic(self, table: TokenTable) -> Tensor:
-        means, place = table.sequence_means(-table.label_logp[self.source])
-        return means.median().clamp_min(1e-6)[None].expand(len(place)) if len(place) else means
+    def scope_value(self, table: TokenTable) -> Tensor:
+        means, sequence = table.sequence_means(-table.label_logp[self.source])
+        return means.median().clamp_min(1e-6)[None].expand(len(sequence)) if len(sequence) else means
 
     def __call__(self, view: TokenView) -> Tensor:
-        tau = view.statistic(self) if isinstance(self.tau, str) else self.tau
+        tau = view.scope_value(self) if isinstance(self.tau, str) else self.tau
         return (view.of(self.source).label_logp / tau).exp().clamp_min(self.floor)
 
     def __str__(self) -> str:
@@ -289,7 +289,7 @@ class ExcessLoss(inputs.ReadsLabel):
         inputs.check(self.source, inputs.REFERENCES)
         checks.choice("scope", self.scope, SCOPES)
 
-    def statistic(self, table: TokenTable) -> Tensor:
+    def scope_value(self, table: TokenTable) -> Tensor:
         excess = table.label_logp[self.source] - table.label_logp["policy"]
         groups = table.sequences()[0] if self.scope == "sequence" else torch.zeros_like(table.labels)
         kept = torch.zeros_like(excess)
@@ -300,7 +300,7 @@ class ExcessLoss(inputs.ReadsLabel):
         return kept
 
     def __call__(self, view: TokenView) -> Tensor:
-        return view.statistic(self)
+        return view.scope_value(self)
 
     def __str__(self) -> str:
         return f"top {self.keep:g} of excess loss over {self.source}, per {self.scope}"
@@ -400,12 +400,12 @@ class Cayley(inputs.ReadsLabel):
         checks.choice("scope", self.scope, ("batch", "step"))
         inputs.check(self.source)
 
-    def statistic(self, table: TokenTable) -> Tensor:
+    def scope_value(self, table: TokenTable) -> Tensor:
         p = table.label_logp[self.source].exp()
         return p.mean().expand(len(p))
 
     def __call__(self, view: TokenView) -> Tensor:
-        logp, floor = view.of(self.source).label_logp, 0.5 * view.statistic(self)
+        logp, floor = view.of(self.source).label_logp, 0.5 * view.scope_value(self)
         p = logp.exp()
         alpha = (floor + (1 - floor) * p / (2 - p)).clamp(0.001, 1)
         return (alpha * logp).exp()

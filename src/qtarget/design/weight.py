@@ -11,7 +11,7 @@ from torch import Tensor
 from qtarget import checks
 from qtarget.design import inputs
 from qtarget.math.schedule import Scalar, scalar, written
-from qtarget.math.scope_statistics import TokenTable
+from qtarget.math.scope_values import TokenTable
 from qtarget.math.view import TokenView
 
 
@@ -50,12 +50,12 @@ class SequenceRatio(inputs.ReadsLabel):
         checks.number("high", self.high, self.low)
         inputs.check(self.source, inputs.REFERENCES)
 
-    def statistic(self, table: TokenTable) -> Tensor:
-        means, place = table.sequence_means(table.label_logp["policy"] - table.label_logp[self.source])
-        return (self.temperature * means).exp().clamp(self.low, self.high)[place]
+    def scope_value(self, table: TokenTable) -> Tensor:
+        means, sequence = table.sequence_means(table.label_logp["policy"] - table.label_logp[self.source])
+        return (self.temperature * means).exp().clamp(self.low, self.high)[sequence]
 
     def __call__(self, view: TokenView) -> Tensor:
-        return view.statistic(self)
+        return view.scope_value(self)
 
     def __str__(self) -> str:
         return f"sequence ratio to {self.source} in [{self.low:g}, {self.high:g}]"

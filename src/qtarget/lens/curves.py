@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qtarget.math.loss import LossOutput, dense_loss
 from qtarget.math.reference import Reference
-from qtarget.math.scope_statistics import surveying
+from qtarget.math.scope_values import scoped_parts
 from qtarget.math.target import Design, columns, needs, wants_support
 from qtarget.plot.figures import COLOURS, GREY, Line, Mark, Panel, look
 
@@ -189,7 +189,7 @@ def _call(design: Design, logits: Tensor, world: World, keep: int | None) -> Los
 
 
 def _notes(design: Design, points: Sequence[CurvePoint], keep: int | None) -> Iterator[str]:
-    scopes = {str(part.scope) for part in surveying(design)}  # type: ignore[attr-defined]
+    scopes = {str(part.scope) for part in scoped_parts(design)}  # type: ignore[attr-defined]
     if scopes:
         yield f"compares the tokens of a {' and a '.join(sorted(scopes))}; here it sees this one alone"
     if keep is not None:

@@ -20,8 +20,8 @@ class Distribution:
     """The policy or a reference at n tokens, beside their labels. Everything is computed on first use, fp32 or better.
 
     expand: makes the log-probabilities [n, V]. known: scalars [n] that were stored instead, by the names of
-    `STATISTICS`; they are used where held: five numbers a token serve whoever asks no more. is_exact: whether logp is
-    the whole distribution, not one completed from a top k, or missing. stored: the top k it is completed from.
+    `LABEL_SCALARS`, which are read where they are there: five numbers a token serve whoever reads no more. is_exact:
+    whether logp is the whole distribution, not one completed from a top k, or missing. stored: that top k.
     """
 
     labels: Tensor
@@ -32,7 +32,7 @@ class Distribution:
 
     @lazy
     def logp(self) -> Tensor:
-        """log π [n, V] over the policy's vocabulary. Raises QTargetError where only label statistics are held."""
+        """log π [n, V] over the policy's vocabulary. Raises QTargetError where only label scalars are held."""
         return self.expand()
 
     @lazy
@@ -81,14 +81,14 @@ class Distribution:
             return self.known[name]
         if self.known and not self.is_exact and self.stored() is None:
             raise QTargetError(
-                f"this design reads the statistic {name!r} of a reference that holds only {', '.join(self.known)}: "
+                f"this design reads the label scalar {name!r} of a reference that holds only {', '.join(self.known)}: "
                 "give it to Reference.label, or a fuller reference"
             )
         return compute()
 
 
-STATISTICS = ("logp", "entropy", "top_entropy", "outranked", "concentration")
-"""What a label-statistics reference may hold of each token, fp32: 20 bytes."""
+LABEL_SCALARS = ("logp", "entropy", "top_entropy", "outranked", "concentration")
+"""What a reference by label scalars may hold of each token, fp32: 20 bytes."""
 
 
 def entropy(logp: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ IGNORE = -100
 ROUNDING = 0.05
 """Nats by which log Σ p may miss 0: half a step of bfloat16 at log p = −12 is 0.03, and large vocabularies go there."""
 SLACK = 1e-2
-"""By how much a stored statistic may leave its range, in its own unit: it may have been kept in 16 bits."""
+"""By how much a stored scalar may leave its range, in its own unit: it may have been kept in 16 bits."""
 TOP_ENTROPY = math.log(20) + SLACK
 AT_A_TIME = 2**25
 WAY_ON = "Rows of positions that aren't supervised have to be legal too, or are left out by .of_supervised()"
@@ -80,13 +80,13 @@ RANGES: Mapping[str, tuple[float, float, str]] = {
     "outranked": (-SLACK, 1 + SLACK, "a probability mass lies in [0, 1]"),
     "concentration": (0.0, 1 + SLACK, "Σ p² lies in (0, 1]"),
 }
-"""Statistic of a label → least, most, and the rule in words."""
+"""Label scalar → least, most, and the rule in words."""
 
 
-def label(labels: Tensor, statistics: Mapping[str, Tensor]) -> None:
+def label(labels: Tensor, scalars: Mapping[str, Tensor]) -> None:
     """Scalars [M], each within its range where the label [M] is supervised."""
     supervised = labels != IGNORE
-    for name, values in statistics.items():
+    for name, values in scalars.items():
         least, most, rule = RANGES[name]
         inside = (values >= least) & (values <= most) & ((values > 0) | (name != "concentration"))
         refuse(

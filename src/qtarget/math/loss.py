@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Unpack
 
 import torch
@@ -13,17 +13,17 @@ from qtarget.errors import QTargetError
 from qtarget.math.derivatives import attach, check_first_order
 from qtarget.math.head import Head, matmul_dtype, product
 from qtarget.math.schedule import scheduled
-from qtarget.math.scope_statistics import TokenTable, statistics_of, surveying
+from qtarget.math.scope_values import TokenTable, scope_values_of, scoped_parts
 from qtarget.math.scoring import Score, scorer
 from qtarget.math.target import Design, check_references
-from qtarget.math.tokens import IGNORE, Given, Tokens
+from qtarget.math.tokens import IGNORE, LossInputs, Tokens
 from qtarget.measures import MEASURES, Measure
 
-__all__ = ["IGNORE", "LossOutput", "TokenStatistics", "dense_loss", "linear_loss", "survey"]
+__all__ = ["IGNORE", "LossOutput", "TokenMeasures", "dense_loss", "linear_loss", "token_table"]
 
 
 @dataclass(frozen=True)
-class TokenStatistics:
+class TokenMeasures:
     """What is known of each of the N supervised tokens; every field is [N], detached, fp32 or better."""
 
     loss: Tensor  # the design's objective, nats; w·CE(Q, p) unless it is an Induced one
@@ -47,12 +47,12 @@ class TokenStatistics:
         return value
 
 
-USUAL = tuple(one.name for one in fields(TokenStatistics) if one.name != "others")
+USUAL = tuple(field.name for field in fields(TokenMeasures) if field.name != "others")
 
 
 @dataclass(frozen=True)
-class LossOutput(TokenStatistics):
-    """Per-token statistics and `total` = Σ_t s_t·loss_t, the only output with a graph.
+class LossOutput(TokenMeasures):
+    """Per-token measures and `total` = Σ_t s_t·loss_t, the only output with a graph.
 
     Gradients are accumulated in the forward, so a per-token upstream gradient can't be applied afterwards: give it as
     `token_scale` instead.
@@ -69,18 +69,18 @@ def dense_loss(
     chunk_size: int | None = None,
     compiled: bool = False,
     measures: Sequence[Measure] = (),
-    **given: Unpack[Given],
+    **given: Unpack[LossInputs],
 ) -> LossOutput:
     """The loss of `design` from logits [..., V] and labels [...] (already shifted; −100 is not supervised).
 
     references: role → Reference over the same positions, flattened. columns: name → per-token data, shaped as labels.
     sequence_ids: shaped as labels; by default each row of [B, T] labels is a sequence. negatives: [..., K] token ids,
-    −100 for none. progress in [0, 1] of the training run, for designs with schedules. statistics: part → [N], what a
-    part with step scope made of the whole step; by default of the N tokens given. token_scale: s_t, a number or shaped
-    as labels.
+    −100 for none. progress in [0, 1] of the training run, for designs with schedules. scope_values: part → [N], what a
+    part with step scope made of the whole step; by default of the N tokens given (`statistics` is its earlier name).
+    token_scale: s_t, a number or shaped as labels.
     compiled: what a design makes of a chunk goes through torch.compile: the same objective in fewer passes over memory.
     measures: read of every token beside the usual ones, see `qtarget.measures`; they are `others` of the output.
-    Returns statistics of the N supervised positions; `total` is a sum: what to divide it by, the design's `normalize`
+    Returns the measures of the N supervised positions. `total` is a sum; what to divide it by, the design's `normalize`
     says (`len(out.loss)` for tokens, (out.mass > 0).sum() for kept, out.mass.sum() for weight_sum).
     logits are float64, float32, bfloat16 or float16; all is computed in float32, of float64 logits in float64.
     Raises QTargetError for labels outside the vocabulary, NaN logits, mismatched shapes, and references that hold less
@@ -90,17 +90,17 @@ def dense_loss(
     dtype = computed_in(logits.dtype)
     tokens = _prepare(design, labels, logits.shape[:-1], given, dtype)
     check_first_order(logits, given.get("token_scale"))
-    flat = logits.reshape(-1, logits.shape[-1])[tokens.kept]
+    flat = logits.reshape(-1, logits.shape[-1])[tokens.positions]
     compute = flat.detach().to(dtype)
     gradient = torch.zeros_like(compute) if flat.requires_grad and torch.is_grad_enabled() else None
     chunks = tokens.chunks(chunk_size, logits.shape[-1])
-    tokens = _surveyed(tokens, design, chunks, lambda rows: compute[rows])
+    tokens = _with_scope_values(tokens, design, chunks, lambda rows: compute[rows])
     every = (*MEASURES, *measures)
     score = scorer(design, wants_gradient=gradient is not None, compiled=compiled, measures=every)
     pieces = []
     for rows in chunks:
-        statistics, grad_logits = _score(score, every, compute[rows], tokens, rows)
-        pieces.append(statistics)
+        piece, grad_logits = _score(score, every, compute[rows], tokens, rows)
+        pieces.append(piece)
         if gradient is not None and grad_logits is not None:
             gradient[rows] = grad_logits
     return _output(pieces, every, tokens, [(flat, gradient)])
@@ -115,7 +115,7 @@ def linear_loss(
     chunk_size: int | None = None,
     compiled: bool = False,
     measures: Sequence[Measure] = (),
-    **given: Unpack[Given],
+    **given: Unpack[LossInputs],
 ) -> LossOutput:
     """`dense_loss` from hidden states [..., D] and a head (weight [V, D] or `Head`), never holding N × V.
 
@@ -129,47 +129,50 @@ def linear_loss(
     dtype = matmul_dtype(hidden)
     tokens = _prepare(design, labels, hidden.shape[:-1], given, computed_in(dtype))
     check_first_order(hidden, head.weight, head.bias, given.get("token_scale"))
-    kept_hidden = hidden.reshape(-1, hidden.shape[-1])[tokens.kept]
-    grads = _HeadGradients.wanted_by(kept_hidden, head)
+    states = hidden.reshape(-1, hidden.shape[-1])[tokens.positions]
+    grads = _HeadGradients.wanted_by(states, head)
     cast = head.cast(dtype)
     chunks = tokens.chunks(chunk_size, head.weight.shape[0])
-    tokens = _surveyed(tokens, design, chunks, lambda rows: cast.logits(kept_hidden[rows], dtype))
+    tokens = _with_scope_values(tokens, design, chunks, lambda rows: cast.logits(states[rows], dtype))
     every = (*MEASURES, *measures)
     score = scorer(design, wants_gradient=grads.wanted, compiled=compiled, measures=every)
     pieces = []
     for rows in chunks:
         with torch.no_grad():
-            chunk = kept_hidden[rows].to(dtype)
+            chunk = states[rows].to(dtype)
             logits = cast.logits(chunk, dtype)
-            statistics, grad_logits = _score(score, every, logits, tokens, rows)
-            pieces.append(statistics)
+            piece, grad_logits = _score(score, every, logits, tokens, rows)
+            pieces.append(piece)
             if grad_logits is not None:
                 grads.add(rows, chunk, logits, grad_logits, head=cast)
     return _output(
-        pieces, every, tokens, [(kept_hidden, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)]
+        pieces, every, tokens, [(states, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)]
     )
 
 
 @torch.no_grad()
-def survey(
+def token_table(
     hidden: Tensor,
     head: Head | Tensor,
     labels: Tensor,
     design: Design,
     *,
     chunk_size: int | None = None,
-    **given: Unpack[Given],
+    **given: Unpack[LossInputs],
 ) -> TokenTable:
-    """What the statistics of `design` are made of: for joining the micro-batches of an optimizer step.
+    """One micro-batch's part of the table that the scope values of `design` are made of.
 
-    Arguments are those of `linear_loss`. TokenTable.join the tables of a step, `statistics_of(design, table)`, and give
-    each micro-batch its rows as `statistics`.
+        table = TokenTable.join([token_table(…) for each micro-batch of the step])
+        values = scope_values_of(design, table)        # part → [tokens of the step]
+        linear_loss(…, scope_values=the micro-batch's rows of them)
+
+    Arguments are those of `linear_loss`.
     """
     head, dtype = _as_head(head, hidden), matmul_dtype(hidden)
     tokens = _prepare(design, labels, hidden.shape[:-1], given, computed_in(dtype))
-    kept_hidden = hidden.reshape(-1, hidden.shape[-1])[tokens.kept]
+    states = hidden.reshape(-1, hidden.shape[-1])[tokens.positions]
     cast, chunks = head.cast(dtype), tokens.chunks(chunk_size, head.weight.shape[0])
-    return _table(tokens, design, chunks, lambda rows: cast.logits(kept_hidden[rows], dtype))
+    return _table(tokens, design, chunks, lambda rows: cast.logits(states[rows], dtype))
 
 
 def _as_head(head: Head | Tensor, hidden: Tensor) -> Head:
@@ -193,64 +196,67 @@ def _check_floating(**tensors: Tensor) -> None:
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """What statistics and losses of logits in `dtype` are computed in."""
+    """What losses and measures of logits in `dtype` are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _prepare(design: Design, labels: Tensor, positions: torch.Size, given: Given, dtype: torch.dtype) -> Tokens:
-    tokens = Tokens.keep_supervised(labels, positions, dtype=dtype, **given)
+def _prepare(design: Design, labels: Tensor, shape: torch.Size, given: LossInputs, dtype: torch.dtype) -> Tokens:
+    tokens = Tokens.keep_supervised(labels, shape, dtype=dtype, **given)
     if given.get("progress") is None and (followed := dict(scheduled(design, 0.0))):
         raise QTargetError(f"{', '.join(followed)} of this design follows training: give progress, from 0 to 1")
-    held = {role: reference.detail for role, reference in tokens.references.items()}
-    check_references(design, held, {role: tokens.references[role].tail for role in held if held[role] == "topk"})
+    details = {role: reference.detail for role, reference in tokens.references.items()}
+    tails = {role: reference.tail for role, reference in tokens.references.items() if reference.detail == "topk"}
+    check_references(design, details, tails)
     return tokens
 
 
 @torch.no_grad()
 def _table(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Callable[[slice], Tensor]) -> TokenTable:
-    """The label's log-probability under the policy and every source a surveying part reads, for all N tokens."""
-    sources = {"policy"} | {source for part in surveying(design) for source in getattr(part, "needs", {})}
-    found: dict[str, list[Tensor]] = {source: [] for source in sorted(sources)}
+    """The label's log-probability [N] under the policy and under every source that a part with a scope reads."""
+    sources = {"policy"} | {source for part in scoped_parts(design) for source in getattr(part, "needs", {})}
+    columns: dict[str, list[Tensor]] = {source: [] for source in sorted(sources)}
     for rows in chunks:
         view = tokens.select(rows).view(torch.log_softmax(logits_of(rows), dim=-1))
-        for source, pieces in found.items():
+        for source, pieces in columns.items():
             pieces.append(view.of(source).label_logp)
     empty = tokens.scale.new_zeros(0)
-    return tokens.table({source: torch.cat(pieces) if pieces else empty for source, pieces in found.items()})
+    return tokens.table({source: torch.cat(pieces) if pieces else empty for source, pieces in columns.items()})
 
 
-def _surveyed(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Callable[[slice], Tensor]) -> Tokens:
-    """The tokens with the statistics that the design asks for and that weren't given."""
-    if all(part in tokens.statistics for part in surveying(design)):
+def _with_scope_values(
+    tokens: Tokens, design: Design, chunks: list[slice], logits_of: Callable[[slice], Tensor]
+) -> Tokens:
+    """The tokens with the scope values that the design reads and that weren't given."""
+    if all(part in tokens.scope_values for part in scoped_parts(design)):
         return tokens
-    found = statistics_of(design, _table(tokens, design, chunks, logits_of))
-    return tokens.with_statistics({part: values for part, values in found.items() if part not in tokens.statistics})
+    values = scope_values_of(design, _table(tokens, design, chunks, logits_of))
+    return replace(tokens, scope_values={**values, **tokens.scope_values})
 
 
 @torch.no_grad()
 def _score(
     score: Score, measures: Sequence[Measure], logits: Tensor, tokens: Tokens, rows: slice
-) -> tuple[TokenStatistics, Tensor | None]:
+) -> tuple[TokenMeasures, Tensor | None]:
     """One chunk: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
-    with torch.autocast(logits.device.type, enabled=False):  # it would round the sums of statistics to bf16
+    with torch.autocast(logits.device.type, enabled=False):  # it would round sums to bf16
         values, gradient = score(logits, tokens.select(rows))
     named = dict(zip((measure.name for measure in measures), values, strict=True))
-    statistics, scale = TokenStatistics(**_by_field(named)), tokens.scale[rows]
-    finite = torch.isfinite(statistics.nll + statistics.loss * scale)
+    measured, scale = TokenMeasures(**_by_field(named)), tokens.scale[rows]
+    finite = torch.isfinite(measured.nll + measured.loss * scale)
     if "prior" in tokens.references:  # a part that compares with NaN makes a mask of it, and a finite loss
-        finite &= ~torch.isnan(statistics.prior_nll)
+        finite &= ~torch.isnan(measured.prior_nll)
     if not finite.all():
-        _raise_not_finite(logits, statistics, scale, int((~finite).nonzero()[0, 0]), rows.start)
-    return statistics, gradient
+        _raise_not_finite(logits, measured, scale, int((~finite).nonzero()[0, 0]), rows.start)
+    return measured, gradient
 
 
-def _raise_not_finite(logits: Tensor, statistics: TokenStatistics, scale: Tensor, row: int, offset: int) -> None:
+def _raise_not_finite(logits: Tensor, measured: TokenMeasures, scale: Tensor, row: int, offset: int) -> None:
     if not torch.isfinite(scale[row]):
         raise QTargetError(f"token_scale must be finite; it is {float(scale[row])} at supervised token {offset + row}")
-    if torch.isfinite(statistics.nll[row] + statistics.loss[row]):
+    if torch.isfinite(measured.nll[row] + measured.loss[row]):
         raise QTargetError(f"the prior is NaN at supervised token {offset + row}: check its hidden states or numbers")
-    what = f"a loss of {float(statistics.loss[row])}"
-    if not torch.isfinite(statistics.nll[row]):
+    what = f"a loss of {float(measured.loss[row])}"
+    if not torch.isfinite(measured.nll[row]):
         nan = torch.isnan(logits[row]).any()
         what = "NaN logits" if nan else "a label with probability 0 (a padded vocabulary row?)"
     raise QTargetError(
@@ -290,19 +296,19 @@ class _HeadGradients:
         if self.hidden is not None:
             self.hidden[rows] = product(grad_product, head.weight.T)
         if self.weight is not None:
-            found = product(grad_product.T, chunk.T)
-            self.weight = found.to(self.weight.dtype) if self.is_empty else self.weight.add_(found)
+            grad = product(grad_product.T, chunk.T)
+            self.weight = grad.to(self.weight.dtype) if self.is_empty else self.weight.add_(grad)
         self.is_empty = False
 
 
 def _by_field(values: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Measures by name → fields of `TokenStatistics`."""
+    """Measures by name → fields of `TokenMeasures`."""
     others = {name: value for name, value in values.items() if name not in USUAL}
     return {**{name: values[name] for name in USUAL}, "others": others}
 
 
 def _output(
-    pieces: list[TokenStatistics],
+    pieces: list[TokenMeasures],
     measures: Sequence[Measure],
     tokens: Tokens,
     graph: list[tuple[Tensor | None, Tensor | None]],

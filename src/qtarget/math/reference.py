@@ -12,7 +12,7 @@ from torch import Tensor
 from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.math import legal
-from qtarget.math.distribution import STATISTICS, Distribution
+from qtarget.math.distribution import LABEL_SCALARS, Distribution
 from qtarget.math.head import Head, matmul_dtype
 
 DETAILS = ("label", "topk", "full")
@@ -38,8 +38,8 @@ class Reference:
     indices: Tensor | None = None  # [N, k] token ids
     keep: int | None = None  # of full or hidden rows, only the `keep` likeliest tokens count
     tail: str = "bucket"
-    labels: Tensor | None = None  # [N], beside `statistics`
-    statistics: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N]
+    labels: Tensor | None = None  # [N], beside `label_scalars`
+    label_scalars: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N]
     supervised_only: bool = False  # a row for every supervised position, instead of for every position
     is_trusted: bool = True  # by whoever made it; what the constructors below are given is looked at
 
@@ -93,26 +93,39 @@ class Reference:
         return cls(rows=logp.detach(), indices=indices.long(), tail=tail, is_trusted=False)
 
     @classmethod
-    def label(cls, labels: Tensor, statistics: Mapping[str, Tensor]) -> Reference:
-        """From scalars [...] of every position, named as in `STATISTICS`, for the labels [...] they were computed with.
+    def label(
+        cls,
+        labels: Tensor,
+        label_scalars: Mapping[str, Tensor] | None = None,
+        *,
+        statistics: Mapping[str, Tensor] | None = None,
+    ) -> Reference:
+        """From scalars [...] of every position, by the names of `LABEL_SCALARS`, and the labels [...] they belong to.
 
-        statistics["logp"] = log π(y) must be among them. Raises QTargetError for a name that nobody reads, shapes that
-        differ, and the first row, of those with a label other than −100, in which a statistic is out of its range.
+        "logp" = log π(y) must be among them. `statistics` is the earlier name of `label_scalars`. Raises QTargetError
+        for a name that nobody reads, shapes that differ, and the first row, of those with a label other than −100, in
+        which a scalar is out of its range.
         """
-        unknown = sorted(set(statistics) - set(STATISTICS))
-        if unknown or "logp" not in statistics:
-            raise QTargetError(f"label statistics are {', '.join(STATISTICS)}, logp always; got {sorted(statistics)}")
+        scalars = {**(statistics or {}), **(label_scalars or {})}
+        unknown = sorted(set(scalars) - set(LABEL_SCALARS))
+        if unknown or "logp" not in scalars:
+            raise QTargetError(f"label scalars are {', '.join(LABEL_SCALARS)}, logp always; got {sorted(scalars)}")
         legal.whole("labels", labels)
-        for name, held in statistics.items():
-            legal.floating(f"the statistic {name}", held)
-            if held.shape != labels.shape:
+        for name, values in scalars.items():
+            legal.floating(f"the label scalar {name}", values)
+            if values.shape != labels.shape:
                 raise QTargetError(
-                    f"the statistic {name} has the shape {tuple(held.shape)}, the labels {tuple(labels.shape)}; they "
-                    "must be the same"
+                    f"the label scalar {name} has the shape {tuple(values.shape)}, the labels {tuple(labels.shape)}; "
+                    "they must be the same"
                 )
-        flat = {name: held.detach().reshape(-1) for name, held in statistics.items()}
+        flat = {name: values.detach().reshape(-1) for name, values in scalars.items()}
         legal.label(labels.reshape(-1), flat)
-        return cls(labels=labels.reshape(-1), statistics=flat, is_trusted=False)
+        return cls(labels=labels.reshape(-1), label_scalars=flat, is_trusted=False)
+
+    @property
+    def statistics(self) -> Mapping[str, Tensor]:
+        """The earlier name of `label_scalars`."""
+        return self.label_scalars
 
     @property
     def detail(self) -> str:
@@ -140,8 +153,8 @@ class Reference:
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor with a row per token."""
-        held = (self.rows, self.indices, self.labels, *self.statistics.values())
-        yield from (tensor for tensor in held if tensor is not None)
+        tensors = (self.rows, self.indices, self.labels, *self.label_scalars.values())
+        yield from (tensor for tensor in tensors if tensor is not None)
 
     def cast(self) -> Reference:
         """The same with hidden states and head in the dtype that matrix products have here: for many chunks."""
@@ -161,7 +174,7 @@ class Reference:
             rows=pick(self.rows),
             indices=pick(self.indices),
             labels=pick(self.labels),
-            statistics={name: values[index] for name, values in self.statistics.items()},
+            label_scalars={name: values[index] for name, values in self.label_scalars.items()},
         )
 
     def at(self, labels: Tensor, policy_logp: Tensor) -> Distribution:
@@ -169,7 +182,7 @@ class Reference:
         return Distribution(
             labels,
             expand=partial(self._expand, policy_logp),
-            known={name: values.to(policy_logp.dtype) for name, values in self.statistics.items()},
+            known={name: values.to(policy_logp.dtype) for name, values in self.label_scalars.items()},
             is_exact=self.detail == "full",
             stored=partial(self._support, policy_logp),
         )
@@ -181,8 +194,8 @@ class Reference:
     def _full(self, policy_logp: Tensor) -> Tensor:
         """Over the policy's vocabulary and in its dtype: what is stored in bf16 is rounded, not computed with."""
         if self.rows is None:
-            held = ", ".join(self.statistics)
-            raise QTargetError(f"more of this reference was asked for than its label statistics ({held})")
+            names = ", ".join(self.label_scalars)
+            raise QTargetError(f"more of this reference was asked for than its label scalars ({names})")
         logp = self.rows.to(policy_logp.dtype)
         if self.head is not None:
             logits = self.head.logits(self.rows, matmul_dtype(self.rows))
@@ -208,8 +221,8 @@ def complete(indices: Tensor, kept: Tensor, policy_logp: Tensor, tail: str) -> T
     left = (-torch.expm1(mass)).clamp_min(torch.finfo(kept.dtype).tiny).log()  # rounding may fill the k to 1 and above
     if tail == "uniform":
         others = torch.where(torch.isneginf(others), others, 0.0)
-    share = others.logsumexp(-1, keepdim=True)
-    return (others + torch.where(torch.isneginf(share), 0.0, left - share)).scatter(1, indices, kept)
+    spread = others.logsumexp(-1, keepdim=True)
+    return (others + torch.where(torch.isneginf(spread), 0.0, left - spread)).scatter(1, indices, kept)
 
 
 def _align(logp: Tensor, vocab_size: int) -> Tensor:

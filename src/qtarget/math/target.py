@@ -13,7 +13,7 @@ from qtarget.errors import QTargetError
 from qtarget.math.distribution import dot, finite
 from qtarget.math.reference import DETAILS
 from qtarget.math.schedule import Scalar, scalar, written
-from qtarget.math.scope_statistics import parts
+from qtarget.math.scope_values import parts
 from qtarget.math.view import TokenView
 
 Reliance = Callable[[TokenView], Tensor]  # → γ [n]
@@ -363,6 +363,6 @@ def _cross_entropy(log_part: Tensor, logp: Tensor) -> Tensor:
     return -dot(log_part.exp(), finite(logp))
 
 
-def counted(mass: Tensor, normalize: str) -> Tensor:
-    """What a call's tokens add to the divisor of a step [], from their `mass` [N], under kept or weight_sum."""
+def divisor_part(mass: Tensor, normalize: str) -> Tensor:
+    """What some tokens add to the divisor of their step [], from their `mass` [N]; normalize is kept or weight_sum."""
     return (mass > 0).to(mass).sum() if normalize == "kept" else mass.sum()

@@ -16,10 +16,10 @@ from qtarget.errors import QTargetError
 from qtarget.math import legal
 from qtarget.math.legal import IGNORE
 from qtarget.math.reference import Reference
-from qtarget.math.scope_statistics import TokenTable
+from qtarget.math.scope_values import TokenTable
 from qtarget.math.view import TokenView
 
-__all__ = ["CHUNK_BYTES", "IGNORE", "ROLES", "EarlierTokens", "Given", "Tokens", "default_chunk", "slices"]
+__all__ = ["CHUNK_BYTES", "IGNORE", "ROLES", "EarlierTokens", "LossInputs", "Tokens", "default_chunk", "slices"]
 
 ROLES = ("prior", "teacher", "old")
 """What a frozen distribution can be to a design: where training started, another model, the policy of a while ago."""
@@ -27,15 +27,16 @@ CHUNK_BYTES = 2**27
 """Default size of one fp32 chunk × vocabulary tensor: so many tokens go through the head in one matrix product."""
 
 
-class Given(TypedDict, total=False):
-    """What may stand beside labels, see `qtarget.dense_loss`."""
+class LossInputs(TypedDict, total=False):
+    """What the losses take beside the labels, see `qtarget.dense_loss`."""
 
     references: Mapping[str, Reference] | None
     columns: Mapping[str, Tensor] | None
     sequence_ids: Tensor | None
     negatives: Tensor | EarlierTokens | None
     progress: float | None
-    statistics: Mapping[object, Tensor] | None
+    scope_values: Mapping[object, Tensor] | None
+    statistics: Mapping[object, Tensor] | None  # the earlier name of scope_values
     token_scale: Tensor | float
 
 
@@ -44,78 +45,82 @@ class EarlierTokens:
     """As negatives: at each position of [B, T] rows the tokens up to it, written out chunk by chunk (never B·T·T)."""
 
     input_ids: Tensor  # [B, T]
-    places: Tensor  # [N] flattened positions
+    positions: Tensor  # [N] among all B·T, flattened
     depth: Tensor  # [N] how many tokens of its own document stand before it
 
     @classmethod
     def of(cls, input_ids: Tensor, position_ids: Tensor | None = None) -> EarlierTokens:
         """At every position of [B, T] rows; position_ids where several documents share a row."""
-        places = torch.arange(input_ids.numel(), device=input_ids.device)
-        depth = places % input_ids.shape[1] if position_ids is None else position_ids.reshape(-1)
-        return cls(input_ids, places, depth)
+        positions = torch.arange(input_ids.numel(), device=input_ids.device)
+        depth = positions % input_ids.shape[1] if position_ids is None else position_ids.reshape(-1)
+        return cls(input_ids, positions, depth)
 
     def __getitem__(self, index: Tensor | slice) -> EarlierTokens:
-        return replace(self, places=self.places[index], depth=self.depth[index])
+        return replace(self, positions=self.positions[index], depth=self.depth[index])
 
     def ids(self) -> Tensor:
         """[N, T] token ids, −100 for those that stand later or in another document."""
         width = self.input_ids.shape[1]
-        before = (self.places % width)[:, None] - torch.arange(width, device=self.places.device)
-        return self.input_ids[self.places // width].masked_fill((before < 0) | (before > self.depth[:, None]), IGNORE)
+        before = (self.positions % width)[:, None] - torch.arange(width, device=self.positions.device)
+        return self.input_ids[self.positions // width].masked_fill(
+            (before < 0) | (before > self.depth[:, None]), IGNORE
+        )
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """N supervised tokens: where they stood among the flattened positions, and what is known of each."""
+    """N supervised tokens, and what is known of each."""
 
-    kept: Tensor  # [N]
+    positions: Tensor  # [N] among all positions, flattened
     labels: Tensor  # [N]
     scale: Tensor  # [N]
     sequence_ids: Tensor | None = None  # [N]
     negatives: Tensor | EarlierTokens | None = None  # [N, K]
     references: Mapping[str, Reference] = field(default_factory=dict)
     columns: Mapping[str, Tensor] = field(default_factory=dict)
-    statistics: Mapping[object, Tensor] = field(default_factory=dict)
+    scope_values: Mapping[object, Tensor] = field(default_factory=dict)
     progress: float = 0.0
 
     @classmethod
     def keep_supervised(
         cls,
         labels: Tensor,
-        positions: torch.Size,
+        shape: torch.Size,
         *,
         references: Mapping[str, Reference] | None = None,
         columns: Mapping[str, Tensor] | None = None,
         sequence_ids: Tensor | None = None,
         negatives: Tensor | EarlierTokens | None = None,
         progress: float | None = None,
+        scope_values: Mapping[object, Tensor] | None = None,
         statistics: Mapping[object, Tensor] | None = None,
         token_scale: Tensor | float = 1.0,
         dtype: torch.dtype = torch.float32,
     ) -> Tokens:
-        """All is given per position, but `statistics` per supervised token. dtype: what the loss is computed in.
+        """All is given per position, but scope values per supervised token. dtype: what the loss is computed in.
 
         Raises QTargetError where shapes differ.
         """
         checks.number("progress", progress or 0.0, 0, 1)
-        _check_shapes(labels, positions, columns, sequence_ids, token_scale)
+        _check_shapes(labels, shape, columns, sequence_ids, token_scale)
         flat = labels.reshape(-1)
-        kept = (flat != IGNORE).nonzero().squeeze(1)
-        if kept.numel() == 0:
+        positions = (flat != IGNORE).nonzero().squeeze(1)
+        if positions.numel() == 0:
             warnings.warn("no supervised token in this batch: its loss and gradient are zero", stacklevel=4)
         scale = torch.as_tensor(token_scale, dtype=dtype, device=labels.device).reshape(-1)
         ids = _rows_as_sequences(labels) if sequence_ids is None else sequence_ids
         return cls(
-            kept=kept,
-            labels=flat[kept],
-            scale=scale[kept] if scale.numel() > 1 else scale.expand(kept.numel()),
-            sequence_ids=None if ids is None else ids.reshape(-1)[kept],
-            negatives=_negatives(negatives, positions, kept),
+            positions=positions,
+            labels=flat[positions],
+            scale=scale[positions] if scale.numel() > 1 else scale.expand(positions.numel()),
+            sequence_ids=None if ids is None else ids.reshape(-1)[positions],
+            negatives=_negatives(negatives, shape, positions),
             references={
-                role: _aligned(role, ref, flat.numel(), kept, flat[kept]) for role, ref in (references or {}).items()
+                role: _aligned(role, ref, flat.numel(), positions, flat[positions])
+                for role, ref in (references or {}).items()
             },
-            columns={name: column.reshape(-1)[kept] for name, column in (columns or {}).items()},
-            statistics=_check_statistics(statistics or {}, kept.numel()),
+            columns={name: column.reshape(-1)[positions] for name, column in (columns or {}).items()},
+            scope_values=_check_scope_values({**(statistics or {}), **(scope_values or {})}, positions.numel()),
             progress=progress or 0.0,
         )
 
@@ -127,8 +132,8 @@ class Tokens:
         for role, reference in self.references.items():
             if reference.indices is not None:
                 _check_ids(f"the top-k token ids of the {role}", reference.indices, vocab_size)
-            if "entropy" in reference.statistics and not reference.is_trusted:
-                legal.label_over(role, reference.statistics["entropy"], vocab_size)
+            if "entropy" in reference.label_scalars and not reference.is_trusted:
+                legal.label_over(role, reference.label_scalars["entropy"], vocab_size)
         size = default_chunk(vocab_size) if chunk_size is None else chunk_size
         checks.whole("chunk_size", size, 1)
         return slices(self.labels.numel(), size)
@@ -136,22 +141,22 @@ class Tokens:
     def select(self, rows: slice) -> Tokens:
         """One chunk of them."""
         return Tokens(
-            kept=self.kept[rows],
+            positions=self.positions[rows],
             labels=self.labels[rows],
             scale=self.scale[rows],
             sequence_ids=None if self.sequence_ids is None else self.sequence_ids[rows],
             negatives=None if self.negatives is None else self.negatives[rows],
             references={role: reference.select(rows) for role, reference in self.references.items()},
             columns={name: column[rows] for name, column in self.columns.items()},
-            statistics={part: values[rows] for part, values in self.statistics.items()},
+            scope_values={part: values[rows] for part, values in self.scope_values.items()},
             progress=self.progress,
         )
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor with a row per token."""
-        yield from (self.kept, self.labels, self.scale, *self.columns.values(), *self.statistics.values())
+        yield from (self.positions, self.labels, self.scale, *self.columns.values(), *self.scope_values.values())
         if isinstance(self.negatives, EarlierTokens):
-            yield from (self.negatives.places, self.negatives.depth)
+            yield from (self.negatives.positions, self.negatives.depth)
         elif self.negatives is not None:
             yield self.negatives
         if self.sequence_ids is not None:
@@ -167,16 +172,13 @@ class Tokens:
             references={role: reference.at(self.labels, logp) for role, reference in self.references.items()},
             columns=self.columns,
             negatives=self.negatives.ids() if isinstance(self.negatives, EarlierTokens) else self.negatives,
-            statistics=self.statistics,
+            scope_values=self.scope_values,
             progress=self.progress,
         )
 
     def table(self, label_logp: Mapping[str, Tensor]) -> TokenTable:
-        """What statistics are made of."""
+        """What scope values are made of."""
         return TokenTable(label_logp, self.labels, self.sequence_ids, self.progress)
-
-    def with_statistics(self, statistics: Mapping[object, Tensor]) -> Tokens:
-        return replace(self, statistics={**self.statistics, **statistics})
 
 
 def default_chunk(vocab_size: int) -> int:
@@ -205,30 +207,30 @@ def _check_ids(what: str, ids: Tensor, vocab_size: int) -> None:
 
 
 def _negatives(
-    negatives: Tensor | EarlierTokens | None, positions: torch.Size, kept: Tensor
+    negatives: Tensor | EarlierTokens | None, shape: torch.Size, positions: Tensor
 ) -> Tensor | EarlierTokens | None:
     if negatives is None or isinstance(negatives, EarlierTokens):
-        return negatives and negatives[kept]
-    if negatives.shape[:-1] != positions:
+        return negatives and negatives[positions]
+    if negatives.shape[:-1] != shape:
         raise QTargetError(
-            f"negatives have the shape {tuple(negatives.shape)}; they must be token ids [{tuple(positions)}, K], "
+            f"negatives have the shape {tuple(negatives.shape)}; they must be token ids [{tuple(shape)}, K], "
             f"{IGNORE} where there are fewer than K"
         )
-    return negatives.reshape(-1, negatives.shape[-1])[kept]
+    return negatives.reshape(-1, negatives.shape[-1])[positions]
 
 
-def _check_statistics(statistics: Mapping[object, Tensor], count: int) -> Mapping[object, Tensor]:
-    for part, values in statistics.items():
+def _check_scope_values(given: Mapping[object, Tensor], count: int) -> Mapping[object, Tensor]:
+    for part, values in given.items():
         if values.shape != (count,):
             raise QTargetError(
-                f"the statistic of {part!r} has the shape {tuple(values.shape)}; there are {count} supervised tokens"
+                f"the scope value of {part!r} has the shape {tuple(values.shape)}; there are {count} supervised tokens"
             )
-    return statistics
+    return given
 
 
 def _check_shapes(
     labels: Tensor,
-    positions: torch.Size,
+    shape: torch.Size,
     columns: Mapping[str, Tensor] | None,
     sequence_ids: Tensor | None,
     token_scale: Tensor | float,
@@ -240,28 +242,28 @@ def _check_shapes(
     if isinstance(token_scale, Tensor) and token_scale.numel() > 1:
         shaped["token_scale"] = token_scale
     for name, tensor in shaped.items():
-        if tensor.shape != positions:
+        if tensor.shape != shape:
             raise QTargetError(
-                f"{name} has the shape {tuple(tensor.shape)}, the positions {tuple(positions)}; they must be the same"
+                f"{name} has the shape {tuple(tensor.shape)}, the positions {tuple(shape)}; they must be the same"
             )
 
 
-def _aligned(role: str, reference: Reference, positions: int, kept: Tensor, labels: Tensor) -> Reference:
+def _aligned(role: str, reference: Reference, count: int, positions: Tensor, labels: Tensor) -> Reference:
     """What a reference holds of the supervised tokens."""
     checks.choice("the role of a reference", role, ROLES)
     if not isinstance(reference, Reference):
         raise QTargetError(f"the {role} must be a qtarget.Reference, got {type(reference).__name__}")
-    if reference.supervised_only and len(reference) != len(kept):
-        raise QTargetError(f"the {role} covers {len(reference)} supervised positions, and there are {len(kept)}")
-    if not reference.supervised_only and len(reference) != positions:
+    if reference.supervised_only and len(reference) != len(positions):
+        raise QTargetError(f"the {role} covers {len(reference)} supervised positions, and there are {len(positions)}")
+    if not reference.supervised_only and len(reference) != count:
         raise QTargetError(
-            f"the {role} covers {len(reference)} positions, the labels {positions}: a reference has a row for every "
+            f"the {role} covers {len(reference)} positions, the labels {count}: a reference has a row for every "
             "position, supervised or not"
         )
-    aligned = (reference if reference.supervised_only else reference.select(kept)).cast()
+    aligned = (reference if reference.supervised_only else reference.select(positions)).cast()
     if aligned.labels is not None and not torch.equal(aligned.labels, labels):
         raise QTargetError(
-            f"the {role}'s label statistics belong to other labels than the batch's: rows, tokenizer, template or "
+            f"the {role}'s label scalars belong to other labels than the batch's: rows, tokenizer, template or "
             "truncation differ from those they were computed with"
         )
     return aligned

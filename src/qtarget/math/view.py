@@ -18,8 +18,8 @@ class TokenView:
     """n supervised tokens as a design sees them: detached, fp32 or better, over the true vocabulary.
 
     logp [n, V] log-probabilities of the policy; labels [n]; references by role ("prior", "teacher", "old"); columns by
-    name, each [n]; negatives [n, K] token ids (−100: none); statistics: part → [n], what a part with a scope worked out
-    from more tokens than these; progress in [0, 1] of the training run.
+    name, each [n]; negatives [n, K] token ids (−100: none); scope_values: part → [n], what a part with a scope made
+    of more tokens than these; progress in [0, 1] of the training run.
     """
 
     logp: Tensor
@@ -27,7 +27,7 @@ class TokenView:
     references: Mapping[str, Distribution] = field(default_factory=dict)
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     negatives: Tensor | None = None
-    statistics: Mapping[object, Tensor] = field(default_factory=dict)
+    scope_values: Mapping[object, Tensor] = field(default_factory=dict)
     progress: float = 0.0
 
     @lazy
@@ -45,23 +45,25 @@ class TokenView:
         if source == "policy":
             return self.policy
         if source not in self.references:
-            held = ", ".join(sorted(self.references)) or "none"
-            raise QTargetError(f"this design needs a {source}; references given: {held}")
+            names = ", ".join(sorted(self.references)) or "none"
+            raise QTargetError(f"this design needs a {source}; references given: {names}")
         return self.references[source]
 
     def column(self, name: str) -> Tensor:
         """Per-token data [n] of the batch, in the dtype of the probabilities."""
         if name not in self.columns:
-            held = ", ".join(sorted(self.columns)) or "none"
-            raise QTargetError(f"this design needs the data column {name!r}; columns given: {held}")
+            names = ", ".join(sorted(self.columns)) or "none"
+            raise QTargetError(f"this design needs the data column {name!r}; columns given: {names}")
         return self.columns[name].to(self.logp.dtype)
 
-    def statistic(self, part: object) -> Tensor:
-        """What `part.statistic` made of the tokens in its scope, for these n."""
-        if part not in self.statistics:
+    def scope_value(self, part: object) -> Tensor:
+        """What `part.scope_value` made of the tokens in its scope, for these n."""
+        if part not in self.scope_values:
             raise QTargetError(f"{part!r} looks beyond single tokens: call it through dense_loss or linear_loss")
-        values = self.statistics[part]
+        values = self.scope_values[part]
         return values.to(self.logp.dtype) if values.is_floating_point() else values
+
+    statistic = scope_value  # its earlier name
 
     def at(self, value: Scalar) -> float:
         """A scalar field's value now: fields may follow training progress."""

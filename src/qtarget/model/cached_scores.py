@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qtarget import checks
-from qtarget.math.distribution import STATISTICS, TOP, Distribution
+from qtarget.math.distribution import LABEL_SCALARS, TOP, Distribution
 from qtarget.math.head import Head, matmul_dtype
 from qtarget.math.reference import Reference
 from qtarget.math.tokens import IGNORE, default_chunk
@@ -18,14 +18,16 @@ from qtarget.model.frozen import Inputs
 from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
 
-KEPT = ("label", "topk", "hidden")
+DETAILS_ON_DISK = ("label", "topk", "hidden")
+ON_DISK = "statistics"
+"""What the tensor of label scalars is called in a shard."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How much is kept of each token, thinnest first, and how exactly.
 
-    label: the five scalars of `STATISTICS`, fp32, 20 bytes. topk: the k likeliest token ids (int32) and their
+    label: the five scalars of `LABEL_SCALARS`, fp32, 20 bytes. topk: the k likeliest token ids (int32) and their
     log-probabilities (fp32), 8·k bytes; their sum says the tail's mass. hidden: the last hidden state in `dtype`, from
     which one product with the head, kept once beside it, makes the exact distribution.
     precision: of the model's products while it scores, as trainer.precision.
@@ -37,13 +39,13 @@ class Recipe:
     precision: str
 
     def __post_init__(self) -> None:
-        checks.choice("detail", self.detail, KEPT)
+        checks.choice("detail", self.detail, DETAILS_ON_DISK)
         checks.choice("store_dtype", self.dtype, tuple(DTYPES))
         checks.whole("topk", self.topk, 1)
 
     def token_bytes(self, hidden_size: int) -> int:
         """Bytes on disk per supervised token."""
-        sizes = {"label": 4 * len(STATISTICS), "topk": 8 * self.topk}
+        sizes = {"label": 4 * len(LABEL_SCALARS), "topk": 8 * self.topk}
         return sizes.get(self.detail) or DTYPES[self.dtype].itemsize * hidden_size
 
     def __str__(self) -> str:
@@ -59,40 +61,40 @@ class Recipe:
     @torch.no_grad()
     def scores(self, policy: Policy, batch: Inputs) -> dict[str, Tensor]:
         """name → [N, …] of the N supervised tokens of a batch, in the order of their positions."""
-        kept, device = batch.labels != IGNORE, batch.labels.device.type
+        supervised, device = batch.labels != IGNORE, batch.labels.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            hidden = policy(batch.input_ids, batch.position_ids)[kept]
+            hidden = policy(batch.input_ids, batch.position_ids)[supervised]
             dtype = matmul_dtype(hidden)
         if self.detail == "hidden":
             return {"hidden": hidden.to(DTYPES[self.dtype])}
         head = policy.head.cast(dtype)
-        with torch.autocast(device, enabled=False):  # it would round the sums of statistics
-            pieces = [self._of_chunk(h, y, head) for h, y in _chunks(hidden.to(dtype), batch.labels[kept], head)]
+        with torch.autocast(device, enabled=False):  # it would round sums
+            pieces = [self._of_chunk(h, y, head) for h, y in _chunks(hidden.to(dtype), batch.labels[supervised], head)]
         return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]} if pieces else {}
 
     def _of_chunk(self, hidden: Tensor, labels: Tensor, head: Head) -> dict[str, Tensor]:
         logits = head.logits(hidden, hidden.dtype)
         known = Distribution(labels, partial(torch.log_softmax, logits, dim=-1))
         if self.detail == "label":
-            return {"statistics": _statistics(known)}
+            return {ON_DISK: _label_scalars(known)}
         logp, indices = known.logp.topk(min(self.topk, logits.shape[1]), dim=-1)
         return {"indices": indices.int(), "logp": logp}
 
-    def reference(self, held: Mapping[str, Tensor], labels: Tensor, head: Head | None, tail: str) -> Reference:
+    def reference(self, stored: Mapping[str, Tensor], labels: Tensor, head: Head | None, tail: str) -> Reference:
         """From what `scores` made of the supervised tokens with these labels [N]."""
         if self.detail == "label":
-            columns = held["statistics"].unbind(-1)
-            found = Reference(labels=labels, statistics=dict(zip(STATISTICS, columns, strict=True)))
+            columns = stored[ON_DISK].unbind(-1)
+            reference = Reference(labels=labels, label_scalars=dict(zip(LABEL_SCALARS, columns, strict=True)))
         elif self.detail == "topk":
-            found = Reference(rows=held["logp"], indices=held["indices"].long(), tail=tail)
+            reference = Reference(rows=stored["logp"], indices=stored["indices"].long(), tail=tail)
         else:
             assert head is not None
-            found = Reference.hidden(held["hidden"].to(head.weight.dtype), head)
-        return found.of_supervised()
+            reference = Reference.hidden(stored["hidden"].to(head.weight.dtype), head)
+        return reference.of_supervised()
 
 
-def _statistics(known: Distribution) -> Tensor:
-    """[n, 5], in the order of `STATISTICS`."""
+def _label_scalars(known: Distribution) -> Tensor:
+    """[n, 5], in the order of `LABEL_SCALARS`."""
     top = known.top_entropy(TOP)
     return torch.stack([known.label_logp, known.entropy, top, known.outranked, known.concentration], dim=-1)
 

@@ -10,7 +10,7 @@ from qtarget import checks
 from qtarget.config.composing import compose_config, in_yaml
 from qtarget.config.parsers import keys_parser
 from qtarget.config.run_config import RunConfig
-from qtarget.model.cached_scores import KEPT
+from qtarget.model.cached_scores import DETAILS_ON_DISK
 from qtarget.run import build
 from qtarget.run.caching import build_missing, described, role_of
 from qtarget.run.plan import make_plan
@@ -26,7 +26,7 @@ def cache(arguments: Sequence[str]) -> int:
     own, overrides = _split(options.keys)
     role, detail = own.get("role", "prior"), own.get("detail", "hidden")
     checks.choice("role", role, ROLES)
-    checks.choice("detail", detail, KEPT)
+    checks.choice("detail", detail, DETAILS_ON_DISK)
     chosen = [f"reference@references.{role}=cached", f"references.{role}.detail={detail}"]
     composed = compose_config("train", [*chosen, *overrides])
     if options.cfg:

@@ -19,7 +19,7 @@ from qtarget.model.provide import DTYPES
 from qtarget.run import build
 from qtarget.run.caching import HELDOUT, described, role_of
 from qtarget.run.plan import Plan, make_plan
-from qtarget.train.step import scoring_passes
+from qtarget.train.step import extra_forward_passes
 from qtarget.units import in_bytes, in_time
 
 KEYS = "(trainer.utilisation, trainer.device_tflops)"
@@ -120,7 +120,7 @@ def _operations(plan: Plan, policy: Policy, read: float, scored: float) -> float
     whole = [
         role for role, cache in plan.caches.items() if cache.recipe.detail == "hidden" and role in needs(plan.design)
     ]
-    passes = 2 * scoring_passes(plan.design)
+    passes = 2 * extra_forward_passes(plan.design)
     of_live = 2 * sum(size - head for size in live.values()) * read
     of_heads = 2 * (len(live) + len(whole)) * head * scored
     return (of_trunk + passes * trunk) * read + (of_head * head + passes * head) * scored + of_live + of_heads

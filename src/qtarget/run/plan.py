@@ -31,7 +31,7 @@ from qtarget.run.caching import (
 )
 from qtarget.run.row_checks import check_answer_length, check_embeddings, sizes, with_pad
 from qtarget.train.optim import AdamW
-from qtarget.train.step import scoring_passes
+from qtarget.train.step import extra_forward_passes
 
 HOW_TO_ADD = {
     "prior": "reference@references.prior=frozen",
@@ -123,7 +123,7 @@ class Plan:
         """The design as run, in words."""
         told = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")}
         told["residual"] = str(getattr(self.design, "rest", "–"))
-        passes = scoring_passes(self.design)
+        passes = extra_forward_passes(self.design)
         step = {"before_each_step": f"{passes} scoring pass{'es' * (passes > 1)}"} if passes else {}
         return told | step | {"repr": repr(self.design)}
 

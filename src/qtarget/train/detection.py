@@ -47,7 +47,7 @@ class NoiseDetection:
         return self
 
     def update(self, out: LossOutput, wrong: Tensor) -> None:
-        """out: statistics of N tokens; wrong [N] bool: the tokens that noise made wrong."""
+        """out: measures of N tokens; wrong [N] bool: the tokens that noise made wrong."""
         norm = gradient_norm(out).to(self._norms.dtype)
         for kind, chosen in enumerate((~wrong, wrong)):
             self._norms[kind, 0] += (norm * chosen).sum()

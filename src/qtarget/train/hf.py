@@ -13,9 +13,9 @@ from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE, LossOutput, dense_loss
 from qtarget.math.schedule import scheduled
-from qtarget.math.scope_statistics import UnknownSequencesError, surveying
-from qtarget.math.target import Design, columns, counted, needs, wants_negatives
-from qtarget.train.step import PULLED, normalizer, scoring_passes
+from qtarget.math.scope_values import UnknownSequencesError, scoped_parts
+from qtarget.math.target import Design, columns, divisor_part, needs, wants_negatives
+from qtarget.train.step import NEED_A_FORWARD, extra_forward_passes, normalizer
 
 SEQUENCES = ("auto", "rows")
 """What a row of labels holds: one sequence where that can be seen, or one for certain."""
@@ -61,15 +61,15 @@ class HFLoss:
         shifted = labels[..., 1:]
         tokens = int((shifted != IGNORE).sum())
         items = tokens if num_items_in_batch is None else int(num_items_in_batch)
-        if items != tokens and scoring_passes(self.design):
+        if items != tokens and extra_forward_passes(self.design):
             raise QTargetError(
                 f"this design looks at the whole optimizer step, and this call holds {tokens} of its {items} tokens: "
                 "set gradient_accumulation_steps=1 on one device, or train with `qtarget train`"
             )
-        ids = self._sequence_ids(labels, position_ids, sequence_ids) if surveying(self.design) else None
+        ids = self._sequence_ids(labels, position_ids, sequence_ids) if scoped_parts(self.design) else None
         out = self._loss(logits[..., :-1, : self.true_vocab], shifted, ids)
-        pulled = normalizer(self.design) in PULLED
-        divisor = float(counted(out.mass, normalizer(self.design))) if pulled else items
+        by_mass = normalizer(self.design) in NEED_A_FORWARD
+        divisor = float(divisor_part(out.mass, normalizer(self.design))) if by_mass else items
         return out.total / max(divisor, 1e-30)
 
     def _sequence_ids(self, labels: Tensor, position_ids: Tensor | None, sequence_ids: Tensor | None) -> Tensor | None:

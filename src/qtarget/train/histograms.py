@@ -41,7 +41,7 @@ class TokenHistograms:
         return self
 
     def update(self, out: LossOutput, wrong: Tensor) -> None:
-        """out: statistics of N tokens. wrong is not looked at."""
+        """out: measures of N tokens. wrong is not looked at."""
         if self._told:
             self._counts.zero_()
             self._told = False

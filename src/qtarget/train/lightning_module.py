@@ -52,7 +52,7 @@ class QTargetModule(PolicyLoss, L.LightningModule):
         self.references = dict(references)
         for role, frozen in self.references.items():
             check_not_shared(role, frozen, policy)
-        self.normalizer = StepNormalizer(design, policy, self.survey, self.token_loss)
+        self.normalizer = StepNormalizer(design, policy, self.token_table, self.token_loss)
         self.recent = TokenMeans()
         self.whole_run = TokenMeans()
         self.recent_detection = NoiseDetection()
@@ -86,10 +86,10 @@ class QTargetModule(PolicyLoss, L.LightningModule):
         return self.progress_at(self.global_step)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Σ loss over the micro-batch, scaled by its share: the optimizer sees one mean over the whole step."""
+        """Σ_t s_t·loss_t of the micro-batch, s_t so that the step's loss is divided once, see `StepNormalizer`."""
         self.renew_snapshots(self.global_step)
-        share = self.normalizer.share(batch)
-        out = self.token_loss(batch, share.statistics, share.token_scale)
+        scale = self.normalizer.for_batch(batch)
+        out = self.token_loss(batch, scale.scope_values, scale.token_scale)
         wrong = batch.columns["wrong"][batch.labels != IGNORE]
         for measured in self.measured:
             measured.update(out, wrong)

@@ -35,7 +35,7 @@ class TokenMeans:
         return self
 
     def update(self, out: LossOutput, wrong: Tensor) -> None:
-        """out: statistics of N tokens; wrong [N] bool: the tokens that noise made wrong."""
+        """out: measures of N tokens; wrong [N] bool: the tokens that noise made wrong."""
         for name, measure in LOGGED.items():
             values = out.of(measure.name)
             # a run without a full prior knows no drift from it; of anything else NaN is what was measured

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from qtarget.data.batch import Batch
-from qtarget.math.loss import LossOutput, linear_loss, survey
-from qtarget.math.scope_statistics import TokenTable
+from qtarget.math.loss import LossOutput, linear_loss, token_table
+from qtarget.math.scope_values import TokenTable
 from qtarget.math.target import Design, wants_negatives
-from qtarget.math.tokens import EarlierTokens, Given
+from qtarget.math.tokens import EarlierTokens, LossInputs
 from qtarget.model.frozen import Frozen, Snapshot
 from qtarget.model.policy import Policy
 
@@ -35,7 +35,7 @@ class PolicyLoss:
     def token_loss(
         self,
         batch: Batch,
-        statistics: Mapping[object, Tensor] | None = None,
+        scope_values: Mapping[object, Tensor] | None = None,
         token_scale: Tensor | float = 1.0,
         *,
         compiled: bool | None = None,
@@ -44,7 +44,7 @@ class PolicyLoss:
 
         compiled: `self.compiled` where it is None.
         """
-        given: Given = {**self._beside(batch), "statistics": statistics, "token_scale": token_scale}
+        given: LossInputs = {**self._loss_inputs(batch), "scope_values": scope_values, "token_scale": token_scale}
         hidden = self.policy(batch.input_ids, batch.position_ids)
         return linear_loss(
             hidden,
@@ -56,10 +56,10 @@ class PolicyLoss:
             **given,
         )
 
-    def survey(self, batch: Batch) -> TokenTable:
-        """What statistics of the design are made of, for the supervised tokens of a batch."""
-        hidden, given = self.policy(batch.input_ids, batch.position_ids), self._beside(batch)
-        return survey(hidden, self.policy.head, batch.labels, self.design, chunk_size=self.chunk_size, **given)
+    def token_table(self, batch: Batch) -> TokenTable:
+        """What scope values of the design are made of, for the supervised tokens of a batch."""
+        hidden, given = self.policy(batch.input_ids, batch.position_ids), self._loss_inputs(batch)
+        return token_table(hidden, self.policy.head, batch.labels, self.design, chunk_size=self.chunk_size, **given)
 
     def renew_snapshots(self, step: int) -> None:
         """Copy the policy into the snapshots of it that are due after `step` optimizer steps."""
@@ -67,16 +67,13 @@ class PolicyLoss:
             if isinstance(frozen, Snapshot):
                 frozen.renew(self.policy, step)
 
-    def _beside(self, batch: Batch) -> Given:
-        """What stands beside the labels."""
+    def _loss_inputs(self, batch: Batch) -> LossInputs:
+        """What the design reads beside the labels."""
+        negatives = EarlierTokens.of(batch.input_ids, batch.position_ids) if wants_negatives(self.design) else None
         return {
             "references": {role: frozen.reference(batch) for role, frozen in self.references.items()},
             "columns": batch.columns,
             "sequence_ids": batch.sequence_ids,
-            "negatives": self._negatives(batch) if wants_negatives(self.design) else None,
+            "negatives": negatives,
             "progress": self.progress(),
         }
-
-    @staticmethod
-    def _negatives(batch: Batch) -> EarlierTokens:
-        return EarlierTokens.of(batch.input_ids, batch.position_ids)

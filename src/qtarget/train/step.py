@@ -1,4 +1,4 @@
-"""What a design wants to know of a whole optimizer step before its first backward: statistics, and a denominator."""
+"""What has to be known of a whole optimizer step before its first backward: scope values, and the loss's divisor."""
 
 from __future__ import annotations
 
@@ -10,89 +10,100 @@ from torch import Tensor, nn
 
 from qtarget.data.batch import Batch, StepWindow
 from qtarget.math.loss import LossOutput
-from qtarget.math.scope_statistics import TokenTable, statistics_of, surveying
-from qtarget.math.target import Design, counted
+from qtarget.math.scope_values import TokenTable, scope_values_of, scoped_parts
+from qtarget.math.target import Design, divisor_part
 from qtarget.parallel import all_gather_objects, all_reduce_sum, rank_and_world
 
 STEP = ("step",)
-PULLED = ("kept", "weight_sum")
-"""Normalizers that are known only once the design has looked at every token of the step."""
+NEED_A_FORWARD = ("kept", "weight_sum")
+"""Values of `normalize` whose divisor is known only once the policy has read every token of the step."""
 
 
 @dataclass(frozen=True)
-class StepShare:
-    """A micro-batch's part in its step: what multiplies its tokens' losses, and its rows of the step's statistics."""
+class MicroBatchScale:
+    """What the loss of a micro-batch takes from its step.
+
+    token_scale: multiplies its tokens' losses, a number or [B, T]. scope_values: its rows of the step's, part → [N].
+    """
 
     token_scale: Tensor | float
-    statistics: Mapping[object, Tensor] = field(default_factory=dict)
+    scope_values: Mapping[object, Tensor] = field(default_factory=dict)
 
 
-def scoring_passes(design: Design) -> int:
-    """How often the policy reads a step's tokens without gradients before it trains on them."""
-    return bool(surveying(design, STEP)) + (normalizer(design) in PULLED)
+def extra_forward_passes(design: Design) -> int:
+    """How often the policy reads a step's tokens, without gradients, before it trains on them: 0, 1 or 2."""
+    return bool(scoped_parts(design, STEP)) + (normalizer(design) in NEED_A_FORWARD)
 
 
 def normalizer(design: Design) -> str:
+    """What the design's loss is divided by: one of math.target.NORMALIZERS."""
     return str(getattr(design, "normalize", "tokens"))
 
 
 @dataclass
 class StepNormalizer:
-    """Works out each micro-batch's share of its step, the same however the step is cut and spread over ranks.
+    """Works out the scale of each micro-batch, the same however the step is cut and spread over ranks.
 
-    With d_t the weight that the data gives a token (row × message × span; a token of weight 0 is no label), a step's
-    loss is Σ_t d_t·loss_t, divided by what `normalize` says: tokens, the number of tokens with d_t > 0; kept, those of
-    them that the design pulls; weight_sum, Σ_t d_t·w_t, where w_t is the design's own weight, as in `mass`; sequences,
-    (1/S)·Σ_s (Σ_{t∈s} d_t·loss_t) / N_s, where N_s tokens of a sequence have d_t > 0.
-    survey(batch) and score(batch, statistics) read one micro-batch with the policy, its dropout off, without gradients.
+    The data gives token t the weight d_t (row × message × span; a token of weight 0 is no label), the design the weight
+    w_t. A step's loss is then, by `normalize`:
+
+        tokens        Σ_t d_t·loss_t / (number of tokens with d_t > 0)
+        kept          Σ_t d_t·loss_t / (number of those with mass > 0: those that the design pulls)
+        weight_sum    Σ_t d_t·loss_t / Σ_t d_t·mass_t, mass_t = w_t·(positive masses of Q)
+        sequences     (1/S)·Σ_s (Σ_{t∈s} d_t·loss_t) / (number of tokens of s with d_t > 0)
+
+    token_table(batch) and loss(batch, scope_values) read one micro-batch with the policy, its dropout off, without
+    gradients.
     """
 
     design: Design
     policy: nn.Module
-    survey: Callable[[Batch], TokenTable]
-    score: Callable[[Batch, Mapping[object, Tensor]], LossOutput]
+    token_table: Callable[[Batch], TokenTable]
+    loss: Callable[[Batch, Mapping[object, Tensor]], LossOutput]
     _window: tuple[Batch, ...] | None = field(default=None, init=False)
-    _shares: list[StepShare] = field(default_factory=list, init=False)
+    _scales: list[MicroBatchScale] = field(default_factory=list, init=False)
 
-    def share(self, batch: Batch) -> StepShare:
-        """The share of a training micro-batch; the step is read at its first one."""
-        assert batch.window is not None
-        if not scoring_passes(self.design):
-            return StepShare(self._scale(batch, batch.window))
-        if batch.window.index == 0 or batch.window.batches is not self._window:
+    def for_batch(self, batch: Batch) -> MicroBatchScale:
+        """The scale of a training micro-batch. At the first one of a step the policy reads them all."""
+        window = batch.window
+        assert window is not None
+        if not extra_forward_passes(self.design):
+            return MicroBatchScale(self._scale(batch, window))
+        # the first one always: the same micro-batches may come back, and the policy's weights have changed since
+        if window.index == 0 or window.batches is not self._window:
             from qtarget.model.policy import evaluating  # needs transformers, which hf_loss does not
 
             with torch.no_grad(), evaluating(self.policy):
-                self._shares = self._read(batch.window, batch.labels.device)
-            self._window = batch.window.batches
-        return self._shares[batch.window.index]
+                self._scales = self._read(window, batch.labels.device)
+            self._window = window.batches
+        return self._scales[window.index]
 
     def _scale(self, batch: Batch, window: StepWindow) -> Tensor | float:
-        scale: Tensor | float = window.loss_scale
+        scale: Tensor | float = window.per_token_scale
         if normalizer(self.design) == "sequences":
-            scale = window.undo / max(window.sequences, 1) / batch.sequence_lengths.clamp_min(1)
+            scale = window.averaging_factor / max(window.sequences, 1) / batch.sequence_lengths.clamp_min(1)
         return _weighted(scale, batch)
 
-    def _read(self, window: StepWindow, device: torch.device) -> list[StepShare]:
+    def _read(self, window: StepWindow, device: torch.device) -> list[MicroBatchScale]:
         batches = [batch.to(device) for batch in window.batches]
-        statistics = self._statistics(batches)
-        if normalizer(self.design) not in PULLED:
-            return [StepShare(self._scale(b, window), s) for b, s in zip(batches, statistics, strict=True)]
-        pairs = list(zip(batches, statistics, strict=True))
-        masses = [self.score(batch, found).mass * batch.data_weights for batch, found in pairs]
-        divisor = float(all_reduce_sum(torch.stack([counted(mass, normalizer(self.design)) for mass in masses]).sum()))
-        scale = window.undo / divisor if divisor > 0 else 0.0
-        return [StepShare(_weighted(scale, batch), found) for batch, found in pairs]
+        pairs = list(zip(batches, self._scope_values(batches), strict=True))
+        if normalizer(self.design) not in NEED_A_FORWARD:
+            return [MicroBatchScale(self._scale(batch, window), values) for batch, values in pairs]
+        masses = [self.loss(batch, values).mass * batch.data_weights for batch, values in pairs]
+        divisor = float(
+            all_reduce_sum(torch.stack([divisor_part(mass, normalizer(self.design)) for mass in masses]).sum())
+        )
+        scale = window.averaging_factor / divisor if divisor > 0 else 0.0
+        return [MicroBatchScale(_weighted(scale, batch), values) for batch, values in pairs]
 
-    def _statistics(self, batches: list[Batch]) -> list[Mapping[object, Tensor]]:
-        """Per micro-batch, its rows of the statistics of the whole step."""
-        if not surveying(self.design, STEP):
+    def _scope_values(self, batches: list[Batch]) -> list[Mapping[object, Tensor]]:
+        """Per micro-batch, its rows of the scope values of the whole step."""
+        if not scoped_parts(self.design, STEP):
             return [{} for _ in batches]
-        tables = [self.survey(batch) for batch in batches]
-        mine = TokenTable.join(tables)
-        rank, world = rank_and_world()
-        everyone = _gathered(mine, world)
-        whole = statistics_of(self.design, TokenTable.join(everyone), STEP)
+        tables = [self.token_table(batch) for batch in batches]
+        rank, _ = rank_and_world()
+        everyone = _gathered(TokenTable.join(tables))
+        whole = scope_values_of(self.design, TokenTable.join(everyone), STEP)
         before = sum(len(table.labels) for table in everyone[:rank])
         sizes = [len(table.labels) for table in tables]
         rows = {part: values[before : before + sum(sizes)].split(sizes) for part, values in whole.items()}
@@ -104,8 +115,8 @@ def _weighted(scale: Tensor | float, batch: Batch) -> Tensor | float:
     return scale if batch.weights is None else scale * batch.weights
 
 
-def _gathered(table: TokenTable, world: int) -> list[TokenTable]:
+def _gathered(table: TokenTable) -> list[TokenTable]:
     """The tables of all ranks, in rank order."""
-    if world == 1:
+    if rank_and_world()[1] == 1:
         return [table]
     return [other.to(table.labels.device) for other in all_gather_objects(table.to("cpu"))]

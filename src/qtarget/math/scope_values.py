@@ -1,15 +1,19 @@
-"""Statistics of a sequence, a batch or a whole optimizer step, for designs that look beyond single tokens.
+"""Scope values: what a part of a design makes of a whole sequence, batch or optimizer step, one number a token.
 
-A part that does has a `scope` and a method `statistic(table) → [N]`; the loss works it out once over the tokens of the
-scope and hands each chunk its rows as `view.statistic(part)`. Rows are never split over micro-batches, so what is said
-of a sequence is the same however a batch is cut; a step's statistics have to be made from all its micro-batches, and
-given to the loss as `statistics`.
+    class Part:
+        scope = "sequence"                           # or "batch", "step"
+        def scope_value(self, table): ...            # [N], once, from all N tokens of the scope
+        def __call__(self, view): ...                # reads its n of them by view.scope_value(self)
+
+A sequence is never split over micro-batches, so its values are the same however a batch is cut. Those of a step are
+made from the tables of all its micro-batches, and given to the loss as `scope_values`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +21,7 @@ from torch import Tensor
 from qtarget.errors import QTargetError
 
 SCOPES = ("sequence", "batch", "step")
-"""How far a statistic looks: one row; the tokens of one call (a micro-batch on one rank); the optimizer step."""
+"""How far a part looks: one row; the tokens of one call (a micro-batch on one rank); the optimizer step."""
 
 
 class UnknownSequencesError(QTargetError):
@@ -44,9 +48,9 @@ class TokenTable:
 
     def sequence_means(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of `values` [N] per sequence [S], and for each token the number of its sequence [N]."""
-        place, count = self.sequences()
-        sums = values.new_zeros(count).index_add_(0, place, values)
-        return sums / torch.bincount(place, minlength=count), place
+        sequence, count = self.sequences()
+        sums = values.new_zeros(count).index_add_(0, sequence, values)
+        return sums / torch.bincount(sequence, minlength=count), sequence
 
     def sequences(self) -> tuple[Tensor, int]:
         """For each token the number of its sequence [N], and how many there are. Raises QTargetError where unknown."""
@@ -54,8 +58,8 @@ class TokenTable:
             raise UnknownSequencesError(
                 "this design looks at whole sequences: give labels as [B, T] rows, or sequence_ids shaped as the labels"
             )
-        found, place = torch.unique(self.sequence_ids, return_inverse=True)
-        return place, len(found)
+        distinct, sequence = torch.unique(self.sequence_ids, return_inverse=True)
+        return sequence, len(distinct)
 
     @classmethod
     def join(cls, tables: Sequence[TokenTable]) -> TokenTable:
@@ -63,8 +67,8 @@ class TokenTable:
         first = tables[0]
         ids, offset = [], 0
         for table in tables if first.sequence_ids is not None else ():
-            place, count = table.sequences()
-            ids.append(place + offset)
+            sequence, count = table.sequences()
+            ids.append(sequence + offset)
             offset += count
         return cls(
             {source: torch.cat([table.label_logp[source] for table in tables]) for source in first.label_logp},
@@ -84,11 +88,16 @@ def parts(design: object) -> Iterator[object]:
                 yield from parts(value)
 
 
-def surveying(design: object, scopes: Sequence[str] = SCOPES) -> list[object]:
+def scoped_parts(design: object, scopes: Sequence[str] = SCOPES) -> list[object]:
     """The parts of a design that look beyond single tokens, as far as one of `scopes`."""
-    return [part for part in parts(design) if hasattr(part, "statistic") and getattr(part, "scope", None) in scopes]
+    return [part for part in parts(design) if _reader(part) and getattr(part, "scope", None) in scopes]
 
 
-def statistics_of(design: object, table: TokenTable, scopes: Sequence[str] = SCOPES) -> dict[object, Tensor]:
-    """part → its statistic [N] over the tokens of `table`, for the parts of a design with one of `scopes`."""
-    return {part: part.statistic(table) for part in surveying(design, scopes)}  # type: ignore[attr-defined]
+def scope_values_of(design: object, table: TokenTable, scopes: Sequence[str] = SCOPES) -> dict[object, Tensor]:
+    """part → its scope value [N] over the tokens of `table`, for the parts of a design with one of `scopes`."""
+    return {part: _reader(part)(table) for part in scoped_parts(design, scopes)}
+
+
+def _reader(part: object) -> Any:
+    """A part's method; `statistic` is its earlier name."""
+    return getattr(part, "scope_value", None) or getattr(part, "statistic", None)
