@@ -29,7 +29,8 @@ FLOORS = [
 """Packages and single files by floor, lowest first; those of one floor don't import each other."""
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LIBRARIES = {
-    "lightning": {"data/module.py", "train", "run"},
+    "lightning": {"data/module.py", "train", "record/local_trackers.py", "run"},
+    "trackio": {"record/local_trackers.py"},
     "transformers": {"model", "evaluate", "data", "run"},
     "wandb": {"record", "compare/workspace.py"},
     "wandb_workspaces": {"compare/workspace.py"},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qtarget.config.names import is_ours
+from qtarget.config.names import our_trackers
 from qtarget.config.settings import FLAG
 from qtarget.errors import QTargetError
 from qtarget.model.policy import Policy
@@ -39,15 +39,14 @@ def _resume(cfg: RunConfig) -> None:
 
 
 def _artifact(cfg: RunConfig) -> None:
-    if not is_ours(cfg.tracker):
-        return
-    wanted = cfg.tracker.get("artifact", False)  # an older run's configuration has none
-    FLAG.check("tracker.artifact", wanted)
-    if wanted and not cfg.checkpoint.save:
-        raise QTargetError(
-            "tracker.artifact=true sends the checkpoint to W&B, and checkpoint.save=false makes none: set one of them "
-            "to the other value"
-        )
+    for place, tracker in our_trackers({"tracker": cfg.tracker}):
+        wanted = tracker.get("artifact", False)  # an older run's configuration has none
+        FLAG.check(f"{place}.artifact", wanted)
+        if wanted and not cfg.checkpoint.save:
+            raise QTargetError(
+                f"{place}.artifact=true sends the checkpoint to W&B, and checkpoint.save=false makes none: set one of "
+                "them to the other value"
+            )
 
 
 def _references(cfg: RunConfig) -> None:

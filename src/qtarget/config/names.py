@@ -27,7 +27,7 @@ def nodes(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]
 GROUPS = ("target", "data", "model", "optim", "reference", "trainer", "eval", "tracker", "experiment")
 """Groups of the configuration, of which a key picks an option by its name."""
 TYPED = re.compile(
-    r"experiment_name|name|role|output_dir|tracker\.(project|entity|tags)|model\.name|references\.\w+\.(name|folder)"
+    r"experiment_name|name|role|output_dir|tracker\.(\w+\.)?(project|entity|tags)|model\.name|references\.\w+\.(name|folder)"
     r"|(data|eval)\..*\.(path|revision|name|task|marker|system)|(data|eval)\..*\.files\.\w+|target\.\w+\.name"
     r"|hydra\.(run|sweep)\.(dir|subdir)|hydra\.job\.name|hydra\.launcher\.ray\.init\.address"
     r"|hydra\.launcher\.(name|partition|qos|account|constraint|exclude|comment|gres|additional_parameters\.\w+)"
@@ -64,8 +64,19 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
 
     >>> as_typed(["name=1e5,sft", "tracker.tags=[1,a]", "seed=1_0", "name=null"])
     ["name='1e5',sft", "tracker.tags=['1',a]", 'seed=1_0', 'name=null']
+    >>> as_typed(["tracker=[wandb,csv]"])
+    ['tracker=several', '+tracker@tracker.wandb=wandb', '+tracker@tracker.csv=csv']
     """
-    return [_as_typed(argument) for argument in arguments]
+    return [_as_typed(one) for argument in arguments for one in _one_tracker_each(argument)]
+
+
+def _one_tracker_each(argument: str) -> list[str]:
+    """tracker=[A,B] as what composes it: Hydra would merge the fields of both into one node."""
+    listed = re.fullmatch(r"tracker=\[([\w\s,]+)\]", argument)
+    if not listed:
+        return [argument]
+    names = [name.strip() for name in listed[1].split(",")]
+    return ["tracker=several", *(f"+tracker@tracker.{name}={name}" for name in names)]
 
 
 def _as_typed(argument: str) -> str:
@@ -110,10 +121,21 @@ def check_names(config: Mapping[str, Any], referring: Sequence[str] = ()) -> Non
                 f"{key} is text, and {value!r} is none: write it in quotes, {key}: '…' in a yaml file, {key}=\"'…'\" "
                 "on the command line"
             )
+    for place, tracker in our_trackers(config):
+        tags = tracker.get("tags", [])
+        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+            raise QTargetError(f"{place}.tags is a list of texts, got {tags!r}: write {place}.tags=[NAME,'2026']")
+
+
+def our_trackers(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(dotted place, node) of the tracker, and of each of several, that is qtarget's."""
     tracker = config.get("tracker") or {}
-    tags = tracker.get("tags", []) if is_ours(tracker) else []
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise QTargetError(f"tracker.tags is a list of texts, got {tags!r}: write tracker.tags=[NAME,'2026']")
+    if not is_ours(tracker):
+        return
+    yield "tracker", tracker
+    for name, node in tracker.items():
+        if isinstance(node, Mapping) and is_ours(node):
+            yield f"tracker.{name}", node
 
 
 def is_ours(node: Mapping[str, Any]) -> bool:
@@ -123,9 +145,10 @@ def is_ours(node: Mapping[str, Any]) -> bool:
 
 def _names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of the names in a configuration."""
-    fields = {"": OF_A_RUN, "tracker": ("project", "entity"), "model": ("name",)}
+    fields = {"": OF_A_RUN, "model": ("name",)}
+    fields |= dict.fromkeys((place for place, _ in our_trackers(config)), ("project", "entity"))
     for place, node in nodes(config):
-        of_node = fields.get(place, ()) if place != "tracker" or is_ours(node) else ()
+        of_node = fields.get(place, ())
         if re.fullmatch(r"references\.\w+", place):
             of_node = ("name", "folder")
         if str(node.get("_target_")).startswith("qtarget.data.sources."):

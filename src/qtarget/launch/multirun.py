@@ -115,6 +115,11 @@ def _of_job(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: 
     from qtarget.run.estimate import dry_run
     from qtarget.run.train import record_rejected, run_job
 
+    if "tracker" not in choices:  # Hydra 1.3 merges the options of a list into one node, and records none of them
+        raise QTargetError(
+            "a list of trackers is for the command line; in yaml files they are one of conf/tracker: defaults: "
+            "[wandb@wandb, csv@csv, _self_] and _target_: qtarget.record.trackers.SeveralTrackers"
+        )
     if composed.trainer.dry:
         with suppress(OSError):
             folder.rmdir()  # Hydra made it

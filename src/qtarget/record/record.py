@@ -41,12 +41,15 @@ BEAT = 60.0
 class Tracker(Protocol):
     """Somewhere else that wants to see the same values, in the process of rank 0.
 
-    start: returns its own name of the run, or None; a run that goes on is given it again, as info["tracked_as"]. What
-    the folder's metrics.jsonl and histograms.jsonl hold by then was measured before. log: by name of a metric, floats
-    that may be NaN or ±inf. What `start` raises ends the run; what the others raise is a warning.
+    start: returns its own name of the run, of several trackers their names by tracker, or None; a run that goes on is
+    given it again, as info["tracked_as"]. What the folder's metrics.jsonl and histograms.jsonl hold by then was
+    measured before. log: by name of a metric, floats that may be NaN or ±inf. What `start` raises ends the run; what
+    the others raise is a warning.
     """
 
-    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str | None: ...
+    def start(
+        self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> str | Mapping[str, str] | None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def histograms(self, step: int, counted: Mapping[str, Mapping[str, Any]]) -> None: ...
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None: ...

@@ -1,19 +1,21 @@
-"""Where a run's values go besides its own record: nowhere, or to Weights & Biases."""
+"""Where a run's values go besides its own record: nowhere, to Weights & Biases, or to several trackers."""
 
 from __future__ import annotations
 
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.measures import validation_direction
+from qtarget.record.record import HISTOGRAMS, METRICS, Tracker
 from qtarget.record.runs import flatten, logged
 from qtarget.record.wandb_history import Sent, at_server, earlier, replace, row, sent
 from qtarget.record.wandb_sweep import WandbSweep, find_sweep, under_agent, unlogged
@@ -70,7 +72,7 @@ DRAWN = {"calibration": ("confidence", "accuracy", "Reliability: how often token
 class NoTracker:
     """The local record is enough. A tracker of your own may take over from it what it doesn't need."""
 
-    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
         return None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
@@ -82,6 +84,84 @@ class NoTracker:
 
 Nothing = NoTracker
 """Its name in 0.1.0, which trackers of users' own derive from."""
+
+
+class SeveralTrackers:
+    """Trackers by their names in the configuration: each is sent everything, whatever becomes of the others."""
+
+    def __init__(self, **trackers: Tracker) -> None:
+        """Raises QTargetError without a tracker, and for one that lacks a method of `Tracker`."""
+        if not trackers:
+            raise QTargetError("tracker=several names no tracker: write tracker=[trackio,csv]")
+        for name, tracker in trackers.items():
+            checks.implements(f"tracker.{name}", tracker, Tracker)
+        self.trackers = trackers
+
+    def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+        """Names of the run, by tracker."""
+        started = {
+            name: tracker.start(folder, {**info, "tracked_as": name_before(info, name)}, config)
+            for name, tracker in self.trackers.items()
+        }
+        return {name: str(run) for name, run in started.items() if run is not None}
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._each("log", step, metrics)
+
+    def histograms(self, step: int, counted: Mapping[str, Mapping[str, Any]]) -> None:
+        self._each("histograms", step, counted)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._each("table", name, rows)
+
+    def checkpoint(self, folder: Path) -> None:
+        self._each("checkpoint", folder)
+
+    def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None:
+        self._each("finish", metrics, failed=failed)
+
+    def _each(self, method: str, *values: Any, **options: Any) -> None:
+        """Call all of them, then say what went wrong and where."""
+        errors: dict[str, Exception] = {}
+        for name, tracker in self.trackers.items():
+            try:
+                getattr(tracker, method)(*values, **options)
+            except Exception as error:
+                errors[name] = error
+        if errors:
+            raise RuntimeError("; ".join(f"tracker.{name}: {error}" for name, error in errors.items()))
+
+
+def name_before(info: Mapping[str, Any], tracker: str) -> str | None:
+    """What a run that goes on was called by a tracker, which may have been one of several."""
+    before = info.get("tracked_as")
+    return before.get(tracker) if isinstance(before, Mapping) else before
+
+
+def measured_before(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, metrics) of a record, NaN for what was no number."""
+    for line in logged(folder / METRICS):
+        values = {name: math.nan if value is None else value for name, value in line.items() if name != "time"}
+        yield int(values.pop("step")), values
+
+
+def counted_before(folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(step, histograms) of a record."""
+    for line in logged(folder / HISTOGRAMS):
+        yield int(line["step"]), {name: line[name] for name in line.keys() - {"step", "time"}}
+
+
+def as_sent(config: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration by dotted keys, each group's choice under the group's name.
+
+    Without empty mappings, which W&B 0.31.0 drops.
+    """
+    return {key: value for key, value in flatten(config).items() if value != {}} | dict(choices)
+
+
+def bin_edges(histogram: Mapping[str, Any]) -> np.ndarray:
+    """The edges of a recorded histogram's bins, one more than there are counts."""
+    return np.linspace(histogram["low"], histogram["high"], len(histogram["counts"]) + 1)
 
 
 @dataclass
@@ -115,7 +195,7 @@ class Wandb:
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         import wandb  # slow to import, and optional
 
-        swept, before = under_agent(), info.get("tracked_as")
+        swept, before = under_agent(), name_before(info, "wandb")
         if self.mode == "offline":
             self._earlier = earlier(folder, before)
             self._sent = sent(self._earlier)
@@ -130,7 +210,7 @@ class Wandb:
                 resume="allow" if before and not swept and self.mode != "offline" else None,
                 job_type=info["role"],
                 tags=list(self.tags),
-                config=_sent(config) | dict(info["choices"]),
+                config=as_sent(config, info["choices"]),
                 dir=folder.absolute(),  # W&B's service may run in another folder
                 reinit="finish_previous",
                 settings=wandb.Settings(console="off", silent=True),
@@ -153,7 +233,7 @@ class Wandb:
 
         A run that was killed may have rows at W&B that its saved state is older than, or lack the last ones.
         """
-        recorded = sum(len(list(logged(folder / name))) for name in ("metrics.jsonl", "histograms.jsonl"))
+        recorded = sum(len(list(logged(folder / name))) for name in (METRICS, HISTOGRAMS))
         if getattr(self._run, "starting_step", recorded) == recorded:
             return False
         try:
@@ -165,12 +245,10 @@ class Wandb:
 
     def _repeat(self, folder: Path, *, send: bool) -> None:
         """What was measured before: log it, so that this run of W&B's holds the whole run, or only remember it."""
-        for line in logged(folder / "metrics.jsonl"):
-            measured = {name: math.nan if value is None else value for name, value in line.items()}
-            measured.pop("time", None)
-            self._row(int(measured.pop("step")), measured, send=send)
-        for line in logged(folder / "histograms.jsonl") if send else ():
-            self.histograms(int(line["step"]), {name: line[name] for name in line.keys() - {"step", "time"}})
+        for step, metrics in measured_before(folder):
+            self._row(step, metrics, send=send)
+        for step, counted in counted_before(folder) if send else ():
+            self.histograms(step, counted)
 
     def _asked_for(self) -> WandbSweep | None:
         """The run's sweep; that it can't be had is no reason not to train."""
@@ -258,11 +336,6 @@ class Wandb:
             replace(self._earlier, by=Path(self._run.dir).parent)
 
 
-def _sent(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration by dotted keys, without empty mappings: W&B 0.31.0 drops them."""
-    return {key: value for key, value in flatten(config).items() if value != {}}
-
-
 def _table(rows: Sequence[Mapping[str, Any]]) -> Any:
     import wandb
 
@@ -274,5 +347,4 @@ def _histogram(recorded: Mapping[str, Any]) -> Any:
     """W&B's histogram of the same counts, between the same edges."""
     import wandb
 
-    counts = np.array(recorded["counts"])
-    return wandb.Histogram(np_histogram=(counts, np.linspace(recorded["low"], recorded["high"], len(counts) + 1)))
+    return wandb.Histogram(np_histogram=(np.array(recorded["counts"]), bin_edges(recorded)))

@@ -149,13 +149,14 @@ def _end(state: str, recorded: str, stopped: bool) -> str:
 
 def _records() -> dict[str, Recorded]:
     """By run at W&B."""
-    from qtarget.record.record import stored_result  # torch comes in here, and every command imports this file
+    from qtarget.record.record import stored_result
+    from qtarget.record.trackers import name_before  # torch comes in here, and every command imports this file
 
     results = ((path.parent, stored_result(path.parent) or {}) for path in Path().glob(WHERE))
     return {
-        str(result["tracked_as"]): Recorded(folder, str(result["status"]))
+        str(run): Recorded(folder, str(result["status"]))
         for folder, result in results
-        if result.get("tracked_as")
+        if (run := name_before(result, "wandb"))
     }
 
 
