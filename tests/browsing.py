@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 CHROMIUM = shutil.which("chromium")
-DRAWN = """() => [...document.querySelectorAll(".plot")].every((plot) => plot.querySelector(".main-svg"))"""
+DRAWN = """() => [...document.querySelectorAll(".plot")].every((plot) => plot.querySelector("svg"))"""
 
 
 @contextmanager

@@ -32,7 +32,7 @@ OUTSIDE = """() => [...document.querySelectorAll("main :not(svg *), main svg tex
   return !part.closest(".scroll") && (right > innerWidth + 1 || left < -1);
 }).map((part) => part.outerHTML.slice(0, 80))"""
 EMPTY = """() => [...document.querySelectorAll(".plot")].filter((plot) => {
-  const points = plot.querySelectorAll(".scatterlayer .point, .scatterlayer .js-line, .heatmaplayer image");
+  const points = plot.querySelectorAll(".mark, .line, .cell rect");
   return ![...points].some((point) => point.getBoundingClientRect().width + point.getBoundingClientRect().height > 1);
 }).map((plot) => plot.id)"""
 SMALLEST = """() => Math.min(...[...document.querySelectorAll("main *")]
@@ -98,16 +98,14 @@ def test_plots_follow_the_window(chromium: Browser, reports: dict[str, Path], ki
     with reading(chromium, reports[kind], "desktop") as page:
         before = plot_widths(page)
         page.set_viewport_size({"width": 390, "height": 844})
-        page.wait_for_function("before => document.querySelector('.main-svg').clientWidth < before", arg=before[0])
+        page.wait_for_function("before => document.querySelector('.plot svg').clientWidth < before", arg=before[0])
         page.wait_for_function(f"() => !({OUTSIDE})().length")
         assert max(plot_widths(page)) <= 390
         assert page.evaluate(EMPTY) == []
 
 
 def plot_widths(page: Page) -> list[int]:
-    widths: list[int] = page.evaluate(
-        "() => [...document.querySelectorAll('.plot > * > * > .main-svg:first-child')].map((svg) => svg.clientWidth)"
-    )
+    widths: list[int] = page.evaluate("() => [...document.querySelectorAll('.plot svg')].map((svg) => svg.clientWidth)")
     return widths
 
 
@@ -138,12 +136,48 @@ def test_names_of_groups_are_not_those_of_runs(chromium: Browser, reports: dict[
 def test_the_list_over_the_heatmap_shows_other_keys(chromium: Browser, reports: dict[str, Path], width: str) -> None:
     with reading(chromium, reports["sweep"], width) as page:
         choice = page.locator("select")
-        titles = "() => [...document.querySelectorAll('#plot-heat-0 :is(.xtitle, .ytitle)')].map((t) => t.textContent)"
+        titles = (
+            "() => [...document.querySelectorAll('#plot-heat-0 :is(.x-title, .y-title)')].map((t) => t.textContent)"
+        )
         assert page.evaluate(titles) == ["optim.lr", "target.alpha"]
         choice.select_option(index=1)
         page.wait_for_function(f"() => ({titles})()[1] === 'target/residual'")
         assert page.evaluate(EMPTY) == []
         assert page.evaluate(OUTSIDE) == []
+
+
+def test_pointing_at_a_mark_says_what_it_is(chromium: Browser, reports: dict[str, Path]) -> None:
+    with reading(chromium, reports["runs"], "desktop") as page:
+        mark = page.locator("#plot-accuracy .trace .mark").last
+        mark.scroll_into_view_if_needed()
+        box = mark.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        tip = page.locator(".chart-tip")
+        assert tip.inner_text().splitlines()[0] == "sft"
+        assert tip.inner_text().splitlines()[1].startswith("35.0 % [")
+        page.mouse.move(0, 0)
+        assert not tip.is_visible()
+
+
+def test_dragging_looks_closer_and_a_double_click_goes_back(chromium: Browser, reports: dict[str, Path]) -> None:
+    """Steps 5 to 15 to begin with; then a part of them; then all again."""
+    ticks = "() => [...document.querySelectorAll('#plot-nll .grid path')].length"
+    with reading(chromium, reports["runs"], "desktop") as page:
+        path = "() => document.querySelector('#plot-nll .trace .line').getAttribute('d')"
+        before = page.evaluate(path)
+        plot = page.locator("#plot-nll")
+        plot.scroll_into_view_if_needed()
+        box = plot.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 100)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 100, steps=3)
+        page.mouse.up()
+        assert page.evaluate(path) != before
+        assert page.evaluate(ticks) > 2
+        page.mouse.dblclick(box["x"] + 0.5 * box["width"], box["y"] + 100)
+        assert page.evaluate(path) == before
 
 
 def test_a_click_on_a_header_sorts(chromium: Browser, reports: dict[str, Path]) -> None:

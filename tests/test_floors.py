@@ -36,7 +36,6 @@ LIBRARIES = {
     "wandb_workspaces": {"compare/workspace.py"},
     "hydra": {"config", "launch/launcher.py", "launch/multirun.py", "run/stored.py", "sweep/points.py"},
     "omegaconf": {"config/composing.py", "config/keys.py", "launch/launcher.py", "launch/multirun.py"},
-    "plotly": {"plot"},
     "matplotlib": {"plot", "lens"},
     "rich": {"progress.py", "evaluate/heldout.py", "compare", "run", "sweep/command.py"},
     "datasets": {"data/sources/loading.py"},

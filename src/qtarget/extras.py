@@ -17,7 +17,6 @@ LAB = (
     "matplotlib",
     "peft",
     "platformdirs",
-    "plotly",
     "psutil",
     "pylatexenc",
     "reasoning_gym",

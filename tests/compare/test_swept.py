@@ -16,7 +16,7 @@ from qtarget.compare.group_table import Grouping, grouped_rows
 from qtarget.compare.report import grouped_panels, render
 from qtarget.compare.sweeps import BINS, Swept, cut, draw_sweep, heat_panels, read_swept, scatter_panels
 from qtarget.errors import QTargetError
-from qtarget.plot.drawing import page_figures
+from qtarget.plot.chart_data import chart_data
 from qtarget.plot.figures import Panel
 from qtarget.record.runs import read_runs
 
@@ -77,8 +77,10 @@ def test_a_key_with_one_value_hides_none(tmp_path: Path) -> None:
 
 def test_many_dots_are_all_drawn(tmp_path: Path) -> None:
     write_sweep(tmp_path, [({"lr": 1e-4 * n}, float(n)) for n in range(1, 61)])
-    drawn = page_figures(scatter_panels(swept(tmp_path), 0))["scatter-0"]["data"]
-    assert [(len(line["x"]), line["marker"]["maxdisplayed"]) for line in drawn] == [(30, 30), (30, 30)]
+    data = chart_data(scatter_panels(swept(tmp_path), 0))
+    drawn = data["panels"]["scatter-0"]["lines"]
+    assert [len(data["axes"][line["x"]["step"]]) for line in drawn] == [30, 30]
+    assert [(line["joined"], line["marked"]) for line in drawn] == [(False, True)] * 2
 
 
 def test_a_metric_without_a_better_end_has_no_best_cell(tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_a_scatter_has_a_dot_per_run_on_an_axis_that_fits(tmp_path: Path) -> Non
         (1e-4, 3.0, False), (1e-4, 2.0, True), (1e-2, 1.5, False), (1e-2, 1.0, True), (1e-3, 2.5, True)
     }  # fmt: skip
     assert {line.mark.label for line in rate.lines} == {"self", "prior"}
-    assert page_figures([rate])["scatter-0"]["layout"]["xaxis"]["type"] == "log"
+    assert chart_data([rate])["panels"]["scatter-0"]["x"]["log"]
 
 
 @pytest.mark.parametrize(("maximize", "best"), [(False, 1.0), (True, 1.5)])
@@ -118,7 +120,7 @@ def test_a_cell_of_the_heatmap_is_its_best_run(tmp_path: Path, maximize: bool, b
     assert first.heat is not None
     assert (first.heat.columns, first.heat.rows) == (("0.0001", "0.001", "0.01"), ("0", "0.5", "1"))
     assert first.heat.values == ((3.0, None, best), (2.0, None, None), (None, 2.5, None))
-    assert page_figures([first])["heat-0"]["data"][0]["reversescale"] is not maximize
+    assert chart_data([first])["panels"]["heat-0"]["heat"]["lower"] is not maximize
 
 
 def test_many_numbers_are_cut_into_spans_of_equal_ratio() -> None:

@@ -161,7 +161,7 @@ def test_help_imports_nothing_heavy() -> None:
     """Under a second even on a slow machine, because torch, transformers and Hydra stay out."""
     probe = (
         "import sys; from qtarget.cli import run; run(['--help']); "
-        "print([name for name in ('torch', 'transformers', 'hydra', 'wandb', 'plotly') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'hydra', 'wandb', 'matplotlib') if name in sys.modules])"
     )
     started = time.perf_counter()
     bare = subprocess.run([sys.executable, "-c", "pass"], check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +11,9 @@ from qtarget.compare.columns import MISSING, columns_of, reading_note, subject, 
 from qtarget.compare.group_table import Grouped, label_without
 from qtarget.compare.groups import GroupRow, problems
 from qtarget.compare.sweeps import Swept, heat_panels, point_marks, scatter_panels
-from qtarget.plot import drawing, figures
+from qtarget.plot import figures
 from qtarget.plot import page as pages
+from qtarget.plot.chart_data import chart_data
 from qtarget.plot.figures import Dot, Line, Mark, Panel, look
 from qtarget.record.runs import Run, differing_keys, finished, of_design, unfinished
 
@@ -52,7 +52,7 @@ def _line(grouped: Grouped, name: str, members: Sequence[tuple[GroupRow, Mark]],
         tuple(float(row.group.key[key]) for row in rows),
         tuple(grouped.scale * _middle(row) for row in rows),
         pointed=True,
-        at=f"{html.escape(key)} %{{x}}, %{{text}}",
+        at=key,
         lows=tuple(grouped.scale * low for low, _ in ends),
         highs=tuple(grouped.scale * high for _, high in ends),
         texts=tuple(f"seeds: {row.group.seeds(grouped.metric)}" for row in rows),
@@ -153,7 +153,7 @@ def page(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | Non
         "means": means,
         "swept": over,
         "heats": heats,
-        "figures": drawing.page_figures((*means.plots, *over.plots, *heats, *plots)),
+        "figures": chart_data((*means.plots, *over.plots, *heats, *plots)),
         "compared": finished(runs) or runs,
         "differences": differences(finished(runs) or runs),
         "problems": problems(finished(runs)),

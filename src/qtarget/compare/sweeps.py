@@ -6,7 +6,6 @@ numbers differ between the runs, and the value is a metric of their closing eval
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -226,7 +225,7 @@ def _line(swept: Swept, styled: Sequence[tuple[SweptRun, Mark]], mark: Mark, key
         tuple(float(point.values[key]) for point in points),
         tuple(point.value for point in points),
         faint=faint,
-        at=f"{html.escape(key)} %{{x:.3g}}<br>%{{text}}",
+        at=key,
         texts=tuple(f"{point.run.display_name} ({point.run.short_path})" for point in points),
         joined=False,
     )

@@ -25,7 +25,6 @@ STOPS = {"unsure": 0.05, "in between": 0.3, "sure": 0.8}  # values of p(y) whose
 KEEP = 4  # likeliest tokens of a reference, for designs that need a top-k one
 PROGRESS = 1.0  # of the training run: schedules stand at their end
 ROUNDING = 1e-9  # entries of Q above −ROUNDING are no negative ones
-PLACE = "p(y) = %{x:.3f}"
 AXIS = "probability of the label, p(y)"
 
 
@@ -301,7 +300,7 @@ def _panel(quantity: Quantity, curves: Sequence[Curve]) -> Panel:
         lines += [_line(c.mark, "negative entries", c, lambda point: point.negative, faint=True) for c in signed]
     if quantity.key in DOTTED and curves:
         mark, read = DOTTED[quantity.key]
-        lines.append(_line(mark, quantity.axis, curves[0], lambda point: read(point.p), dotted=True))
+        lines.append(_line(mark, quantity.axis, curves[0], lambda point: read(point.p), dash="dotted"))
     return Panel(
         quantity.key,
         quantity.title,
@@ -326,7 +325,7 @@ def _span(quantity: Quantity, curves: Sequence[Curve]) -> tuple[float, float] | 
 
 def _line(mark: Mark, metric: str, curve: Curve, read: Callable[[CurvePoint], float], **style: Any) -> Line:
     steps, values = zip(*((round(point.p, 4), round(read(point), 5)) for point in curve.points), strict=True)
-    return Line(mark, metric, steps, values, at=PLACE, **style)
+    return Line(mark, metric, steps, values, at="p(y)", **style)
 
 
 def bars(curves: Sequence[Curve], world: World) -> dict[str, Any]:

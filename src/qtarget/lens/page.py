@@ -11,7 +11,7 @@ from qtarget.lens import token_table
 from qtarget.lens.curves import CUT, DOTTED, QUANTITIES, STOPS, Curve, Quantity, World, bars, extent, panels
 from qtarget.lens.picture import OVERLAID
 from qtarget.lens.token_table import Demonstrations
-from qtarget.plot.drawing import page_figures
+from qtarget.plot.chart_data import chart_data
 from qtarget.plot.page import render
 
 TEMPLATE = Path(__file__).with_name("lens.html.j2")
@@ -71,7 +71,7 @@ def page(
         "quantities": QUANTITIES,
         "sketches": {curve.mark.index: tuple(sketches(curve)) for curve in curves} if many else {},
         "plots": plots,
-        "figures": page_figures(plots),
+        "figures": chart_data(plots),
         "world": world,
         "bars": bars(curves, world),
         "stops": STOPS,

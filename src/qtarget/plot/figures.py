@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qtarget.record.runs import Run, finished, unfinished
@@ -45,23 +45,26 @@ class Dot:
 class Line:
     """One metric of one run over optimizer steps, or of one design over what `at` names.
 
-    lows, highs: the interval of every value, where it is known. texts: what hovering says of every point. joined: drawn
-    as a line, not as points alone.
+    lows, highs: the interval of every value, where it is known, as bars or (band) as one area. texts: what hovering
+    says of every point. joined: drawn as a line, not as points alone. other_x: the points' places on other x axes.
+    members: the runs that this is the mean of, shown on hovering.
     """
 
     mark: Mark
     metric: str
     steps: tuple[float, ...]
     values: tuple[float, ...]
-    dashed: bool = False
-    dotted: bool = False
+    dash: str = "solid"
     pointed: bool = False
     faint: bool = False
-    at: str = "step %{x:.0f}"  # how plotly's hover names the place of a point
+    at: str = "step"
     lows: tuple[float, ...] = ()
     highs: tuple[float, ...] = ()
+    band: bool = False
     texts: tuple[str, ...] = ()
     joined: bool = True
+    other_x: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    members: tuple[Line, ...] = ()
 
     @property
     def marked(self) -> bool:
@@ -83,7 +86,8 @@ class Heat:
 class Panel:
     """One plot. `reference`: where the dotted line stands. `span`, `x_span`: what is in view; by default all.
 
-    number: how hovering writes a value of a dot, in d3's format; unit: what stands behind it.
+    number: how hovering writes a value of a dot, in Python's format; unit: what stands behind it. x_choices: the reader
+    chooses what x is, of the lines' `other_x`.
     """
 
     key: str
@@ -98,6 +102,8 @@ class Panel:
     x_span: tuple[float, float] | None = None
     heat: Heat | None = None
     x_log: bool = False
+    y_log: bool = False
+    x_choices: bool = False
     x_near: bool = False  # the x axis begins where the points do, not at 0
     number: str = ".1f"
     unit: str = " %"
@@ -162,7 +168,7 @@ def progress_panel(styled: Sequence[tuple[Run, Mark]]) -> Panel:
 
 def nll_panel(styled: Sequence[tuple[Run, Mark]]) -> Panel:
     """Negative log-likelihood of the labels, training and validation."""
-    lines = _lines(styled, "train/nll", faint=True) + _lines(styled, "val/nll", dashed=True, pointed=True)
+    lines = _lines(styled, "train/nll", faint=True) + _lines(styled, "val/nll", dash="dashed", pointed=True)
     caption = (
         "Solid and pale: training tokens; dashed: validation tokens. This is the plain −log p of the label, so lines "
         "over the same rows can be compared whatever the design; the values of the designs' own objectives cannot. "
@@ -174,7 +180,7 @@ def nll_panel(styled: Sequence[tuple[Run, Mark]]) -> Panel:
 def trust_panel(styled: Sequence[tuple[Run, Mark]]) -> Panel:
     """Trust on clean and on wrong tokens; one line per run where the data were not split into the two."""
     clean = _lines(styled, "target/trust_clean")
-    wrong = _lines(styled, "target/trust_noisy", dashed=True)
+    wrong = _lines(styled, "target/trust_noisy", dash="dashed")
     reading = "Solid: clean tokens; dashed: wrong tokens. A design that tells them apart keeps a gap between the two."
     if not clean and not wrong:
         clean, reading = _lines(styled, "target/trust"), "Tokens are not split into clean and wrong here."

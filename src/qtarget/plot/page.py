@@ -1,4 +1,4 @@
-"""Self-contained pages: a template, the style and script of this folder, and plotly.js inside."""
+"""Self-contained pages: a template, the style and script of this folder."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 SHARED = Path(__file__).parent
 
 
 def render(template: Path, values: dict[str, Any]) -> str:
-    """The page as text. Every value is escaped; only plotly.js itself goes in as it is."""
-    from plotly.offline import get_plotlyjs  # 5 MB of script, read when a page is made
-
+    """The page as text. Every value is escaped."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, SHARED]),
         autoescape=True,
@@ -22,4 +19,4 @@ def render(template: Path, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template.name).render(**values, plotly_js=Markup(get_plotlyjs()))
+    return environment.get_template(template.name).render(**values)
