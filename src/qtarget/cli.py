@@ -162,7 +162,7 @@ def _compare(rest: list[str]) -> int:
         metric=options.metric,
         against=options.against,
         best_of=best_of,
-        by=options.by or "val/accuracy",
+        by=options.by,
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from qtarget.compare.command import compare
+from qtarget.compare.group_table import Grouping, grouped_rows
 from qtarget.compare.groups import group_runs, rows
 from qtarget.errors import QTargetError
 from qtarget.evaluate.row_losses import RowLoss, row_metrics, save_row_losses
@@ -133,9 +134,51 @@ def test_what_nobody_judges_is_compared_by_the_nll_of_its_rows(
     assert (dft.difference.mean, dft.difference.low, dft.difference.high) == pytest.approx((-0.1, -0.1, -0.1))
     compare([unjudged], format="md", group_by=["target"], against=["target=sft"])
     printed = capsys.readouterr().out
-    assert "| test/nll [95 %] | by seed | difference [95 %] |" in printed
+    assert "| test/nll [95 %] | by seed | difference [95 %] | p |" in printed
     assert "-0.100 [-0.100, -0.100]" in printed
     assert "paired by seed and row" in printed
+
+
+@pytest.mark.parametrize(("metric", "better"), [("test/nll", "min"), ("test/accuracy", "max")])
+def test_groups_stand_best_first_by_the_better_end(tmp_path: Path, metric: str, better: str) -> None:
+    for target, right in (("b", 3), ("c", 1), ("a", 2)):
+        write_run(tmp_path, target, 0, [row < right for row in range(4)])
+        path = tmp_path / f"{target}00.4/result.json"
+        result = json.loads(path.read_text())
+        result["metrics"]["test/nll"] = float(right)
+        path.write_text(json.dumps(result))
+    grouped = grouped_rows(read_runs([tmp_path]), Grouping(["target"], metric))
+    shown = [line[0] for line in grouped.table.lines]
+    assert shown == (["c", "a", "b"] if better == "min" else ["b", "a", "c"])
+
+
+def test_p_values_of_many_differences_are_corrected_and_the_table_says_so(tmp_path: Path) -> None:
+    """Of n problems that all go one way, a sign flip gives 2/2^n exactly."""
+    for target, right in (("sft", 0), ("dft", 6), ("kd", 5), ("gem", 1)):
+        write_run(tmp_path, target, 0, [row < right for row in range(8)])
+    grouped = grouped_rows(read_runs([tmp_path]), Grouping(["target"], "test/accuracy", ["target=sft"]))
+    p_values = {row.group.label: (row.p_value, row.p_holm) for row in grouped.rows}
+    assert p_values["dft"] == pytest.approx((2 / 2**6, 3 * 2 / 2**6))
+    assert p_values["kd"] == pytest.approx((2 / 2**5, 2 * 2 / 2**5))
+    assert p_values["gem"] == (1.0, 1.0)
+    assert p_values["sft"] == (None, None)
+    assert grouped.titles[-1] == "p (Holm)"
+    assert "Corrected for 3 comparisons (Holm)" in grouped.note
+    assert grouped.table.lines[0][-1] == f"{3 * 2 / 2**6:.2g}"
+
+
+def test_one_difference_needs_no_correction(swept: Path) -> None:
+    grouped = grouped_rows(read_runs([swept]), Grouping(["target"], "test/accuracy", ["target=sft"]))
+    assert grouped.titles[-1] == "p"
+    assert "Holm" not in grouped.note
+    assert {row.p_value for row in grouped.rows} == {row.p_holm for row in grouped.rows}
+
+
+def test_p_values_of_rows_are_sign_flips_of_what_each_adds(unjudged: Path) -> None:
+    """Better by the same on every token of five rows: 2 of 2^5 signs are as far from 0."""
+    grouped = grouped_rows(read_runs([unjudged]), Grouping(["target"], "test/nll", ["target=sft"]))
+    (dft,) = [row for row in grouped.rows if row.difference]
+    assert dft.p_value == pytest.approx(2 / 2**5)
 
 
 def test_rows_that_only_one_side_has_are_left_out(tmp_path: Path) -> None:

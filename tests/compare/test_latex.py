@@ -81,9 +81,9 @@ def test_the_grouped_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
             write_run(tmp_path, target, seed, [row < right for row in range(4)])
     compare([tmp_path], format="tex", group_by=["target"], against=["target=sft"])
     printed = capsys.readouterr().out
-    assert r"target & seeds & test/accuracy \% [95 \%] & by seed & difference [95 \%] \\" in printed
+    assert r"target & seeds & test/accuracy \% [95 \%] & by seed & difference [95 \%] & p \\" in printed
     assert re.search(
-        r"^a\\_b\\% & 2 & 75\.0 \[.*\] & 75\.0 \\textellipsis\{\} 75\.0 & \+50\.0 \[.*\] \\\\$", printed, re.M
+        r"^a\\_b\\% & 2 & 75\.0 \[.*\] & 75\.0 \\textellipsis\{\} 75\.0 & \+50\.0 \[.*\] & 0\.5 \\\\$", printed, re.M
     )
     assert printed.startswith("% needs \\usepackage{booktabs}\n% Intervals resample")
 

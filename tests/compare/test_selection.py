@@ -13,7 +13,7 @@ from test_groups import sample
 from qtarget.cli import run as qtarget_cli
 from qtarget.compare.command import compare
 from qtarget.compare.groups import rows
-from qtarget.compare.selection import choose
+from qtarget.compare.selection import choose, usual_validation
 from qtarget.data.example import Demonstration
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
@@ -88,6 +88,28 @@ def test_equals_go_to_the_smaller_number(tmp_path: Path) -> None:
     for rate in ("1e-2", "5e-3", "1e-1"):
         write_run(tmp_path, ("sft", rate, 0), [0.5], [0])
     assert chosen(tmp_path) == {"sft": "0.005"}
+
+
+def test_a_tie_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for rate, value in (("1e-2", 0.5), ("5e-3", 0.5), ("1e-1", 0.25)):
+        write_run(tmp_path, ("sft", rate, 0), [value], [0])
+        write_run(tmp_path, ("dft", rate, 0), [value + float(rate)], [0])
+    compare([tmp_path], format="md", group_by=["target"], best_of=["optim.lr"])
+    printed = capsys.readouterr().out
+    assert f"target=sft: optim.lr=0.005 ties with optim.lr=0.01 at {BY} 0.5; the first is shown" in printed
+    assert "target=dft: optim.lr=0.01 ties" not in printed
+
+
+def test_what_nobody_judges_is_chosen_by_its_validation_nll(tmp_path: Path) -> None:
+    assert usual_validation(read_runs([written(tmp_path / "judged", {"val/accuracy": 0.5, "val/nll": 1.0})])) == BY
+    assert usual_validation(read_runs([written(tmp_path / "not", {"val/nll": 1.0})])) == "val/nll"
+
+
+def written(folder: Path, point: dict[str, float]) -> Path:
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps({"status": "finished", "name": folder.name}))
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 0, **point}))
+    return folder
 
 
 @pytest.mark.parametrize("lost", ["run", "number"])

@@ -336,6 +336,15 @@ def samples(*prompts: str, source: str = "heldout", right: str = "r") -> list[Sa
     ]
 
 
+def test_holms_correction_is_that_of_published_examples() -> None:
+    """R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm") and the worked example of Wikipedia's Holm–Bonferroni method."""
+    assert scores.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert scores.holm([0.5, 0.6]) == [1.0, 1.0]
+    assert scores.holm([0.04, 0.04, 0.9]) == pytest.approx([0.12, 0.12, 0.9])
+    assert scores.holm([0.2]) == [0.2]
+    assert scores.holm([]) == []
+
+
 def test_metrics_of_drawn_answers() -> None:
     found = answer_metrics(samples("rrab", "xxrr", "    "))
     expected = {

@@ -14,10 +14,12 @@ import yaml
 from qtarget.compare.columns import MISSING, TableColumn, columns_of, next_command, reading_note, subject
 from qtarget.compare.formats import Table, markdown_text, terminal
 from qtarget.compare.group_table import Grouped, Grouping, grouped_rows
+from qtarget.compare.selection import usual_validation
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
 from qtarget.config.versions import outdated
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import FILE, Paired, Sample, paired, read_samples
+from qtarget.evaluate.scores import holm
 from qtarget.record.runs import Run, differing_keys, finished, read_runs, unfinished
 
 if TYPE_CHECKING:
@@ -37,22 +39,23 @@ def compare(
     metric: str | None = None,
     against: Sequence[str] = (),
     best_of: Sequence[str] = (),
-    by: str = "val/accuracy",
+    by: str | None = None,
 ) -> int:
     """Print the table of the runs under `paths`, write report.html and comparison.png into `out` (default: first path).
 
     metric: by default accuracy, or nll where nothing was answered; in the plots over what a sweep has changed, its own.
     group_by: keys; runs that agree in them are taken together over their seeds, and the table shows `metric` with
     intervals and, where `against` (KEY=VALUE texts) names a baseline, paired differences to it. best_of: keys, such as
-    optim.lr, of which each group is shown at its best by the validation metric `by`. With format md, csv or tex only
-    the table goes to stdout, the rest to stderr. Returns 0, or 1 where no run has finished.
+    optim.lr, of which each group is shown at its best by the validation metric `by` (None: val/accuracy, or val/nll
+    where nothing was answered). With format md, csv or tex only the table goes to stdout, the rest to stderr. Returns
+    0, or 1 where no run has finished.
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
     runs = [_with_mends(run) for run in read_runs(paths)]
     if best_of and not group_by:
         raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
-    asked = Grouping(group_by, metric or usual_metric(runs), against, best_of, by)
+    asked = Grouping(group_by, metric or usual_metric(runs), against, best_of, by or usual_validation(runs))
     grouped = grouped_rows(runs, asked) if group_by and finished(runs) else None
     swept = None if grouped else read_swept(runs, metric)
     if grouped:
@@ -196,8 +199,10 @@ def compare_paired(paths: Sequence[str | Path], metric: str) -> int:
     if not sources:
         raise QTargetError(f"no source of problems in common: {', '.join(_sources(a))} and {', '.join(_sources(b))}")
     print(f"A  {near(files[0])}\nB  {near(files[1])}\n{metric}, with the 95 % interval of B − A:")
-    for source in sources:
-        print(f"  {source:<14}{_line(paired(_of(a, source), _of(b, source), metric))}")
+    pairs = [paired(_of(a, source), _of(b, source), metric) for source in sources]
+    corrected = holm([pair.difference.p_value for pair in pairs])
+    for source, pair, p_value in zip(sources, pairs, corrected, strict=True):
+        print(f"  {source:<14}{_line(pair, p_value, len(pairs))}")
     print(f"next: {shlex.join(['qtarget', 'compare', *map(str, paths)])}")
     return 0
 
@@ -221,10 +226,12 @@ def _of(samples: Sequence[Sample], source: str) -> list[Sample]:
     return [sample for sample in samples if sample.source == source]
 
 
-def _line(found: Paired) -> str:
+def _line(found: Paired, p_value: float, comparisons: int) -> str:
+    """p_value: corrected for so many comparisons."""
     score, apart = found.difference.score, found.only_a + found.only_b
     others = f", {apart} others left out" if apart else ""
+    how = f"sign flips, Holm over {comparisons} sources" if comparisons > 1 else "sign flips"
     return (
         f"A {found.a:.3f}  B {found.b:.3f}  B − A {score.mean:+.3f} [{score.low:+.3f}, {score.high:+.3f}]  "
-        f"p = {found.difference.p_value:.2g} (sign flips), {found.shared} shared prompts{others}"
+        f"p = {p_value:.2g} ({how}), {found.shared} shared prompts{others}"
     )

@@ -11,6 +11,7 @@ from qtarget.compare.groups import Group, GroupRow, group_runs, is_of_rows, rows
 from qtarget.compare.selection import choose
 from qtarget.errors import QTargetError
 from qtarget.evaluate.scores import Score
+from qtarget.measures import direction
 from qtarget.record.runs import Run
 
 
@@ -38,7 +39,11 @@ class Grouped:
 
     @property
     def compared(self) -> bool:
-        return any(row.difference for row in self.rows)
+        return self.comparisons > 0
+
+    @property
+    def comparisons(self) -> int:
+        return sum(row.difference is not None for row in self.rows)
 
     @property
     def unit(self) -> str:
@@ -75,7 +80,7 @@ class Grouped:
     def titles(self) -> list[str]:
         mean = f"{self.title} [95 %]" if self.has_intervals else self.title
         beside = ["bits/byte"] * self.per_byte
-        apart = ["difference [95 %]"] * self.compared
+        apart = ["difference [95 %]", "p (Holm)" if self.comparisons > 1 else "p"] * self.compared
         return [*self.rows[0].group.key_values, "seeds", mean, *beside, "by seed", *apart]
 
     @property
@@ -90,7 +95,7 @@ class Grouped:
     def unrounded(self) -> Table:
         """Every number for itself, with all its digits."""
         ends = ("low", "high")
-        difference = ("difference", "difference_low", "difference_high")
+        difference = ("difference", "difference_low", "difference_high", "p_value", "p_holm")
         numbers = (self.metric, *ends, "min_seed", "max_seed", *difference)
         return Table([*self.rows[0].group.key_values, "seeds", *numbers], [self._numbers(row) for row in self.rows])
 
@@ -104,26 +109,36 @@ class Grouped:
         elif not all(row.interval for row in self.rows):
             text += f" A group without one lacks the {unit}s of some seeds."
         if self.compared:
-            text += f" Differences to {' and '.join(self.against)} are paired by seed and {unit}."
+            text += f" Differences to {' and '.join(self.against)} are paired by seed and {unit}. {self._p_values}"
         elif self.against:
             text += f" No differences: they are taken {unit} by {unit}, and the groups share none."
         if self.per_byte:
             text += f" Tokenizers differ, and nll is per token of each: --metric {PER_BYTE} compares them."
         return "\n".join([text, *self.remarks])
 
+    @property
+    def _p_values(self) -> str:
+        """What they are of, and that they are corrected."""
+        text = f"p: of no difference between these runs, by sign flips of {self.unit}s; the luck of seeds is in the"
+        holm = f" Corrected for {self.comparisons} comparisons (Holm)." if self.comparisons > 1 else ""
+        return f"{text} intervals alone.{holm}"
+
     def _cells(self, row: GroupRow) -> list[str]:
         mean = _bracketed(row.interval, self._number) if row.interval else self._number(row.mean)
         several = len(row.group.runs) > 1
         span = f"{self._number(row.low_seed)} … {self._number(row.high_seed)}" if several else MISSING
-        apart = _bracketed(row.difference, self._signed) if row.difference else MISSING
+        apart = [MISSING, MISSING]
+        if row.difference:
+            apart = [_bracketed(row.difference, self._signed), f"{row.p_holm:.2g}"]
         bits = row.group.values(PER_BYTE)
         beside = [f"{sum(bits) / len(bits):.3f}" if bits else MISSING] * self.per_byte
         keys = row.group.key_values.values()
-        return [*keys, row.group.seeds(self.metric), mean, *beside, span, *[apart] * self.compared]
+        return [*keys, row.group.seeds(self.metric), mean, *beside, span, *apart * self.compared]
 
     def _numbers(self, row: GroupRow) -> list[str]:
         inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
-        apart = [row.difference.mean, row.difference.low, row.difference.high] if row.difference else [""] * 3
+        score = row.difference
+        apart = [score.mean, score.low, score.high, row.p_value, row.p_holm] if score else [""] * 5
         count = len(row.group.values(self.metric))
         return list(
             map(str, [*row.group.key_values.values(), count, row.mean, *inside, row.low_seed, row.high_seed, *apart])
@@ -141,14 +156,10 @@ def label_without(group: Group, without: Sequence[str]) -> str:
     return ", ".join(value for key, value in group.key.items() if key not in without) or "all runs"
 
 
-def in_order(found: Grouped) -> Grouped:
-    """A design's rows together, from the smallest number to the largest; designs in the order of their first row."""
-    place = {name: index for index, name in enumerate(dict.fromkeys(map(found.design, found.rows)))}
-
-    def order(row: GroupRow) -> tuple[float, ...]:
-        return (place[found.design(row)], *(float(row.group.key[key]) for key in found.number_keys))
-
-    return replace(found, rows=tuple(sorted(found.rows, key=order)))
+def best_first(grouped: Grouped) -> Grouped:
+    """Rows from the better end of the metric to the worse; as they come where neither end is better."""
+    sign = {"min": 1, "max": -1, None: 0}[direction(grouped.metric)]
+    return replace(grouped, rows=tuple(sorted(grouped.rows, key=lambda row: sign * row.center)))
 
 
 def _bracketed(found: Score, number: Callable[[float], str]) -> str:
@@ -180,7 +191,7 @@ def grouped_rows(runs: Sequence[Run], asked: Grouping) -> Grouped:
         if value not in values:
             raise QTargetError(f"--against {key}={value}: no group has that; {key} is {', '.join(values)}")
     found = tuple(rows(groups, asked.metric, baseline))
-    return in_order(Grouped(found, asked.metric, tuple(asked.against), choice.remarks if choice else ()))
+    return best_first(Grouped(found, asked.metric, tuple(asked.against), choice.remarks if choice else ()))
 
 
 def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,16 @@ from qtarget.errors import QTargetError
 from qtarget.evaluate.row_losses import FILE as ROWS_FILE
 from qtarget.evaluate.row_losses import SIZES, by_row, read_row_losses
 from qtarget.evaluate.samples import FILE, HELDOUT, Sample, by_problem, read_samples
-from qtarget.evaluate.scores import Ratios, Score, over_seeds, ratio_over_seeds
+from qtarget.evaluate.scores import (
+    PairedDifference,
+    Ratios,
+    Score,
+    difference_over_seeds,
+    holm,
+    over_seeds,
+    ratio_difference,
+    ratio_over_seeds,
+)
 from qtarget.record.runs import Run, check_metric, differing_keys, finished
 
 SHOWN = 12
@@ -110,7 +119,10 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One line of the table: a group's mean with its interval, the range over seeds, and what sets it apart."""
+    """One line of the table: a group's mean with its interval, the range over seeds, and what sets it apart.
+
+    p_value: of no difference; p_holm: the same, corrected for all differences of the table.
+    """
 
     group: Group
     mean: float
@@ -118,6 +130,13 @@ class GroupRow:
     low_seed: float
     high_seed: float
     difference: Score | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+
+    @property
+    def center(self) -> float:
+        """The value that is shown: the interval's mean is over what all seeds have measured."""
+        return self.interval.mean if self.interval else self.mean
 
 
 def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
@@ -141,7 +160,13 @@ def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None
     check_metric([run for group in groups for run in group.runs], metric)
     shown = [group for group in groups if group.values(metric)]
     measured = {run.folder: _measured(run, metric) for group in groups for run in group.runs}
-    return [_row(group, metric, measured, _baseline(group, groups, against)) for group in shown]
+    return _corrected([_row(group, metric, measured, _baseline(group, groups, against)) for group in shown])
+
+
+def _corrected(made: Sequence[GroupRow]) -> list[GroupRow]:
+    p_values = [row.p_value for row in made if row.p_value is not None]
+    corrected = iter(holm(p_values))
+    return [row if row.p_value is None else replace(row, p_holm=next(corrected)) for row in made]
 
 
 def is_of_rows(metric: str) -> bool:
@@ -154,14 +179,13 @@ def _row(group: Group, metric: str, measured: Mapping[Path, Measured], baseline:
     values = group.values(metric)
     held = _shared([measured[run.folder] for run in group.runs])
     difference = _difference(group, metric, baseline, measured) if baseline and baseline is not group else None
-    interval = _score(metric, held) if held and len(values) == len(group.runs) else None
-    return GroupRow(group, float(np.mean(values)), interval, min(values), max(values), difference)
+    interval = _interval(metric, held) if held and len(values) == len(group.runs) else None
+    apart = (difference.score, difference.p_value) if difference else (None, None)
+    return GroupRow(group, float(np.mean(values)), interval, min(values), max(values), *apart)
 
 
-def _score(metric: str, ours: Ratios, theirs: Ratios | None = None) -> Score | None:
-    if is_of_rows(metric):
-        return ratio_over_seeds(ours, theirs)
-    return over_seeds(ours.totals - theirs.totals, low=-1.0) if theirs else over_seeds(ours.totals)
+def _interval(metric: str, held: Ratios) -> Score | None:
+    return ratio_over_seeds(held) if is_of_rows(metric) else over_seeds(held.totals)
 
 
 def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] | None) -> Group | None:
@@ -171,12 +195,17 @@ def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] 
     return next((other for other in groups if other.key == wanted), None)
 
 
-def _difference(group: Group, metric: str, baseline: Group, measured: Mapping[Path, Measured]) -> Score | None:
+def _difference(
+    group: Group, metric: str, baseline: Group, measured: Mapping[Path, Measured]
+) -> PairedDifference | None:
     """Mean difference over the seeds and problems, or rows, that both have; None where they share none."""
     ours, theirs = ({run.seed: run for run in side.runs} for side in (group, baseline))
     seeds = sorted(seed for seed in ours.keys() & theirs.keys() if seed is not None)
     both = _shared([measured[side[seed].folder] for side in (ours, theirs) for seed in seeds])
-    return _score(metric, both[: len(seeds)], both[len(seeds) :]) if both else None
+    if both is None:
+        return None
+    mine, others = both[: len(seeds)], both[len(seeds) :]
+    return ratio_difference(mine, others) if is_of_rows(metric) else difference_over_seeds(mine.totals - others.totals)
 
 
 def _shared(runs: Sequence[Measured]) -> Ratios | None:

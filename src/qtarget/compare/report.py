@@ -50,17 +50,13 @@ def _line(grouped: Grouped, name: str, members: Sequence[tuple[GroupRow, Mark]],
         replace(members[0][1], label=name),
         grouped.metric,
         tuple(float(row.group.key[key]) for row in rows),
-        tuple(grouped.scale * _middle(row) for row in rows),
+        tuple(grouped.scale * row.center for row in rows),
         pointed=True,
         at=key,
         lows=tuple(grouped.scale * low for low, _ in ends),
         highs=tuple(grouped.scale * high for _, high in ends),
         texts=tuple(f"seeds: {row.group.seeds(grouped.metric)}" for row in rows),
     )
-
-
-def _middle(row: GroupRow) -> float:
-    return row.interval.mean if row.interval else row.mean
 
 
 def _ends(grouped: Grouped, row: GroupRow) -> tuple[float, float]:
@@ -77,7 +73,7 @@ def _bars(grouped: Grouped) -> str:
 
 
 def _means(grouped: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
-    dots = tuple(_dot(grouped, row, mark, _middle(row), _ends(grouped, row)) for row, mark in styled)
+    dots = tuple(_dot(grouped, row, mark, row.center, _ends(grouped, row)) for row, mark in styled)
     title, caption = "Means over seeds", f"One dot a group, the mean over its seeds. {_bars(grouped)}"
     return _with_number_format(grouped, Panel("means", title, grouped.title, "", caption, dots=dots))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isclose
 
 import numpy as np
 
@@ -20,6 +21,12 @@ class Selection:
 
     groups: tuple[Group, ...]
     remarks: tuple[str, ...]
+
+
+def usual_validation(runs: Sequence[Run]) -> str:
+    """What is chosen by: val/accuracy, or val/nll where nothing was answered during training."""
+    measured = {name for run in runs for point in run.history for name in point}
+    return next((name for name in ("val/accuracy", "val/nll") if name in measured), "val/accuracy")
 
 
 def choose(runs: Sequence[Run], keys: Sequence[str], swept: Sequence[str], by: str, metric: str) -> Selection:
@@ -71,9 +78,20 @@ def _best(candidates: Sequence[Group], keys: Sequence[str], swept: Sequence[str]
     sign = 1 if validation_direction(by) == "max" else -1
     best = max(whole, key=lambda group: sign * validated(group, by))
     told = [f"{_named(group, keys)}: {_named(group, swept)} passed over" for group in ranked if group not in whole]
+    told += _tie(best, whole, keys, swept, by)
     if best in (ranked[0], ranked[-1]) and len(swept) == 1 and numeric([group.key[swept[0]] for group in ranked]):
         told.append(f"{_named(best, keys)}: {_named(best, swept)} is the end of what was tried, try beyond")
     return Group({key: best.key[key] for key in keys}, best.runs, {key: best.key[key] for key in swept}), told
+
+
+def _tie(best: Group, whole: Sequence[Group], keys: Sequence[str], swept: Sequence[str], by: str) -> list[str]:
+    """What else validation would have taken as gladly."""
+    value = validated(best, by)
+    equals = [group for group in whole if group is not best and isclose(validated(group, by), value)]
+    if not equals:
+        return []
+    others = " and ".join(_named(group, swept) for group in equals)
+    return [f"{_named(best, keys)}: {_named(best, swept)} ties with {others} at {by} {value:.4g}; the first is shown"]
 
 
 def _complete(group: Group, seeds: set[int | None], by: str) -> bool:

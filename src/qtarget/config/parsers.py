@@ -156,7 +156,9 @@ def compare_parser() -> Parser:
         default="",
         help="show each group at its best value of these keys (optim.lr), all seeds of it, chosen by --by",
     )
-    parser.add_argument("--by", help="the validation metric that --best-of chooses by (default: val/accuracy)")
+    parser.add_argument(
+        "--by", help="the validation metric that --best-of chooses by (default: val/accuracy, or val/nll)"
+    )
     parser.add_argument(
         "--paired", metavar="METRIC", help="of two runs: their difference in accuracy, pass@8, … prompt by prompt"
     )

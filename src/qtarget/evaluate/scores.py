@@ -137,6 +137,12 @@ class Ratios:
         return means
 
     @property
+    def parts(self) -> Values:
+        """[R]: what each row adds to the mean, which is their mean."""
+        parts: Values = (self.totals / self.sizes.mean(1, keepdims=True)).mean(0)
+        return parts
+
+    @property
     def pulls(self) -> Values:
         """[R]: how far each row pulls the mean, as if it were a mean over rows; their own mean is 0."""
         each = self.totals.sum(1, keepdims=True) / self.sizes.sum(1, keepdims=True)
@@ -216,6 +222,30 @@ def difference(a: Values, b: Values, seed: int = 0) -> PairedDifference:
     """
     change = b - a
     return PairedDifference(interval(change, -1.0, 1.0, seed), _sign_flip(change, seed))
+
+
+def difference_over_seeds(change: Values, seed: int = 0) -> PairedDifference:
+    """Of differences [S seeds, P prompts] in [−1, 1]: their interval is over seeds and prompts, the p-value is of these
+    seeds: that of the sign flips of each prompt's mean over them.
+    """
+    return PairedDifference(over_seeds(change, low=-1.0, seed=seed), _sign_flip(change.mean(0), seed))
+
+
+def ratio_difference(ours: Ratios, theirs: Ratios, seed: int = 0) -> PairedDifference | None:
+    """ours − theirs on the same seeds and rows, as `difference_over_seeds`; None of a single row."""
+    score = ratio_over_seeds(ours, theirs, seed)
+    return PairedDifference(score, _sign_flip(ours.parts - theirs.parts, seed)) if score else None
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of m comparisons, corrected so that all of them together err as seldom as one: the k-th smallest
+    is max over j ≤ k of min(1, (m − j + 1)·p_(j)) (Holm, Scandinavian Journal of Statistics 1979). In their order.
+    """
+    order = np.argsort(p_values)
+    scaled = np.arange(len(p_values), 0, -1) * np.asarray(p_values)[order]
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(scaled).clip(max=1.0)
+    return [float(value) for value in corrected]
 
 
 def _sign_flip(change: Values, seed: int) -> float:
