@@ -30,6 +30,7 @@ FLOORS = [
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LIBRARIES = {
     "lightning": {"data/module.py", "train", "record/local_trackers.py", "run"},
+    "pandas": {"record/run_table.py"},
     "trackio": {"record/local_trackers.py"},
     "transformers": {"model", "evaluate", "data", "run"},
     "wandb": {"record", "compare/workspace.py"},

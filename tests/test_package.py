@@ -43,6 +43,8 @@ def test_the_wheel_carries_every_configuration_and_template(wheel: Path) -> None
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"qtarget/conf/{path.relative_to(ROOT / 'conf')}" in names
+    for path in (ROOT / "sweeps").glob("*.yaml"):
+        assert f"qtarget/sweeps/{path.name}" in names
     files = [path for path in (ROOT / "src" / "qtarget").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     assert {"report.html.j2", "page.css"} <= {path.name for path in files}
     for path in files:
@@ -68,6 +70,7 @@ def test_an_installed_wheel_trains_from_an_empty_folder(wheel: Path, tmp_path: P
     (result,) = empty.glob("outputs/runs/*/result.json")
     assert json.loads(result.read_text())["status"] == "finished"
     run(qtarget, "compare", "outputs/runs", cwd=empty)
+    assert f"for `wandb sweep`: {site / 'qtarget' / 'sweeps'}" in run(qtarget, "sweep", "--list", cwd=empty)
     code = "import qtarget; print(qtarget.load_design('target_sft', residual='uniform', **{'reliance.alpha': 0.5}))"
     assert run(python, "-c", code, cwd=empty).startswith("Mixture(reliance=Power(alpha=0.5")
 

@@ -32,7 +32,7 @@ _HOMES = {
     "judge": "qtarget.data.verify",
     "read_rows": "qtarget.data.sources.rows",
     "encode": "qtarget.data.chat",
-    "read_runs": "qtarget.record.runs",
+    "read_runs": "qtarget.record.run_table",
     "draw_sweep": "qtarget.compare.sweeps",
     "QTargetError": "qtarget.errors",
 }

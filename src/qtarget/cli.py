@@ -93,15 +93,21 @@ def _train(rest: list[str]) -> int:
 
 
 def _sweep(rest: list[str]) -> int:
-    from pathlib import Path
-
     from qtarget.config.parsers import sweep_parser
+    from qtarget.config.shipped_sweeps import list_sweeps, sweep_file, sweeps_dir
+
+    parser = sweep_parser()
+    options = parser.parse_intermixed_args(rest)
+    if options.list:
+        print(*list_sweeps(), f"files, for `wandb sweep`: {sweeps_dir()}", sep="\n")
+        return 0
+    if options.file is None:
+        parser.error("the following arguments are required: file. `qtarget sweep --list` names the shipped ones")
     from qtarget.sweep.command import sweep
 
-    options = sweep_parser().parse_intermixed_args(rest)
     file, overrides = _file_and_overrides([options.file, *options.overrides])
     return sweep(
-        Path(file),
+        sweep_file(file),
         overrides,
         slot_count=options.slots,
         devices=options.gpus,

@@ -30,13 +30,17 @@ LAB = (
 """Modules of the extra `lab`, as pyproject.toml lists their packages."""
 
 
+def is_installed(module: str) -> bool:
+    return find_spec(module) is not None
+
+
 def require(module: str, what: str, extra: str) -> None:
     """Raise QTargetError where a module that is in an extra of its own is missing. what: needs it, for the message."""
-    if find_spec(module) is None:
+    if not is_installed(module):
         raise QTargetError(f"{what} needs {module}: pip install 'qtarget[{extra}]'")
 
 
 def require_lab(what: str) -> None:
     """Raise QTargetError where a package of the extra `lab` is missing. what: needs them, for the message."""
-    if missing := [module for module in LAB if find_spec(module) is None]:
+    if missing := [module for module in LAB if not is_installed(module)]:
         raise QTargetError(f"{what} needs {', '.join(missing)}: pip install 'qtarget[lab]'")

@@ -52,6 +52,7 @@ LINES: dict[str, tuple[str, set[str]]] = {
     "lens": ("qtarget lens ro", {"rows=", "role="}),
     "compare": ("qtarget compare here --format m", {"md "}),
     "sweep's options": ("qtarget sweep here.yaml --sl", {"--slots "}),
+    "shipped sweeps": ("qtarget sweep noise", {"noise_robustness "}),
     "sweep's overrides": ("qtarget sweep here.yaml model=ti", {"model=tiny "}),
     "agents": ("qtarget agents --re", {"--restarts "}),
     "dashboard": ("qtarget dashboard --p", {"--project "}),

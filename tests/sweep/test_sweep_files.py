@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from wandb_server import points
 
 from qtarget.cli import run as qtarget_cli
+from qtarget.config.shipped_sweeps import sweep_file
 from qtarget.measures import validation_direction
 from qtarget.record.wandb_sweep import BEST
 from qtarget.sweep.file import read_sweep
@@ -85,3 +86,26 @@ def test_a_multirun_is_refused_under_an_agent(
     assert qtarget_cli(["train", "-m", f"hydra/launcher={launcher}", "model=tiny", "seed=0,1"]) == 2
     assert "let the sweep say what varies" in capsys.readouterr().err
     assert not list(workdir.glob("outputs/*/*/result.json"))
+
+
+def test_the_shipped_sweeps_are_listed_with_a_sentence_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["sweep", "--list"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [file.stem for file in FILES]
+    for line, file in zip(lines, FILES, strict=True):
+        sentence = line.split(maxsplit=1)[1]
+        assert sentence[-1] in ".?"
+        assert " ".join(file.read_text().replace("\n# ", " ").split()).startswith(f"# {sentence} ")
+    assert last.endswith(str(FILES[0].parent))
+
+
+def test_a_shipped_sweep_is_taken_by_its_name_and_a_file_of_that_name_comes_first(workdir: Path) -> None:
+    assert sweep_file("noise_robustness") == next(file for file in FILES if file.stem == "noise_robustness")
+    Path("noise_robustness").touch()
+    assert sweep_file("noise_robustness") == Path("noise_robustness")
+    assert sweep_file("mine/own.yaml") == Path("mine/own.yaml")
+
+
+def test_an_unknown_name_of_a_sweep_names_the_nearest(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert qtarget_cli(["sweep", "noise_robustnes"]) == 2
+    assert "no file and no shipped sweep 'noise_robustnes': did you mean 'noise_robustness'?" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qtarget.config.arguments import Parser
 from qtarget.config.parsers import COMMANDS
+from qtarget.config.shipped_sweeps import shipped_sweeps
 from qtarget.errors import QTargetError
 
 BASH = r"""# qtarget: eval "$(qtarget completion bash)" in ~/.bashrc
@@ -137,6 +138,7 @@ def _words_of(name: str, rest: Sequence[str], word: str) -> list[str]:
         return [f"{key}={one}" for one in (_paths(value) if values is None else (f"{one} " for one in values))]
     found = [] if equals else [f"{one}=" for one in mine]
     found += _paths(word) if name in PATHS and not equals else []
+    found += [f"{sweep} " for sweep in shipped_sweeps()] if name == "sweep" and not equals else []
     found += [f"{shell} " for shell in SCRIPTS] if name == "completion" and not rest else []
     if name in CONFIGS and not word.startswith("-"):
         from qtarget.config.keys import keys

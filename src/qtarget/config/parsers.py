@@ -13,7 +13,8 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
 
   qtarget train [-m] [overrides]     fine-tune one configuration, or with -m every combination
                                      qtarget train -m target=sft,dft,target_sft model=tiny
-  qtarget sweep FILE [--slots N] …   a W&B sweep file without W&B: grid, random, bayes, early_terminate
+  qtarget sweep FILE [--slots N] …   a W&B sweep file without W&B: grid, random, bayes, early_terminate; --list
+                                     names those that are shipped
   qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
   qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
@@ -119,8 +120,9 @@ def gpus(text: str) -> list[int]:
 
 def sweep_parser() -> Parser:
     parser = Parser(prog="qtarget sweep", description="Run a W&B sweep file on this machine alone.")
-    parser.add_argument("file", help="the sweep, such as sweeps/smoothing.yaml")
+    parser.add_argument("file", nargs="?", help="the sweep: a file, or the name of a shipped one, such as smoothing")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value for every job")
+    parser.add_argument("--list", action="store_true", help="name the shipped ones, a line each")
     parser.add_argument("--slots", type=int, metavar="N", help="jobs at once (default: one a GPU, or one)")
     parser.add_argument("--gpus", type=gpus, metavar="0-7", help="CUDA devices: 0-7 or 0,1 (default: all visible)")
     parser.add_argument("--count", type=int, metavar="N", help="points in all (default: the file's run_cap)")

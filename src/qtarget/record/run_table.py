@@ -1,0 +1,81 @@
+"""`qtarget.read_runs`: finished and unfinished runs as rows, for one's own tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qtarget.errors import QTargetError
+from qtarget.extras import is_installed
+from qtarget.record import runs as run_folders
+from qtarget.record.runs import Run, differing_keys, flatten
+
+OWN = ("run", "status", "role", "task", "experiment", "seed", "step", "folder")
+"""The first columns: what a run is called, whether it finished, the last step with a measurement, where it is."""
+
+
+class RunTable(list[Run]):
+    """Runs in the order of `qtarget compare`'s table; each has `metrics`, `history`, `config` and more."""
+
+    def rows(self, *, differing: bool = False) -> list[dict[str, Any]]:
+        """A mapping a run, all of the same keys; None where a run has no value.
+
+        Its keys are those of `OWN`, groups with the option that was chosen (target, data, model), closing metrics by
+        name (test/nll) and the resolved configuration by dotted keys (optim.lr), with the types of config.yaml.
+        differing: of groups and configuration only what differs between these runs.
+        """
+        held = [_values(run) for run in self]
+        keys = dict.fromkeys(key for values in held for key in values)
+        if differing:
+            wanted = {*OWN, *differing_keys(self), *(key for run in self for key in run.metrics), *_groups(self)}
+            keys = {key: None for key in keys if key in wanted}
+        return [{key: values.get(key) for key in keys} for values in held]
+
+    def history(self) -> list[dict[str, Any]]:
+        """A mapping a step of a run: `run`, `step`, and what was measured there by name."""
+        return [{"run": run.label, **line} for run in self for line in run.history]
+
+    def to_pandas(self, *, differing: bool = False) -> Any:
+        """`rows` as a pandas.DataFrame. Raises QTargetError where pandas is missing."""
+        if not is_installed("pandas"):
+            raise QTargetError("to_pandas() needs pandas: pip install pandas; rows() gives the same as dicts")
+        import pandas
+
+        return pandas.DataFrame(self.rows(differing=differing))
+
+
+def read_runs(paths: str | Path | Sequence[str | Path]) -> RunTable:
+    """All runs under a folder, or under several, whatever their state. Raises QTargetError where there are none."""
+    return RunTable(run_folders.read_runs(paths))
+
+
+def _values(run: Run) -> dict[str, Any]:
+    own = {
+        "run": run.label,
+        "status": run.status,
+        "role": run.role,
+        "task": run.task,
+        "experiment": run.experiment,
+        "seed": run.seed,
+        "step": int(run.history[-1]["step"]) if run.history else None,
+        "folder": str(run.folder),
+    }
+    return {**own, **run.choices, **run.metrics, **_typed_config(run.folder / "config.yaml"), **own}
+
+
+def _typed_config(path: Path) -> dict[str, Any]:
+    """By dotted keys; empty where the file can't be read, as `Run.config` is."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return flatten(config) if isinstance(config, dict) else {}
+
+
+def _groups(runs: Sequence[Run]) -> set[str]:
+    """Groups of which not all runs have the same option."""
+    names = {group for run in runs for group in run.choices}
+    return {group for group in names if len({run.choices.get(group) for run in runs}) > 1}
