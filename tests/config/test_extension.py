@@ -194,10 +194,13 @@ BAD_ROWS: dict[str, tuple[str, str]] = {
         ROWS.format("split, count", "None"),
         "badpart.Own.rows('train', None) must give a list of qtarget.data.example.Demonstration, got NoneType",
     ),
-    "dict": (ROWS.format("split, count", "[{}]"), "place 0: a row is a qtarget.data.example.Demonstration, got dict"),
+    "dict": (
+        ROWS.format("split, count", "[{}]"),
+        "row 0 of its list: a row is a qtarget.data.example.Demonstration, got dict",
+    ),
     "end": (
         DEMONSTRATION + ROWS.format("split, count", "[Demonstration([{'role': 'user', 'content': 'a'}], row=0)]"),
-        "place 0: messages must end with the assistant's answer, and ends with role 'user'",
+        "row 0 of its list: messages must end with the assistant's answer, and ends with role 'user'",
     ),
     "role": (
         DEMONSTRATION + ROWS.format("split, count", "[Demonstration([{'role': 'bot', 'content': 'a'}], row=0)]"),

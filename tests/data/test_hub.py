@@ -40,7 +40,7 @@ def given(name: str, folder: Path, **changes: Any) -> Hub:
 
 
 def test_every_named_data_set_has_rows_here() -> None:
-    others = {"arithmetic", "gsm_symbolic", "instruct", "hub", "jsonl", "mix", "reasoning_gym"}
+    others = {"arithmetic", "files", "gsm_symbolic", "instruct", "hub", "jsonl", "mix", "reasoning_gym"}
     assert set(NAMED) == set(options("data")) - others == set(options("data/source")) - others
 
 
@@ -232,7 +232,7 @@ def test_an_adapter_that_meets_another_schema_says_so(tmp_path: Path) -> None:
         ({"verifier": "choice", "answer": "answer"}, "needs data.source.options"),
         ({"messages": "messages"}, "say which columns are read"),
         ({"completion": None}, "say which columns are read"),
-        ({"prompt": None, "completion": None}, "say which columns are read"),
+        ({"prompt": None}, "say which columns are read"),
         ({"heldout_share": 1}, r"heldout_share must lie in \[0, 1\)"),
         ({"heldout_share": 0.1, "heldout": "test"}, "leave it at 0"),
         ({"heldout": "train"}, "are both 'train'"),
@@ -258,7 +258,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
         ({"path": "./nowhere"}, "no data at ./nowhere"),
         ({"path": "a/b", "files": {"train": "none.parquet"}}, "no data file at none.parquet"),
         ({"path": "a/b", "files": {"test": file}}, "the split 'train' has no file; those given: test"),
-        ({"path": "a/b", "files": {"train": [file, str(text)]}}, "must all be of one of .parquet, .jsonl"),
+        ({"path": "a/b", "files": {"train": [file, str(text)]}}, "must all be of one of .parquet, .arrow, .jsonl"),
         ({"path": str(tmp_path / "broken.parquet")}, "can't load the split 'train' of .*broken.parquet"),
         ({"path": str(tmp_path / "empty")}, "can't load the split 'train' of .*empty"),
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from qtarget.config.composing import config_container, register_resolver
 from qtarget.config.names import LABELS, as_hashed
+from qtarget.config.share_mends import names_heldout_file
 from qtarget.config.versions import sources, versions, without_unchanged
 from qtarget.model.fingerprint import fingerprint, sampled_digest
 
@@ -35,6 +36,10 @@ def config_hash(cfg: Mapping[Any, Any]) -> str:
         holder[key] = fingerprint(holder[key])
     for source in (*sources(identity["data"]), *sources(identity["eval"])):
         source |= {key: _content(source[key]) for key in ("path", "files") if source.get(key)}
+        if names_heldout_file(source):
+            source["heldout"] = _content(source["heldout"])
+    if isinstance(identity["data"].get("heldout_source"), str):
+        identity["data"]["heldout_source"] = _content(identity["data"]["heldout_source"])
     if mended:
         identity["versions"] = mended
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -9,6 +9,7 @@ from typing import Any
 from qtarget.config.file_mends import is_retyped
 from qtarget.config.names import nodes
 from qtarget.config.row_mends import has_new_keys, is_written_otherwise, named_head_changed
+from qtarget.config.share_mends import shares_otherwise
 from qtarget.data.thought import MARKS
 
 Node = Mapping[str, Any]
@@ -54,7 +55,8 @@ def _has_new_keys(config: Node) -> bool:
 def _judged(config: Node) -> list[dict[str, Any]]:
     """The sources whose rows are asked and judged: those of held-out rows and benchmarks, and what they are made of."""
     data, node = config["data"], config["eval"]
-    held = data.get("heldout_source") or data.get("source")
+    own = data.get("heldout_source")
+    held = own if isinstance(own, dict) else data.get("source")  # a file is judged as the source is
     nodes = {"heldout": held if data.get("heldout_rows") != 0 else None}
     benchmarks = node.get("benchmarks")
     if isinstance(benchmarks, dict):  # what else it may be set to is refused later, in words
@@ -107,6 +109,12 @@ MENDS: tuple[Mend, ...] = (
     Mend("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
     Mend("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
     Mend("choice", 2, "a key with another option's text, and what is denied, choose nothing", _judges_choices),
+    Mend(
+        "heldout",
+        2,
+        "rows behind data.heldout_rows are trained on; a share holds out one row at least",
+        shares_otherwise,
+    ),
     Mend("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
 )
 """In no order; a part stands here once, with its newest version."""
@@ -121,8 +129,9 @@ UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
         "unknown": (None,),
         "tools": (None,),
         "weight": (None,),
+        "columns": ([],),
     },
-    "qtarget.data.sources.jsonl.Jsonl": {"trust_scorer": (False,), "unknown": (None,)},
+    "qtarget.data.sources.jsonl.Jsonl": {"trust_scorer": (False,), "unknown": (None,), "heldout": (None,)},
     "qtarget.data.sources.instruct.Instruct": {"trust_scorer": (False,)},
 }
 """Keys that came later: `_target_` of a node, or its dotted place → key → values that mean what earlier builds did."""

@@ -21,12 +21,17 @@ from qtarget.data.example import Demonstration, Example
 from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.overlap import CONTAMINATIONS, apart
 from qtarget.data.sources.conversation import listed
-from qtarget.data.sources.source import Source, read
+from qtarget.data.sources.data_files import Files
+from qtarget.data.sources.jsonl import Jsonl
+from qtarget.data.sources.loading import is_file_name
+from qtarget.data.sources.source import Sharing, Source, read
 from qtarget.data.tokenise import is_taught
 from qtarget.errors import QTargetError
 from qtarget.parallel import rank_and_world
 
 UNREAD = "unread_"
+FEW = 20
+"""Held-out rows, below which a run is warned of."""
 TRUNCATIONS = ("error", "drop", "cut")
 
 
@@ -35,7 +40,9 @@ class DataConfig:
     """Which demonstrations, how many, how noisy.
 
     rows: training demonstrations, to which noise is applied. reserve_rows: clean ones from a split of their own, added
-    unspoilt. heldout_rows: clean ones for evaluation, of heldout_source where there is one. contamination, of training
+    unspoilt. heldout_rows: clean ones for evaluation; None: all there are. Of a share of the training rows, those that
+    are not evaluated are trained on. heldout_source: where they come from, a source or the name of a file, which is
+    read as the source is; None: from the source. contamination, of training
     rows that answer a held-out prompt: "error", "drop" the row, or "allow" it. truncation of rows longer than
     max_length (None: the model's context): "error", "drop" the row, or "cut" its end. supervise: "all" assistant turns,
     or the "last". packing: training rows of up to so many tokens hold several demonstrations that don't see each other;
@@ -50,17 +57,42 @@ class DataConfig:
     max_length: int | None = None
     truncation: str = "error"
     packing: int | None = None
-    heldout_source: Source | None = None
+    heldout_source: Source | str | None = None
     contamination: str = "error"
     supervise: str = "all"
 
     def __post_init__(self) -> None:
-        for name in ("source", "heldout_source"):
-            if getattr(self, name) is not None:
-                checks.implements(f"data.{name}", getattr(self, name), Source)
+        checks.implements("data.source", self.source, Source)
+        if isinstance(self.heldout_source, str):
+            _check_file("data.heldout_source", self.heldout_source)
+        elif self.heldout_source is not None:
+            checks.implements("data.heldout_source", self.heldout_source, Source)
         checks.choice("data.truncation", self.truncation, TRUNCATIONS)
         checks.choice("data.contamination", self.contamination, CONTAMINATIONS)
         checks.choice("data.supervise", self.supervise, SUPERVISED)
+
+    @property
+    def evaluated(self) -> Source:
+        """Where held-out rows come from."""
+        if not isinstance(self.heldout_source, str):
+            return self.heldout_source or self.source
+        if isinstance(self.source, Files | Jsonl):
+            return replace(self.source, heldout=self.heldout_source, heldout_share=0.0)
+        return Files(self.heldout_source, train=None, heldout=self.heldout_source)
+
+    @property
+    def wants_none_heldout(self) -> bool:
+        """Whether the configuration asks for no held-out rows: with heldout_rows=0, or a share of 0."""
+        shares = self.heldout_source is None and isinstance(self.source, Sharing)
+        return self.heldout_rows == 0 or (shares and not self.source.share and not self.source.heldout)  # type: ignore[attr-defined]
+
+
+def _check_file(key: str, name: str) -> None:
+    if not is_file_name(name):
+        raise QTargetError(
+            f"{key}={name} is no name of a file, which has a suffix or a slash: write {key}=val.jsonl, or, for an "
+            f"option of data/source, +data/source@{key}={name}"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +115,12 @@ class Prepared:
     described: str = ""
     heldout_of: Sequence[int] = ()
     notes: Sequence[str] = ()
+
+    @property
+    def few_in_words(self) -> str:
+        """That the held-out rows are few; empty where they aren't."""
+        count = self.counts["heldout"]
+        return f"; {count} held-out rows are few: differences between runs may be chance" if 0 < count < FEW else ""
 
     @property
     def dropped_in_words(self) -> str:
@@ -113,9 +151,10 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     Rows keep their order, and every one that doesn't reach the end is counted by name.
     """
     chat, limit = ChatFormat(tokenizer, config.supervise), min(config.max_length or context, context)
-    given, from_source = read(config.source, "train", config.rows)
+    of_share = config.heldout_rows if config.heldout_source is None else 0
+    given, from_source = read(config.source, "train", config.rows, of_share)
     reserve, _ = read(config.source, "reserve", config.reserve_rows)
-    held_out, _ = read(config.heldout_source or config.source, "heldout", config.heldout_rows)
+    held_out, _ = read(config.evaluated, "heldout", config.heldout_rows, config.heldout_rows)
     unread = Counter(key for row in (*given, *reserve, *held_out) for key in row.unread)
     of_all, of_heldout = len(given) + len(reserve), len(held_out)
     given, reserve, heldout = (
@@ -151,6 +190,17 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     of = [place for place, group in enumerate(held.groups) for _ in group]
     notes = chat.notes([*train.rows, *held.rows])
     return Prepared(placed, _placed(held.examples), held.rows, counts, rows, described, of, notes)
+
+
+def check_heldout(config: DataConfig, prepared: Prepared) -> None:
+    """Raise QTargetError where no row is held out and that was not asked for."""
+    if prepared.heldout or config.wants_none_heldout:
+        return
+    raise QTargetError(
+        f"no row is held out of {prepared.described or 'the data'}{prepared.dropped_in_words}: name a file or a split "
+        "to evaluate on with data.source.heldout, or a file with data.heldout_source; data.heldout_rows=0 trains "
+        "without any"
+    )
 
 
 def encoded(

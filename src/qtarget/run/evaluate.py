@@ -24,7 +24,7 @@ from qtarget.record.record import Record, stored_result
 from qtarget.record.trackers import NoTracker
 from qtarget.run import build
 from qtarget.run.plan import make_plan
-from qtarget.run.stored import NO_NOISE, run_folder, trained_config
+from qtarget.run.stored import NO_NOISE, check_not_trained_on, run_folder, trained_config
 from qtarget.run.train import load_finished, lock_folder, prepare_process
 
 FOLDER = "evaluations"
@@ -67,6 +67,8 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def evaluation_config(where: str, overrides: Sequence[str]) -> RunConfig:
     """As the run was configured, but for what only training needs: one process, and no training row."""
     cfg, run = trained_config(where, overrides), run_folder(where)
+    if run is not None:
+        check_not_trained_on(cfg.data, run)
     attention = cfg.model.attention
     if attention == "auto":
         attention = _run_result(run).get("attention", "sdpa") if run else "sdpa"

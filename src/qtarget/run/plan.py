@@ -13,7 +13,7 @@ from qtarget.config.composing import instantiate, instantiate_design
 from qtarget.config.loss_engine import Engine, attention, choose
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
 from qtarget.data.epochs import EpochReading
-from qtarget.data.module import Prepared, prepare
+from qtarget.data.module import Prepared, check_heldout, prepare
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
 from qtarget.evaluate.probing import check_scorers
@@ -76,7 +76,7 @@ class Plan:
         return (
             f"{reading.in_words(trainer.steps, of)} "
             f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}"
-            f"{self.prepared.dropped_in_words}{reading.why(trainer.steps)}{self._rounded}"
+            f"{self.prepared.few_in_words}{self.prepared.dropped_in_words}{reading.why(trainer.steps)}{self._rounded}"
         )
 
     @property
@@ -159,6 +159,7 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
         check_scorers(verified)
     check_embeddings(rows, tokenizer, prepared, beside)
     _check_rows(cfg, prepared)
+    check_heldout(data_config, prepared)
     test = _test_rows(cfg.eval, prepared)
     _check_benchmarks(cfg.eval, prepared, beside)
     check_answer_length(cfg.eval.new_tokens, model, tokenizer, prepared, beside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from qtarget.config.composing import compose_config, config_container, nearest, 
 from qtarget.config.names import OF_A_RUN, as_typed
 from qtarget.config.references import read_references
 from qtarget.config.run_config import NODES, RunConfig
+from qtarget.config.share_mends import FILES
 from qtarget.errors import QTargetError
 from qtarget.model.fingerprint import model_folder, names_a_folder
+from qtarget.record.record import stored_result
 
 NO_NOISE = {"_target_": "qtarget.data.noise.NoNoise"}
 OF_EARLIER_RUNS = {kind.PLACE: kind for kind in NODES}
@@ -45,6 +47,27 @@ def trained_config(where: str, overrides: Sequence[str] = (), **changes: Any) ->
     for key, value in changes.items():
         _put(composed, key, value)
     return RunConfig.read(composed)
+
+
+def check_not_trained_on(data: Mapping[str, Any], run: Path) -> None:
+    """Raise QTargetError where rows are to be evaluated that the run was trained on.
+
+    Of a share of the training rows a run trains on those behind its data.heldout_rows; runs of 0.1.0 did not.
+    """
+    trained = _saved(run / "config.yaml").get("data") or {}
+    source, kept = trained.get("source") or {}, trained.get("heldout_rows")
+    is_newer = source.get("_target_") == FILES or "heldout" in ((stored_result(run) or {}).get("mends") or {})
+    shared = source.get("heldout_share") or (source.get("_target_") == FILES and source.get("heldout_share") is None)
+    if not is_newer or kept is None or not shared or source.get("heldout") or trained.get("heldout_source"):
+        return
+    if data.get("source") != source or data.get("heldout_source"):
+        return
+    wanted = data.get("heldout_rows")
+    if wanted is None or wanted > kept:
+        raise QTargetError(
+            f"the run in {run} held out {kept} rows and was trained on all others, so {wanted or 'all'} rows of its "
+            f"share can't judge it: leave data.heldout_rows at {kept}, or name other rows with data.heldout_source"
+        )
 
 
 def _run_live(cfg: dict[str, Any]) -> None:

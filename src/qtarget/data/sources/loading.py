@@ -1,4 +1,4 @@
-"""Which files a split of a data set is. `datasets` reads Parquet and what is on the hub, `files` local CSV and JSON."""
+"""Which files a split of a data set is. `datasets` reads Parquet, Arrow and the hub, `file_rows` local CSV and JSON."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qtarget.data.sources.conversation import listed
-from qtarget.data.sources.file_rows import FORMATS, FilePart, FileRows, Table, Typed, form
+from qtarget.data.sources.file_rows import FORMATS, PACKED, FilePart, FileRows, Table, Typed, form
 from qtarget.errors import QTargetError
 from qtarget.parallel import is_rank_zero
 
-TYPED = {".parquet": "parquet"}
+TYPED = {".parquet": "parquet", ".arrow": "arrow"}
 BUILDERS = {"Csv": "csv", "Json": "json"}
 """Class of a builder of `datasets` 5 → the format whose types it guesses."""
 SAID = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json", "config.json")
@@ -24,7 +24,7 @@ READ = ("data_files", "data_dir", "features", "name", "version", "description", 
 
 
 class Named(Protocol):
-    """What a data set is called: see `qtarget.data.sources.hub.Hub`."""
+    """What a data set is called: see `qtarget.data.sources.data_files.Files`."""
 
     @property
     def path(self) -> str: ...
@@ -39,7 +39,7 @@ class Named(Protocol):
     @property
     def delimiter(self) -> str | None: ...
     @property
-    def described(self) -> str: ...
+    def called(self) -> str: ...
 
 
 def loaded(source: Named, split: str) -> Table:
@@ -49,10 +49,43 @@ def loaded(source: Named, split: str) -> Table:
     if given:
         return _of_files(source, _checked_files(given, split), split)
     if local.is_dir():
-        return _of_folder(source, local, split)
-    if source.path.startswith((".", "/", "~")):
+        return _of_saved(source, local, split) if _is_saved(local) else _of_folder(source, local, split)
+    if source.path.startswith((".", "/", "~")) or _has_suffix(source.path):
         raise QTargetError(f"no data at {source.path} (from {Path.cwd()}): set data.source.path to a folder or file")
     return Typed(_asked(source, split, path=source.path, name=source.name, revision=source.revision))
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is that of a file or folder, and none of a split: it has a slash, or the suffix of a data file."""
+    return "/" in name or _has_suffix(name)
+
+
+def _has_suffix(name: str) -> bool:
+    return form(Path(name)) is not None or Path(name).suffix.lower() in TYPED
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` has written a folder."""
+    return (folder / "dataset_dict.json").is_file() or all(
+        (folder / name).is_file() for name in ("state.json", "dataset_info.json")
+    )
+
+
+def _of_saved(source: Named, folder: Path, split: str) -> Table:
+    """A folder of `save_to_disk`: of a Dataset, whose rows are those to train on, or of a DatasetDict."""
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except Exception as error:  # files that lack or are cut: pyarrow and file systems each raise their own
+        raise _not_loaded(source, split, error) from error
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {str(source.train): saved}
+    if split not in splits:
+        raise QTargetError(
+            f"{source.path} has no split {split!r}; those saved: {listed(splits)}. Name one with data.source.train, "
+            "and another, or a file, with data.source.heldout"
+        )
+    return Typed(splits[split].with_format(None))  # as plain values, whatever it was saved to be given as
 
 
 def _of_files(source: Named, files: list[Path], split: str) -> Table:
@@ -93,7 +126,7 @@ def _check_left_out(source: Named, folder: Path, builder: Any) -> None:
     left = sorted(str(file.relative_to(folder)) for file in others if file.name not in SAID)
     if left:
         raise QTargetError(
-            f"{source.described} holds files of several formats, and {listed(left)} would not be read: name the files "
+            f"{source.called} holds files of several formats, and {listed(left)} would not be read: name the files "
             "in data.source.files={SPLIT: [FILE, …]}, or put each format into a folder of its own"
         )
 
@@ -120,7 +153,7 @@ def _check_settings(source: Named, config: Any) -> None:
     others = [field.name for field in fields(config) if getattr(config, field.name) != getattr(plain, field.name)]
     if others := [name for name in others if name not in READ]:
         raise QTargetError(
-            f"the card of {source.described} has its files read with {listed(others)}, which isn't heeded here: name "
+            f"the card of {source.called} has its files read with {listed(others)}, which isn't heeded here: name "
             "plain files in data.source.files, such as Parquet"
         )
 
@@ -143,12 +176,12 @@ def _asked(source: Named, split: str, *, built: bool = False, **named: Any) -> A
 
 
 def _not_loaded(source: Named, split: str, error: Exception) -> QTargetError:
-    told = " ".join(f"{error} {error.__cause__ or ''}".split())[:400] or type(error).__name__
+    reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:400] or type(error).__name__
     if isinstance(error, ConnectionError):
         way = "give local copies, data.source.files={SPLIT: FILE.parquet}, or a folder as data.source.path"
     else:
         way = "check data.source.path, .name and .revision, and the splits in .train and .heldout"
-    return QTargetError(f"can't load the split {split!r} of {source.described}: {told}. Instead, {way}")
+    return QTargetError(f"can't load the split {split!r} of {source.called}: {reason}. Instead, {way}")
 
 
 def _cache(files: Iterable[Path]) -> str:
@@ -169,8 +202,9 @@ def _cache(files: Iterable[Path]) -> str:
 def _checked_files(given: Mapping[Any, Any], split: str) -> list[Path]:
     if split not in given:
         raise QTargetError(
-            f"the split {split!r} has no file; those given: {listed(given)}. Add it to data.source.files, or name "
-            "the splits there are: data.source.train and .heldout, null for none"
+            f"the split {split!r} has no file; those given: {listed(given)}. Add it to data.source.files, name the "
+            "splits there are, data.source.train and .heldout, null for none, or name a file of held-out rows, "
+            "data.source.heldout=val.jsonl"
         )
     named = given[split] if isinstance(given[split], list | tuple) else [given[split]]
     files = [Path(file).expanduser() for file in named]
@@ -178,6 +212,11 @@ def _checked_files(given: Mapping[Any, Any], split: str) -> list[Path]:
         if not file.is_file():
             raise QTargetError(f"no data file at {file} (from {Path.cwd()}): set data.source.files")
     formats = {form(file) or TYPED.get(file.suffix.lower()) for file in files}
+    if any(file.suffix.lower() in PACKED and file.with_suffix("").suffix.lower() in TYPED for file in files):
+        raise QTargetError(
+            f"{listed([file.name for file in files])}: Parquet and Arrow files are packed inside already; unpack them, "
+            "gunzip FILE"
+        )
     if None in formats or len(formats) != 1:
         raise QTargetError(
             f"{listed([file.name for file in files])}: files of a split must all be of one of "
@@ -198,7 +237,7 @@ def check_not_guessed(source: Named, table: Table, columns: Sequence[str]) -> No
         read_as = _type_name(table.table.features[column])
         if (guessed == "csv" and read_as not in ("string", "large_string")) or read_as == "Json":
             raise QTargetError(
-                f"{source.described} is {guessed.upper()}, and its column {column!r} was read as {read_as}, which may "
+                f"{source.called} is {guessed.upper()}, and its column {column!r} was read as {read_as}, which may "
                 "not be what stands there (00501 → 501): download the files and name them in data.source.files, where "
                 "text stays text"
             )

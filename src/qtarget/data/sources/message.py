@@ -81,6 +81,16 @@ def weight(value: object, name: str) -> float:
     return float(value)
 
 
+def row_weight(value: object, name: str) -> float:
+    """The factor of a row's loss; in a file of text alone it is written out, and an empty cell is none."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return 1.0
+    try:
+        return weight(float(value) if isinstance(value, str) else value, name)
+    except ValueError:
+        return weight(value, name)
+
+
 def without_nulls(value: Any) -> Any:
     """A value of a typed table, where every object has all keys of its column: keys that are null aren't there."""
     if isinstance(value, Mapping):

@@ -18,10 +18,9 @@ MAPPED = ("messages", "prompt", "completion")
 def read_rows(path: str | Path, **fields: Any) -> list[Demonstration]:
     r"""All rows of a file, a folder or a data set of the hub as demonstrations with `.messages`, `.completion`, `.row`.
 
-    path: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of such, or an id of the hub. fields: those of
-    `data.source`: prompt="{question}\n{options}", completion="answer", messages="turns", system=…, where=…, verifier=…
-    (qtarget.data.sources.hub.Hub). A .jsonl without messages, prompt and completion is read as `data=jsonl` reads it:
-    the schema is that of its first row (qtarget.data.sources.jsonl.Jsonl).
+    path: a file, a folder or an id as `data.source.path` names it. fields: those of `data.source`:
+    prompt="{question}\n{options}", completion="answer", messages="turns", system=…, where=…, verifier=… (see
+    qtarget.data.sources.data_files.Files). Without messages, prompt and completion the schema is that of the first row.
 
     `.row` is the row's number in a file (the line of a .jsonl that is read by its schema, from 1; else from 0).
     Raises QTargetError: no such file, an unknown field or column, a row without the text that is asked of it.

@@ -33,8 +33,31 @@ class Counting(Protocol):
     def read(self, split: str, count: int | None) -> tuple[list[Demonstration], Counts]: ...
 
 
-def read(source: Source, split: str, count: int | None) -> tuple[list[Demonstration], Counts]:
+@runtime_checkable
+class Sharing(Protocol):
+    """A source that holds out a share of its training rows.
+
+    share: of its training rows; 0: none. heldout: a file or split that is evaluated on in place of one. heldout_rows:
+    only the first so many rows of the share are held out, and the others are trained on; None: all of it.
+    """
+
+    @property
+    def share(self) -> float: ...
+    @property
+    def heldout(self) -> str | None: ...
+
+    def read_shared(
+        self, split: str, count: int | None, heldout_rows: int | None
+    ) -> tuple[list[Demonstration], Counts]: ...
+
+
+def read(
+    source: Source, split: str, count: int | None, heldout_rows: int | None = None
+) -> tuple[list[Demonstration], Counts]:
     """Rows of a split, and what became of those the source read on the way: "read" and the reasons add up.
+
+    heldout_rows: how many rows of a share are held out, see `Sharing`; None: all, and of a source that has no share
+    those that it says.
 
     A source of others is not asked for 0 rows, and what it gives is checked as rows of a file are. Raises QTargetError
     for what isn't a list of demonstrations, and for more than were asked for.
@@ -42,7 +65,10 @@ def read(source: Source, split: str, count: int | None) -> tuple[list[Demonstrat
     of_others = not type(source).__module__.startswith("qtarget.")
     if of_others and count == 0:
         return [], {}
-    rows, counts = source.read(split, count) if isinstance(source, Counting) else (source.rows(split, count), {})
+    if isinstance(source, Sharing):
+        rows, counts = source.read_shared(split, count, heldout_rows)
+    else:
+        rows, counts = source.read(split, count) if isinstance(source, Counting) else (source.rows(split, count), {})
     return (_checked(rows, source, split, count), counts) if of_others else (rows, counts)
 
 
@@ -52,7 +78,7 @@ def _checked(rows: Any, source: Source, split: str, count: int | None) -> list[D
         raise QTargetError(f"{call} must give a list of qtarget.data.example.Demonstration, got {type(rows).__name__}")
     if count is not None and len(rows) > count:
         raise QTargetError(f"{call} gave {len(rows)} rows: give the first {count} of them")
-    return [_conversation(row, f"{call}, place {place}") for place, row in enumerate(rows)]
+    return [_conversation(row, f"{call}, row {index} of its list") for index, row in enumerate(rows)]
 
 
 def _conversation(row: Any, name: str) -> Demonstration:

@@ -1,0 +1,347 @@
+"""The one door to data: files of any common format and schema, folders of them, and data sets of the hub."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qtarget import checks
+from qtarget.data.example import Demonstration
+from qtarget.data.overlap import position, prompt_text
+from qtarget.data.sources.adapt import Adapt, Row
+from qtarget.data.sources.conversation import check_verifier, columns_of, filled, listed
+from qtarget.data.sources.file_rows import Cells, Table, is_same, other_delimiter
+from qtarget.data.sources.loading import check_not_guessed, is_file_name, loaded
+from qtarget.data.sources.mapping import ColumnMapping, option_columns
+from qtarget.data.sources.message import UNKNOWN, without_nulls
+from qtarget.data.sources.schema import SCHEMAS, SchemaRows, check_columns, schema_of
+from qtarget.data.sources.share import HeldOut, check_share, held_out
+from qtarget.data.verify.verdict import Verifier, verifier_name
+from qtarget.errors import QTargetError
+
+Reader = Callable[[Row, int], Demonstration]
+MALFORMED = ("error", "drop")
+TEXTS = ("prompt", "completion", "instruction", "output")
+"""Keys of schemas that hold text."""
+SHARE = 0.1
+"""Of the rows, held out where no other rows are named."""
+
+
+@dataclass(frozen=True)
+class Files:
+    r"""Rows of files, of a folder, or of a data set of the hub (https://huggingface.co/datasets).
+
+    path: a file (.jsonl, .json, .csv, .tsv, also packed as .gz, .bz2, .xz; .parquet, .arrow), a folder of such or of
+    `save_to_disk`, or an id of the hub; name: its configuration; revision: branch, tag or commit. files: local files to
+    read instead, {split: file or files}. What is text in a CSV or JSON file stays that text (see
+    qtarget.data.sources.file_rows); Parquet and Arrow have types of their own. delimiter: of CSV, None: a comma, in a
+    .tsv a tab.
+    The schema is recognised by the keys of the first row (qtarget.data.sources.schema), unless columns are named.
+    messages: the column of conversations; or prompt and completion: a column each, or a template over columns, such as
+    "{question}\n{options}". system: system message before prompt and completion, None for the template's own.
+    train: name of the split to train on; None: nothing is. heldout: the rows to evaluate on, all of them: a file of
+    your own (val.jsonl; a folder is written ./val), or the name of a split. heldout_share in [0, 1): without `heldout`,
+    the share of the training rows that is held out, by a hash of the prompt, of one prompt at least; None: 0.1.
+    verifier: "math", "choice" or "exact", by which answers are judged, with `answer` (column or template; None: the
+    column "answer") and, for choice, `options`: a column of {letter: text} or of texts, a list of columns, or
+    {letter: text} itself. Templates may then name {options}, one a line.
+    where: column → value, or list of values, that rows must have. pick: so many rows of the training split, in the
+    order of a hash of `seed` and `key` (column or template; None: the prompt), so that it doesn't matter where in the
+    file they stand; the first 100 of pick=1000 are those of pick=100. malformed: what becomes of rows without the text
+    that is asked of them, "error" or "drop". adapt: see qtarget.data.sources.adapt.
+    tools, weight: columns of the functions that may be called, and of what multiplies a row's loss; null: next to
+    `messages` the columns of these names, where there are such; false: none. unknown: what becomes of keys that are not
+    read, as in qtarget.data.sources.message. Columns that are chosen by name leave no loss in those that nobody names.
+    columns: of a recognised schema, keys under which every row holds character spans [[start, stop], …] of its last
+    message; the tokens there carry 1 in a data column of that name, the others 0.
+    Code that a data set brings is never run.
+    """
+
+    path: str
+    name: str | None = None
+    revision: str | None = None
+    files: Mapping[str, Any] | None = None
+    train: str | None = "train"
+    heldout: str | None = None
+    heldout_share: float | None = None
+    messages: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    system: str | None = None
+    verifier: str | Verifier | None = None
+    answer: str | None = None
+    options: Any = None
+    where: Mapping[str, Any] | None = None
+    pick: int | None = None
+    key: str | None = None
+    seed: int = 0
+    malformed: str = "error"
+    adapt: Adapt | None = None
+    delimiter: str | None = None
+    trust_scorer: bool = False
+    tools: str | bool | None = None
+    weight: str | bool | None = None
+    unknown: str | None = None
+    columns: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_verifier(self.verifier)
+        checks.choice("data.source.malformed", self.malformed, MALFORMED)
+        checks.choice("data.source.unknown", self.unknown, UNKNOWN)
+        if self.pick is not None:
+            checks.whole("data.source.pick", self.pick, 1)
+        if self.delimiter is not None and (not isinstance(self.delimiter, str) or len(self.delimiter) != 1):
+            raise QTargetError(f"data.source.delimiter must be one character, or null, got {self.delimiter!r}")
+        check_columns(self.columns)
+        self._check_splits()
+        self._check_reading()
+
+    @property
+    def described(self) -> str:
+        """Which data set it is; once rows were read by their schema, what they were taken for."""
+        schemas = dict.fromkeys(self._schemas.values())
+        return f"{' and '.join(schemas)} from {Path(self.called).name}" if schemas else self.called
+
+    @property
+    def called(self) -> str:
+        """The name of the data set."""
+        return " ".join(filter(None, (self.path, self.name, self.revision)))
+
+    @property
+    def share(self) -> float:
+        """Of the training rows, held out."""
+        default = 0.0 if self.heldout or not self.train else SHARE
+        return default if self.heldout_share is None else self.heldout_share
+
+    def rows(self, split: str, count: int | None) -> list[Demonstration]:
+        """The first `count` rows of a split (None: all). Raises QTargetError: what is missing, and what is there."""
+        return self.read(split, count)[0]
+
+    def read(self, split: str, count: int | None) -> tuple[list[Demonstration], dict[str, int]]:
+        """Rows of a split; and how many were read for them, and left out by reason."""
+        return self.read_shared(split, count, None)
+
+    def read_shared(
+        self, split: str, count: int | None, heldout_rows: int | None
+    ) -> tuple[list[Demonstration], dict[str, int]]:
+        """The same, where only the first `heldout_rows` rows of a share are held out; None: all of the share."""
+        name = self._split(split, count)
+        if name is None:
+            return [], {}
+        if split == "heldout" and is_file_name(name):
+            return self.whole(name).read("train", count)
+        left_out: Counter[str] = Counter()
+        side = self.side(heldout_rows) if name == self.train else HeldOut()
+        rows = list(islice(self._demonstrations(name, split, side, left_out), count))
+        if count is not None and len(rows) < count:
+            why = "".join(f", {number} left out: {reason}" for reason, number in left_out.items())
+            raise QTargetError(
+                f"{self.called} has {len(rows)} {split} rows in {name!r}{why}; {count} were asked for: ask for fewer"
+            )
+        return rows, {"read": len(rows) + left_out.total(), **left_out}
+
+    def whole(self, path: str) -> Files:
+        """All rows of another file, read as those of this one are."""
+        return replace(
+            self,
+            path=path,
+            files=None,
+            name=None,
+            train="train",
+            heldout=None,
+            heldout_share=0.0,
+            where=None,
+            pick=None,
+        )
+
+    def side(self, heldout_rows: int | None) -> HeldOut:
+        """Which of the training split's rows are held out."""
+        if not self.share:
+            return HeldOut()
+        assert self.train
+        return held_out(self._read_rows(self.train, Counter()), self.share, heldout_rows)
+
+    def _split(self, split: str, count: int | None) -> str | None:
+        """The data set's name of one of our splits; None where it has none and none of its rows are asked for."""
+        own = self.heldout or (self.train if self.share else None)
+        name = {"train": self.train, "heldout": own, "reserve": None}[split]
+        if name is None and (count or (split == "train" and count is None)):
+            ways = {
+                "train": "this data is for evaluation; name a split with data.source.train to train on it",
+                "heldout": "name a file or a split with data.source.heldout, or set data.source.heldout_share",
+                "reserve": "leave data.reserve_rows at 0",
+            }
+            raise QTargetError(f"{self.called} has no {split} rows: {ways[split]}")
+        return None if count == 0 else name
+
+    def _demonstrations(self, name: str, split: str, side: HeldOut, left_out: Counter[str]) -> Iterator[Demonstration]:
+        for row in self._read_rows(name, left_out):
+            if name == self.train and side.holds(row) != (split == "heldout"):
+                left_out["other_split"] += 1
+            else:
+                yield row
+
+    def _read_rows(self, name: str, left_out: Counter[str]) -> Iterator[Demonstration]:
+        """All rows of a split of the data set, but for those that are counted as left out."""
+        table = self._table(name)
+        read = self._reader(table, name)
+        rows: Iterable[tuple[int, Row]] = enumerate(table)
+        if self.pick and name == self.train:
+            indices = self._picked(table, name, read, left_out)
+            rows = zip(indices, table.at(indices), strict=True)
+        for index, row in rows:
+            result = self._sorted(row, name, index, read)
+            if isinstance(result, str):
+                left_out[result] += 1
+            else:
+                yield result
+
+    def _picked(self, table: Iterable[Row], name: str, read: Reader, left_out: Counter[str]) -> list[int]:
+        """Indices of the `pick` rows that come first by the hash of their key."""
+        keyed = []
+        for index, row in enumerate(table):
+            result = self._sorted(row, name, index, read)
+            if isinstance(result, str):
+                left_out[result] += 1
+            else:
+                keyed.append((self._position(row, result), index))
+        left_out["unpicked"] += max(0, len(keyed) - (self.pick or 0))
+        return [index for _, index in sorted(keyed)[: self.pick]]
+
+    def _position(self, row: Row, demonstration: Demonstration) -> float:
+        key = filled(self.key, row, "key") if self.key else prompt_text(demonstration.prompt)
+        return position(f"{self.seed}:{key}")
+
+    def _sorted(self, row: Row, name: str, index: int, read: Reader) -> Demonstration | str:
+        """A row's demonstration, or why it is left out."""
+        for column, values in (self.where or {}).items():
+            if not any(is_same(row, column, value) for value in _several(values)):
+                return "where"
+        try:
+            given = self._adapted(row)
+            return "adapt" if given is None else read({**_untyped(row), **given}, index)
+        except QTargetError as error:
+            if self.malformed == "drop":
+                return "malformed"
+            line = f" ({row.place})" if isinstance(row, Cells) else ""
+            raise QTargetError(
+                f"{self.called}, {name}[{index}]{line}: {error}; data.source.malformed=drop leaves such rows out"
+            ) from error
+
+    def _adapted(self, row: Row) -> Row | None:
+        if self.adapt is None:
+            return {}
+        try:
+            return self.adapt(row)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise QTargetError(
+                f"{type(self.adapt).__name__} can't read its {listed(self.adapt.reads)}: "
+                f"{type(error).__name__}: {str(error)[:200]}"
+            ) from error
+
+    @cached_property
+    def _mapping(self) -> ColumnMapping:
+        return ColumnMapping(**{field.name: getattr(self, field.name) for field in fields(ColumnMapping)})
+
+    @cached_property
+    def _schemas(self) -> dict[str, str]:
+        """Split → the schema that its rows were taken for; filled as splits are read."""
+        return {}
+
+    def _reader(self, table: Table, name: str) -> Reader:
+        """What makes a demonstration of a row: by the columns that are named, or by the schema of the first row."""
+        if self._mapping.is_given:
+            return self._mapping.demonstration
+        schema = self._schema(table, name)
+        self._schemas[name] = schema
+        shared = ("system", "columns", "verifier", "trust_scorer", "unknown", "answer", "options")
+        settings = {field: getattr(self, field) for field in shared}
+        return SchemaRows(schema, **settings, numbers=True).demonstration
+
+    def _schema(self, table: Table, name: str) -> str:
+        for row in table:
+            try:
+                given = self._adapted(row)
+                if given is not None:
+                    return schema_of({**_untyped(row), **given})
+            except QTargetError as error:
+                raise QTargetError(
+                    f"{self.called}, the first row of {name!r}: {error}{other_delimiter(list(row))}"
+                ) from error
+        raise QTargetError(f"{self.called} has no rows in {name!r}")
+
+    def _table(self, split: str) -> Table:
+        """The split, with the columns that are read."""
+        table = loaded(self, split)
+        wanted = self._columns()
+        for column in table.missing(list(wanted)):
+            names = table.column_names
+            raise QTargetError(
+                f"{self.called} has no column {column!r} (data.source.{wanted[column]}) in {split!r}; its columns: "
+                f"{listed(names)}{other_delimiter(names)}"
+            )
+        if not self._mapping.is_given:
+            texts = [key for keys in SCHEMAS.values() for key in keys if key in TEXTS]
+            check_not_guessed(self, table, [key for key in texts if not table.missing([key])])
+            return table
+        text_of = ("prompt", "completion", "answer", "key")
+        check_not_guessed(self, table, [column for column, field in wanted.items() if field in text_of])
+        beside = [name for field in ("tools", "weight") if (name := self._mapping.beside(field)) and name not in wanted]
+        absent = table.missing(beside) if beside else []
+        return table.select_columns([*wanted, *(name for name in beside if name not in absent)])
+
+    def _columns(self) -> dict[str, str]:
+        """Column of the data set → the field that names it."""
+        columns = self._mapping.columns()
+        if self.options is not None:
+            columns.pop("options", None)  # what templates call so is put together
+            columns |= dict.fromkeys(option_columns(self.options), "options")
+        if self.adapt:
+            columns = {column: field for column, field in columns.items() if column not in self.adapt.gives}
+            columns |= dict.fromkeys(self.adapt.reads, "adapt")
+        keyed = columns_of(self.key) if self.key else []
+        return columns | dict.fromkeys(self.where or {}, "where") | dict.fromkeys(keyed, "key")
+
+    def _check_splits(self) -> None:
+        if self.heldout_share is not None:
+            check_share(self.heldout_share)
+        if self.heldout_share and (self.heldout or not self.train):
+            raise QTargetError(
+                "data.source.heldout_share holds out rows of the training split: leave it at 0 where data.source."
+                "heldout names other rows, or where there is no data.source.train"
+            )
+        if self.train == self.heldout:
+            raise QTargetError(
+                f"data.source.train and .heldout are both {self.train!r}: name two splits, or set one to null and, to "
+                "share the other's rows, data.source.heldout_share"
+            )
+
+    def _check_reading(self) -> None:
+        if self._mapping.is_given:
+            self._mapping.check()
+            if self.columns:
+                raise QTargetError(
+                    "data.source.columns are read of rows whose schema is recognised: leave data.source.messages, "
+                    ".prompt and .completion out, or name no columns"
+                )
+            if self.verifier and not self.answer:
+                raise QTargetError(
+                    f"data.source.verifier={verifier_name(self.verifier)} judges by an answer: set data.source.answer"
+                )
+            if self.verifier == "choice" and self.options is None:
+                raise QTargetError("data.source.verifier=choice needs data.source.options, where the options stand")
+        self._columns()  # templates are read
+
+
+def _untyped(row: Row) -> Row:
+    """Without what the types of a table put into every object of a column."""
+    return row if isinstance(row, Cells) else {column: without_nulls(value) for column, value in row.items()}
+
+
+def _several(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else [value]
