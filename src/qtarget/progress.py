@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 SILENCE = 20.0
@@ -14,14 +15,8 @@ class Progress:
     """`total` units of work called `unit`; on standard error."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self.title, self.total, self.unit = title, total, unit
-        columns = (MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), *columns, console=Console(stderr=True), transient=True
-        )
+        self._bar = _bar()
         self._task: Any = None
         self._started = self._said = time.perf_counter()
         self._before = 0
@@ -34,16 +29,39 @@ class Progress:
             self._task = self._bar.add_task(self.title, total=self.total, completed=done, rate="")
             self._bar.start()
 
-    def update(self, done: int) -> None:
+    def update(self, done: int, measured: str = "") -> None:
+        """measured: what else there is to say, on a line below the bar, or behind what a line says."""
         now = time.perf_counter()
         rate = (done - self._before) / max(now - self._started, 1e-9)
         said = f"{rate:.{0 if rate > 100 else 2}f} {self.unit}/s"
         if self._task is not None:
+            self._bar.measured = measured
             self._bar.update(self._task, completed=done, rate=said)
         elif now - self._said > SILENCE or done == self.total:
             self._said = now
             left = (self.total - done) / max(rate, 1e-9)
-            print(f"{self.title}: {self.unit} {done}/{self.total}, {said}, {left:.0f} s left", file=sys.stderr)
+            line = f"{self.title}: {self.unit} {done}/{self.total}, {said}, {left:.0f} s left"
+            print("; ".join([line, measured] if measured else [line]), file=sys.stderr)
 
     def stop(self) -> None:
-        self._bar.stop()
+        if self._task is not None:
+            self._bar.stop()
+
+
+def _bar() -> Any:
+    """Rich's bar, with a line of text below it; rich is imported where something is shown."""
+    from rich.console import Console, RenderableType
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Bar(Progress):
+        measured = ""
+
+        def get_renderables(self) -> Iterable[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            if self.measured:
+                yield Text(self.measured, style="dim", no_wrap=True, overflow="ellipsis")
+
+    columns = (MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    console = Console(stderr=True)
+    return Bar(TextColumn("{task.description}"), BarColumn(), *columns, console=console, transient=True)

@@ -37,11 +37,12 @@ from qtarget.record.trackers import NoTracker
 from qtarget.record.wandb_sweep import under_agent
 from qtarget.run import build, ranks
 from qtarget.run.checkpoint import CHECKPOINT, discard_checkpoint, save_checkpoint
+from qtarget.run.closing import closing_line
 from qtarget.run.out_of_memory import explain_out_of_memory
 from qtarget.run.plan import Plan, check_design, make_plan
 from qtarget.signals import Stop, folder_timeout
 from qtarget.states import STATE, discard, newest
-from qtarget.train.callbacks import Meter, PeriodicEvaluation, ShowProgress, StepLogger
+from qtarget.train.callbacks import LastMetrics, Log, Meter, PeriodicEvaluation, ShowProgress, StepLogger
 from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.saving import StateKeeper
@@ -188,6 +189,7 @@ def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: S
         raise
     if is_rank_zero():
         discard(keeper.holder)
+        print(closing_line(result, folder))
     return result
 
 
@@ -239,11 +241,12 @@ def _build_and_train(plan: Plan, record: Record | NullRecord, keeper: StateKeepe
     cfg = plan.cfg
     policy, frozen = build.load_models(plan)
     module = build.module(plan, policy, frozen)
-    meter = Meter()
-    beside = [*[ShowProgress(title)] * is_rank_zero(), keeper]
-    trainer = _trainer(cfg, [meter, StepLogger(record.log, cfg.trainer.log_every), *beside])
+    measured = LastMetrics(meter := Meter())
+    log = measured.passing_on(record.log)
+    beside = [*[ShowProgress(title, measured)] * is_rank_zero(), keeper]
+    trainer = _trainer(cfg, [meter, StepLogger(log, cfg.trainer.log_every), *beside])
     evaluator = build.evaluator(plan, frozen, trainer.strategy.root_device)
-    trainer.callbacks.append(_in_training(cfg, evaluator, module, record))  # type: ignore[attr-defined]
+    trainer.callbacks.append(_in_training(cfg, evaluator, module, record, log))  # type: ignore[attr-defined]
     with keeper.leaving():
         if cfg.trainer.max_steps:
             _fit_and_check(plan, trainer, module, record)
@@ -351,16 +354,16 @@ def _lightning_fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> 
 
 
 def _in_training(
-    cfg: RunConfig, evaluator: Evaluator, module: QTargetModule, record: Record | NullRecord
+    cfg: RunConfig, evaluator: Evaluator, module: QTargetModule, record: Record | NullRecord, log: Log
 ) -> PeriodicEvaluation:
     def evaluate() -> dict[str, float]:
         return evaluator(module.policy, limit=cfg.eval.problems_in_training, closing=False).named("val")
 
-    def log(step: int, metrics: dict[str, float]) -> None:
-        record.log(step, metrics)
+    def log_with_histograms(step: int, metrics: dict[str, float]) -> None:
+        log(step, metrics)
         record.histograms(step, module.histograms.tell())
 
-    return PeriodicEvaluation(evaluate, log, cfg.trainer.eval_every)
+    return PeriodicEvaluation(evaluate, log_with_histograms, cfg.trainer.eval_every)
 
 
 def _trusted(plan: Plan, module: QTargetModule, evaluator: Evaluator) -> list[dict[str, Any]]:
