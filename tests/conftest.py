@@ -85,4 +85,4 @@ def eight_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose CUDA devices are 0 to 7."""
     from qtarget.launch import slots
 
-    monkeypatch.setattr(slots, "_visible", lambda: list("01234567"))
+    monkeypatch.setattr(slots, "_visible_devices", lambda: list("01234567"))

@@ -21,9 +21,9 @@ class SlotsLauncher(JobsLauncher):
         self.slots, self.devices, self.retry = slots, devices, retry
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        from qtarget.launch.slots import run_jobs, slots
+        from qtarget.launch.slots import make_slots, run_jobs
 
-        return run_jobs(jobs, slots(self.slots, self.devices), self.retry)
+        return run_jobs(jobs, make_slots(self.slots, self.devices), self.retry)
 
 
 class SlurmLauncher(JobsLauncher):

@@ -51,20 +51,20 @@ def run(given: Sequence[str]) -> int:
 
         print(f"qtarget: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    from qtarget.signals import guarded
+    from qtarget.signals import run_with_error_messages
 
-    return guarded(lambda: _command(name, rest))
+    return run_with_error_messages(lambda: _command(name, rest))
 
 
 def _command(name: str, rest: list[str]) -> int:
     from qtarget.extras import require_lab
-    from qtarget.sweep.agent_runs import as_swept
+    from qtarget.sweep.agent_runs import restore_swept_values
 
     require_lab(f"`qtarget {name}`")
     if name != "train" and set(HELP) & set(rest):  # wherever it stands; Hydra's help of train is of a configuration
         print(_help(name))
         return 0
-    return RUNS[name](as_swept(rest))
+    return RUNS[name](restore_swept_values(rest))
 
 
 def _help(name: str) -> str:

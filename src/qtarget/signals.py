@@ -74,8 +74,8 @@ def _handle(number: int, handler: Any) -> None:
         signal.signal(number, handler)
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Errors that are the user's to mend in one message, without a traceback."""
+def run_with_error_messages(command: Callable[[], int]) -> int:
+    """Run a command. Returns its exit code; an error that is the user's to mend is one message without a traceback."""
     try:
         code = command()
         sys.stdout.flush()

@@ -75,31 +75,31 @@ def test_a_crash_costs_its_job_alone_and_a_second_start_runs_only_that(
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch would see none, and train on the CPU."""
-    monkeypatch.setattr(slots, "_visible", lambda: ["4", "5"])
-    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots.slots(None, [1, 0])] == ["5", "4"]
+    monkeypatch.setattr(slots, "_visible_devices", lambda: ["4", "5"])
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots.make_slots(None, [1, 0])] == ["5", "4"]
     with pytest.raises(QTargetError, match=r"no CUDA device 2,3 here: this process may use the numbers 0 to 1"):
-        slots.slots(None, [0, 2, 3])
-    monkeypatch.setattr(slots, "_visible", list)
+        slots.make_slots(None, [0, 2, 3])
+    monkeypatch.setattr(slots, "_visible_devices", list)
     with pytest.raises(QTargetError, match="this process may use no CUDA devices"):
-        slots.slots(None, [0])
+        slots.make_slots(None, [0])
 
 
 def test_a_slot_is_a_device_and_devices_may_be_shared() -> None:
-    assert [slot.environment for slot in slots.slots(None, [3, 5])] == [
+    assert [slot.environment for slot in slots.make_slots(None, [3, 5])] == [
         {"CUDA_VISIBLE_DEVICES": "3"},
         {"CUDA_VISIBLE_DEVICES": "5"},
     ]
-    shown = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots.slots(3, [3, 5])]
+    shown = [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots.make_slots(3, [3, 5])]
     assert shown == ["3", "5", "3"]
 
 
 def test_without_devices_the_cores_are_dealt_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "_visible", list)
+    monkeypatch.setattr(slots, "_visible_devices", list)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 4, 6})
-    assert [slot.cores for slot in slots.slots(2, None)] == [(0, 2, 6), (1, 4)]
-    assert [slot.environment["OMP_NUM_THREADS"] for slot in slots.slots(2, None)] == ["3", "2"]
-    assert len(slots.slots(None, None)) == 1
-    assert all(slot.cores for slot in slots.slots(9, None))
+    assert [slot.cores for slot in slots.make_slots(2, None)] == [(0, 2, 6), (1, 4)]
+    assert [slot.environment["OMP_NUM_THREADS"] for slot in slots.make_slots(2, None)] == ["3", "2"]
+    assert len(slots.make_slots(None, None)) == 1
+    assert all(slot.cores for slot in slots.make_slots(9, None))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_without_devices_the_cores_are_dealt_out(monkeypatch: pytest.MonkeyPatch
 )
 def test_slots_that_cannot_be_are_refused(count: int | None, devices: Any, message: str) -> None:
     with pytest.raises(QTargetError, match=message):
-        slots.slots(count, devices)
+        slots.make_slots(count, devices)
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def cluster(slurm: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setenv("SLURM_CONF", str(slurm))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(launcher, "LOOK", 0.5)
-    monkeypatch.setattr(launcher, "LAG", 3.0)
+    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(launcher, "RESULT_LAG_SECONDS", 3.0)
     return workdir
 
 

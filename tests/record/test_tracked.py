@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from wandb_server import Backend, Run
 
-from qtarget.launch.ray import slot
+from qtarget.launch.ray import slot_of
 from qtarget.record.record import Record, replay
 from qtarget.record.trackers import Best, Wandb
 
@@ -154,4 +154,4 @@ def test_a_resumed_online_run_has_each_row_once(wandb_server: Backend, workdir: 
 @pytest.mark.parametrize(("remote", "hidden"), [({"num_gpus": 0}, True), ({}, True), ({"num_gpus": 0.5}, False)])
 def test_a_job_of_ray_without_gpus_sees_none(remote: dict[str, Any], hidden: bool) -> None:
     """Ray 2.60 leaves CUDA_VISIBLE_DEVICES alone for num_gpus=0; with some it sets it itself."""
-    assert slot(remote).environment == ({"CUDA_VISIBLE_DEVICES": ""} if hidden else {})
+    assert slot_of(remote).environment == ({"CUDA_VISIBLE_DEVICES": ""} if hidden else {})

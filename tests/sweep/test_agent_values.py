@@ -16,7 +16,7 @@ from wandb.sdk.lib.config_util import save_config_file_from_dict
 from qtarget.config.composing import compose_config
 from qtarget.config.identity import config_hash
 from qtarget.errors import QTargetError
-from qtarget.sweep.agent_runs import as_swept
+from qtarget.sweep.agent_runs import restore_swept_values
 from qtarget.sweep.file import read_sweep
 from qtarget.sweep.points import JobFactory, grid_points
 
@@ -84,7 +84,7 @@ def test_a_point_is_the_same_under_an_agent_and_offline(
     """The agent writes null as `None`, which Hydra reads as a text of four letters, and true as `True`."""
     offline = offline_arguments(tmp_path, {key: {"value": value}})
     handed = agents_arguments({key: value}, tmp_path, monkeypatch)
-    agent = ["model=tiny", *as_swept(handed), "experiment_name=same"]
+    agent = ["model=tiny", *restore_swept_values(handed), "experiment_name=same"]
     assert identity(agent) == identity(offline)
     if key != "target":
         assert OmegaConf.select(identity(agent)[0], key) == value
@@ -94,23 +94,28 @@ def test_a_point_is_the_same_under_an_agent_and_offline(
 def test_every_way_of_handing_over_keeps_types(prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = {"a.b": None, "a.c": "None", "d": True, "e": "true", "f": [None, "x y", 1.5], "g": "~", "h": ""}
     arguments = agents_arguments(args, tmp_path, monkeypatch, prefix)
-    assert parsed(as_swept(arguments)) == args
+    assert parsed(restore_swept_values(arguments)) == args
 
 
 def test_keys_below_a_key_arrive_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`parameters` below a parameter: the agent writes a mapping of Python's, which Hydra can't read."""
     args = {"optim": {"lr": 0.001, "betas": [0.9, 0.95]}, "seed": 1}
     nested = {"optim": {"parameters": {"lr": {"value": 0.001}, "betas": {"value": [0.9, 0.95]}}}, "seed": {"value": 1}}
-    agent = ["model=tiny", *as_swept(agents_arguments(args, tmp_path, monkeypatch)), "experiment_name=same"]
+    agent = ["model=tiny", *restore_swept_values(agents_arguments(args, tmp_path, monkeypatch)), "experiment_name=same"]
     assert parsed(agent)["optim.lr"] == 0.001
     assert identity(agent) == identity(offline_arguments(tmp_path, nested))
 
 
 def test_what_the_agent_did_not_hand_over_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agents_arguments({"name": None}, tmp_path, monkeypatch)
-    assert as_swept(["name=None", "role=None", "-m", "name=other"]) == ["name=null", "role=None", "-m", "name=other"]
+    assert restore_swept_values(["name=None", "role=None", "-m", "name=other"]) == [
+        "name=null",
+        "role=None",
+        "-m",
+        "name=other",
+    ]
     monkeypatch.delenv("WANDB_RUN_ID")
-    assert as_swept(["name=None"]) == ["name=None"]
+    assert restore_swept_values(["name=None"]) == ["name=None"]
 
 
 def test_a_number_that_yaml_takes_for_text_is_one_to_the_agents_run(
@@ -118,7 +123,7 @@ def test_a_number_that_yaml_takes_for_text_is_one_to_the_agents_run(
 ) -> None:
     """1e-5 without a point is text in YAML 1.1; Hydra made a number of it, and offline it is refused with the mend."""
     lr = yaml.safe_load("1e-5")
-    assert parsed(as_swept(agents_arguments({"optim.lr": lr}, tmp_path, monkeypatch))) == {"optim.lr": 1e-5}
+    assert parsed(restore_swept_values(agents_arguments({"optim.lr": lr}, tmp_path, monkeypatch))) == {"optim.lr": 1e-5}
     with pytest.raises(QTargetError, match=r"write 1\.0e-5"):
         offline_arguments(tmp_path, {"optim.lr": {"value": lr}})
 
@@ -129,7 +134,7 @@ def test_a_name_that_yaml_takes_for_something_else_is_refused_both_ways(
 ) -> None:
     value = yaml.safe_load(written)
     with pytest.raises(QTargetError, match=f"{key} is text, and {value!r} is none: write it in quotes"):
-        as_swept(agents_arguments({key: value}, tmp_path, monkeypatch))
+        restore_swept_values(agents_arguments({key: value}, tmp_path, monkeypatch))
     with pytest.raises(QTargetError, match=f"{key} is text, and {value!r} is none: write it in quotes"):
         offline_arguments(tmp_path, {key: {"value": value}})
 
@@ -138,11 +143,11 @@ def test_a_name_that_yaml_takes_for_something_else_is_refused_both_ways(
 def test_a_text_with_quotes_of_its_own_is_refused(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, an agent's run needed them; now they would be letters of the name."""
     with pytest.raises(QTargetError, match=f"name: the sweep's value {value} has quotes .* write {value[1:-1]} in"):
-        as_swept(agents_arguments({"name": value}, tmp_path, monkeypatch))
+        restore_swept_values(agents_arguments({"name": value}, tmp_path, monkeypatch))
 
 
 def test_a_file_of_values_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = agents_arguments({"name": None}, tmp_path, monkeypatch)
     (tmp_path / "wandb/sweep-abc/config-run1.yaml").unlink()
     with pytest.raises(QTargetError, match=r"the file of its values, .* can't be read"):
-        as_swept(arguments)
+        restore_swept_values(arguments)

@@ -99,7 +99,7 @@ def test_a_signal_ends_agents_and_their_runs(number: signal.Signals, workdir: Pa
     play = (
         "import sys\n"
         "from qtarget import cli; from qtarget.launch import slots; from qtarget.sweep import agents\n"
-        "slots._visible = lambda: ['0']\n"
+        "slots._visible_devices = lambda: ['0']\n"
         "from qtarget.record.wandb_sweep import WandbSweep\n"
         f"agents.find_sweep = lambda path: WandbSweep('tester/qtarget/abc', 'RUNNING', {{}})\n"
         f"agents.command = lambda sweep, count: [sys.executable, '-c', {script!r}]\n"

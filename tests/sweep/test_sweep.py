@@ -79,7 +79,7 @@ def stand_ins(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script.write_text(STAND_IN)
     monkeypatch.setattr(sweep_points, "compose_config", composed)
     monkeypatch.setattr(run_config, "compose_config", composed)
-    monkeypatch.setattr(slots, "_visible", list)
+    monkeypatch.setattr(slots, "_visible_devices", list)
     monkeypatch.setattr(
         slots.Job,
         "command",
@@ -288,14 +288,14 @@ def test_bayes_leaves_out_what_is_not_legal_together(
 ) -> None:
     """Each value is checked before the first run; a pair comes up later, and again whenever the sweep goes on."""
     pytest.importorskip("optuna")
-    checked = sweep_points.JobFactory.checked
+    checked = sweep_points.JobFactory.make_job
 
     def refusing(jobs: sweep_points.JobFactory, values: dict[str, Any]) -> slots.Job:
         if values["optim.lr"] == 2.0 and values["seed"] == 1:
             raise QTargetError("not together")
         return checked(jobs, values)
 
-    monkeypatch.setattr(sweep_points.JobFactory, "checked", refusing)
+    monkeypatch.setattr(sweep_points.JobFactory, "make_job", refusing)
     file = sweep_file(stand_ins, method="bayes", run_cap=12)
     monkeypatch.setattr(sweep_command, "corners", lambda space: [{"optim.lr": 1.0, "seed": 0}])
     for _ in range(2):
@@ -341,7 +341,7 @@ def test_a_job_ends_with_its_driver(workdir: Path) -> None:
 @pytest.mark.slow
 def test_hyperband_stops_a_run_that_does_not_learn(workdir: Path, warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(scheduler, "LOOK", 0.1)
+    monkeypatch.setattr(scheduler, "CHECK_SECONDS", 0.1)
     file = sweep_file(
         workdir,
         parameters={"optim.lr": {"values": [3e-3, 1e-9]}},

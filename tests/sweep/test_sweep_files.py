@@ -74,7 +74,7 @@ def test_every_corner_and_fifty_points_are_right(file: Path) -> None:
     for values in (*corners(sweep["parameters"]), *drawn):
         swept = {name: values[name] for name in jobs.file.parameters}
         assert read(f"{name}={value}" for name, value in values.items()) == read(jobs.arguments(swept))
-        assert jobs.checked(swept).folder.parent.name == file.stem
+        assert jobs.make_job(swept).folder.parent.name == file.stem
 
 
 @pytest.mark.parametrize("launcher", ["basic", "slots"])

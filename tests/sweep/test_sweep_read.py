@@ -214,9 +214,9 @@ def test_corners_hold_each_value_and_both_ends() -> None:
 
 
 def check_all(jobs: JobFactory, points: Iterable[Mapping[str, Any]]) -> None:
-    jobs.check_fixed()
+    jobs.check_overrides()
     for values in points:
-        jobs.checked(values)
+        jobs.make_job(values)
 
 
 @pytest.mark.parametrize(

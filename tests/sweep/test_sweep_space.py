@@ -39,7 +39,7 @@ BY_HAND: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
 
 @pytest.mark.parametrize(("fields", "expected"), BY_HAND, ids=lambda value: str(value)[:60])
 def test_values_at_the_ends_and_in_the_middle(fields: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    found = tuple(distribution("key", fields).at(u) for u in HALFWAY)
+    found = tuple(distribution("key", fields).quantile(u) for u in HALFWAY)
     if all(isinstance(value, float) for value in expected):
         assert found == pytest.approx(expected)
     else:
@@ -63,7 +63,7 @@ SAME_AS_SCIPY: list[tuple[dict[str, Any], Any]] = [
 def test_quantiles_are_those_of_scipy(fields: dict[str, Any], law: Any) -> None:
     shares = np.linspace(0.003, 0.997, 41)
     one = distribution("key", fields)
-    np.testing.assert_allclose([one.at(float(u)) for u in shares], law.ppf(shares), rtol=1e-9)
+    np.testing.assert_allclose([one.quantile(float(u)) for u in shares], law.ppf(shares), rtol=1e-9)
 
 
 @pytest.mark.parametrize(("fields", "law"), SAME_AS_SCIPY[:-1], ids=lambda value: str(value)[:60])
@@ -84,7 +84,7 @@ def test_quantised_values_are_multiples_within_the_bounds(name: str, q: float) -
     if name == "q_log_uniform":
         low, high = math.exp(low), math.exp(high)
     for u in np.linspace(0, 1, 201):
-        value = one.at(float(u))
+        value = one.quantile(float(u))
         assert low - 1e-9 <= value <= high + 1e-9
         assert math.isclose(value / q, round(value / q), abs_tol=1e-9)
         assert isinstance(value, int) == isinstance(q, int)
@@ -98,7 +98,7 @@ def test_quantiles_never_fall(name: str) -> None:
     fields |= {"values": [1, 2, 3]} if "categorical" in name else {}  # type: ignore[dict-item]
     fields |= {"probabilities": [0.5, 0.25, 0.25]} if "_w_" in name else {}  # type: ignore[dict-item]
     one = distribution("key", fields)
-    values = [one.at(float(u)) for u in np.linspace(0, 1, 101)]
+    values = [one.quantile(float(u)) for u in np.linspace(0, 1, 101)]
     assert values == sorted(values)
     assert all(math.isfinite(value) for value in values)
 

@@ -38,7 +38,9 @@ class JobsLauncher(Launcher):
             raise QTargetError("trainer=dry runs nothing and needs no launcher: leave hydra/launcher=… out")
         check_no_agent()
         settings = [self._composed(list(overrides), initial_job_idx + n) for n, overrides in enumerate(job_overrides)]
-        jobs = [Job.of(config, list(overrides)) for config, overrides in zip(settings, job_overrides, strict=True)]
+        jobs = [
+            Job.from_config(config, list(overrides)) for config, overrides in zip(settings, job_overrides, strict=True)
+        ]
         outcomes: Any = self.task.outcomes  # type: ignore[attr-defined]
         outcomes += self._checked(jobs, self.run(jobs))
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
@@ -58,12 +60,12 @@ class JobsLauncher(Launcher):
         return config
 
     def _checked(self, jobs: Sequence[Job], outcomes: Any) -> list[Outcome]:
-        given = list(outcomes) if isinstance(outcomes, list | tuple) else []
-        if len(given) == len(jobs) and all(isinstance(one, Outcome) for one in given):
-            return given
+        returned = list(outcomes) if isinstance(outcomes, list | tuple) else []
+        if len(returned) == len(jobs) and all(isinstance(outcome, Outcome) for outcome in returned):
+            return returned
         raise QTargetError(
             f"{class_name(self)}.run returns a list with the qtarget.launch.outcome.Outcome of each of {len(jobs)} "
-            f"jobs, got {type(outcomes).__name__}{f' of {len(given)}' * bool(given)}"
+            f"jobs, got {type(outcomes).__name__}{f' of {len(returned)}' * bool(returned)}"
         )
 
 
@@ -85,14 +87,14 @@ def launchers_by_class() -> Iterator[None]:
     Hydra (1.3.8, 1.4.0rc3) makes only those of the package hydra_plugins, which it imports as a whole when it starts.
     """
     plugins: Any = Plugins.instance()
-    of_hydra = plugins.instantiate_launcher
+    instantiate_hydras = plugins.instantiate_launcher
 
     def instantiate_launcher(hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
         node = config.hydra.launcher
         if node and str(node.get("_target_")) in plugins.class_name_to_class:
-            made: Launcher = of_hydra(hydra_context=hydra_context, task_function=task_function, config=config)
+            made: Launcher = instantiate_hydras(hydra_context=hydra_context, task_function=task_function, config=config)
             return made
-        launcher = _of_user(node)
+        launcher = _users_launcher(node)
         launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
         return launcher
 
@@ -100,10 +102,10 @@ def launchers_by_class() -> Iterator[None]:
     try:
         yield
     finally:
-        plugins.instantiate_launcher = of_hydra
+        plugins.instantiate_launcher = instantiate_hydras
 
 
-def _of_user(node: Any) -> JobsLauncher:
+def _users_launcher(node: Any) -> JobsLauncher:
     from qtarget.config.parts import make_part
 
     launcher = make_part("hydra.launcher", node)

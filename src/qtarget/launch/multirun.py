@@ -35,9 +35,9 @@ from qtarget.launch.launcher import check_no_agent, launchers_by_class
 from qtarget.launch.outcome import Outcome
 
 
-def launch(given: Sequence[str]) -> int:
-    """`qtarget train GIVEN`. Returns the exit code."""
-    arguments = arranged(as_typed(given))
+def launch(words: Sequence[str]) -> int:
+    """`qtarget train WORDS`. Returns the exit code."""
+    arguments = arranged(as_typed(words))
     check_keyed(arguments.overrides)
     register_resolvers()
     outcomes: list[Outcome] = []
@@ -45,16 +45,16 @@ def launch(given: Sequence[str]) -> int:
     raises = bool(os.environ.get(FULL_ERROR))
     try:
         if arguments.runs:
-            found = with_search_path(arguments.overrides, arguments.config_dir)
-            arguments = arguments.with_multirun(check_ranges(found, multirun=arguments.multirun))
+            overrides = with_search_path(arguments.overrides, arguments.config_dir)
+            arguments = arguments.with_multirun(check_ranges(overrides, multirun=arguments.multirun))
         with _hydra_raises(arguments), launchers_by_class():
-            task(_job(outcomes, raises))()
+            task(_make_task(outcomes, raises))()
     except SystemExit as ended:
         if "--help" in arguments.options:
             from qtarget.config.manual import keys_and_meanings  # torch and transformers come in here
 
             print(keys_and_meanings())
-        raise _not_shown(ended, arguments) from ended
+        raise _package_error(ended, arguments) from ended
     except (HydraException, OmegaConfBaseException) as error:
         raise config_error(error, "train", with_search_path(arguments.overrides, arguments.config_dir)) from error
     except BrokenPipeError:
@@ -68,7 +68,7 @@ def launch(given: Sequence[str]) -> int:
     return _summary(outcomes)
 
 
-def _not_shown(ended: SystemExit, arguments: Arguments) -> BaseException:
+def _package_error(ended: SystemExit, arguments: Arguments) -> BaseException:
     """Hydra 1.3 ends with 1 where --package names nothing."""
     if not ended.code or arguments.package is None:
         return ended
@@ -76,8 +76,8 @@ def _not_shown(ended: SystemExit, arguments: Arguments) -> BaseException:
     return QTargetError(f"--package {arguments.package}: no such part{nearest(arguments.package, map(str, known))}")
 
 
-def _job(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
-    """The function Hydra runs per job: notes what became of it, so that a failing one doesn't stop the others."""
+def _make_task(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
+    """The function Hydra runs per job. It notes what became of the job: one that fails doesn't stop the others."""
 
     def job(composed: Any) -> Any:
         from qtarget.run.ranks import environment  # torch and transformers come in here
@@ -91,7 +91,7 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
         choices = {group: option for group, option in settings.runtime.choices.items() if "hydra/" not in group}
         label = " ".join(overrides) or "defaults"
         try:
-            result = _of_job(composed, folder, choices, overrides)
+            result = _run_or_dry(composed, folder, choices, overrides)
             if result is None:
                 return None
         except Exception as error:
@@ -108,8 +108,8 @@ def _job(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
     return job
 
 
-def _of_job(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any] | None:
-    """The result of a job; None where it was only to say what it would do."""
+def _run_or_dry(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any] | None:
+    """The result of a job; None of one with trainer=dry, which only says what it would do."""
     from qtarget.config.composing import config_container
     from qtarget.config.run_config import RunConfig
     from qtarget.run.estimate import dry_run

@@ -51,15 +51,15 @@ class Job:
     identity: str
     overrides: tuple[str, ...]
     name: str = ""
-    searched: tuple[str, ...] = ()
+    search_folders: tuple[str, ...] = ()
     """Folders of the user's, beside ./conf, where its configurations are found."""
 
     @classmethod
-    def of(cls, config: Mapping[Any, Any], overrides: Sequence[str]) -> Job:
+    def from_config(cls, config: Mapping[Any, Any], overrides: Sequence[str]) -> Job:
         """The job of a composed configuration, with Hydra's own settings."""
         hydra = config["hydra"]
         folder = Path(hydra["sweep"]["dir"], hydra["sweep"]["subdir"])
-        return cls(folder, config_hash(config), tuple(overrides), searched=tuple(hydra.get("searchpath") or ()))
+        return cls(folder, config_hash(config), tuple(overrides), search_folders=tuple(hydra.get("searchpath") or ()))
 
     @property
     def label(self) -> str:
@@ -67,9 +67,9 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        here = ["hydra.mode=RUN", "hydra/launcher=basic", f"hydra.run.dir='{self.folder}'"]
-        searched = [search_path(self.searched)] if self.searched else []
-        return [sys.executable, "-m", "qtarget", "train", *self.overrides, *searched, *here]
+        one_run = ["hydra.mode=RUN", "hydra/launcher=basic", f"hydra.run.dir='{self.folder}'"]
+        search = [search_path(self.search_folders)] if self.search_folders else []
+        return [sys.executable, "-m", "qtarget", "train", *self.overrides, *search, *one_run]
 
     @property
     def finished(self) -> bool:
@@ -77,31 +77,32 @@ class Job:
         return bool(result and result["status"] == "finished" and result.get("config_hash") == self.identity)
 
 
-def slots(count: int | None, devices: Sequence[int] | None) -> list[Slot]:
+def make_slots(count: int | None, devices: Sequence[int] | None) -> list[Slot]:
     """`count` slots, or one a device; a CUDA device may be shared by several, cores are dealt out evenly."""
     if count is not None:
         checks.whole("hydra.launcher.slots", count, 1)
-    found = _visible() if devices is None else _named(devices, _visible())
-    total = count or len(found) or 1
-    if found:
-        return [_on_device(found[index % len(found)], index) for index in range(total)]
+    visible = _visible_devices()
+    used = visible if devices is None else _select_devices(devices, visible)
+    total = count or len(used) or 1
+    if used:
+        return [_on_device(used[index % len(used)], index) for index in range(total)]
     return [_on_cores(index, total) for index in range(total)]
 
 
-def _named(devices: Sequence[int], visible: Sequence[str]) -> list[str]:
+def _select_devices(devices: Sequence[int], visible: Sequence[str]) -> list[str]:
     """Of the CUDA devices that this process may use, those of these numbers."""
     if isinstance(devices, int | str) or not all(type(device) is int for device in devices):
         raise QTargetError(f"hydra.launcher.devices is a list of CUDA devices, such as [0, 1], got {devices!r}")
     if not devices:
         raise QTargetError("hydra.launcher.devices is empty: name CUDA devices, such as [0, 1], or leave it null")
-    lost = [device for device in devices if not 0 <= device < len(visible)]
-    if lost:
-        there = f"the numbers 0 to {len(visible) - 1}" if visible else "no CUDA devices"
-        raise QTargetError(f"there is no CUDA device {_listed(lost)} here: this process may use {there}")
+    absent = [device for device in devices if not 0 <= device < len(visible)]
+    if absent:
+        usable = f"the numbers 0 to {len(visible) - 1}" if visible else "no CUDA devices"
+        raise QTargetError(f"there is no CUDA device {_joined(absent)} here: this process may use {usable}")
     return [visible[device] for device in devices]
 
 
-def _visible() -> list[str]:
+def _visible_devices() -> list[str]:
     """The CUDA devices that this process may use, by the names CUDA_VISIBLE_DEVICES takes."""
     import torch  # seconds
 
@@ -118,34 +119,34 @@ def _on_cores(index: int, total: int) -> Slot:
     """Every total-th of the cores this process may use; more slots than cores share them."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     mine = tuple(cores[index::total]) or (cores[index % len(cores)],)
-    return Slot(f"slot {index}, core{'s' * (len(mine) > 1)} {_listed(mine)}", {"OMP_NUM_THREADS": str(len(mine))}, mine)
+    return Slot(f"slot {index}, core{'s' * (len(mine) > 1)} {_joined(mine)}", {"OMP_NUM_THREADS": str(len(mine))}, mine)
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _joined(numbers: Sequence[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def start(command: Sequence[str], place: Slot, log: Path, *, held: bool = False) -> subprocess.Popen[bytes]:
-    """A process in a slot, in a session of its own, its output behind what `log` already holds.
+def start(command: Sequence[str], slot: Slot, log: Path, *, exit_with_parent: bool = False) -> subprocess.Popen[bytes]:
+    """A process in a slot, in a session of its own. Its output goes behind what `log` already holds.
 
-    held: a qtarget command, which ends itself when this process is gone and the pipe to it closes.
+    exit_with_parent: for a qtarget command, which ends itself once this process is gone and the pipe to it closes.
     """
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
-            env=os.environ | place.environment | ({LIFELINE: "1"} if held else {}),
-            stdin=subprocess.PIPE if held else subprocess.DEVNULL,
+            env=os.environ | slot.environment | ({LIFELINE: "1"} if exit_with_parent else {}),
+            stdin=subprocess.PIPE if exit_with_parent else subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
-    if place.cores and hasattr(psutil.Process, "cpu_affinity"):  # macOS has none: there the threads are counted alone
+    if slot.cores and hasattr(psutil.Process, "cpu_affinity"):  # macOS has none: there the threads are counted alone
         with suppress(psutil.NoSuchProcess):
-            psutil.Process(process.pid).cpu_affinity(list(place.cores))
+            psutil.Process(process.pid).cpu_affinity(list(slot.cores))
     return process
 
 
-def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], retry: int = 0) -> list[Outcome]:
+def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], retry: int = 0) -> list[Outcome]:
     """Run all, each in the next slot that is free; what became of them, in the order of the jobs.
 
     Finished ones are not run again. Ctrl-C or SIGTERM stops those that run and starts no other.
@@ -153,7 +154,7 @@ def run_jobs(jobs: Sequence[Job], places: Sequence[Slot], retry: int = 0) -> lis
     checks.whole("hydra.launcher.retry", retry, 0)
     outcomes: dict[int, Outcome] = {}
     waiting = deque(enumerate(jobs))
-    with Stop(), JobPool(places, len(jobs), retry) as pool:
+    with Stop(), JobPool(slots, len(jobs), retry) as pool:
         while waiting or pool.running:
             while waiting and pool.free:
                 number, job = waiting.popleft()
@@ -173,37 +174,38 @@ def say(number: int, total: int, job: Job, what: str) -> None:
 
 @dataclass(eq=False)
 class RunningJob:
-    """A job that runs, and where. tries: how often it may start again. kill_deadline: of time.monotonic(), once it is
-    asked to stop.
+    """A job that runs, and where.
+
+    tries: how often it may start again. kill_deadline: of time.monotonic(), once it is asked to stop.
     """
 
     number: int
     job: Job
-    place: Slot
+    slot: Slot
     process: subprocess.Popen[bytes]
     tries: int
     kill_deadline: float | None = None
 
     def ask_to_stop(self) -> None:
-        """The job, and processes of its own."""
+        """Send SIGTERM to the job and to processes of its own, once."""
         if self.kill_deadline is None:
             self.kill_deadline = time.monotonic() + GRACE
             _signal(self.process, signal.SIGTERM)
 
-    def make_stop(self) -> None:
-        """Where it was asked, and has had its time."""
+    def kill_if_overdue(self) -> None:
+        """Send SIGKILL where it was asked to stop and has had its time."""
         if self.kill_deadline is not None and time.monotonic() > self.kill_deadline:
             _signal(self.process, signal.SIGKILL)
 
 
 @dataclass
 class JobPool:
-    """The slots, and the jobs that run in them; leaving it ends those that still do.
+    """The slots, and the jobs that run in them. Leaving it ends those that still do.
 
-    total: how many jobs there are, for what is said of them.
+    total: how many jobs there are, for the lines that are printed.
     """
 
-    places: Sequence[Slot]
+    slots: Sequence[Slot]
     total: int
     retry: int = 0
     running: list[RunningJob] = field(default_factory=list)
@@ -216,33 +218,36 @@ class JobPool:
 
     @property
     def free(self) -> bool:
-        return len(self.running) < len(self.places)
+        return len(self.running) < len(self.slots)
 
     def start(self, number: int, job: Job) -> None:
         """In the first slot that is free."""
         make_folder(job.folder)
-        taken = {id(running_job.place) for running_job in self.running}
-        place = next(place for place in self.places if id(place) not in taken)
-        self._launch(number, job, place, self.retry)
+        taken = {id(running_job.slot) for running_job in self.running}
+        slot = next(slot for slot in self.slots if id(slot) not in taken)
+        self._launch(number, job, slot, self.retry)
 
-    def _launch(self, number: int, job: Job, place: Slot, tries: int) -> None:
-        self.say(number, job, f"starts in {place.name}")
-        process = start(job.command, place, job.folder / LOG, held=True)
-        self.running.append(RunningJob(number, job, place, process, tries))
+    def _launch(self, number: int, job: Job, slot: Slot, tries: int) -> None:
+        self.say(number, job, f"starts in {slot.name}")
+        process = start(job.command, slot, job.folder / LOG, exit_with_parent=True)
+        self.running.append(RunningJob(number, job, slot, process, tries))
 
     def reap(self) -> list[tuple[RunningJob, int]]:
-        """What has ended since the last call, with exit codes; a job that crashed and has tries left starts again."""
-        codes = [(running_job, running_job.process.poll()) for running_job in self.running]
+        """Jobs that have ended since the last call, with exit codes.
+
+        One that crashed and has tries left starts again instead. One that was asked to stop and is overdue is killed.
+        """
         ended: list[tuple[RunningJob, int]] = []
-        for running_job, code in codes:
+        for running_job in list(self.running):
+            code = running_job.process.poll()
             if code is None:
-                running_job.make_stop()
+                running_job.kill_if_overdue()
                 continue
             self._forget(running_job)
             self._say_ended(running_job, code)
             if running_job.tries and code not in (0, BAD_INPUT) and running_job.kill_deadline is None:
                 _signal(running_job.process, signal.SIGKILL)  # what it has left would hold the device
-                self._launch(running_job.number, running_job.job, running_job.place, running_job.tries - 1)
+                self._launch(running_job.number, running_job.job, running_job.slot, running_job.tries - 1)
             else:
                 ended.append((running_job, code))
         return ended
@@ -257,12 +262,12 @@ class JobPool:
         say(number, self.total, job, what)
 
     def stop(self) -> None:
-        """Ask every job to stop, its own processes too; make those that don't."""
+        """Ask every job to stop, its own processes too; kill those that are overdue."""
         for running_job in self.running:
             running_job.ask_to_stop()
         for running_job in list(self.running):
             while running_job.process.poll() is None:
-                running_job.make_stop()
+                running_job.kill_if_overdue()
                 time.sleep(PAUSE)
             self._forget(running_job)
 
@@ -273,20 +278,19 @@ class JobPool:
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return
 
 
 def outcome(job: Job, code: int) -> Outcome:
+    """What became of a job, by its exit code and its record."""
     if code == 0 and job.finished:
         return Outcome(job.folder, job.label)
     return Outcome(job.folder, job.label, _last_words(job, exit_code_in_words(code)), is_input=code == BAD_INPUT)
 
 
-def lost(job: Job, how: str) -> Outcome:
-    """Of a job that has left no exit code."""
+def outcome_without_code(job: Job, how: str) -> Outcome:
+    """The same of a job that has left no exit code. how: in words, how it ended."""
     return Outcome(job.folder, job.label, "" if job.finished else _last_words(job, how))
 
 
@@ -298,8 +302,7 @@ def _last_words(job: Job, how: str) -> str:
 def exit_code_in_words(code: int) -> str:
     """An exit code in words; launchers and shells report a signal as 128 + its number."""
     number = -code if code < 0 else code - 128
-    known = {one.value: one.name for one in signal.Signals}
-    if number in known:
-        killed = " (out of memory?)" if known[number] == "SIGKILL" else ""
-        return f"killed by {known[number]}{killed}"
-    return f"exit code {code}"
+    names = {known.value: known.name for known in signal.Signals}
+    if number not in names:
+        return f"exit code {code}"
+    return f"killed by {names[number]}" + " (out of memory?)" * (names[number] == "SIGKILL")

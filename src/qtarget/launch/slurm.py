@@ -20,18 +20,18 @@ from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.launch.multirun import launch
 from qtarget.launch.outcome import Outcome
-from qtarget.launch.slots import LOG, Job, lost, outcome, say
+from qtarget.launch.slots import LOG, Job, outcome, outcome_without_code, say
 from qtarget.record.record import make_folder
-from qtarget.signals import EXIT_CODE, Stop, Terminated, guarded
+from qtarget.signals import EXIT_CODE, Stop, Terminated, run_with_error_messages
 
-PLACE = "slurm_job"
+JOB_ID_FILE = "slurm_job"
 """File of a job's folder: which job of Slurm it is."""
-LOOK = 2.0
+POLL_SECONDS = 2.0
 """Seconds between looks at the queue."""
-LAG = 60.0
+RESULT_LAG_SECONDS = 60.0
 """Seconds after which what a node has written is seen here, on a network file system."""
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE"}
-ON_ANY_CLUSTER = {
+SUBMITIT_SETTINGS = {
     "timeout_min",
     "cpus_per_task",
     "gpus_per_node",
@@ -56,15 +56,15 @@ class OnNode:
 
     def __call__(self) -> int:
         """The exit code of a job that has ended. One that was stopped ends this process without a result."""
-        asked = _stopped_by(_submitits_signal())
-        _write_to(self.log)
+        requeue_if_signalled = _stop_on(_submitits_signal())
+        _redirect_output(self.log)
         if self.hidden:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         sys.path.insert(0, os.getcwd())
         with Stop():
-            code = guarded(lambda: launch(self.arguments[1:]))
+            code = run_with_error_messages(lambda: launch(self.arguments[1:]))
         if code == EXIT_CODE:
-            asked()
+            requeue_if_signalled()
             sys.exit(code)
         return code
 
@@ -81,19 +81,19 @@ def _submitits_signal() -> signal.Signals:
     return signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
 
 
-def _stopped_by(number: signal.Signals) -> Callable[[], None]:
+def _stop_on(number: signal.Signals) -> Callable[[], None]:
     """From now on this signal does what SIGTERM does. Returns what puts the job into the queue again, if it came."""
-    requeue, heard = signal.getsignal(number), []
+    requeue, received = signal.getsignal(number), []
 
-    def hear(*_: Any) -> None:
-        heard.append(number)
+    def on_signal(*_: Any) -> None:
+        received.append(number)
         signal.raise_signal(signal.SIGTERM)
 
-    signal.signal(number, hear)
-    return lambda: requeue(number, None) if heard and callable(requeue) else None
+    signal.signal(number, on_signal)
+    return lambda: requeue(number, None) if received and callable(requeue) else None
 
 
-def _write_to(log: Path) -> None:
+def _redirect_output(log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         os.dup2(out.fileno(), 1)
@@ -103,27 +103,27 @@ def _write_to(log: Path) -> None:
 def run_on_slurm(jobs: Sequence[Job], settings: Mapping[str, Any]) -> list[Outcome]:
     """Send those that aren't finished, nor in the queue from an earlier start, and wait for all."""
     executor, folder = _executor(settings), Path(str(settings["submitit_folder"]))
-    places = _from_before(jobs, folder)
+    submitted = _still_queued(jobs, folder)
     hidden = takes_no_gpu(settings)
-    left = [number for number, job in enumerate(jobs) if number not in places and not job.finished]
-    places |= dict(zip(left, _send([jobs[number] for number in left], executor, hidden), strict=True))
+    left = [number for number, job in enumerate(jobs) if number not in submitted and not job.finished]
+    submitted |= dict(zip(left, _submit([jobs[number] for number in left], executor, hidden), strict=True))
     for number, job in enumerate(jobs):
-        say(number, len(jobs), job, f"job {places[number].job_id}" if number in places else "finished already")
+        say(number, len(jobs), job, f"job {submitted[number].job_id}" if number in submitted else "finished already")
     try:
         with Stop():
-            ended = wait(places, lambda number, how: say(number, len(jobs), jobs[number], how))
+            ended = wait(submitted, lambda number, how: say(number, len(jobs), jobs[number], how))
     except (KeyboardInterrupt, Terminated):
-        ids = " ".join(place.job_id for place in places.values())
+        ids = " ".join(slurm_job.job_id for slurm_job in submitted.values())
         print(f"the jobs go on; the same command waits for them; to end them: scancel {ids}", file=sys.stderr)
         raise
     return [_outcome(job, ended.get(number, 0)) for number, job in enumerate(jobs)]
 
 
 def _outcome(job: Job, end: int | str) -> Outcome:
-    deadline = time.monotonic() + LAG
+    deadline = time.monotonic() + RESULT_LAG_SECONDS
     while end == 0 and not job.finished and time.monotonic() < deadline:
-        time.sleep(LOOK)
-    return outcome(job, end) if isinstance(end, int) else lost(job, end)
+        time.sleep(POLL_SECONDS)
+    return outcome(job, end) if isinstance(end, int) else outcome_without_code(job, end)
 
 
 def _executor(settings: Mapping[str, Any]) -> Any:
@@ -133,11 +133,13 @@ def _executor(settings: Mapping[str, Any]) -> Any:
     except ImportError as error:
         raise QTargetError("hydra/launcher=submitit_slurm needs submitit: pip install 'qtarget[slurm]'") from error
     checks.whole("hydra.launcher.max_num_timeout", settings["max_num_timeout"], 0)
-    given = {key: value for key, value in settings.items() if value is not None and not (key in GPUS and value == 0)}
-    folder, retries = given.pop("submitit_folder"), given.pop("max_num_timeout")
+    chosen = {key: value for key, value in settings.items() if value is not None and not (key in GPUS and value == 0)}
+    folder, retries = chosen.pop("submitit_folder"), chosen.pop("max_num_timeout")
     try:
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=retries)
-        executor.update_parameters(**{key if key in ON_ANY_CLUSTER else f"slurm_{key}": given[key] for key in given})
+        executor.update_parameters(
+            **{key if key in SUBMITIT_SETTINGS else f"slurm_{key}": value for key, value in chosen.items()}
+        )
     except (RuntimeError, ValueError, TypeError, NameError) as error:
         raise QTargetError(f"hydra/launcher=submitit_slurm can't be used here: {error}") from error
     return executor
@@ -152,53 +154,53 @@ def takes_no_gpu(settings: Mapping[str, Any]) -> bool:
     return any(count == 0 for count in counts) and not any(counts) and "gpu" not in elsewhere
 
 
-def _send(jobs: Sequence[Job], executor: Any, hidden: bool) -> list[Any]:
+def _submit(jobs: Sequence[Job], executor: Any, hidden: bool) -> list[Any]:
     """Into the queue, as one array, noted in the folders of the jobs."""
     if not jobs:
         return []
     for job in jobs:
         make_folder(job.folder)
     try:
-        places = executor.submit_array([OnNode(tuple(job.command[3:]), job.folder / LOG, hidden) for job in jobs])
+        submitted = executor.submit_array([OnNode(tuple(job.command[3:]), job.folder / LOG, hidden) for job in jobs])
     except RuntimeError as error:
         raise QTargetError(f"Slurm takes no such jobs: {str(error).strip()}") from error
-    for job, place in zip(jobs, places, strict=True):
-        (job.folder / PLACE).write_text(place.job_id, encoding="utf-8")
-    return list(places)
+    for job, slurm_job in zip(jobs, submitted, strict=True):
+        (job.folder / JOB_ID_FILE).write_text(slurm_job.job_id, encoding="utf-8")
+    return list(submitted)
 
 
-def _from_before(jobs: Sequence[Job], folder: Path) -> dict[int, Any]:
+def _still_queued(jobs: Sequence[Job], folder: Path) -> dict[int, Any]:
     """Jobs that an earlier start has sent and that haven't ended, by number."""
     import submitit
 
-    noted = {number: job.folder / PLACE for number, job in enumerate(jobs)}
-    ids = {number: path.read_text(encoding="utf-8") for number, path in noted.items() if path.is_file()}
+    files = {number: job.folder / JOB_ID_FILE for number, job in enumerate(jobs)}
+    ids = {number: path.read_text(encoding="utf-8") for number, path in files.items() if path.is_file()}
     states = _states(ids.values())
     if states is None:
         raise QTargetError("Slurm doesn't say what is in its queue (squeue fails): try again when it answers")
-    there = {number: name for number, name in ids.items() if states.get(name, "COMPLETED") not in ENDED}
-    return {number: submitit.SlurmJob(folder=folder, job_id=name) for number, name in there.items()}
+    queued = {number: name for number, name in ids.items() if states.get(name, "COMPLETED") not in ENDED}
+    return {number: submitit.SlurmJob(folder=folder, job_id=name) for number, name in queued.items()}
 
 
-def wait(places: Mapping[int, Any], tell: Callable[[int, str], None]) -> dict[int, int | str]:
+def wait(submitted: Mapping[int, Any], tell: Callable[[int, str], None]) -> dict[int, int | str]:
     """Until none is in the queue. Exit codes, or Slurm's word for jobs that have left none."""
     ended: dict[int, int | str] = {}
     missing: dict[int, float] = {}  # since when there is neither a job nor its result
     states: dict[str, str] = {}
-    while len(ended) < len(places):
-        now = _states(place.job_id for place in places.values())
+    while len(ended) < len(submitted):
+        now = _states(slurm_job.job_id for slurm_job in submitted.values())
         states |= now or {}
-        for number in places.keys() - ended.keys():
-            name = places[number].job_id
+        for number in submitted.keys() - ended.keys():
+            name = submitted[number].job_id
             if now is None or now.get(name, "gone") not in {*ENDED, "gone"}:
                 missing.pop(number, None)
                 continue
-            end = _result(places[number])
-            if end is None and time.monotonic() - missing.setdefault(number, time.monotonic()) < LAG:
+            end = _end_of(submitted[number])
+            if end is None and time.monotonic() - missing.setdefault(number, time.monotonic()) < RESULT_LAG_SECONDS:
                 continue
             ended[number] = end if end is not None else f"Slurm's job {name} has ended: {states.get(name, 'unknown')}"
             tell(number, "finished" if end == 0 else "FAILED")
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     return ended
 
 
@@ -208,18 +210,18 @@ def _states(ids: Iterable[str]) -> dict[str, str] | None:
     if not names:
         return {}
     command = ["squeue", "--states=all", "--noheader", "--array", "--format=%i %T", f"--jobs={names}"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False)
-    if asked.returncode:
-        return {} if "Invalid job id" in asked.stderr else None
-    return dict(line.split() for line in asked.stdout.splitlines() if line.strip())
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {} if "Invalid job id" in done.stderr else None
+    return dict(line.split() for line in done.stdout.splitlines() if line.strip())
 
 
-def _result(place: Any) -> int | str | None:
+def _end_of(slurm_job: Any) -> int | str | None:
     """What the job has left for submitit: its exit code, or the error that it was given up for; None: nothing."""
-    if not place.paths.result_pickle.is_file():
+    if not slurm_job.paths.result_pickle.is_file():
         return None
     try:
-        code: int = place.result()
+        code: int = slurm_job.result()
     except RuntimeError as error:
         return str(error).strip().splitlines()[-1]
     return code

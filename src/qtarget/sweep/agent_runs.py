@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from qtarget.errors import QTargetError
-from qtarget.record.wandb_sweep import WandbSweep, states
+from qtarget.record.wandb_sweep import WandbSweep, states, under_agent
 
-PLACE = "WANDB_SWEEP_PARAM_PATH"
-"""The variable in which an agent names its file."""
+VALUES_FILE = "WANDB_SWEEP_PARAM_PATH"
+"""The variable in which an agent names its file of values."""
 
 
-def as_swept(arguments: Sequence[str]) -> list[str]:
+def restore_swept_values(arguments: Sequence[str]) -> list[str]:
     """A command line on which the agent's values are those of the sweep file, by the same texts as `qtarget sweep`."""
-    from qtarget.record.wandb_sweep import under_agent
-
-    if not under_agent() or not os.environ.get(PLACE):
+    if not under_agent() or not os.environ.get(VALUES_FILE):
         return list(arguments)
-    values = _values(Path(os.environ[PLACE]))
+    values = _values(Path(os.environ[VALUES_FILE]))
     return [restored for argument in arguments for restored in _restored(argument, values)]
 
 
@@ -36,13 +34,13 @@ def _values(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise QTargetError(
             f"a W&B agent started this run, and the file of its values, {file}, can't be read ({error}): start the "
-            f"agent in a folder that its runs see, or unset {PLACE} to have the command line alone count"
+            f"agent in a folder that its runs see, or unset {VALUES_FILE} to have the command line alone count"
         ) from error
-    return {key: entry["value"] for key, entry in held.items() if isinstance(entry, Mapping) and "value" in entry}
+    return {key: entry["value"] for key, entry in entries.items() if isinstance(entry, Mapping) and "value" in entry}
 
 
 def _restored(argument: str, values: Mapping[str, Any]) -> Iterator[str]:
@@ -56,10 +54,10 @@ def _restored(argument: str, values: Mapping[str, Any]) -> Iterator[str]:
     if key not in values or not (isinstance(value, Mapping) or text == str(value)):
         yield argument
         return
-    for place, one in flatten({key: value}).items():
-        check_value(place, one)
-        _check_quotes(place, one)
-        yield f"{prefix}{place}={one}" if is_number_to_hydra(place, one) else override(f"{prefix}{place}", one)
+    for dotted, leaf in flatten({key: value}).items():
+        check_value(dotted, leaf)
+        _check_quotes(dotted, leaf)
+        yield f"{prefix}{dotted}={leaf}" if is_number_to_hydra(dotted, leaf) else override(f"{prefix}{dotted}", leaf)
 
 
 def _check_quotes(key: str, value: Any) -> None:
@@ -71,19 +69,19 @@ def _check_quotes(key: str, value: Any) -> None:
         )
 
 
-HAD = re.compile(r"Running runs: \[(.*?)\]|Cleaning up finished run: (\S+)")
+RUN_IDS = re.compile(r"Running runs: \[(.*?)\]|Cleaning up finished run: (\S+)")
 """What an agent writes of the runs it has."""
 STOPPED = re.compile(r"\bStop: (\S+)")
 """What it writes where the sweep's early stopping ends one."""
-WHERE = "outputs/*/*/result.json"
-SHOWN = 20
+RESULTS = "outputs/*/*/result.json"
+MOST_LISTED = 20
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Ids of the runs that agents had, and of those that the sweep has stopped."""
+    """Ids of all runs that agents had, and of those that the sweep has stopped."""
 
-    had: tuple[str, ...]
+    ids: tuple[str, ...]
     stopped: frozenset[str]
 
 
@@ -98,23 +96,23 @@ class Recorded:
 def runs_in(logs: Iterable[str]) -> Runs:
     """From what agents have written."""
     text = "\n".join(logs)
-    found = [one.strip(" '") for running, ended in HAD.findall(text) for one in (running or ended).split(",")]
-    return Runs(tuple(dict.fromkeys(filter(None, found))), frozenset(STOPPED.findall(text)))
+    ids = [run.strip(" '") for running, ended in RUN_IDS.findall(text) for run in (running or ended).split(",")]
+    return Runs(tuple(dict.fromkeys(filter(None, ids))), frozenset(STOPPED.findall(text)))
 
 
 def all_well(sweep: WandbSweep, runs: Runs) -> bool:
     """Whether every run has finished, or was stopped by the sweep; says which haven't, and what to do."""
-    if not runs.had:
+    if not runs.ids:
         return True
     records = _records()
     ends = _ends(sweep, runs, records)
-    good = sum(end in ("finished", "stopped by the sweep") for end in ends.values())
-    print(f"{sweep.path}: {good} of the {len(ends)} runs of these agents are well", file=sys.stderr)
     lost = {run: end for run, end in ends.items() if end not in ("finished", "stopped by the sweep")}
-    for run, end in list(lost.items())[:SHOWN]:
-        print(f"LOST      {run} ({end}){_place(records, run)}", file=sys.stderr)
-    if len(lost) > SHOWN:
-        print(f"          and {len(lost) - SHOWN} more", file=sys.stderr)
+    print(f"{sweep.path}: {len(ends) - len(lost)} of the {len(ends)} runs of these agents are well", file=sys.stderr)
+    for run, end in list(lost.items())[:MOST_LISTED]:
+        folder = f"  →  {records[run].folder}" if run in records else ""
+        print(f"LOST      {run} ({end}){folder}", file=sys.stderr)
+    if len(lost) > MOST_LISTED:
+        print(f"          and {len(lost) - MOST_LISTED} more", file=sys.stderr)
     if lost:
         print(
             "W&B hands out no point twice: `wandb sweep FILE` makes the sweep anew, in which finished runs are not "
@@ -130,12 +128,12 @@ def _ends(sweep: WandbSweep, runs: Runs, records: Mapping[str, Recorded]) -> dic
     A run whose process was killed is running to W&B until its heartbeat is missed for some minutes.
     """
     try:
-        known: Mapping[str, str] = states(sweep.path)
+        at_wandb: Mapping[str, str] = states(sweep.path)
     except QTargetError as error:
         print(f"W&B doesn't say what became of the runs, the records here do: {error}", file=sys.stderr)
-        known = {}
-    recorded = {run: records[run].status if run in records else "" for run in runs.had}
-    return {run: _end(known.get(run, "unknown"), recorded[run], run in runs.stopped) for run in runs.had}
+        at_wandb = {}
+    recorded = {run: records[run].status if run in records else "" for run in runs.ids}
+    return {run: _end(at_wandb.get(run, "unknown"), recorded[run], run in runs.stopped) for run in runs.ids}
 
 
 def _end(state: str, recorded: str, stopped: bool) -> str:
@@ -148,17 +146,13 @@ def _end(state: str, recorded: str, stopped: bool) -> str:
 
 
 def _records() -> dict[str, Recorded]:
-    """By run at W&B."""
+    """The records in outputs/, by the id of the run at W&B."""
     from qtarget.record.record import stored_result
     from qtarget.record.trackers import name_before  # torch comes in here, and every command imports this file
 
-    results = ((path.parent, stored_result(path.parent) or {}) for path in Path().glob(WHERE))
+    results = ((path.parent, stored_result(path.parent) or {}) for path in Path().glob(RESULTS))
     return {
         str(run): Recorded(folder, str(result["status"]))
         for folder, result in results
         if (run := name_before(result, "wandb"))
     }
-
-
-def _place(records: Mapping[str, Recorded], run: str) -> str:
-    return f"  →  {records[run].folder}" if run in records else ""

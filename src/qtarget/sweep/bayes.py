@@ -20,15 +20,15 @@ from qtarget.sweep.space import ListedOptions, SweptValues
 def optuna() -> Any:
     """The package; raises QTargetError where it isn't installed."""
     try:
-        import optuna as found
+        import optuna as package
     except ImportError as error:
         raise QTargetError("`method: bayes` needs Optuna: pip install 'qtarget[search]'") from error
-    found.logging.set_verbosity(found.logging.WARNING)
-    return found
+    package.logging.set_verbosity(package.logging.WARNING)
+    return package
 
 
 class Bayes:
-    """Points that follow from the results told so far. What was asked and never told is proposed first, again."""
+    """Points that follow from the results so far. Those without a result, of a start before, are proposed first."""
 
     def __init__(self, storage: Path, space: Mapping[str, SweptValues], metric: Metric, seed: int) -> None:
         self.space, self.seed, self.optuna = space, seed, optuna()
@@ -39,20 +39,21 @@ class Bayes:
             direction=goal,
             load_if_exists=True,
         )
-        self._distributions = {key: self._searched(one) for key, one in space.items()}
+        self._distributions = {key: self._distribution(swept) for key, swept in space.items()}
 
-    def _searched(self, one: SweptValues) -> Any:
-        """Options by their place, everything else by its quantile."""
-        if isinstance(one, ListedOptions) and one.weights is None:
-            return self.optuna.distributions.CategoricalDistribution(range(len(one.options)))
+    def _distribution(self, swept: SweptValues) -> Any:
+        """Options by their index, everything else by its quantile."""
+        if isinstance(swept, ListedOptions) and swept.weights is None:
+            return self.optuna.distributions.CategoricalDistribution(range(len(swept.options)))
         return self.optuna.distributions.FloatDistribution(0.0, 1.0)
 
     def earlier(self) -> list[tuple[int, dict[str, Any]]]:
-        """(number, values) of all that was asked before, in order; not of one whose asking was cut short."""
+        """(number, values) of all points proposed before, in order; not of one whose proposal was cut short."""
         trials = [trial for trial in self.study.get_trials(deepcopy=False) if trial.params.keys() == self.space.keys()]
         return [(trial.number, self._values(trial.params)) for trial in trials]
 
     def ask(self) -> tuple[int, dict[str, Any]]:
+        """(number, values) of a new point."""
         number = len(self.study.get_trials(deepcopy=False))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)  # constant_liar
@@ -63,14 +64,16 @@ class Bayes:
         return trial.number, self._values(trial.params)
 
     def tell(self, number: int, value: float | None) -> None:
-        """value: the best of the run, None where it has none. What has been told before is not told again."""
+        """The result of a point: the best value of its run, None where it has none. A second one changes nothing."""
         states = self.optuna.trial.TrialState
         state = states.FAIL if value is None else states.COMPLETE
         self.study.tell(number, value, state=state, skip_if_finished=True)
 
     def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: self._value(one, params[key]) for key, one in self.space.items()}
+        return {key: self._value(swept, params[key]) for key, swept in self.space.items()}
 
     @staticmethod
-    def _value(one: SweptValues, found: Any) -> Any:
-        return one.options[found] if isinstance(one, ListedOptions) and one.weights is None else one.at(found)
+    def _value(swept: SweptValues, param: Any) -> Any:
+        """The inverse of `_distribution`: param is an index, or a quantile."""
+        by_index = isinstance(swept, ListedOptions) and swept.weights is None
+        return swept.options[param] if by_index else swept.quantile(param)  # type: ignore[attr-defined]

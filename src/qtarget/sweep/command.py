@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from qtarget.compare.formats import Table, terminal
 from qtarget.compare.sweeps import SWEEP_MANIFEST
 from qtarget.errors import QTargetError
 from qtarget.files import locked, write_atomically
-from qtarget.launch.slots import Job, slots
+from qtarget.launch.slots import Job, make_slots
 from qtarget.record.record import make_folder
 from qtarget.sweep.file import SweepFile, read_sweep
 from qtarget.sweep.points import JobFactory, Values, changes_points, corners, grid_points, random_points
@@ -54,78 +55,83 @@ def sweep(
     checks.whole("--seed", seed, 0)
     checks.whole("--retry", retry, 0)
     file = read_sweep(path)
-    jobs = JobFactory(file, tuple(overrides))
-    jobs.check_fixed()
-    if jobs.left_out:
-        print(
-            f"left out, as this is without W&B: {' '.join(jobs.left_out)}; behind the file it counts", file=sys.stderr
-        )
-    places = slots(slot_count, devices)
+    factory = JobFactory(file, tuple(overrides))
+    factory.check_overrides()
+    if left_out := factory.tracker_arguments:
+        print(f"left out, as this is without W&B: {' '.join(left_out)}; behind the file it counts", file=sys.stderr)
+    slots = make_slots(slot_count, devices)
     print(f"{file.name}: checking every configuration before the first one runs", file=sys.stderr)
-    checked = [(values, jobs.checked(values)) for values in _checked(file, max_points, seed)]
+    checked = [(values, factory.make_job(values)) for values in _checked_points(file, max_points, seed)]
     folder = checked[0][1].folder.parent
     make_folder(folder)
     busy = f"another qtarget sweep is at work in {folder}: wait for it, or stop it"
     with locked(folder / ".sweep.lock", busy, wait=0):
-        _claim(folder, file, overrides, seed)
-        going = _planned(jobs, folder, checked, max_points, seed)
+        _record_sweep(folder, file, overrides, seed)
+        if file.method == "bayes":
+            scheduler = _bayes_scheduler(factory, folder, max_points, seed)
+        else:
+            scheduler = _list_scheduler(file, folder, checked)
         try:
-            going.run(places, retry)
+            scheduler.run(slots, retry)
         finally:
-            going.leave()
-    return _summary(going, folder)
+            scheduler.save_ended()
+    return _summary(scheduler, folder)
 
 
-def _checked(file: SweepFile, cap: int | None, seed: int) -> Iterator[dict[str, Any]]:
+def _checked_points(file: SweepFile, max_points: int | None, seed: int) -> Iterator[dict[str, Any]]:
     """All points of a grid or a random search; of a Bayesian one, which has none yet, the corners of its space."""
-    if cap is not None:
-        checks.whole("--count", cap, 1)
+    if max_points is not None:
+        checks.whole("--count", max_points, 1)
     if file.method == "bayes":
-        _cap(file, cap)
+        _total(file, max_points)
         return iter(corners(file.parameters))
     if file.method == "grid":
-        return islice(grid_points(file.parameters), cap or file.run_cap)
-    return islice(random_points(file.parameters, seed), _cap(file, cap))
+        return islice(grid_points(file.parameters), max_points or file.run_cap)
+    return islice(random_points(file.parameters, seed), _total(file, max_points))
 
 
-def _cap(file: SweepFile, cap: int | None) -> int:
-    found = cap or file.run_cap
-    if found is None:
+def _total(file: SweepFile, max_points: int | None) -> int:
+    """How many points a search has that would never end by itself."""
+    total = max_points or file.run_cap
+    if total is None:
         raise QTargetError(f"{file.path}: method {file.method} has no end: set run_cap in the file, or give --count N")
-    return found
+    return total
 
 
-def _planned(
-    jobs: JobFactory, folder: Path, checked: Sequence[tuple[Values, Job]], cap: int | None, seed: int
-) -> SweepScheduler:
-    """checked: the points themselves, but for a Bayesian search."""
-    file = jobs.file
-    points: list[SweepPoint] = []
+def _list_scheduler(file: SweepFile, folder: Path, checked: Sequence[tuple[Values, Job]]) -> SweepScheduler:
+    """Of points that are all known; those of one configuration are one."""
+    by_identity: dict[str, tuple[Values, Job]] = {}
+    for values, job in checked:
+        by_identity.setdefault(job.identity, (values, job))
+    points = [SweepPoint(number, values, job) for number, (values, job) in enumerate(by_identity.values())]
 
-    def save() -> None:
-        metric = {"name": file.metric.name, "maximize": file.metric.maximize} if file.metric else None
-        _write_book(folder, metric=metric, points=[point.to_dict() for point in points])
+    def ignore(point: SweepPoint) -> None:
+        """The points don't depend on results."""
 
-    if file.method != "bayes":
-        unlike: dict[str, tuple[Values, Job]] = {}
-        for values, job in checked:
-            unlike.setdefault(job.identity, (values, job))
-        points += [SweepPoint(number, values, job) for number, (values, job) in enumerate(unlike.values())]
-        return SweepScheduler(file, iter(points), points, lambda point: None, len(points), save)
+    return SweepScheduler(file, iter(points), points, len(points), ignore, partial(_save_points, folder, file, points))
 
+
+def _bayes_scheduler(factory: JobFactory, folder: Path, max_points: int | None, seed: int) -> SweepScheduler:
+    """Of points that follow from results: `_proposed` appends each to `points` when the scheduler asks for it."""
     from qtarget.sweep.bayes import Bayes
 
+    file, points = factory.file, list[SweepPoint]()
     assert file.metric is not None
-    search, total = Bayes(folder / STUDY, file.parameters, file.metric, seed), _cap(file, cap)
-    proposals = _proposed(search, jobs, points, total)
-    return SweepScheduler(file, proposals, points, lambda point: search.tell(point.number, point.value), total, save)
+    search, total = Bayes(folder / STUDY, file.parameters, file.metric, seed), _total(file, max_points)
+
+    def report_result(point: SweepPoint) -> None:
+        search.tell(point.number, point.value)
+
+    proposals = _proposed(search, factory, points, total)
+    return SweepScheduler(file, proposals, points, total, report_result, partial(_save_points, folder, file, points))
 
 
-def _proposed(search: Bayes, jobs: JobFactory, points: list[SweepPoint], total: int) -> Iterator[SweepPoint]:
-    """First what was proposed before, whatever came of it, then new points; noted in `points`."""
-    for number, values in islice(chain(search.earlier(), iter(search.ask, None)), total):
+def _proposed(search: Bayes, factory: JobFactory, points: list[SweepPoint], total: int) -> Iterator[SweepPoint]:
+    """First what was proposed before, whatever came of it, then new points; each is appended to `points`."""
+    new_points = (search.ask() for _ in count())
+    for number, values in islice(chain(search.earlier(), new_points), total):
         try:
-            job = jobs.checked(values)
+            job = factory.make_job(values)
         except QTargetError as error:  # values that each are legal, but not together
             print(f"left out: {error}", file=sys.stderr, flush=True)
             search.tell(number, None)
@@ -134,74 +140,87 @@ def _proposed(search: Bayes, jobs: JobFactory, points: list[SweepPoint], total: 
         yield points[-1]
 
 
-def _claim(folder: Path, file: SweepFile, overrides: Sequence[str], seed: int) -> None:
-    """Write down which sweep this folder holds; refuse one that holds another."""
-    mine = {
+# sweep.json
+
+
+def _record_sweep(folder: Path, file: SweepFile, overrides: Sequence[str], seed: int) -> None:
+    """Write down which sweep this folder holds. Raises QTargetError where it holds another."""
+    sweep = {
         "method": file.method,
         "parameters": file.raw_parameters,
-        "arguments": [one for one in (*file.before, file.prefix, *file.after) if changes_points(one)],
-        "overrides": [one for one in overrides if changes_points(one)],
+        "arguments": [word for word in (*file.before, file.prefix, *file.after) if changes_points(word)],
+        "overrides": [word for word in overrides if changes_points(word)],
         "seed": seed,
     }
-    book = _book(folder)
-    other = book.get("sweep", mine)
-    differing = [key for key, value in mine.items() if json.loads(json.dumps(value)) != other.get(key)]
-    if book and differing:
+    manifest = _read_manifest(folder)
+    recorded = manifest.get("sweep", sweep)
+    differing = [key for key, value in sweep.items() if json.loads(json.dumps(value)) != recorded.get(key)]
+    if manifest and differing:
         raise QTargetError(
-            f"{folder} holds another sweep, of {book.get('file')} (other {', '.join(differing)}). To go on with that "
-            "one give its file and arguments again; for this one choose another folder: `name: …` in the file, or "
+            f"{folder} holds another sweep, of {manifest.get('file')} (other {', '.join(differing)}). To go on with "
+            "that one give its file and arguments again; for this one choose another folder: `name: …` in the file, or "
             "experiment_name=NAME behind it"
         )
-    _write_book(folder, sweep=mine, file=str(file.path))
+    _update_manifest(folder, sweep=sweep, file=str(file.path))
 
 
-def _book(folder: Path) -> dict[str, Any]:
+def _save_points(folder: Path, file: SweepFile, points: Sequence[SweepPoint]) -> None:
+    metric = {"name": file.metric.name, "maximize": file.metric.maximize} if file.metric else None
+    _update_manifest(folder, metric=metric, points=[point.to_dict() for point in points])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / SWEEP_MANIFEST
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _write_book(folder: Path, **facts: Any) -> None:
-    write_atomically(folder / SWEEP_MANIFEST, json.dumps(_book(folder) | facts, indent=1, ensure_ascii=False))
+def _update_manifest(folder: Path, **facts: Any) -> None:
+    text = json.dumps(_read_manifest(folder) | facts, indent=1, ensure_ascii=False)
+    write_atomically(folder / SWEEP_MANIFEST, text)
 
 
 # The end
 
 
-def _summary(going: SweepScheduler, folder: Path) -> int:
+def _summary(scheduler: SweepScheduler, folder: Path) -> int:
     """The best points, where results are, what to do next."""
-    _print_best(going)
-    states = [point.state for point in going.points]
-    told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    failed = [point for point in going.points if point.state == "failed"]
+    _print_best(scheduler)
+    states = [point.state for point in scheduler.points]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    failed = [point for point in scheduler.points if point.state == "failed"]
     for point in failed:
         print(f"FAILED    {point.job.label}  →  {point.job.folder}\n          {point.error}", file=sys.stderr)
-    for point in going.without_value() if going.metric else ():
-        print(f"NO VALUE  {point.job.label}  →  {point.job.folder}\n          {_why(going, point)}", file=sys.stderr)
-    print(f"{len(states)} points: {told}; results in {folder}, listed in {folder / SWEEP_MANIFEST}")
+    for point in scheduler.without_value() if scheduler.metric else ():
+        reason = _why_unranked(scheduler, point)
+        print(f"NO VALUE  {point.job.label}  →  {point.job.folder}\n          {reason}", file=sys.stderr)
+    print(f"{len(states)} points: {counts}; results in {folder}, listed in {folder / SWEEP_MANIFEST}")
     if failed:
         print("the same command runs the failed ones again", file=sys.stderr)
     print(f"next: {shlex.join(['qtarget', 'compare', str(folder)])}")
     return 1 if failed else 0
 
 
-def _why(going: SweepScheduler, point: SweepPoint) -> str:
+def _why_unranked(scheduler: SweepScheduler, point: SweepPoint) -> str:
     """Why a settled point isn't among the ranked ones."""
-    assert going.metric is not None
-    measured = Measured.of(point.job.folder, going.metric.name)
-    if measured.history or going.metric.name in measured.names:
-        return f"{going.metric.name} was never a finite number: it has diverged, and takes no part in the search"
-    return f"{going.metric.name} was not measured"
+    assert scheduler.metric is not None
+    measured = Measured.of(point.job.folder, scheduler.metric.name)
+    if measured.history or scheduler.metric.name in measured.names:
+        return f"{scheduler.metric.name} was never a finite number: it has diverged, and takes no part in the search"
+    return f"{scheduler.metric.name} was not measured"
 
 
-def _print_best(going: SweepScheduler) -> None:
-    ranked = going.ranked()
-    if going.metric is None or not ranked:
+def _print_best(scheduler: SweepScheduler) -> None:
+    ranked = scheduler.ranked()
+    if scheduler.metric is None or not ranked:
         return
-    lines = [[*_cells(one.values), f"{one.value:.5g}", one.state, one.job.folder.name] for one in ranked[:SHOWN]]
-    titles = [*going.file.parameters, going.metric.name, "state", "job"]
-    table = Table(titles, lines, title=f"{going.file.name}: the best points")
+    lines = [
+        [*map(_cell, point.values.values()), f"{point.value:.5g}", point.state, point.job.folder.name]
+        for point in ranked[:SHOWN]
+    ]
+    titles = [*scheduler.file.parameters, scheduler.metric.name, "state", "job"]
+    table = Table(titles, lines, title=f"{scheduler.file.name}: the best points")
     terminal(width=120).print(table.rich(overflow="fold", padding=(0, 1)))
 
 
-def _cells(values: Mapping[str, Any]) -> list[str]:
-    return [f"{value:.5g}" if isinstance(value, float) else str(value) for value in values.values()]
+def _cell(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

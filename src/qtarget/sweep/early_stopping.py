@@ -37,7 +37,7 @@ class Hyperband:
         reached = sorted(map(_worst_if_no_number, (history[band - 1] for history in histories if len(history) >= band)))
         return reached[int(len(reached) / self.eta)] if reached else math.inf
 
-    def condemned(self, running: str, histories: Mapping[str, Sequence[float]]) -> str | None:
+    def stop_reason(self, running: str, histories: Mapping[str, Sequence[float]]) -> str | None:
         """Why the run of this name has to stop, if it has. histories: every run's values so far, lower is better.
 
         From the first band on a run whose last value is NaN or infinite has diverged and stops, alone or not. The
@@ -86,8 +86,8 @@ def _bands(fields: Mapping[str, Any], eta: float) -> tuple[int, ...]:
         return tuple(int(fields["min_iter"] * eta**power) for power in range(MOST_BANDS))
     for field in ("max_iter", "s"):
         checks.whole(f"early_terminate.{field}", fields.get(field), 1)
-    found = (int(fields["max_iter"] / eta**power) for power in range(fields["s"], 0, -1))
-    bands = tuple(band for band in found if band >= 1)
+    iterations = (int(fields["max_iter"] / eta**power) for power in range(fields["s"], 0, -1))
+    bands = tuple(band for band in iterations if band >= 1)
     if not bands:
         raise QTargetError(f"early_terminate: max_iter={fields['max_iter']} leaves no iteration to stop at; raise it")
     return bands

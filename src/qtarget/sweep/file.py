@@ -23,7 +23,7 @@ from qtarget.sweep.space import ListedOptions, SweptValues, distribution
 
 METHODS = ("grid", "random", "bayes")
 GOALS = ("minimize", "maximize")
-READ = ("method", "metric", "parameters", "early_terminate", "run_cap", "name", "command", "program")
+KNOWN_KEYS = ("method", "metric", "parameters", "early_terminate", "run_cap", "name", "command", "program")
 AT_WANDB = ("description", "project", "entity")
 """Where and under which words W&B shows a sweep: nothing to do here."""
 REFUSED = {
@@ -37,7 +37,7 @@ REFUSED = {
 }
 ARGUMENTS = {"${args_no_hyphens}": "", "${args_append_hydra}": "+", "${args_override_hydra}": "++"}
 """How a command takes its point → what stands before key=value."""
-TYPED = ["${env}", "qtarget", "train", "${args_no_hyphens}"]
+TYPICAL_COMMAND = ["${env}", "qtarget", "train", "${args_no_hyphens}"]
 ENVIRONMENT = re.compile(r"\$\{envvar:(\w+)\}")
 KEY = re.compile(r"[A-Za-z_][\w.@/-]*")
 FOLDER = re.compile(r"[^/\\.'][^/\\']*")
@@ -57,8 +57,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class SweepFile:
-    """parameters: what is searched. constants: keys of one value. before, after: the command's fixed arguments on
-    either side of the point's; prefix: what its keys carry.
+    """What a sweep file says.
+
+    parameters: what is searched. constants: keys of one value. before, after: the command's fixed arguments on either
+    side of the point's. prefix: stands before the point's keys: "", "+" or "++".
     """
 
     path: Path
@@ -103,11 +105,13 @@ def _read(path: Path, content: Mapping[str, Any]) -> SweepFile:
     method = str(content.get("method"))
     checks.choice("method", method, METHODS)
     raw_parameters = dict(_flat(content.get("parameters")))
-    found = {key: distribution(key, fields) for key, fields in raw_parameters.items()}
+    swept = {key: distribution(key, fields) for key, fields in raw_parameters.items()}
     constants = {
-        key: one.options[0] for key, one in found.items() if isinstance(one, ListedOptions) and len(one.options) == 1
+        key: only.options[0]
+        for key, only in swept.items()
+        if isinstance(only, ListedOptions) and len(only.options) == 1
     }
-    parameters = {key: one for key, one in found.items() if key not in constants}
+    parameters = {key: values for key, values in swept.items() if key not in constants}
     metric = _metric(content.get("metric"))
     stopping = hyperband(content["early_terminate"]) if "early_terminate" in content else None
     _check_method(method, parameters, metric, stopping)
@@ -125,8 +129,8 @@ def _check_keys(content: Mapping[str, Any]) -> None:
     for key in content:
         if key in REFUSED:
             raise QTargetError(f"{key!r} is not supported offline: {REFUSED[key]}")
-        if key not in (*READ, *AT_WANDB):
-            raise QTargetError(f"unknown key {key!r}{nearest(str(key), READ)}")
+        if key not in (*KNOWN_KEYS, *AT_WANDB):
+            raise QTargetError(f"unknown key {key!r}{nearest(str(key), KNOWN_KEYS)}")
 
 
 def _flat(parameters: Any, above: str = "") -> Iterator[tuple[str, Any]]:
@@ -169,8 +173,8 @@ def _check_method(
         )
     if method != "grid":
         return
-    for key, one in parameters.items():
-        if one.listed is None:
+    for key, values in parameters.items():
+        if values.listed is None:
             raise QTargetError(
                 f"{key}: a grid takes a list of values, int_uniform or q_uniform, and no probabilities; "
                 "`method: random` draws from a continuous range"
@@ -193,31 +197,34 @@ def _command(content: Mapping[str, Any]) -> tuple[tuple[str, ...], str, tuple[st
     """(fixed arguments before the point's, prefix of the point's keys, fixed arguments after them)."""
     command = content.get("command")
     if not isinstance(command, list) or not all(isinstance(word, str | int | float) for word in command):
-        raise QTargetError(f"needs `command: {_shown(TYPED)}`, as W&B's agents do, got {command!r}")
+        raise QTargetError(f"needs `command: {_shown(TYPICAL_COMMAND)}`, as W&B's agents do, got {command!r}")
     words = [_filled(str(word), content) for word in command]
-    given = _past_program(words)
-    macros = [word for word in given if re.fullmatch(r"\$\{\w+\}", word)]
+    arguments = _arguments(words)
+    macros = [word for word in arguments if re.fullmatch(r"\$\{\w+\}", word)]
     if len(macros) != 1 or macros[0] not in ARGUMENTS:
         raise QTargetError(
             f"the command must hold one of {', '.join(ARGUMENTS)}, once: qtarget reads key=value; got {_shown(command)}"
         )
-    for word in given:
+    for word in arguments:
         if word.startswith("-"):
             raise QTargetError(f"the command may fix overrides, such as experiment=demo, but no options: {word}")
-    place = given.index(macros[0])
-    return tuple(given[:place]), ARGUMENTS[macros[0]], tuple(given[place + 1 :])
+    index = arguments.index(macros[0])
+    return tuple(arguments[:index]), ARGUMENTS[macros[0]], tuple(arguments[index + 1 :])
 
 
-def _past_program(words: list[str]) -> list[str]:
-    """What follows `qtarget train`; refuses another program."""
-    rest = list(words)
-    if rest and rest[0] in ("${env}", "/usr/bin/env", "env"):
-        rest = rest[1:]
-    if len(rest) > 1 and re.fullmatch(r"\$\{interpreter\}|(.*/)?python[\d.]*", rest[0]) and rest[1] == "-m":
-        rest = rest[2:]
-    if len(rest) < 2 or Path(rest[0]).name != "qtarget" or rest[1] != "train":
-        raise QTargetError(f"the command must run qtarget train, such as {_shown(TYPED)}; got {_shown(words)}")
-    return rest[2:]
+def _arguments(words: list[str]) -> list[str]:
+    """What follows `qtarget train`. Raises QTargetError for another program."""
+    command = list(words)
+    if command and command[0] in ("${env}", "/usr/bin/env", "env"):
+        command = command[1:]
+    is_python = len(command) > 1 and re.fullmatch(r"\$\{interpreter\}|(.*/)?python[\d.]*", command[0])
+    if is_python and command[1] == "-m":
+        command = command[2:]
+    if len(command) < 2 or Path(command[0]).name != "qtarget" or command[1] != "train":
+        raise QTargetError(
+            f"the command must run qtarget train, such as {_shown(TYPICAL_COMMAND)}; got {_shown(words)}"
+        )
+    return command[2:]
 
 
 def _filled(word: str, content: Mapping[str, Any]) -> str:
@@ -225,7 +232,7 @@ def _filled(word: str, content: Mapping[str, Any]) -> str:
     for name in ENVIRONMENT.findall(word):
         if name not in os.environ:
             raise QTargetError(f"the command reads {name} from the environment, which has none: export {name}=…")
-    filled = ENVIRONMENT.sub(lambda found: os.environ[found[1]], word)
+    filled = ENVIRONMENT.sub(lambda match: os.environ[match[1]], word)
     return filled.replace("${program}", str(content.get("program", "${program}")))
 
 

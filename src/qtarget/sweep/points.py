@@ -8,10 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hydra.types import RunMode
 
@@ -23,10 +23,8 @@ from qtarget.launch.slots import Job
 from qtarget.sweep.file import SweepFile
 from qtarget.sweep.space import ListedOptions, SweptValues
 
-if TYPE_CHECKING:
-    from qtarget.config.run_config import RunConfig
-
-PLACES = ("experiment_name", "output_dir", "tracker", "hydra")
+NOT_SWEPT = ("experiment_name", "output_dir", "tracker", "hydra")
+"""Keys that say where results go."""
 REPEATS = 1000
 """Draws in a row that bring nothing new before a random search takes its space for used up."""
 RARE = 1e-3
@@ -37,26 +35,26 @@ Values = Mapping[str, Any]
 
 def grid_points(space: Mapping[str, SweptValues]) -> Iterator[dict[str, Any]]:
     """Every combination, the last key fastest."""
-    for chosen in itertools.product(*(one.listed or () for one in space.values())):
+    for chosen in itertools.product(*(swept.listed or () for swept in space.values())):
         yield dict(zip(space, chosen, strict=True))
 
 
 def random_point(space: Mapping[str, SweptValues], seed: int, number: int) -> dict[str, Any]:
     """The point of this number: a function of nothing but seed, number and key."""
-    return {key: one.at(random.Random(f"{seed}/{number}/{key}").random()) for key, one in space.items()}
+    return {key: swept.quantile(random.Random(f"{seed}/{number}/{key}").random()) for key, swept in space.items()}
 
 
 def random_points(space: Mapping[str, SweptValues], seed: int) -> Iterator[dict[str, Any]]:
     """Points in order of their number, each once; ends where a thousand in a row bring nothing new."""
     seen: set[str] = set()
-    fresh = 0
+    last_new = 0
     for number in itertools.count():
         values = random_point(space, seed, number)
-        if (told := repr(values)) not in seen:
-            seen.add(told)
-            fresh = number
+        if (text := repr(values)) not in seen:
+            seen.add(text)
+            last_new = number
             yield values
-        elif number - fresh >= REPEATS:
+        elif number - last_new >= REPEATS:
             return
 
 
@@ -70,13 +68,14 @@ class JobFactory:
     def arguments(self, values: Values) -> list[str]:
         """The overrides of `qtarget train` for a point; of two with one key the later counts."""
         name = f"experiment_name={quoted(self.file.name)}"
-        told = [name, *self._of_file({**self.file.constants, **values}), *self.overrides]
-        return list({_key(argument): argument for argument in told}.values())
+        command = self._command({**self.file.constants, **values})
+        arguments = [name, *(word for word in command if not _sets_tracker(word)), *self.overrides]
+        return list({_key(argument): argument for argument in arguments}.values())
 
-    def _of_file(self, values: Values) -> list[str]:
-        """What the file's command would have, but for the tracker: this is a sweep without W&B."""
+    def _command(self, values: Values) -> list[str]:
+        """The arguments of the file's command."""
         swept = [self._override(key, value) for key, value in values.items()]
-        return [one for one in (*self.file.before, *swept, *self.file.after) if not _tracks(one)]
+        return [*self.file.before, *swept, *self.file.after]
 
     def _override(self, key: str, value: Any) -> str:
         try:
@@ -85,15 +84,14 @@ class JobFactory:
             raise QTargetError(f"{self.file.path}: {error}") from error
 
     @property
-    def left_out(self) -> list[str]:
-        """The file's own words on the tracker."""
-        constants = [self._override(key, value) for key, value in self.file.constants.items()]
-        return [one for one in (*self.file.before, *constants, *self.file.after) if _tracks(one)]
+    def tracker_arguments(self) -> list[str]:
+        """Those of the file that set the tracker. They are left out: this is a sweep without W&B."""
+        return [word for word in self._command(self.file.constants) if _sets_tracker(word)]
 
     def label(self, values: Values) -> str:
         return " ".join(f"{key}={quoted(value)}" for key, value in values.items())
 
-    def checked(self, values: Values) -> Job:
+    def make_job(self, values: Values) -> Job:
         """The job of a point; raises QTargetError, before anything runs, where its configuration is wrong."""
         from qtarget.config.composing import instantiate_design  # seconds
         from qtarget.config.run_config import RunConfig
@@ -106,17 +104,13 @@ class JobFactory:
             instantiate_design(cfg.target)
         except QTargetError as error:
             raise QTargetError(f"{self.file.path}: {self.label(values)}: {error}") from error
-        return self._job(cfg, arguments, values)
+        folder = Path(cfg.output_dir, str(cfg.experiment_name), cfg.hash)
+        return Job(folder, cfg.hash, tuple(arguments), self.label(values))
 
-    def _job(self, cfg: RunConfig, arguments: Sequence[str], values: Values) -> Job:
-        return Job(
-            Path(cfg.output_dir, str(cfg.experiment_name), cfg.hash), cfg.hash, tuple(arguments), self.label(values)
-        )
-
-    def check_fixed(self) -> None:
+    def check_overrides(self) -> None:
         """No override may stand beside the values of a swept key, and no key may be swept that places results."""
         for key in self.file.parameters:
-            if key.partition(".")[0] in PLACES:
+            if key.partition(".")[0] in NOT_SWEPT:
                 raise QTargetError(f"{self.file.path} sweeps {key}, which says where results go and changes none")
         fixed = [*self.file.before, *self.file.after, *self.overrides]
         for key in map(_key, fixed):
@@ -138,24 +132,24 @@ def _key(argument: str) -> str:
 def changes_points(argument: str) -> bool:
     """Whether an override is part of what runs are, not of where they go or in how many attempts they come about."""
     key = _key(argument)
-    return not any(key == one or key.startswith(f"{one}.") for one in NOT_IDENTITY)
+    return not any(key == other or key.startswith(f"{other}.") for other in NOT_IDENTITY)
 
 
-def _tracks(argument: str) -> bool:
+def _sets_tracker(argument: str) -> bool:
     return _key(argument).partition(".")[0] == "tracker"
 
 
 def corners(space: Mapping[str, SweptValues]) -> Iterable[dict[str, Any]]:
     """A middle point, and each value of each key beside it; of a range its ends. What a search may meet."""
-    middle = {key: one.at(0.5) for key, one in space.items()}
+    middle = {key: swept.quantile(0.5) for key, swept in space.items()}
     yield middle
-    for key, one in space.items():
-        for value in _ends(one):
+    for key, swept in space.items():
+        for value in _extremes(swept):
             yield {**middle, key: value}
 
 
-def _ends(one: Any) -> tuple[Any, ...]:
-    if isinstance(one, ListedOptions):
-        return one.options
-    edge = 0.0 if math.isfinite(one.low) else RARE
-    return one.at(edge), one.at(1 - edge)
+def _extremes(swept: Any) -> tuple[Any, ...]:
+    if isinstance(swept, ListedOptions):
+        return swept.options
+    edge = 0.0 if math.isfinite(swept.low) else RARE
+    return swept.quantile(edge), swept.quantile(1 - edge)

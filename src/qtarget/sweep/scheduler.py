@@ -27,13 +27,17 @@ from qtarget.units import in_time
 
 HELDOUT = ("val", "test")
 """What held-out metrics are called during and after training: the same names under both."""
-LOOK = 1.0
+CHECK_SECONDS = 1.0
 """Seconds between looks at what running jobs have logged."""
 
 
 @dataclass
 class SweepPoint:
-    """One point, and what became of it. value: the best that its job has logged of the sweep's metric."""
+    """One point, and what became of it.
+
+    value: the best that its job has logged of the sweep's metric. error: of one that has ended. stop_reason: why early
+    stopping has asked its job, which still runs, to end.
+    """
 
     number: int
     values: Mapping[str, Any]
@@ -41,6 +45,7 @@ class SweepPoint:
     state: str = "waiting"
     value: float | None = None
     error: str = ""
+    stop_reason: str = ""
 
     @property
     def settled(self) -> bool:
@@ -49,14 +54,17 @@ class SweepPoint:
         return bool(result and result["status"] in SETTLED and result.get("config_hash") == self.job.identity)
 
     def to_dict(self) -> dict[str, Any]:
-        known = {key: value for key, value in asdict(self).items() if key != "job"}
-        return {**known, "folder": str(self.job.folder)}
+        """As `sweep.json` has it."""
+        kept = {key: value for key, value in asdict(self).items() if key not in ("job", "stop_reason")}
+        return {**kept, "folder": str(self.job.folder)}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a job has logged. names: all its metrics. history: the sweep's own, by step, NaN for what was no finite
-    number. closing: after training.
+    """What a job has logged.
+
+    names: all its metrics. history: the sweep's own metric by step, NaN where it was no finite number; of `val/…` the
+    first is the untrained model's. closing: the same after training.
     """
 
     names: frozenset[str]
@@ -76,24 +84,26 @@ class Measured:
     @property
     def values(self) -> list[float]:
         """The finite ones, of which one is the best."""
-        held = [*self.history, *([] if self.closing is None else [self.closing])]
-        return [value for value in held if math.isfinite(value)]
+        closing = [] if self.closing is None else [self.closing]
+        return [value for value in (*self.history, *closing) if math.isfinite(value)]
 
 
 @dataclass
 class SweepScheduler:
-    """proposals: the points in order, which a Bayesian search makes up one by one. tell: who wants to know of results.
+    """Runs the points of a sweep.
 
-    total: how many there will be. save: called whenever a point has changed.
+    proposals: the points in order; a Bayesian search makes them up one by one, from the results so far. points: those
+    proposed so far. total: how many there will be. report_result: called with each point that has its result. save:
+    called whenever a point has changed.
     """
 
     file: SweepFile
     proposals: Iterator[SweepPoint]
     points: list[SweepPoint]
-    tell: Callable[[SweepPoint], None]
     total: int
+    report_result: Callable[[SweepPoint], None]
     save: Callable[[], None]
-    _held: SweepPoint | None = None
+    _next_point: SweepPoint | None = None
     _metric_seen: bool = False
     _histories: dict[str, tuple[float, ...]] = field(default_factory=dict)
     _began: dict[int, float] = field(default_factory=dict)
@@ -103,42 +113,44 @@ class SweepScheduler:
     def metric(self) -> Metric | None:
         return self.file.metric
 
-    def run(self, places: Sequence[Slot], retry: int = 0) -> None:
+    def run(self, slots: Sequence[Slot], retry: int = 0) -> None:
         """Until every point is settled, or failed. Raises QTargetError where no job logs the metric."""
-        looked = 0.0
+        last_check = 0.0
         for point in self.points:  # early stopping judges by all runs that have come so far
             if point.settled:
-                self._measured(point)
-        with Stop(), JobPool(places, self.total, retry) as pool:
-            while self._fill(pool) or pool.running:
+                self._measure(point)
+        with Stop(), JobPool(slots, self.total, retry) as pool:
+            while True:
+                self._fill(pool)
+                if not pool.running:  # with free slots and nothing running, nothing is left to start
+                    return
                 for running_job, code in pool.reap():
                     self._seconds.append(time.monotonic() - self._began[running_job.number])
                     self._close(self._point(running_job), code)
-                    self._say(len(places))
-                if time.monotonic() - looked > LOOK:
-                    looked = time.monotonic()
-                    self._look(pool.running)
+                    self._print_progress(len(slots))
+                if time.monotonic() - last_check > CHECK_SECONDS:
+                    last_check = time.monotonic()
+                    self._check_running(pool.running)
                 time.sleep(PAUSE)
 
-    def _fill(self, pool: JobPool) -> bool:
-        """Start what there are free slots for; False once nothing is left to start."""
-        while pool.free:
-            point = self._next(pool)
-            if point is None:
-                return self._held is not None
+    def _fill(self, pool: JobPool) -> None:
+        """Start points while there is a free slot and a point that may run."""
+        while pool.free and (point := self._take_next(pool.running)):
             self._began[point.number] = time.monotonic()
             point.state = "running"
             pool.start(point.number, point.job)
             self.save()
-        return True
 
-    def _next(self, pool: JobPool) -> SweepPoint | None:
-        """The next point that has to run: settled ones are only noted, one whose twin is running waits for it."""
-        while point := self._held or next(self.proposals, None):
-            self._held = None
-            if any(running_job.job.folder == point.job.folder for running_job in pool.running):
-                self._held = point
+    def _take_next(self, running: Sequence[RunningJob]) -> SweepPoint | None:
+        """The next point that has to run, None where there is none for now.
+
+        A settled one is only noted. One of the same configuration as a running job waits for its end.
+        """
+        while point := self._next_point or next(self.proposals, None):
+            self._next_point = point
+            if any(running_job.job.folder == point.job.folder for running_job in running):
                 return None
+            self._next_point = None
             if not point.settled:
                 return point
             self._close(point, 0)
@@ -148,20 +160,20 @@ class SweepScheduler:
         return next(point for point in self.points if point.number == running_job.number)
 
     def _close(self, point: SweepPoint, code: int) -> None:
-        """Note what became of a point, and tell the search."""
-        if point.error and not point.job.finished:
-            _record_stop(point.job, point.error)
-        measured = self._measured(point)
+        """Note what became of a point, and report it."""
+        if point.stop_reason and not point.job.finished:
+            _record_stop(point.job, point.stop_reason)
+        measured = self._measure(point)
         if point.settled:
             result = stored_result(point.job.folder) or {}
             point.state, point.error = result["status"], str(result.get("error") or "")
             self._require_metric(measured.names)
-            self.tell(point)
+            self.report_result(point)
         else:
             point.state, point.error = "failed", outcome(point.job, code).error
         self.save()
 
-    def _measured(self, point: SweepPoint) -> Measured:
+    def _measure(self, point: SweepPoint) -> Measured:
         """What the job has logged so far, noted."""
         measured = Measured.of(point.job.folder, self.metric.name if self.metric else "")
         if self.metric and measured.values:
@@ -173,12 +185,12 @@ class SweepScheduler:
 
     # While jobs run
 
-    def _look(self, running: Sequence[RunningJob]) -> None:
-        """Does any job log the metric, and has any to be stopped?"""
+    def _check_running(self, running: Sequence[RunningJob]) -> None:
+        """Raise where no job logs the metric; ask those to stop that early stopping gives up."""
         if self.metric is None or (self._metric_seen and self.file.stopping is None):
             return
         for running_job in running:
-            names = self._measured(self._point(running_job)).names
+            names = self._measure(self._point(running_job)).names
             heldout = {name.removeprefix("val/") for name in names if name.startswith("val/")}
             if heldout and self.metric.name.partition("/")[0] in HELDOUT:
                 self._require_metric(names | {f"test/{name}" for name in heldout})
@@ -199,32 +211,32 @@ class SweepScheduler:
         name = str(running_job.job.folder)
         if self.file.stopping is None or running_job.kill_deadline is not None or name not in self._histories:
             return
-        reason = self.file.stopping.condemned(name, self._histories)
+        reason = self.file.stopping.stop_reason(name, self._histories)
         if reason is not None:
-            self._point(running_job).error = f"stopped by the sweep: {reason}"
+            self._point(running_job).stop_reason = f"stopped by the sweep: {reason}"
             running_job.ask_to_stop()
 
-    def leave(self) -> None:
-        """Write down that nothing runs any more."""
+    def save_ended(self) -> None:
+        """Save that nothing runs any more."""
         for point in self.points:
             point.state = "waiting" if point.state == "running" else point.state
         self.save()
 
-    # What is said of it
+    # The results
 
     def ranked(self) -> list[SweepPoint]:
         """Settled points that have a value, best first; stopped ones too, by their best until then."""
         metric = self.metric
         if metric is None:
             return []
-        valued = [(metric.lower_is_better(one.value), one) for one in self.points if one.value is not None]
-        return [one for _, one in sorted(valued, key=lambda pair: pair[0]) if one.state in SETTLED]
+        scored = [(metric.lower_is_better(point.value), point) for point in self.points if point.value is not None]
+        return [point for _, point in sorted(scored, key=lambda pair: pair[0]) if point.state in SETTLED]
 
     def without_value(self) -> list[SweepPoint]:
         """Settled points that have none: the metric was never a finite number, or never measured."""
-        return [one for one in self.points if one.value is None and one.state in SETTLED]
+        return [point for point in self.points if point.value is None and point.state in SETTLED]
 
-    def _say(self, places: int) -> None:
+    def _print_progress(self, slots: int) -> None:
         """How many are done, the best so far, and the time that is left at the pace until now."""
         left = sum(point.state in ("waiting", "running") for point in self.points) + self.total - len(self.points)
         parts = [f"{self.total - left} of {self.total} points done"]
@@ -232,7 +244,7 @@ class SweepScheduler:
             parts.append(f"best {self.metric.name} {best[0].value:.5g} at {best[0].job.label}")
         if left:
             each = sum(self._seconds) / len(self._seconds)
-            parts.append(f"about {in_time(each * math.ceil(left / places))} left")
+            parts.append(f"about {in_time(each * math.ceil(left / slots))} left")
         print(f"{self.file.name}: {'; '.join(parts)}", file=sys.stderr, flush=True)
 
 

@@ -30,11 +30,14 @@ TEXT_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
 class SweptValues(Protocol):
-    """listed: all values in order, for a grid; None where there is no such list."""
+    """What a key may be. listed: all values in order, for a grid; None where there is no such list."""
 
     @property
     def listed(self) -> tuple[Any, ...] | None: ...
-    def at(self, u: float) -> Any: ...
+
+    def quantile(self, u: float) -> Any:
+        """The value below which a share u in [0, 1) of the draws lies."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class ListedOptions:
     def listed(self) -> tuple[Any, ...] | None:
         return None if self.weights else self.options
 
-    def at(self, u: float) -> Any:
+    def quantile(self, u: float) -> Any:
         if self.weights is None:
             return self.options[min(int(u * len(self.options)), len(self.options) - 1)]
         possible = [(option, weight) for option, weight in zip(self.options, self.weights, strict=True) if weight]
@@ -67,7 +70,7 @@ class WholeNumbers:
     def listed(self) -> tuple[int, ...]:
         return tuple(range(self.low, self.high + 1))
 
-    def at(self, u: float) -> int:
+    def quantile(self, u: float) -> int:
         return min(self.low + int(u * (self.high - self.low + 1)), self.high)
 
 
@@ -76,7 +79,7 @@ class UniformValues:
     low: float
     high: float
 
-    def at(self, u: float) -> float:
+    def quantile(self, u: float) -> float:
         return self.low + u * (self.high - self.low)
 
 
@@ -85,7 +88,7 @@ class Normal:
     mu: float
     sigma: float
 
-    def at(self, u: float) -> float:
+    def quantile(self, u: float) -> float:
         return NormalDist(self.mu, self.sigma).inv_cdf(min(max(u, EDGE), 1 - EDGE)) if self.sigma else self.mu
 
 
@@ -94,7 +97,7 @@ class Beta:
     a: float
     b: float
 
-    def at(self, u: float) -> float:
+    def quantile(self, u: float) -> float:
         from scipy.special import betaincinv  # slow to import, and rarely needed
 
         return float(betaincinv(self.a, self.b, u))
@@ -121,8 +124,8 @@ class Continuous:
         count = math.ceil(round((self.high - self.low) / self.q, 9))
         return tuple(_rounded(self.low + step * self.q, self.q) for step in range(count))
 
-    def at(self, u: float) -> float:
-        value = self.shape.at(u)
+    def quantile(self, u: float) -> float:
+        value = self.shape.quantile(u)
         value = math.exp(min(value, LARGEST_EXPONENT)) if self.exponential else value
         value = min(max(value, self.low), self.high)
         if self.q is None:
@@ -193,10 +196,10 @@ def _categorical(key: str, fields: Fields) -> SweptValues:
     return ListedOptions(options, None if weights is None else _weights(key, weights, len(options)))
 
 
-def _weights(key: str, given: Any, count: int) -> tuple[float, ...]:
-    if not isinstance(given, list) or len(given) != count:
-        raise QTargetError(f"{key}: probabilities must be a list as long as values ({count}), got {given!r}")
-    weights = tuple(_number(key, "probabilities", weight, 0.0) for weight in given)
+def _weights(key: str, probabilities: Any, count: int) -> tuple[float, ...]:
+    if not isinstance(probabilities, list) or len(probabilities) != count:
+        raise QTargetError(f"{key}: probabilities must be a list as long as values ({count}), got {probabilities!r}")
+    weights = tuple(_number(key, "probabilities", weight, 0.0) for weight in probabilities)
     if not math.isclose(sum(weights), 1.0, rel_tol=1e-5):
         raise QTargetError(f"{key}: probabilities must sum to 1, these sum to {sum(weights):g}")
     return weights
