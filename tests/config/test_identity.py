@@ -11,7 +11,7 @@ from qtarget.compare.command import compare
 from qtarget.config import versions
 from qtarget.config.composing import compose_config, config_container
 from qtarget.config.identity import config_hash
-from qtarget.config.versions import Mend
+from qtarget.config.versions import ResultChange
 
 OWN = '{"prompt": "say hi", "completion": "hi"}\n{"prompt": "say ho", "completion": "ho"}\n'
 TEACHER = ["reference@references.teacher=frozen", "references.teacher.name=tiny"]
@@ -101,10 +101,10 @@ def test_only_runs_that_divide_by_a_truncated_mass_are_new() -> None:
 
 
 def test_a_mend_concerns_some_runs_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    mend = Mend("rows", 2, "made up", lambda config: config["data"]["rows"] == 17)
+    change = ResultChange("rows", 2, "made up", lambda config: config["data"]["rows"] == 17)
     cfg, other = (compose_config("train", ["model=tiny", f"data.rows={rows}"]) for rows in (17, 18))
     before, beside = config_hash(cfg), config_hash(other)
-    monkeypatch.setattr(versions, "MENDS", (*versions.MENDS, mend))
+    monkeypatch.setattr(versions, "RESULT_CHANGES", (*versions.RESULT_CHANGES, change))
     assert config_hash(cfg) != before
     assert config_hash(other) == beside
 
@@ -123,7 +123,9 @@ def test_tables_name_the_runs_whose_numbers_were_mended_since(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        versions, "MENDS", (Mend("rows", 2, "rows are read as text", lambda c: c["data"]["rows"] == 17),)
+        versions,
+        "RESULT_CHANGES",
+        (ResultChange("rows", 2, "rows are read as text", lambda c: c["data"]["rows"] == 17),),
     )
     for name, rows, mends in (("old", 17, None), ("new", 17, {"rows": 2}), ("plain", 18, None)):
         folder = Path("outputs/runs", name)

@@ -13,9 +13,9 @@ from tiny_architectures import small_config, small_model
 from torch import nn
 from transformers import AutoConfig
 
+from qtarget.config.changed_inputs import head_changed
 from qtarget.config.composing import compose_config
 from qtarget.config.identity import config_hash
-from qtarget.config.row_mends import head_changed
 from qtarget.config.run_config import RunConfig
 from qtarget.errors import QTargetError
 from qtarget.model import provide
@@ -229,7 +229,7 @@ def test_runs_of_models_with_other_logits_are_run_anew(config: dict[str, Any], c
     for role in ("model", "teacher"):
         with pytest.MonkeyPatch.context() as patch:
             now = named("m", config, role)
-            patch.setattr("qtarget.config.versions.MENDS", ())
+            patch.setattr("qtarget.config.versions.RESULT_CHANGES", ())
             assert (named("m", config, role) != now) is changed
 
 
@@ -238,7 +238,7 @@ def test_a_hub_model_is_known_by_its_family() -> None:
         with pytest.MonkeyPatch.context() as patch:
             cfg = compose_config("train", ["model=path", f"model.name={name}"])
             now = config_hash(cfg)
-            patch.setattr("qtarget.config.versions.MENDS", ())
+            patch.setattr("qtarget.config.versions.RESULT_CHANGES", ())
             return config_hash(cfg) != now
 
     assert versions_of("tiiuae/Falcon-H1-0.5B-Base")

@@ -52,7 +52,7 @@ def compare(
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
-    runs = [_with_mends(run) for run in read_runs(paths)]
+    runs = [_with_changes(run) for run in read_runs(paths)]
     if best_of and not group_by:
         raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
     asked = Grouping(group_by, metric or usual_metric(runs), against, best_of, by or usual_validation(runs))
@@ -72,8 +72,8 @@ def compare(
     return 0 if finished(runs) else 1
 
 
-def _with_mends(run: Run) -> Run:
-    """With what was mended since, where an earlier build made the run and its numbers are concerned."""
+def _with_changes(run: Run) -> Run:
+    """With what has changed since, where an earlier build made the run and its numbers are concerned."""
     try:
         config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
         recorded = json.loads((run.folder / "result.json").read_text(encoding="utf-8")).get("mends") or {}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qtarget.config.composing import config_container, register_resolver
+from qtarget.config.heldout_changes import names_heldout_file
 from qtarget.config.names import LABELS, as_hashed
-from qtarget.config.share_mends import names_heldout_file
 from qtarget.config.versions import sources, versions, without_unchanged
 from qtarget.model.fingerprint import fingerprint, sampled_digest
 
@@ -31,7 +31,7 @@ def config_hash(cfg: Mapping[Any, Any]) -> str:
     for key in ONLY_SAID:
         identity["trainer"].pop(key, None)
     without_unchanged(identity)
-    mended = versions(identity)
+    changed = versions(identity)
     for holder, key in _named_inputs(identity):
         holder[key] = fingerprint(holder[key])
     for source in (*sources(identity["data"]), *sources(identity["eval"])):
@@ -40,8 +40,8 @@ def config_hash(cfg: Mapping[Any, Any]) -> str:
             source["heldout"] = _content(source["heldout"])
     if isinstance(identity["data"].get("heldout_source"), str):
         identity["data"]["heldout_source"] = _content(identity["data"]["heldout_source"])
-    if mended:
-        identity["versions"] = mended
+    if changed:
+        identity["versions"] = changed
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
@@ -70,5 +70,5 @@ def _content(named: Any) -> Any:
     if isinstance(named, list):
         return [_content(value) for value in named]
     path = Path(str(named)).expanduser()
-    held = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
-    return {str(file.relative_to(path)): sampled_digest(file) for file in held} or named
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+    return {str(file.relative_to(path)): sampled_digest(file) for file in files} or named

@@ -1,4 +1,7 @@
-"""Which runs a mend makes new ones: those whose numbers it changes. All others keep their identity."""
+"""Changes of results between versions of qtarget: which runs get other numbers now, and so another identity.
+
+All other runs keep theirs.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qtarget.config.file_mends import is_retyped
+from qtarget.config.changed_inputs import (
+    has_other_conversations,
+    named_head_changed,
+    reads_new_keys,
+    reads_retyped_files,
+)
+from qtarget.config.heldout_changes import shares_otherwise
 from qtarget.config.names import nodes
-from qtarget.config.row_mends import has_new_keys, is_written_otherwise, named_head_changed
-from qtarget.config.share_mends import shares_otherwise
 from qtarget.data.thought import MARKS
 
 Node = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Mend:
+class ResultChange:
     """A part that gives other numbers than an earlier build did.
 
     part, version: what enters the identity. about: what changed, in words that a table can print. concerns(config):
@@ -49,15 +56,15 @@ def _is_hash_ordered(config: Node) -> bool:
 
 
 def _has_new_keys(config: Node) -> bool:
-    return any(map(has_new_keys, sources(config)))
+    return any(map(reads_new_keys, sources(config)))
 
 
 def _judged(config: Node) -> list[dict[str, Any]]:
     """The sources whose rows are asked and judged: those of held-out rows and benchmarks, and what they are made of."""
     data, node = config["data"], config["eval"]
     own = data.get("heldout_source")
-    held = own if isinstance(own, dict) else data.get("source")  # a file is judged as the source is
-    nodes = {"heldout": held if data.get("heldout_rows") != 0 else None}
+    source = own if isinstance(own, dict) else data.get("source")  # a file is judged as the source is
+    nodes = {"heldout": source if data.get("heldout_rows") != 0 else None}
     benchmarks = node.get("benchmarks")
     if isinstance(benchmarks, dict):  # what else it may be set to is refused later, in words
         nodes |= {name: each.get("source") for name, each in benchmarks.items() if isinstance(each, dict)}
@@ -85,7 +92,7 @@ def _has_another_head(config: Node) -> bool:
 
 
 def _is_retyped(config: Node) -> bool:
-    return any(map(is_retyped, sources(config)))
+    return any(map(reads_retyped_files, sources(config)))
 
 
 def _divides_by_a_truncated_mass(config: Node) -> bool:
@@ -95,27 +102,31 @@ def _divides_by_a_truncated_mass(config: Node) -> bool:
     return truncated and target.get("normalize") == "weight_sum"
 
 
-MENDS: tuple[Mend, ...] = (
-    Mend(
+RESULT_CHANGES: tuple[ResultChange, ...] = (
+    ResultChange(
         "chat",
         2,
         "a reply's context is what is asked: word marks, dates, ends of turn, control tokens",
-        is_written_otherwise,
+        has_other_conversations,
     ),
-    Mend("head", 2, "logits have every multiplier and cap of the model's own", _has_another_head),
-    Mend("files", 2, "CSV and JSON files are read as the text they hold", _is_retyped),
-    Mend("rows", 2, "weights, tools, calls, thoughts, names, system and history of rows are read", _has_new_keys),
-    Mend("mass", 2, "the weights of kd_truncated add up to what its teacher kept", _divides_by_a_truncated_mass),
-    Mend("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
-    Mend("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
-    Mend("choice", 2, "a key with another option's text, and what is denied, choose nothing", _judges_choices),
-    Mend(
+    ResultChange("head", 2, "logits have every multiplier and cap of the model's own", _has_another_head),
+    ResultChange("files", 2, "CSV and JSON files are read as the text they hold", _is_retyped),
+    ResultChange(
+        "rows", 2, "weights, tools, calls, thoughts, names, system and history of rows are read", _has_new_keys
+    ),
+    ResultChange(
+        "mass", 2, "the weights of kd_truncated add up to what its teacher kept", _divides_by_a_truncated_mass
+    ),
+    ResultChange("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
+    ResultChange("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
+    ResultChange("choice", 2, "a key with another option's text, and what is denied, choose nothing", _judges_choices),
+    ResultChange(
         "heldout",
         2,
         "rows behind data.heldout_rows are trained on; a share holds out one row at least",
         shares_otherwise,
     ),
-    Mend("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
+    ResultChange("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
 )
 """In no order; a part stands here once, with its newest version."""
 
@@ -134,23 +145,24 @@ UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
     "qtarget.data.sources.jsonl.Jsonl": {"trust_scorer": (False,), "unknown": (None,), "heldout": (None,)},
     "qtarget.data.sources.instruct.Instruct": {"trust_scorer": (False,)},
 }
-"""Keys that came later: `_target_` of a node, or its dotted place → key → values that mean what earlier builds did."""
+"""Keys that came later: `_target_` of a node, or its dotted key → key → values that mean what earlier builds did."""
 
 
 def versions(config: Node) -> dict[str, int]:
-    """Part → version of every mend that concerns a configuration."""
-    return {mend.part: mend.version for mend in MENDS if mend.concerns(config)}
+    """Part → version of every change that concerns a configuration."""
+    return {change.part: change.version for change in RESULT_CHANGES if change.concerns(config)}
 
 
 def outdated(config: Node, recorded: Mapping[str, int]) -> list[str]:
-    """What was mended since a run with this configuration; recorded: the versions that its record names."""
-    return [m.about for m in MENDS if recorded.get(m.part, 0) < m.version and m.concerns(config)]
+    """What has changed since a run with this configuration. recorded: the versions that its record names."""
+    newer = [change for change in RESULT_CHANGES if recorded.get(change.part, 0) < change.version]
+    return [change.about for change in newer if change.concerns(config)]
 
 
 def without_unchanged(config: dict[str, Any]) -> None:
-    """Take out, in place, keys that came later and stand at a value that changes nothing."""
-    for place, node in nodes(config):
-        for name in {place, str(node.get("_target_", ""))} & set(UNCHANGED):
+    """Take out of `config` keys that came later and stand at a value that changes nothing."""
+    for dotted, node in nodes(config):
+        for name in {dotted, str(node.get("_target_", ""))} & set(UNCHANGED):
             for key, values in UNCHANGED[name].items():
                 if key in node and node[key] in values:
                     del node[key]

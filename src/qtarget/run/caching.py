@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qtarget.config.changed_inputs import head_changed
 from qtarget.config.references import CachedReference
-from qtarget.config.row_mends import head_changed
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Collate
 from qtarget.data.example import Example

@@ -12,10 +12,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from qtarget.config.composing import compose_config, config_container, nearest, options
+from qtarget.config.heldout_changes import FILES
 from qtarget.config.names import OF_A_RUN, as_typed
 from qtarget.config.references import read_references
 from qtarget.config.run_config import NODES, RunConfig
-from qtarget.config.share_mends import FILES
 from qtarget.errors import QTargetError
 from qtarget.model.fingerprint import model_folder, names_a_folder
 from qtarget.record.record import stored_result

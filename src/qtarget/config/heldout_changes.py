@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from qtarget.config.changed_inputs import HUB, JSONL, Node
 from qtarget.config.composing import instantiate
-from qtarget.config.file_mends import HUB, JSONL, Node
 from qtarget.data.sources.loading import is_file_name
 from qtarget.errors import QTargetError
 
