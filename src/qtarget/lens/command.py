@@ -41,11 +41,11 @@ def lens(arguments: Sequence[str]) -> int:
 
     request, world = read_request(arguments), World.default()
     curves = traced(request, world)
-    shown = None
+    demonstrations = None
     if request.checkpoint is not None:
         from qtarget.lens.reading import read_demonstrations  # torch models and transformers come in here
 
-        shown = read_demonstrations(
+        demonstrations = read_demonstrations(
             request.checkpoint,
             {curve.name: curve.mark for curve in curves},
             changes=request.changes,
@@ -53,7 +53,7 @@ def lens(arguments: Sequence[str]) -> int:
             rows=request.rows,
             lenient=not request.names,
         )
-    for kind, path in write_files(request, curves, world, shown):
+    for kind, path in write_files(request, curves, world, demonstrations):
         print(f"{kind:<9}{near(path)}")
     print(f"next     {_next_command(request)}")
     return 0
@@ -111,32 +111,29 @@ def every_name() -> tuple[str, ...]:
 
 
 def write_files(
-    request: Request, curves: Sequence[Curve], world: World, shown: Demonstrations | None
+    request: Request, curves: Sequence[Curve], world: World, demonstrations: Demonstrations | None
 ) -> Iterator[tuple[str, Path]]:
     """What was written: (kind, path)."""
     from qtarget.lens.page import write_lens
     from qtarget.lens.picture import draw_design, draw_lens
     from qtarget.lens.token_table import draw_tokens
 
-    folder = _made(request.out)
-    write_lens(curves, world, folder / "lens.html", changes=request.changes, shown=SHOWN, demonstrations=shown)
-    yield "page", folder / "lens.html"
-    draw_lens(curves, world, folder / "lens.png")
-    yield "picture", folder / "lens.png"
-    if shown is not None and shown.rows:
-        draw_tokens(shown, folder / "tokens.png")
-        yield "picture", folder / "tokens.png"
-    for curve in curves:
-        draw_design(curve, world, folder / f"lens_{curve.name}.png")
-        yield "picture", folder / f"lens_{curve.name}.png"
-
-
-def _made(folder: Path) -> Path:
+    folder = request.out
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise QTargetError(f"can't write to {folder}: {error}. Set out=FOLDER to one you can write") from error
-    return folder
+    page = folder / "lens.html"
+    write_lens(curves, world, page, changes=request.changes, shown=SHOWN, demonstrations=demonstrations)
+    yield "page", page
+    draw_lens(curves, world, folder / "lens.png")
+    yield "picture", folder / "lens.png"
+    if demonstrations is not None and demonstrations.rows:
+        draw_tokens(demonstrations, folder / "tokens.png")
+        yield "picture", folder / "tokens.png"
+    for curve in curves:
+        draw_design(curve, world, folder / f"lens_{curve.name}.png")
+        yield "picture", folder / f"lens_{curve.name}.png"
 
 
 def _next_command(request: Request) -> str:

@@ -143,14 +143,14 @@ class Curve:
 
     def ranges(self, *, overshooting: bool) -> tuple[tuple[float, float], ...]:
         """Ranges of p(y) in which Q has negative entries: because of a large step only, or for good."""
-        found: list[tuple[float, float]] = []
+        ranges: list[tuple[float, float]] = []
         unbroken = False
         for point in self.points:
-            held = bool(point.negative) and point.overshoots == overshooting
-            if held:
-                found.append((found.pop()[0] if unbroken else point.p, point.p))
-            unbroken = held
-        return tuple(found)
+            inside = bool(point.negative) and point.overshoots == overshooting
+            if inside:
+                ranges.append((ranges.pop()[0] if unbroken else point.p, point.p))
+            unbroken = inside
+        return tuple(ranges)
 
 
 def trace(design: Design, mark: Mark, formula: str, world: World | None = None) -> Curve:
@@ -204,7 +204,7 @@ def _notes(design: Design, points: Sequence[CurvePoint], keep: int | None) -> It
 
 
 def marks(names: Sequence[str]) -> tuple[Mark, ...]:
-    """One look per design, by its place."""
+    """One look per design, in their order."""
     return tuple(Mark(index, name, *look(index)) for index, name in enumerate(names))
 
 
@@ -354,5 +354,5 @@ def bars(curves: Sequence[Curve], world: World) -> dict[str, Any]:
 
 def extent(values: Iterable[float]) -> tuple[float, float]:
     """From 0 to 1, or as far as the values go beyond."""
-    held = [0.0, 1.0, *values]
-    return round(min(held), 3), round(max(held), 3)
+    shown = [0.0, 1.0, *values]
+    return round(min(shown), 3), round(max(shown), 3)

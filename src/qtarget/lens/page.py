@@ -69,7 +69,7 @@ def page(
         "curves": curves,
         "pressed": {curve.mark.index for curve in curves if not many or curve.name in shown},
         "quantities": QUANTITIES,
-        "sketches": {curve.mark.index: tuple(sketches(curve)) for curve in curves} if many else {},
+        "sketches": {curve.mark.index: sketches(curve) for curve in curves} if many else {},
         "plots": plots,
         "figures": chart_data(plots),
         "world": world,
@@ -96,17 +96,16 @@ def _details(demonstrations: Demonstrations | None) -> dict[str, Any]:
     }
 
 
-def sketches(curve: Curve) -> Iterator[Sketch]:
+def sketches(curve: Curve) -> tuple[Sketch, ...]:
     """Every quantity of a design, small."""
-    for quantity in QUANTITIES:
-        yield _sketch(quantity, curve)
+    return tuple(_sketch(quantity, curve) for quantity in QUANTITIES)
 
 
 def _sketch(quantity: Quantity, curve: Curve) -> Sketch:
     cut = CUT.get(quantity.key, (float("-inf"), float("inf")))
     pairs = [(point.p, quantity.read(point)) for point in curve.points]
-    held = [(p, value) for p, value in pairs if cut[0] <= value <= cut[1]]
-    low, high = extent(value for _, value in held)
+    visible = [(p, value) for p, value in pairs if cut[0] <= value <= cut[1]]
+    low, high = extent(value for _, value in visible)
 
     def height(value: float) -> float:
         return round(BOTTOM - (value - low) / (high - low) * (BOTTOM - TOP), 1)
@@ -117,10 +116,10 @@ def _sketch(quantity: Quantity, curve: Curve) -> Sketch:
     read = DOTTED[quantity.key][1] if quantity.key in ("target", "others") else None
     return Sketch(
         quantity.key,
-        curve=drawn(held),
+        curve=drawn(visible),
         plain=drawn([(p, quantity.plain(p)) for p in (0.0, 1.0)]),
         dotted=drawn([(p, read(p)) for p in (0.0, 1.0)]) if read else "",
-        area=drawn([*held, (1.0, 1.0), (0.0, 0.0)]) if quantity.key == "target" else "",
+        area=drawn([*visible, (1.0, 1.0), (0.0, 0.0)]) if quantity.key == "target" else "",
         zero=height(0.0),
         one=height(1.0),
         edges=tuple(_edges(curve)) if quantity.key in ("target", "others") else (),

@@ -51,29 +51,30 @@ def draw_multiples(curves: Sequence[Curve], world: World, path: Path) -> None:
         grid = figure.subplots(rows, ACROSS, squeeze=False)
         for axes in list(grid.flat)[len(curves) :]:
             axes.axis("off")
-        for place, (axes, curve) in enumerate(zip(grid.flat, curves, strict=False)):
+        for index, (axes, curve) in enumerate(zip(grid.flat, curves, strict=False)):
             draw_target(axes, curve)
             axes.set_title(plain(curve.name), loc="left", fontsize=9, fontweight="bold", color=curve.mark.colour)
             axes.tick_params(labelsize=7)
-            if place % ACROSS == 0:
+            if index % ACROSS == 0:
                 axes.set_ylabel("Q(y)", fontsize=8)
-            if place >= len(curves) - ACROSS:
+            if index >= len(curves) - ACROSS:
                 axes.set_xlabel("p(y)", fontsize=8)
         figure.suptitle("What each design teaches: the target Q(y) of the label over its probability p(y)", **BOLD)
-        told = "dotted: Q = p, nothing is taught · shaded: the gradient on the label · grey: plain SFT · "
-        figure.supxlabel(
-            told + "red edge: Q has negative entries (yellow: because w > 1)", fontsize=10, color="#444444"
+        key = (
+            "dotted: Q = p, nothing is taught · shaded: the gradient on the label · grey: plain SFT · "
+            "red edge: Q has negative entries (yellow: because w > 1)"
         )
+        figure.supxlabel(key, fontsize=10, color="#444444")
 
 
 def draw_design(curve: Curve, world: World, path: Path) -> None:
     """One design: its target, its gradient, γ, w and trust, and bars for three values of p(y)."""
     with picture(path, (14.0, 8.6), arranged=False) as figure:  # a fixed frame takes half as long
-        told = textwrap.wrap(f"{curve.name}:  {curve.formula}", 118)
-        figure.suptitle(plain("\n".join(told)), x=0.012, y=0.985, ha="left", va="top", **BOLD)
+        heading = textwrap.wrap(f"{curve.name}:  {curve.formula}", 118)
+        figure.suptitle(plain("\n".join(heading)), x=0.012, y=0.985, ha="left", va="top", **BOLD)
         (target, pull, scalars), stops = figure.subplots(2, 3, gridspec_kw={"height_ratios": (1.35, 1.0)})
         figure.subplots_adjust(
-            left=0.035, right=0.99, top=0.925 - 0.025 * len(told), bottom=0.075, wspace=0.13, hspace=0.33
+            left=0.035, right=0.99, top=0.925 - 0.025 * len(heading), bottom=0.075, wspace=0.13, hspace=0.33
         )
         draw_target(target, curve, others=True)
         target.set_title("Target: the label and the others", loc="left", **BOLD)
@@ -95,11 +96,11 @@ def draw_target(axes: Axes, curve: Curve, *, others: bool = False) -> None:
     axes.plot(p, target, color=curve.mark.colour, linewidth=1.9, label="Q(y)")
     shown = target
     if others:
-        rest = _series(curve, lambda point: sum(point.target[1:]))
-        axes.plot(p, rest, color=curve.mark.colour, linestyle="--", linewidth=1.5, label="all others together")
+        other_mass = _series(curve, lambda point: sum(point.target[1:]))
+        axes.plot(p, other_mass, color=curve.mark.colour, linestyle="--", linewidth=1.5, label="all others together")
         axes.plot([], [], color=GREY, linestyle=":", label=DIAGONAL.label)
         axes.plot([], [], color=PALE, linewidth=2.2, label="Q(y) of plain SFT")
-        shown = [*target, *rest]
+        shown = [*target, *other_mass]
         axes.legend(frameon=False, fontsize=8.5)
         axes.set_xlabel(AXIS)
     low, high = extent(shown)
@@ -124,13 +125,12 @@ def _draw_pull(axes: Axes, curve: Curve) -> None:
 def _draw_scalars(axes: Axes, curve: Curve) -> None:
     """γ, w and trust as the loss reports them."""
     p = _series(curve, lambda point: point.p)
-    told = {quantity.key: quantity for quantity in QUANTITIES}
+    quantities = {quantity.key: quantity for quantity in QUANTITIES}
     styles = {"trust": "-", "reliance": "--", "weight": "-."}
     for (key, style), ink in zip(styles.items(), (curve.mark.colour, "#444444", "#999999"), strict=True):
         label = {"trust": "trust", "reliance": "reliance γ", "weight": "step size w"}[key]
-        axes.plot(p, curve.values(told[key]), color=ink, linestyle=style, linewidth=1.8, label=label)
-    held = [value for key in styles for value in curve.values(told[key]) if -2 <= value <= 6]
-    low, high = extent(held)
+        axes.plot(p, curve.values(quantities[key]), color=ink, linestyle=style, linewidth=1.8, label=label)
+    low, high = extent(value for key in styles for value in curve.values(quantities[key]) if -2 <= value <= 6)
     axes.set_ylim(low - 0.07 * (high - low), high + 0.07 * (high - low))
     axes.set_title("Trust, reliance and step size", loc="left", **BOLD)
     axes.set_xlabel(AXIS)
@@ -140,11 +140,11 @@ def _draw_scalars(axes: Axes, curve: Curve) -> None:
 
 def draw_bars(axes: Axes, curve: Curve, p: float, world: World) -> None:
     """p in grey and Q in the design's colour, token by token."""
-    point, places = curve.at(p), range(len(world.tokens))
-    axes.bar(places, point.policy, width=0.86, color="#d4d4d4")
-    axes.bar(places, point.target, width=0.46, color=curve.mark.colour)
+    point, positions = curve.at(p), range(len(world.tokens))
+    axes.bar(positions, point.policy, width=0.86, color="#d4d4d4")
+    axes.bar(positions, point.target, width=0.46, color=curve.mark.colour)
     axes.axhline(0, color="#777777", linewidth=0.8)
-    axes.set_xticks(list(places), list(world.tokens), fontsize=9)
+    axes.set_xticks(list(positions), list(world.tokens), fontsize=9)
     axes.tick_params(axis="x", length=0)
     low, high = extent([*point.target, *point.policy])
     axes.set_ylim(low - 0.05 * (low < 0), 1.05 * high)

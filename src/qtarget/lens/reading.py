@@ -57,20 +57,14 @@ def read_demonstrations(
         outs = attempts.each(plans, lambda name: _loss(plans[name], policy, frozen, batch))
         tokens = list(_tokens(base, policy, frozen.get("prior"), batch, examples))
     readings = _readings(outs, marks, batch)
-    found = (
+    token_rows = (
         TokenRow(example.row, tuple(row), pulls) for example, row, pulls in zip(examples, tokens, readings, strict=True)
     )
-    return Demonstrations(without_absolute_paths(where), tuple(found), tuple(attempts.left_out))
-
-
-# The configuration
+    return Demonstrations(without_absolute_paths(where), tuple(token_rows), tuple(attempts.left_out))
 
 
 def _with_target(cfg: RunConfig, name: str, changes: Sequence[str] = ()) -> RunConfig:
     return replace(cfg, target=compose_target(name, changes))
-
-
-# Models and losses
 
 
 def _quick(cfg: RunConfig) -> RunConfig:
@@ -129,13 +123,13 @@ def _readings(
 ) -> Iterator[tuple[DesignReading, ...]]:
     """Row by row, every design's pulls."""
     counts = (batch.labels != IGNORE).sum(-1).tolist()
-    columns = {name: [out.of(shown).double().cpu().split(counts) for shown in SHOWN] for name, out in outs.items()}
+    columns = {name: [out.of(measure).double().cpu().split(counts) for measure in SHOWN] for name, out in outs.items()}
     for row in range(len(counts)):
         yield tuple(
             DesignReading(
-                marks[name], tuple(_pull(*map(float, numbers)) for numbers in zip(*(c[row] for c in held), strict=True))
+                marks[name], tuple(_pull(*map(float, numbers)) for numbers in zip(*(c[row] for c in own), strict=True))
             )
-            for name, held in columns.items()
+            for name, own in columns.items()
         )
 
 
@@ -151,11 +145,13 @@ def _tokens(
     exact = None if prior is None else prior.exact(batch)
     width = batch.labels.shape[1]
     for row, example in enumerate(examples):
-        places = (batch.labels[row] != IGNORE).nonzero().squeeze(1)
-        labels = batch.labels[row, places]
-        logp = torch.log_softmax(policy.head.logits(hidden[row, places], hidden.dtype), dim=-1)
-        known = None if exact is None else exact.select(row * width + places).at(labels, logp).label_logp.exp().tolist()
-        yield _row_tokens(plan, example, logp, labels, known)
+        positions = (batch.labels[row] != IGNORE).nonzero().squeeze(1)
+        labels = batch.labels[row, positions]
+        logp = torch.log_softmax(policy.head.logits(hidden[row, positions], hidden.dtype), dim=-1)
+        p_prior = None
+        if exact is not None:
+            p_prior = exact.select(row * width + positions).at(labels, logp).label_logp.exp().tolist()
+        yield _row_tokens(plan, example, logp, labels, p_prior)
 
 
 def _row_tokens(
@@ -163,21 +159,21 @@ def _row_tokens(
 ) -> list[Token]:
     label_logp = logp.gather(1, labels[:, None]).squeeze(1)
     others = logp.scatter(1, labels[:, None], -torch.inf).exp().topk(min(OTHERS, logp.shape[1] - 1), dim=-1)
-    texts, found, count = pieces(plan.tokenizer, example.input_ids), [], 0
+    texts, tokens, count = pieces(plan.tokenizer, example.input_ids), [], 0
     # The first token of a row is nobody's label; should it be marked as supervised, it still isn't.
-    for place, (text, supervised, wrong) in enumerate(zip(texts, example.supervised, example.wrong, strict=True)):
-        if not supervised or place == 0:
-            found.append(Token("" if text == UNFINISHED else text, supervised=False))
+    for index, (text, supervised, wrong) in enumerate(zip(texts, example.supervised, example.wrong, strict=True)):
+        if not supervised or index == 0:
+            tokens.append(Token("" if text == UNFINISHED else text, supervised=False))
             continue
         pairs = zip(others.indices[count].tolist(), others.values[count].tolist(), strict=True)
-        likely = tuple(Alternative(_alone(plan.tokenizer, token), p) for token, p in pairs)
+        likely = tuple(Alternative(_token_text(plan.tokenizer, token), p) for token, p in pairs)
         p, nll = float(label_logp[count].exp()), -float(label_logp[count])
-        found.append(Token(text, True, wrong, p, None if prior is None else prior[count], nll, likely))
+        tokens.append(Token(text, True, wrong, p, None if prior is None else prior[count], nll, likely))
         count += 1
-    return found
+    return tokens
 
 
-def _alone(tokenizer: Any, token: int) -> str:
+def _token_text(tokenizer: Any, token: int) -> str:
     """A token outside a text; where it is but a part of a letter, the tokenizer's own name for it."""
     text = str(tokenizer.decode([token]))
     return str(tokenizer.convert_ids_to_tokens(token)) if UNFINISHED in text else text

@@ -49,9 +49,9 @@ class Token:
     alternatives: tuple[Alternative, ...] = ()
 
 
-OF_A_PULL = ("trust", "reliance", "weight")
-_OTHERS = tuple(measure.name for measure in MEASURES if measure.in_lens and measure.name not in OF_A_PULL)
-SHOWN = (*OF_A_PULL, *_OTHERS)
+PULL_MEASURES = ("trust", "reliance", "weight")
+_OTHERS = tuple(measure.name for measure in MEASURES if measure.in_lens and measure.name not in PULL_MEASURES)
+SHOWN = (*PULL_MEASURES, *_OTHERS)
 """The measures that are said of a design at a token."""
 TITLES = tuple(measure.title for name in SHOWN for measure in MEASURES if measure.name == name)
 
@@ -89,7 +89,7 @@ class TokenRow:
 
     @property
     def start(self) -> int:
-        return next((place for place, token in enumerate(self.tokens) if token.supervised), len(self.tokens))
+        return next((index for index, token in enumerate(self.tokens) if token.supervised), len(self.tokens))
 
     @property
     def supervised(self) -> tuple[Token, ...]:
@@ -100,7 +100,7 @@ class TokenRow:
         return sum(token.wrong for token in self.supervised)
 
     @property
-    def told_wrong(self) -> str:
+    def wrong_text(self) -> str:
         """How many tokens noise made wrong, in words."""
         return f"{self.wrong} token{'s' * (self.wrong != 1)} made wrong"
 
@@ -120,7 +120,7 @@ class Demonstrations:
     left_out: tuple[tuple[str, str], ...] = ()
 
 
-def told_trust(reading: DesignReading, row: TokenRow) -> str:
+def trust_text(reading: DesignReading, row: TokenRow) -> str:
     """The mean trust of a row in words, wrong tokens apart: `mean trust 0.71 on right tokens, 0.12 on wrong ones`."""
     means = {"right tokens": mean_trust(reading, row, wrong=False), "wrong ones": mean_trust(reading, row, wrong=True)}
     return "mean trust " + ", ".join(
@@ -131,8 +131,8 @@ def told_trust(reading: DesignReading, row: TokenRow) -> str:
 def mean_trust(reading: DesignReading, row: TokenRow, *, wrong: bool) -> float | None:
     """Mean trust over the tokens of a row that are wrong, or right, to 2 digits; None where there are none."""
     pairs = zip(row.supervised, reading.pulls, strict=True)
-    held = [pull.trust for token, pull in pairs if token.wrong == wrong]
-    return round(sum(held) / len(held), 2) if held else None
+    trusts = [pull.trust for token, pull in pairs if token.wrong == wrong]
+    return round(sum(trusts) / len(trusts), 2) if trusts else None
 
 
 def shade(trust: float) -> tuple[str, float]:
@@ -168,13 +168,13 @@ def details(row: TokenRow) -> list[dict[str, Any]]:
             "prior": token.prior,
             "nll": token.nll,
             "alternatives": [{"text": quoted(other.text), "p": other.p} for other in token.alternatives],
-            "pulls": [_short(reading.pulls[place]) for reading in row.readings],
+            "pulls": [_values(reading.pulls[index]) for reading in row.readings],
         }
-        for place, token in enumerate(row.supervised)
+        for index, token in enumerate(row.supervised)
     ]
 
 
-def _short(pull: Pull) -> list[float]:
+def _values(pull: Pull) -> list[float]:
     """In the order of `SHOWN`."""
     return [pull.trust, pull.reliance, pull.weight, *pull.others]
 
@@ -184,7 +184,7 @@ def _short(pull: Pull) -> list[float]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A piece of text at a place of the picture, in characters and lines."""
+    """A piece of text in the picture, at a column of letters and a line."""
 
     column: int
     line: int
@@ -215,7 +215,7 @@ def draw_tokens(shown: Demonstrations, path: Path) -> None:
 def _blocks(shown: Demonstrations) -> Iterator[tuple[Any, float]]:
     """(how to draw it from a line on, lines it takes), from top to bottom."""
     for row in shown.rows:
-        yield _text(f"row {row.number}" + (f": {row.told_wrong}" if row.wrong else ""), bold=True), 1
+        yield _text(f"row {row.number}" + (f": {row.wrong_text}" if row.wrong else ""), bold=True), 1
         for line in _wrapped(row.prompt):
             yield _text(line), 1
         for reading in row.readings:
@@ -265,12 +265,12 @@ def _draw_cell(axes: Axes, cell: Cell, line: float) -> None:
     from matplotlib.patches import Rectangle
 
     left, width = INDENT + cell.column, len(cell.text)
-    place = (left, line - 0.46)
+    corner = (left, line - 0.46)
     if cell.pull is not None:
         colour, depth = shade(cell.pull.trust)
-        axes.add_patch(Rectangle(place, width, 0.92, facecolor=colour, alpha=depth, linewidth=0))
+        axes.add_patch(Rectangle(corner, width, 0.92, facecolor=colour, alpha=depth, linewidth=0))
     if cell.token is not None and cell.token.wrong:
-        axes.add_patch(Rectangle(place, width, 0.92, fill=False, edgecolor="#222222", linewidth=1.1))
+        axes.add_patch(Rectangle(corner, width, 0.92, fill=False, edgecolor="#222222", linewidth=1.1))
     ink = "#111111" if cell.pull is not None else "#888888"
     if cell.text.isascii():
         _write(axes, (left, line), cell.text, ink, "left")
@@ -279,9 +279,9 @@ def _draw_cell(axes: Axes, cell: Cell, line: float) -> None:
             _write(axes, (left + offset + 0.5, line), letter, ink, "center")
 
 
-def _write(axes: Axes, place: tuple[float, float], text: str, ink: str, anchor: str) -> None:
+def _write(axes: Axes, point: tuple[float, float], text: str, ink: str, anchor: str) -> None:
     shown = text.replace("$", r"\$")
-    axes.text(*place, shown, fontsize=FONT, color=ink, ha=anchor, va="center_baseline", family="monospace")
+    axes.text(*point, shown, fontsize=FONT, color=ink, ha=anchor, va="center_baseline", family="monospace")
 
 
 def _draw_scale(axes: Axes) -> None:
@@ -292,9 +292,9 @@ def _draw_scale(axes: Axes) -> None:
     for step in range(steps):
         colour, depth = shade(-CLIP + 2 * CLIP * (step + 0.5) / steps)
         axes.add_patch(Rectangle((step * 0.6, -0.4), 0.6, 0.8, facecolor=colour, alpha=depth, linewidth=0))
-    told = {-CLIP: f"≤ −{CLIP:g}", 0.0: "0", 1.0: "1: plain SFT", CLIP: f"≥ {CLIP:g}"}
-    for value, text in told.items():
-        place = 0.6 * steps * (value + CLIP) / (2 * CLIP)
+    labels = {-CLIP: f"≤ −{CLIP:g}", 0.0: "0", 1.0: "1: plain SFT", CLIP: f"≥ {CLIP:g}"}
+    for value, text in labels.items():
+        x = 0.6 * steps * (value + CLIP) / (2 * CLIP)
         anchor = {-CLIP: "left", CLIP: "left"}.get(value, "center")
-        axes.text(place, 0.95, text, fontsize=7.5, color="#555555", ha=anchor, va="center")
+        axes.text(x, 0.95, text, fontsize=7.5, color="#555555", ha=anchor, va="center")
     axes.text(0.6 * steps + 7, 0, "trust in each token; made wrong: outlined", fontsize=9, color="#222222", va="center")

@@ -76,10 +76,10 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 def _draw_dots(axes: Axes, dots: Sequence[Dot]) -> None:
-    for place, dot in enumerate(dots):
+    for index, dot in enumerate(dots):
         reach = [[dot.value - dot.low], [dot.high - dot.value]]
         marker = SYMBOLS[dot.mark.symbol][1]
-        axes.errorbar(dot.value, place, xerr=reach, fmt=marker, color=dot.mark.colour, markersize=8, capsize=4, lw=2)
+        axes.errorbar(dot.value, index, xerr=reach, fmt=marker, color=dot.mark.colour, markersize=8, capsize=4, lw=2)
     if dots:
         axes.set_yticks(range(len(dots)), [plain(dot.mark.label) for dot in dots])
         axes.set_ylim(len(dots) - 0.4, -0.6)  # the first row of the table on top

@@ -23,7 +23,10 @@ MOST_POINTS = 150  # of one line: longer ones are averaged over equal spans of s
 
 @dataclass(frozen=True)
 class Mark:
-    """How one run looks in every plot. `symbol` counts into SYMBOLS."""
+    """How one thing looks in every plot of a page: a run, a design, or what else a curve stands for.
+
+    index: no other mark of the page has it; the page shows and hides by it. symbol: counts into SYMBOLS.
+    """
 
     index: int
     label: str
@@ -122,17 +125,17 @@ def marks(runs: Sequence[Run]) -> list[tuple[Run, Mark]]:
     plotted = finished(runs) + [run for run in unfinished(runs) if run.history]
     styled, coloured = [], 0
     for index, run in enumerate(plotted):
-        still = run.role == "base"
+        is_untrained = run.role == "base"
         colour, symbol = look(coloured)
-        styled.append((run, Mark(index, run.display_name, GREY if still else colour, symbol)))
-        coloured += not still
+        styled.append((run, Mark(index, run.display_name, GREY if is_untrained else colour, symbol)))
+        coloured += not is_untrained
     return styled
 
 
 def look(count: int) -> tuple[str, int]:
     """Colour and symbol of what comes after `count` others; no two alike among the first 50."""
-    turn, place = divmod(count, len(COLOURS))  # each turn through the colours starts at another marker
-    return COLOURS[place], (place + turn) % len(SYMBOLS)
+    turn, index = divmod(count, len(COLOURS))  # each turn through the colours starts at another marker
+    return COLOURS[index], (index + turn) % len(SYMBOLS)
 
 
 def panels(runs: Sequence[Run]) -> tuple[Panel, ...]:
