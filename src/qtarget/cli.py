@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from qtarget.config.parsers import COMMANDS, TEXTS, USAGE
+from qtarget.config.parsers import COMMANDS, PARSERS, TEXTS, USAGE
 
 HELP = ("-h", "--help")
 
@@ -17,15 +17,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from qtarget.signals import exit_with_parent
 
     exit_with_parent()
-    sys.path.insert(0, os.getcwd())  # parts of your own are found in the folder you work in
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    code = run(given)
-    _end_as_asked(code)
+    sys.path.insert(0, os.getcwd())  # parts of your own are imported from the folder you work in
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    code = run(words)
+    _end_agents_run_by_signal(code)
     sys.exit(code)
 
 
-def _end_as_asked(code: int) -> None:
-    """Under a W&B agent end by the signal: the agent takes an exit code for a failure, and gives up after some."""
+def _end_agents_run_by_signal(code: int) -> None:
+    """Under a W&B agent a run that was stopped ends by SIGTERM: an exit code would count as one of its failures."""
     from qtarget.record.wandb_sweep import under_agent
     from qtarget.signals import EXIT_CODE
 
@@ -36,11 +36,12 @@ def _end_as_asked(code: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(given: Sequence[str]) -> int:
-    if not given or given[0] in HELP or list(given) == ["help"]:
+def run(words: Sequence[str]) -> int:
+    """`qtarget WORDS`. Returns the exit code."""
+    if not words or words[0] in HELP or list(words) == ["help"]:
         print(USAGE)
         return 0
-    name, *rest = (given[1], HELP[0]) if given[0] == "help" else given
+    name, *rest = (words[1], HELP[0]) if words[0] == "help" else words
     if name in ("-V", "--version"):
         from qtarget import __version__
 
@@ -62,15 +63,9 @@ def _command(name: str, rest: list[str]) -> int:
 
     require_lab(f"`qtarget {name}`")
     if name != "train" and set(HELP) & set(rest):  # wherever it stands; Hydra's help of train is of a configuration
-        print(_help(name))
+        print(TEXTS[name] if name in TEXTS else PARSERS[name]().format_help().rstrip())
         return 0
-    return RUNS[name](restore_swept_values(rest))
-
-
-def _help(name: str) -> str:
-    from qtarget.config.parsers import PARSERS
-
-    return TEXTS[name] if name in TEXTS else PARSERS[name]().format_help().rstrip()
+    return COMMAND_FUNCTIONS[name](restore_swept_values(rest))
 
 
 def command(*arguments: str) -> None:
@@ -211,7 +206,7 @@ def _completion(rest: list[str]) -> int:
     return completion(rest)
 
 
-RUNS: dict[str, Callable[[list[str]], int]] = {
+COMMAND_FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "sweep": _sweep,
     "cache": _cache,

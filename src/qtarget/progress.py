@@ -33,14 +33,14 @@ class Progress:
         """measured: what else there is to say, on a line below the bar, or behind what a line says."""
         now = time.perf_counter()
         rate = (done - self._before) / max(now - self._started, 1e-9)
-        said = f"{rate:.{0 if rate > 100 else 2}f} {self.unit}/s"
+        rate_text = f"{rate:.{0 if rate > 100 else 2}f} {self.unit}/s"
         if self._task is not None:
             self._bar.measured = measured
-            self._bar.update(self._task, completed=done, rate=said)
+            self._bar.update(self._task, completed=done, rate=rate_text)
         elif now - self._said > SILENCE or done == self.total:
             self._said = now
             left = (self.total - done) / max(rate, 1e-9)
-            line = f"{self.title}: {self.unit} {done}/{self.total}, {said}, {left:.0f} s left"
+            line = f"{self.title}: {self.unit} {done}/{self.total}, {rate_text}, {left:.0f} s left"
             print("; ".join([line, measured] if measured else [line]), file=sys.stderr)
 
     def stop(self) -> None:

@@ -19,8 +19,8 @@ SCRATCH = ".new"
 
 def newest(holder: Path) -> Path | None:
     """The last state in a run's folder of states, or None."""
-    found = [path for path in holder.glob("step-*") if (path / MANIFEST).is_file()]
-    return max(found, key=step_of, default=None)
+    states = [path for path in holder.glob("step-*") if (path / MANIFEST).is_file()]
+    return max(states, key=step_of, default=None)
 
 
 def step_of(state: Path) -> int:

@@ -13,7 +13,7 @@ from hydra._internal.utils import get_args_parser  # what Hydra reads its argume
 
 import qtarget
 from qtarget.cli import run as qtarget_cli
-from qtarget.config.arguments import OPTIONS, REFUSED, arranged
+from qtarget.config.arguments import OPTIONS, REFUSED, parse_train_arguments
 from qtarget.config.composing import compose_config, with_search_path
 from qtarget.config.identity import register_resolvers
 from qtarget.config.parsers import COMMANDS, sweep_parser
@@ -45,7 +45,7 @@ def test_hydra_reads_the_same_whatever_the_order(case: str, with_conf: bool, wor
     read = []
     for order in itertools.permutations(PIECES[case]):
         given = [word for piece in order for word in piece]
-        arguments = arranged(given)
+        arguments = parse_train_arguments(given)
         overrides = with_search_path(arguments.overrides)
         options = vars(get_args_parser().parse_args([*overrides, *arguments.options]))
         assert options.pop("overrides")[: len(arguments.overrides)] == [w for w in given if w in arguments.overrides]
@@ -148,7 +148,7 @@ def test_jobs_in_processes_of_their_own_search_the_same_folders(workdir: Path) -
     register_resolvers()
     config = compose_config("train", [*overrides, "hydra.job.num=0"], with_hydra=True)
     command = Job.of(config, ["target=mine", "model=tiny"]).command
-    arguments = arranged(command[4:])
+    arguments = parse_train_arguments(command[4:])
     assert f"hydra.searchpath=['file://{workdir}/own','file://{workdir}/conf']" in arguments.overrides
     assert compose_config("train", arguments.overrides).target.reliance.alpha == 0.125
 

@@ -54,11 +54,11 @@ def test_the_hash_is_that_of_what_was_composed() -> None:
         assert RunConfig.read(composed).hash == config_hash(composed)
 
 
-@pytest.mark.parametrize("kind", NODES, ids=lambda kind: kind.PLACE)
+@pytest.mark.parametrize("kind", NODES, ids=lambda kind: kind.NODE_KEY)
 def test_the_yaml_and_the_dataclass_have_the_same_defaults(kind: type) -> None:
-    composed = config_container(compose_config("train"))[kind.PLACE]
+    composed = config_container(compose_config("train"))[kind.NODE_KEY]
     defaults = {one.key: one.default for one in kind.settings()}
-    if kind.PLACE == "model":
+    if kind.NODE_KEY == "model":
         defaults["name"] = composed["name"]  # each model has its own
     assert defaults == composed
 
@@ -154,5 +154,5 @@ def test_the_help_of_train_says_what_every_key_means(capsys: pytest.CaptureFixtu
     assert qtarget_cli(["train", "--help"]) == 0
     shown = capsys.readouterr().out.partition("== Keys ==")[2].splitlines()
     keys = {line.partition("=")[0] for line in shown if "=" in line}
-    assert {f"{node.PLACE}.{one.key}" for node in NODES for one in node.settings()} <= keys
+    assert {f"{node.NODE_KEY}.{one.key}" for node in NODES for one in node.settings()} <= keys
     assert "trainer.batch_size=16  (whole number ≥ 1)  rows of a micro-batch" in shown

@@ -85,40 +85,35 @@ def train_parser() -> Parser:
     return parser
 
 
-def arranged(given: Sequence[str]) -> Arguments:
-    """What `qtarget train` was given. Raises QTargetError for what it doesn't take.
+def parse_train_arguments(words: Sequence[str]) -> Arguments:
+    """The words behind `qtarget train`. Raises QTargetError for what it doesn't take.
 
     argparse, which Hydra 1.3 and 1.4 read their arguments with, takes overrides in one piece only:
     `target=sft --cfg job model=tiny` fails there, and `--info target=sft` takes an override for the option's value.
     """
-    _check_refused(given)
-    options = train_parser().parse_intermixed_args(_with_info(given))
+    for word in words:
+        if (name := word.partition("=")[0]) in REFUSED:
+            raise QTargetError(f"train has no {name}: {REFUSED[name]}")
+    options = train_parser().parse_intermixed_args(_with_info(words))
     if not (options.help or options.hydra_help or options.version):
         _check_modes(options)
-    told: list[str] = []
+    hydras: list[str] = []
     for (name, *_), _settings in OPTIONS:
         value = getattr(options, name.removeprefix("--").replace("-", "_"))
-        told += [name] if value is True else [] if value in (None, False) else [name, value]
+        hydras += [name] if value is True else [] if value in (None, False) else [name, value]
     shows = options.help or options.hydra_help or options.version or options.cfg or options.info
     return Arguments(
-        tuple(options.overrides), tuple(told), not shows, options.multirun, options.config_dir, options.package
+        tuple(options.overrides), tuple(hydras), not shows, options.multirun, options.config_dir, options.package
     )
 
 
-def _with_info(given: Sequence[str]) -> list[str]:
-    """--info without a value, where what follows is none of its own."""
-    following = [*given[1:], ""]
+def _with_info(words: Sequence[str]) -> list[str]:
+    """--info=all for an --info that is followed by something else than one of its values."""
+    following = [*words[1:], ""]
     return [
-        "--info=all" if one in ("--info", "-i") and after not in INFO else one
-        for one, after in zip(given, following, strict=True)
+        "--info=all" if word in ("--info", "-i") and after not in INFO else word
+        for word, after in zip(words, following, strict=True)
     ]
-
-
-def _check_refused(given: Sequence[str]) -> None:
-    for argument in given:
-        name = argument.partition("=")[0]
-        if name in REFUSED:
-            raise QTargetError(f"train has no {name}: {REFUSED[name]}")
 
 
 def _check_modes(options: argparse.Namespace) -> None:

@@ -28,12 +28,14 @@ class Benchmarks:
 
 def check_benchmarks(benchmarks: Any, retention: Any) -> None:
     """Raise QTargetError for eval.benchmarks and eval.retention that can't be read as this."""
-    for key, node, place in (
+    for key, node, source_key in (
         ("benchmarks", benchmarks, "benchmarks.NAME.source"),
         ("retention", retention, "retention.source"),
     ):
         if not isinstance(node, Mapping):
-            raise QTargetError(f"eval.{key}={node} sets a value, not a source: write +data/source@eval.{place}=OPTION")
+            raise QTargetError(
+                f"eval.{key}={node} sets a value, not a source: write +data/source@eval.{source_key}=OPTION"
+            )
     for name, benchmark in benchmarks.items():
         if name in TAKEN or not re.fullmatch(r"[\w.@-]+", str(name)):
             raise QTargetError(

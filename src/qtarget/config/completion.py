@@ -72,7 +72,7 @@ def completion(arguments: Sequence[str]) -> int:
     if options.line is None:
         print(SCRIPTS[options.shell], end="")
         return 0
-    for candidate in answers(options.line, options.breaks):
+    for candidate in completions(options.line, options.breaks):
         print(candidate.rstrip() if options.shell == "fish" else candidate)
     return 0
 
@@ -85,7 +85,7 @@ def completion_parser() -> Parser:
     return parser
 
 
-def answers(line: str, breaks: str = "") -> list[str]:
+def completions(line: str, breaks: str = "") -> list[str]:
     """The candidates for the last word of a line, without what the shell keeps of it. breaks: bash's word breaks."""
     *before, word = _words(line)
     kept = re.match(f"(.*[{re.escape(breaks)}])?", word, re.DOTALL) if breaks else None
@@ -132,29 +132,29 @@ def _options(name: str, word: str) -> list[str]:
 def _words_of(name: str, rest: Sequence[str], word: str) -> list[str]:
     """Files, keys of the command's own, and Hydra's."""
     key, equals, value = word.partition("=")
-    mine = KEYS.get(name, {})
-    if equals and key in mine:
-        values = mine[key]
+    own_keys = KEYS.get(name, {})
+    if equals and key in own_keys:
+        values = own_keys[key]
         return [f"{key}={one}" for one in (_paths(value) if values is None else (f"{one} " for one in values))]
-    found = [] if equals else [f"{one}=" for one in mine]
-    found += _paths(word) if name in PATHS and not equals else []
-    found += [f"{sweep} " for sweep in shipped_sweeps()] if name == "sweep" and not equals else []
-    found += [f"{shell} " for shell in SCRIPTS] if name == "completion" and not rest else []
+    candidates = [] if equals else [f"{own}=" for own in own_keys]
+    candidates += _paths(word) if name in PATHS and not equals else []
+    candidates += [f"{sweep} " for sweep in shipped_sweeps()] if name == "sweep" and not equals else []
+    candidates += [f"{shell} " for shell in SCRIPTS] if name == "completion" and not rest else []
     if name in CONFIGS and not word.startswith("-"):
         from qtarget.config.keys import keys
 
-        given = [one for one in rest if "=" in one and one.partition("=")[0] not in mine]
-        found += keys(CONFIGS[name], given, word)
-    return found
+        overrides = [before for before in rest if "=" in before and before.partition("=")[0] not in own_keys]
+        candidates += keys(CONFIGS[name], overrides, word)
+    return candidates
 
 
 def _paths(beginning: str) -> list[str]:
     """Files and folders that begin so, of names that need no quotes."""
     folder, name = re.fullmatch(r"(.*/)?([^/]*)", beginning, re.DOTALL).groups()  # type: ignore[union-attr]
     try:
-        there = sorted(Path(folder or ".").expanduser().iterdir())
+        paths = sorted(Path(folder or ".").expanduser().iterdir())
     except OSError:
         return []
-    plain = [path for path in there if path.name == shlex.quote(path.name) and path.name.startswith(name)]
+    plain = [path for path in paths if path.name == shlex.quote(path.name) and path.name.startswith(name)]
     shown = [path for path in plain if name or not path.name.startswith(".")]
     return [f"{folder or ''}{path.name}" + ("/" if path.is_dir() else " ") for path in shown]

@@ -50,8 +50,8 @@ def with_search_path(overrides: Sequence[str], config_dir: str | None = None) ->
     mine = [f"file://{folder}" for folder in (config_dir and Path(config_dir).absolute(), user_conf_dir()) if folder]
     if not mine:
         return list(overrides)
-    others = [one for one in overrides if one.partition("=")[0].lstrip("+") != SEARCH_PATH]
-    theirs = [folder for one in overrides if one not in others for folder in _folders(one)]
+    others = [word for word in overrides if word.partition("=")[0].lstrip("+") != SEARCH_PATH]
+    theirs = [folder for word in overrides if word not in others for folder in _search_folders(word)]
     return [*others, search_path([*theirs, *mine])]
 
 
@@ -61,7 +61,7 @@ def search_path(folders: Sequence[str]) -> str:
     return f"{SEARCH_PATH}=[{','.join(quoted)}]"
 
 
-def _folders(override: str) -> list[str]:
+def _search_folders(override: str) -> list[str]:
     """Of an override of the search path."""
     value = OverridesParser.create().parse_override(override).value()
     if not isinstance(value, list):
@@ -88,13 +88,13 @@ def compose_config(config_name: str, overrides: Sequence[str] = (), *, with_hydr
     check_keyed(overrides)
     with composing():
         try:
-            told = with_search_path(as_typed(overrides))
-            return compose(config_name, overrides=told, return_hydra_config=with_hydra)
+            complete = with_search_path(as_typed(overrides))
+            return compose(config_name, overrides=complete, return_hydra_config=with_hydra)
         except (HydraException, OmegaConfBaseException) as error:
-            raise _several(error) or config_error(error, config_name, overrides) from error
+            raise _several_values_error(error) or config_error(error, config_name, overrides) from error
 
 
-def _several(error: Exception) -> QTargetError | None:
+def _several_values_error(error: Exception) -> QTargetError | None:
     """Of several values where one is taken; Hydra's advice is --multirun, which `qtarget train` alone has."""
     swept = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?=.*)'", str(error))
     if not swept or "--multirun" not in str(error):
@@ -132,12 +132,12 @@ def config_container(cfg: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def in_yaml(cfg: Mapping[Any, Any]) -> str:
+def to_yaml(cfg: Mapping[Any, Any]) -> str:
     """A configuration as `--cfg job` prints it."""
-    return OmegaConf.to_yaml(cfg if isinstance(cfg, DictConfig) else literal(cfg))
+    return OmegaConf.to_yaml(cfg if isinstance(cfg, DictConfig) else escape_interpolations(cfg))
 
 
-def referring(cfg: Mapping[Any, Any], keys: Iterable[str]) -> list[str]:
+def interpolated_keys(cfg: Mapping[Any, Any], keys: Iterable[str]) -> list[str]:
     """Those of the keys whose values other keys give: name=${seed}."""
     return [key for key in keys if isinstance(cfg, DictConfig) and OmegaConf.is_interpolation(cfg, key)]
 
@@ -154,8 +154,8 @@ def list_designs() -> dict[str, dict[str, Any]]:
 
 
 def about(name: str) -> dict[str, Any]:
-    told = compose_target(name).get("about") or {}
-    return {field: told.get(field, "–") for field in ("formula", "paper", "year", "differs")}
+    documented = compose_target(name).get("about") or {}
+    return {field: documented.get(field, "–") for field in ("formula", "paper", "year", "differs")}
 
 
 def compose_target(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def load_design(name: str, /, **changes: Any) -> Any:
     outside, inside and beside a running Hydra app; ./conf of the working folder is on the search path. Raises
     QTargetError for an unknown design, part option or field, and for a value out of range.
     """
-    return instantiate_design(compose_target(name, [_override(key, value) for key, value in changes.items()]))
+    return instantiate_design(compose_target(name, [_design_override(key, value) for key, value in changes.items()]))
 
 
 def instantiate_design(target: Mapping[str, Any]) -> Any:
@@ -187,55 +187,55 @@ def instantiate(node: Mapping[Any, Any]) -> Any:
     from hydra.utils import instantiate as hydra_instantiate  # keeps start-up light
 
     try:
-        plain = node if isinstance(node, DictConfig) else literal(node)
-        return hydra_instantiate(plain, _convert_="all", **_allowed(plain))
+        plain = node if isinstance(node, DictConfig) else escape_interpolations(node)
+        return hydra_instantiate(plain, _convert_="all", **_allow_list(plain))
     except HydraException as error:
         causes = list(_causes(error))
-        mine = next((cause for cause in causes if isinstance(cause, QTargetError)), None)
-        raise mine or QTargetError(_not_made(str(error).split(", set env var")[0], causes[-1])) from error
+        own = next((cause for cause in causes if isinstance(cause, QTargetError)), None)
+        raise own or QTargetError(_instantiation_error(str(error).split(", set env var")[0], causes[-1])) from error
     except QTargetError:
         raise
     except Exception as error:  # Hydra 1.4 leaves what a class raises as it is, and 1.3 doesn't
-        raise QTargetError(_unmade(str(node.get("_target_")), error)) from error
+        raise QTargetError(_cannot_be_made(str(node.get("_target_")), error)) from error
 
 
-def _unmade(target: str, cause: BaseException) -> str:
+def _cannot_be_made(target: str, cause: BaseException) -> str:
     return f"_target_: {target} can't be made of its fields: {type(cause).__name__}: {cause}"
 
 
-def _not_made(told: str, cause: BaseException) -> str:
-    """Hydra's complaint about a `_target_`, and where a class is looked for that isn't there."""
-    made = re.match(r"Error in call to target '(.*?)'", told)
-    if made:
-        return _unmade(made[1], cause)
-    missing = re.match(r"Error locating target '(.*?)'", told)
+def _instantiation_error(message: str, cause: BaseException) -> str:
+    """Hydra's message about a `_target_` in plain words; where a class can't be found, where it is looked for."""
+    called = re.match(r"Error in call to target '(.*?)'", message)
+    if called:
+        return _cannot_be_made(called[1], cause)
+    missing = re.match(r"Error locating target '(.*?)'", message)
     if missing is None:
-        told = told.split("\nfull_key", maxsplit=1)[0]
-        return told if str(cause) in told else f"{told}: {cause}"
+        message = message.split("\nfull_key", maxsplit=1)[0]
+        return message if str(cause) in message else f"{message}: {cause}"
     return (
         f"_target_: {missing[1]} can't be imported ({cause}): a class of your own stands in a module of the folder you "
         f"work in, {Path.cwd()}, or of an installed package"
     )
 
 
-def _allowed(node: Mapping[Any, Any]) -> dict[str, Any]:
+def _allow_list(node: Mapping[Any, Any]) -> dict[str, Any]:
     """Of Hydra 1.4 on, which makes nothing that isn't listed: parts of qtarget, and those of one's own that a node
     names; Python's standard library (os.system) isn't among them.
     """
     if IS_HYDRA_1_3:
         return {}
-    mine = [name for name in _targets(node) if name.partition(".")[0] not in sys.stdlib_module_names]
+    mine = [name for name in _target_paths(node) if name.partition(".")[0] not in sys.stdlib_module_names]
     return {"_execution_whitelist_": ["qtarget.*", *mine]}
 
 
-def _targets(value: Any) -> Iterator[str]:
+def _target_paths(value: Any) -> Iterator[str]:
     """The `_target_` of a node and of those in it."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield str(value["_target_"])
         value = list(value.values())
     for below in value if isinstance(value, list | tuple | ListConfig) else ():
-        yield from _targets(below)
+        yield from _target_paths(below)
 
 
 def located(key: str, path: Any) -> Any:
@@ -254,17 +254,19 @@ MOVED = {
 """Parts by the `_target_` that records of 0.1.0 have of them, and where they are now."""
 
 
-def literal(resolved: Any) -> Any:
-    """Plain data that Hydra is to read as they are: everything is resolved, so ${…} is text, and no reference."""
+def escape_interpolations(resolved: Any) -> Any:
+    """Plain data that Hydra is to read as they are: everything is resolved, so ${…} is text, and no reference.
+
+    A `_target_` of an earlier build becomes the class's path now.
+    """
     if isinstance(resolved, Mapping):
-        return {key: _place(value) if key == "_target_" else literal(value) for key, value in resolved.items()}
+        return {
+            key: MOVED.get(str(value), value) if key == "_target_" else escape_interpolations(value)
+            for key, value in resolved.items()
+        }
     if isinstance(resolved, list | tuple):
-        return [literal(value) for value in resolved]
+        return [escape_interpolations(value) for value in resolved]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", resolved) if isinstance(resolved, str) else resolved
-
-
-def _place(target: Any) -> Any:
-    return MOVED.get(target, target) if isinstance(target, str) else target
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -287,9 +289,9 @@ def config_error(error: Exception, config_name: str, overrides: Iterable[str]) -
 
 
 def _unknown_key(key: str, config_name: str, overrides: Iterable[str]) -> QTargetError:
-    """The message for a key that isn't in the configuration: what stands beside the place it was looked for."""
-    given = {override: override.partition("=")[0] for override in overrides}
-    others = [one for one, its in given.items() if its == SEARCH_PATH or (its != key and "," not in one)]
+    """The message for a key that isn't in the configuration, with the keys that are there beside it."""
+    keys = {override: override.partition("=")[0] for override in overrides}
+    others = [word for word, other in keys.items() if other == SEARCH_PATH or (other != key and "," not in word)]
     cfg = compose_config(config_name, others)
     if key.startswith("target/"):
         parts = sorted(
@@ -298,13 +300,13 @@ def _unknown_key(key: str, config_name: str, overrides: Iterable[str]) -> QTarge
         return QTargetError(
             f"this target has no {key.removeprefix('target/')} to choose; its parts: {', '.join(parts)}"
         )
-    known, name = cfg, key
+    node, name = cfg, key
     while "." in name:
-        head, _, rest = name.partition(".")
-        if not isinstance(known.get(head), DictConfig):
+        head, _, below = name.partition(".")
+        if not isinstance(node.get(head), DictConfig):
             break
-        known, name = known[head], rest
-    names = [str(known_key) for known_key in known if known_key not in ("_target_", "about")]
+        node, name = node[head], below
+    names = [str(field) for field in node if field not in ("_target_", "about")]
     if "." not in key and key in cfg.target:
         return QTargetError(f"unknown key {key!r}: did you mean target/{key}=OPTION or target.{key}.FIELD=VALUE?")
     if not names:
@@ -319,7 +321,7 @@ def nearest(name: str, legal: Iterable[str]) -> str:
     return (f": did you mean {close[0]!r}?" if close else ".") + f" Allowed: {', '.join(names)}"
 
 
-def _override(key: str, value: Any) -> str:
+def _design_override(key: str, value: Any) -> str:
     """A dotted key is a part's field; a plain one names a part's option where there are any, else a field."""
     picks_option = "." not in key and options(f"target/{key}")
     value = "null" if value is None else value  # as Python prints it, None is a text to Hydra

@@ -21,14 +21,14 @@ CATEGORIES = ("experiment",)
 HIDDEN = ("_target_=", "about.", "hydra.runtime.")
 
 
-def keys(config_name: str, given: Sequence[str], word: str) -> list[str]:
-    """What `word` could become behind the overrides `given`; whole ones end with a space. Nothing where these fail."""
+def keys(config_name: str, overrides: Sequence[str], word: str) -> list[str]:
+    """What `word` could become behind `overrides`; whole ones end with a space. Nothing where these fail."""
     register_resolvers()
-    usable = [one for one in given if not set(one) & set(" \t'\"")]
+    usable = [one for one in overrides if not set(one) & set(" \t'\"")]
     with composing():
-        asked = Completion(GlobalHydra.instance().config_loader(), config_name, with_search_path(usable))
+        completion = Completion(GlobalHydra.instance().config_loader(), config_name, with_search_path(usable))
         try:
-            return asked.values(word) if "=" in word else asked.names(word)
+            return completion.values(word) if "=" in word else completion.names(word)
         except (HydraException, OmegaConfBaseException, SystemExit):
             return []
 
@@ -36,9 +36,9 @@ def keys(config_name: str, given: Sequence[str], word: str) -> list[str]:
 class Completion(DefaultCompletionPlugin):
     """Hydra 1.3 completes `target=d`, and neither group@package=, nor behind a comma, nor options in folders."""
 
-    def __init__(self, config_loader: ConfigLoader, config_name: str, given: Sequence[str]) -> None:
+    def __init__(self, config_loader: ConfigLoader, config_name: str, overrides: Sequence[str]) -> None:
         super().__init__(config_loader)
-        self.config_name, self.given = config_name, list(given)
+        self.config_name, self.overrides = config_name, list(overrides)
 
     def values(self, word: str) -> list[str]:
         """Options of a group; true or false; of another key what it is."""
@@ -55,29 +55,29 @@ class Completion(DefaultCompletionPlugin):
 
     def _options(self, group: str, beginning: str) -> list[str]:
         folder, slash, _ = beginning.rpartition("/")
-        place = f"{group}/{folder}" if slash else group
-        whole = [f"{folder}{slash}{name} " for name in self._listed(place, ObjectType.CONFIG)]
-        folders = self._listed(place, ObjectType.GROUP) if group in CATEGORIES else []
+        path = f"{group}/{folder}" if slash else group
+        whole = [f"{folder}{slash}{name} " for name in self._listed(path, ObjectType.CONFIG)]
+        folders = self._listed(path, ObjectType.GROUP) if group in CATEGORIES else []
         return [*whole, *(f"{folder}{slash}{name}/" for name in folders if name != "common")]
 
     def _listed(self, group: str, kind: ObjectType) -> list[str]:
-        return self.config_loader.get_group_options(group, kind, self.config_name, self.given)
+        return self.config_loader.get_group_options(group, kind, self.config_name, self.overrides)
 
     def names(self, word: str) -> list[str]:
         """Groups with = or /, and keys."""
         config = self._config()
         choices = [str(choice) for choice in config.hydra.runtime.choices if word or not set(str(choice)) & set("/@")]
-        found = [f"{choice}=" for choice in choices if choice.startswith(word)]
-        for name in self._query(self.config_name, " ".join(["-m", *self.given, word])):
+        names = [f"{choice}=" for choice in choices if choice.startswith(word)]
+        for name in self._query(self.config_name, " ".join(["-m", *self.overrides, word])):
             if name.endswith(("/", ".")) or _sets(name, config, word):
-                found.append(name)
+                names.append(name)
             elif not name.endswith("="):  # a group with options and groups below it
-                found.append(f"{name}/")
-        shown = found if word else [name for name in found if not name.startswith("hydra")]
+                names.append(f"{name}/")
+        shown = names if word else [name for name in names if not name.startswith("hydra")]
         return [name for name in shown if not name.endswith(HIDDEN) and not name.startswith(HIDDEN)]
 
     def _config(self) -> DictConfig:
-        return self.config_loader.load_configuration(self.config_name, self.given, run_mode=RunMode.MULTIRUN)
+        return self.config_loader.load_configuration(self.config_name, self.overrides, run_mode=RunMode.MULTIRUN)
 
 
 def _sets(name: str, config: DictConfig, word: str) -> bool:

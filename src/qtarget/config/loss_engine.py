@@ -66,8 +66,8 @@ def attention(setting: str, *, on_gpu: bool, rows: int, longest: int) -> str:
 
 def compiler() -> str | None:
     """The C++ compiler that torch.compile would use on a CPU."""
-    found = (shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
-    return next(filter(None, found), None)
+    compilers = (shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+    return next(filter(None, compilers), None)
 
 
 def on_gpu(accelerator: str) -> bool:

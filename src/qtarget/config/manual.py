@@ -40,7 +40,7 @@ def keys_and_meanings() -> str:
 
 def _nodes() -> Iterator[str]:
     for kind in NODES:
-        yield from _section(f"`{kind.PLACE}`", kind)
+        yield from _section(f"`{kind.NODE_KEY}`", kind)
 
 
 def _references() -> Iterator[str]:
@@ -67,7 +67,7 @@ def _table(node: type[Node]) -> Iterator[str]:
 
 
 def _name(node: type[Node], key: str) -> str:
-    return f"{node.PLACE}.{key}" if node.PLACE else key
+    return f"{node.NODE_KEY}.{key}" if node.NODE_KEY else key
 
 
 def _shown(value: Any) -> str:

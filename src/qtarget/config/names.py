@@ -1,6 +1,4 @@
-"""The nodes of a configuration as plain data.
-
-Keys whose value is a name: text as the user typed it, whatever it looks like.
+"""Keys whose value is a name: text as the user typed it, whatever it looks like.
 
 Hydra 1.3 reads `name=2026_11_27` as the number 20261127, `1e5` as 100000.0, `true` as a truth value, and fails on
 `target=7`. On a command line such texts are put in quotes before Hydra reads them. What a yaml file holds has been read
@@ -16,12 +14,12 @@ from typing import Any
 from qtarget.errors import QTargetError
 
 
-def nodes(node: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted place, mapping): the node itself, and those below it; keys may be taken from what is given meanwhile."""
-    yield place, node
+def nodes(node: Mapping[str, Any], dotted: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, mapping): the node itself, and those below it. Keys may be removed from them meanwhile."""
+    yield dotted, node
     for key, value in list(node.items()):
         if isinstance(value, Mapping):
-            yield from nodes(value, f"{place}.{key}".lstrip("."))
+            yield from nodes(value, f"{dotted}.{key}".lstrip("."))
 
 
 GROUPS = ("target", "data", "model", "optim", "reference", "trainer", "eval", "tracker", "experiment")
@@ -121,14 +119,14 @@ def check_names(config: Mapping[str, Any], referring: Sequence[str] = ()) -> Non
                 f"{key} is text, and {value!r} is none: write it in quotes, {key}: '…' in a yaml file, {key}=\"'…'\" "
                 "on the command line"
             )
-    for place, tracker in our_trackers(config):
+    for dotted, tracker in our_trackers(config):
         tags = tracker.get("tags", [])
         if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise QTargetError(f"{place}.tags is a list of texts, got {tags!r}: write {place}.tags=[NAME,'2026']")
+            raise QTargetError(f"{dotted}.tags is a list of texts, got {tags!r}: write {dotted}.tags=[NAME,'2026']")
 
 
 def our_trackers(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(dotted place, node) of the tracker, and of each of several, that is qtarget's."""
+    """(dotted key, node) of the tracker, and of each of several, that is qtarget's."""
     tracker = config.get("tracker") or {}
     if not is_ours(tracker):
         return
@@ -146,16 +144,16 @@ def is_ours(node: Mapping[str, Any]) -> bool:
 def _names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of the names in a configuration."""
     fields = {"": OF_A_RUN, "model": ("name",)}
-    fields |= dict.fromkeys((place for place, _ in our_trackers(config)), ("project", "entity"))
-    for place, node in nodes(config):
-        of_node = fields.get(place, ())
-        if re.fullmatch(r"references\.\w+", place):
+    fields |= dict.fromkeys((dotted for dotted, _ in our_trackers(config)), ("project", "entity"))
+    for dotted, node in nodes(config):
+        of_node = fields.get(dotted, ())
+        if re.fullmatch(r"references\.\w+", dotted):
             of_node = ("name", "folder")
         if str(node.get("_target_")).startswith("qtarget.data.sources."):
             of_node = OF_A_SOURCE
         for name in of_node:
             if name in node:
-                key = f"{place}.{name}".lstrip(".")
+                key = f"{dotted}.{name}".lstrip(".")
                 yield from _files(key, node[name]) if name in FILES else ((key, node[name]),)
 
 

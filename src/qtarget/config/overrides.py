@@ -80,14 +80,14 @@ def _check_range(override: Override, sweep: RangeSweep) -> None:
     text, key = str(override.input_line), override.get_key_element()
     wanted = _meant(text, _as_written(override) or sweep)
     _meant(text, sweep)  # refuses what Hydra would never come to the end of
-    given = list(sweep.range())
-    if sorted(given) == sorted(wanted):
+    actual = list(sweep.range())
+    if sorted(actual) == sorted(wanted):
         return
     if "sort(" in text:
         wanted.sort(reverse=sweep.step < 0)
-    values, former = (f"shuffle({_listed(v)})" if sweep.shuffle else _listed(v) for v in (wanted, given))
+    values, former = (f"shuffle({_listed(v)})" if sweep.shuffle else _listed(v) for v in (wanted, actual))
     raise QTargetError(
-        f"{text} gives {_listed(given)} under Hydra {__version__}, not {_listed(wanted)}: write "
+        f"{text} gives {_listed(actual)} under Hydra {__version__}, not {_listed(wanted)}: write "
         f"{quote(f'{key}={values}')}. Runs that were made of the former are found by {quote(f'{key}={former}')}"
     )
 

@@ -112,10 +112,10 @@ def keys_parser(name: str) -> Parser:
 def gpus(text: str) -> list[int]:
     """CUDA devices as a command line has them: "0-3,6" → [0, 1, 2, 3, 6]."""
     spans = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
-    found = [index for span in spans if span for index in range(int(span[1]), int(span[2] or span[1]) + 1)]
-    if None in spans or not found or len(set(found)) < len(found):
+    devices = [index for span in spans if span for index in range(int(span[1]), int(span[2] or span[1]) + 1)]
+    if None in spans or not devices or len(set(devices)) < len(devices):
         raise ArgumentTypeError(f"{text!r} names no CUDA devices: write 0-7 or 0,1, each once")
-    return found
+    return devices
 
 
 def sweep_parser() -> Parser:

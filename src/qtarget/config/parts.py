@@ -11,13 +11,13 @@ from qtarget.errors import QTargetError
 from qtarget.record.record import Tracker
 
 
-def make_part(place: str, node: Any) -> Any:
-    """What a node of the configuration describes. place: its dotted key.
+def make_part(key: str, node: Any) -> Any:
+    """What a node of the configuration describes. key: its dotted key.
 
     Raises QTargetError for a node without `_target_`, and a class that can't be imported or made.
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        raise QTargetError(f"{place} names no class: write _target_: MODULE.CLASS into its yaml")
+        raise QTargetError(f"{key} names no class: write _target_: MODULE.CLASS into its yaml")
     return instantiate(node)
 
 

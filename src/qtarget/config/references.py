@@ -81,7 +81,7 @@ class ReferenceConfig(Node):
             )
 
     @property
-    def place(self) -> str:
+    def node_key(self) -> str:
         return f"references.{self.role}"
 
     @property
@@ -95,7 +95,7 @@ class ReferenceConfig(Node):
         return False
 
     @property
-    def rest(self) -> str:
+    def tail_rule(self) -> str:
         """What the tokens outside the top k are taken to be, one of `TAILS`; matters where `held` is topk."""
         return "bucket"
 
@@ -150,7 +150,7 @@ class NamedReference(ReferenceConfig):
         return bool(self.name)
 
     @property
-    def rest(self) -> str:
+    def tail_rule(self) -> str:
         return self.tail
 
     def pinned(self, policy: str) -> Self:
@@ -175,7 +175,7 @@ class FrozenReference(NamedReference):
         return FrozenModel(models.still(), self.topk, self.tail)
 
     def smaller(self, cfg: RunConfig) -> Iterator[str]:
-        yield f"reference@{self.place}=cached, which keeps no second model (now frozen)"
+        yield f"reference@{self.node_key}=cached, which keeps no second model (now frozen)"
         if self.role == "prior" and cfg.model.adapter and not self.names_a_model:
             yield "or reference@references.prior=adapter_off, which shares the policy's weights"
 
@@ -231,9 +231,9 @@ class AdapterOffReference(NamedReference):
 
     def __post_init__(self) -> None:
         if self.name:
-            raise QTargetError(f"{self.place}=adapter_off is the policy itself and takes no name, got {self.name!r}")
+            raise QTargetError(f"{self.node_key}=adapter_off is the policy itself and takes no name, got {self.name!r}")
         if self.topk is not None:
-            raise QTargetError(f"{self.place}=adapter_off holds the whole distribution: leave its topk null")
+            raise QTargetError(f"{self.node_key}=adapter_off holds the whole distribution: leave its topk null")
         super().__post_init__()
 
     def model(self, policy: str) -> str | None:
@@ -245,8 +245,8 @@ class AdapterOffReference(NamedReference):
     def check_run(self, cfg: RunConfig) -> None:
         if not cfg.model.adapter:
             raise QTargetError(
-                f"{self.place}=adapter_off is the policy with its adapter switched off, and this policy has none: "
-                f"add model/adapter=lora, or take reference@{self.place}=frozen, a copy of the weights"
+                f"{self.node_key}=adapter_off is the policy with its adapter switched off, and this policy has none: "
+                f"add model/adapter=lora, or take reference@{self.node_key}=frozen, a copy of the weights"
             )
 
     def live(self, policy: str) -> FrozenReference:
@@ -261,7 +261,9 @@ class NoReference(NamedReference):
 
     def __post_init__(self) -> None:
         if self.name:
-            raise QTargetError(f"{self.place}.name is given but no {self.role}: add reference@{self.place}=frozen")
+            raise QTargetError(
+                f"{self.node_key}.name is given but no {self.role}: add reference@{self.node_key}=frozen"
+            )
         super().__post_init__()
 
     def model(self, policy: str) -> str | None:

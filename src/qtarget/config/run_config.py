@@ -11,7 +11,7 @@ import torch
 
 from qtarget.config import loss_engine
 from qtarget.config.benchmarks import check_benchmarks
-from qtarget.config.composing import compose_config, config_container, referring
+from qtarget.config.composing import compose_config, config_container, interpolated_keys
 from qtarget.config.cross_checks import check
 from qtarget.config.identity import config_hash
 from qtarget.config.names import LABELS, check_names, nodes
@@ -29,7 +29,7 @@ TEXT = Text()
 class TrainerConfig(Node):
     """How long and on what a run trains."""
 
-    PLACE: ClassVar[str] = "trainer"
+    NODE_KEY: ClassVar[str] = "trainer"
 
     max_steps: int | None = setting(
         60, Nullable(Whole(0)), "optimizer steps; 0 only evaluates; null where epochs says it"
@@ -79,11 +79,11 @@ class TrainerConfig(Node):
                 f"trainer.strategy={self.strategy} spreads a run over devices, and this one has one: set "
                 "trainer.devices=N, or trainer.strategy=auto"
             )
-        there = torch.cuda.device_count()
-        if self.on_gpu and self.devices > there:
+        available = torch.cuda.device_count()
+        if self.on_gpu and self.devices > available:
             raise QTargetError(
-                f"trainer.devices={self.devices}, and this machine has {there} GPU{'s' * (there > 1)}: ask for fewer, "
-                "or set trainer.accelerator=cpu"
+                f"trainer.devices={self.devices}, and this machine has {available} GPU{'s' * (available > 1)}: ask for "
+                "fewer, or set trainer.accelerator=cpu"
             )
 
     @property
@@ -111,7 +111,7 @@ class TrainerConfig(Node):
 class EvalConfig(Node):
     """What a run is judged by."""
 
-    PLACE: ClassVar[str] = "eval"
+    NODE_KEY: ClassVar[str] = "eval"
 
     new_tokens: int | None = setting(
         None, Nullable(Whole(1)), "tokens of the longest answer; null: a few more than the longest demonstration has"
@@ -159,7 +159,7 @@ class EvalConfig(Node):
 class ModelConfig(Node):
     """The policy."""
 
-    PLACE: ClassVar[str] = "model"
+    NODE_KEY: ClassVar[str] = "model"
 
     name: str = setting("???", TEXT, "a folder, a run of qtarget, or a hub id; code that comes with a model is not run")
     dtype: str = setting("float32", DTYPE, "of the parameters; products run in bf16 under trainer.precision=bf16-mixed")
@@ -184,7 +184,7 @@ class ModelConfig(Node):
 class LossConfig(Node):
     """How the loss is computed; never what it is."""
 
-    PLACE: ClassVar[str] = "loss"
+    NODE_KEY: ClassVar[str] = "loss"
 
     chunk_size: int | None = setting(
         None,
@@ -202,7 +202,7 @@ class LossConfig(Node):
 class CheckpointConfig(Node):
     """What a run leaves behind, and how it goes on."""
 
-    PLACE: ClassVar[str] = "checkpoint"
+    NODE_KEY: ClassVar[str] = "checkpoint"
 
     every: int | None = setting(
         None,
@@ -258,16 +258,16 @@ class RunConfig(Node):
         """From a composed configuration, as plain data or as Hydra's. Raises QTargetError for what has to be mended."""
         plain = config_container(node)
         missing = sorted(
-            f"{place}.{key}".lstrip(".") for place, one in nodes(plain) for key in one if one[key] == "???"
+            f"{dotted}.{key}".lstrip(".") for dotted, node in nodes(plain) for key in node if node[key] == "???"
         )
         if missing:
             raise QTargetError(f"{', '.join(missing)} must be set: add {missing[0]}=… to the command line")
-        check_names(plain, referring(node, LABELS))
-        held = {kind.PLACE: kind.read(plain.pop(kind.PLACE, {})) for kind in NODES}
+        check_names(plain, interpolated_keys(node, LABELS))
+        parts = {kind.NODE_KEY: kind.read(plain.pop(kind.NODE_KEY, {})) for kind in NODES}
         references = read_references(plain.pop("references", {}))
         known = {one.key for one in cls.settings()}
         own = {key: plain.pop(key) for key in list(plain) if key not in known}
-        return super().read(plain, references=references, own=own, **held, **more)
+        return super().read(plain, references=references, own=own, **parts, **more)
 
     @classmethod
     def compose(cls, overrides: Sequence[str] = ()) -> Self:
@@ -275,9 +275,9 @@ class RunConfig(Node):
         return cls.read(compose_config("train", overrides))
 
     def container(self) -> dict[str, Any]:
-        held = {kind.PLACE: getattr(self, kind.PLACE).container() for kind in NODES}
+        parts = {kind.NODE_KEY: getattr(self, kind.NODE_KEY).container() for kind in NODES}
         references = {role: reference.container() for role, reference in self.references.items()}
-        return config_container({**super().container(), **held, "references": references, **self.own})
+        return config_container({**super().container(), **parts, "references": references, **self.own})
 
     @cached_property
     def hash(self) -> str:

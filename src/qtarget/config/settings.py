@@ -114,26 +114,27 @@ class Setting:
 
 def setting(default: Any, kind: Kind, about: str) -> Any:
     """A field of a `Node`."""
-    told = {"kind": kind, "about": about}
+    metadata = {"kind": kind, "about": about}
     if isinstance(default, dict | list):
-        return field(default_factory=default.copy, metadata=told)
-    return field(default=default, metadata=told)
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Node:
     """A node of the configuration, its values checked when it is made."""
 
-    PLACE: ClassVar[str] = ""
+    NODE_KEY: ClassVar[str] = ""
     """Its dotted key."""
 
     def __post_init__(self) -> None:
         for one in self.settings():
-            one.kind.check(f"{self.place}.{one.key}".lstrip("."), getattr(self, one.key))
+            one.kind.check(f"{self.node_key}.{one.key}".lstrip("."), getattr(self, one.key))
 
     @property
-    def place(self) -> str:
-        return self.PLACE
+    def node_key(self) -> str:
+        """Its dotted key; of a reference it depends on the role."""
+        return self.NODE_KEY
 
     @classmethod
     def settings(cls) -> Iterator[Setting]:
@@ -149,14 +150,14 @@ class Node:
 
         Raises QTargetError for keys that there are none of, and for a text or a number in a node's place.
         """
-        place = f"references.{more['role']}" if "role" in more else cls.PLACE
+        key = f"references.{more['role']}" if "role" in more else cls.NODE_KEY
         if not isinstance(node, Mapping):
-            raise QTargetError(f"{place}={as_yaml(node)} sets a value, and {place} has fields: set {place}.FIELD=VALUE")
+            raise QTargetError(f"{key}={as_yaml(node)} sets a value, and {key} has fields: set {key}.FIELD=VALUE")
         known = [one.key for one in cls.settings()]
         for name in node:
             if name not in known:
                 raise QTargetError(
-                    f"unknown key '{place}.{name}'. Allowed: {', '.join(sorted(known))}. A value of your own that "
+                    f"unknown key '{key}.{name}'. Allowed: {', '.join(sorted(known))}. A value of your own that "
                     "others refer to stands at the top level"
                 )
         return cls(**node, **more)

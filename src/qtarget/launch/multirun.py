@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from qtarget.config.arguments import Arguments, arranged
+from qtarget.config.arguments import Arguments, parse_train_arguments
 from qtarget.config.composing import (
     VERSION_BASE,
     check_keyed,
@@ -37,7 +37,7 @@ from qtarget.launch.outcome import Outcome
 
 def launch(words: Sequence[str]) -> int:
     """`qtarget train WORDS`. Returns the exit code."""
-    arguments = arranged(as_typed(words))
+    arguments = parse_train_arguments(as_typed(words))
     check_keyed(arguments.overrides)
     register_resolvers()
     outcomes: list[Outcome] = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qtarget import checks
-from qtarget.config.composing import compose_config, in_yaml
+from qtarget.config.composing import compose_config, to_yaml
 from qtarget.config.parsers import keys_parser
 from qtarget.config.run_config import RunConfig
 from qtarget.model.cached_scores import DETAILS_ON_DISK
@@ -30,7 +30,7 @@ def cache(arguments: Sequence[str]) -> int:
     chosen = [f"reference@references.{role}=cached", f"references.{role}.detail={detail}"]
     composed = compose_config("train", [*chosen, *overrides])
     if options.cfg:
-        print(in_yaml(composed), end="")
+        print(to_yaml(composed), end="")
         return 0
     cfg = RunConfig.read(composed)
     prepare_process(cfg.seed)

@@ -12,7 +12,7 @@ import torch
 
 from qtarget.compare.command import near
 from qtarget.compare.formats import Table, terminal
-from qtarget.config.composing import compose_target, in_yaml
+from qtarget.config.composing import compose_target, to_yaml
 from qtarget.config.parsers import EVALUATE as USAGE
 from qtarget.config.parsers import keys_parser
 from qtarget.config.run_config import RunConfig
@@ -39,7 +39,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     where, overrides = _split(arguments)
     cfg = evaluation_config(where, overrides)
     if options.cfg:
-        print(in_yaml(cfg.container()), end="")
+        print(to_yaml(cfg.container()), end="")
         return 0
     folder = Path(cfg.output_dir) / FOLDER / cfg.hash
     with lock_folder(folder):

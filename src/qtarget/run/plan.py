@@ -250,7 +250,7 @@ def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) ->
                 f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
             )
     held = {role: cfg.references[role].held(design) for role, name in configured.items() if name}
-    tails = {role: cfg.references[role].rest for role, detail in held.items() if detail == "topk"}
+    tails = {role: cfg.references[role].tail_rule for role, detail in held.items() if detail == "topk"}
     check_references(design, held, tails)
     if cfg.eval.kl_prior and configured["prior"]:
         wanted.setdefault("prior", "full")

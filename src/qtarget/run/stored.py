@@ -21,7 +21,7 @@ from qtarget.model.fingerprint import model_folder, names_a_folder
 from qtarget.record.record import stored_result
 
 NO_NOISE = {"_target_": "qtarget.data.noise.NoNoise"}
-OF_EARLIER_RUNS = {kind.PLACE: kind for kind in NODES}
+OF_EARLIER_RUNS = {kind.NODE_KEY: kind for kind in NODES}
 """Nodes of which an earlier run's record may know fewer keys."""
 
 
