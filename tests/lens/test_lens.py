@@ -20,7 +20,7 @@ from qtarget.config.composing import about, options
 from qtarget.data.batch import Collate
 from qtarget.lens.command import every_name, read_request
 from qtarget.lens.curves import PROGRESS, QUANTITIES, STOPS, Curve, CurvePoint, World, marks, panels, sweep, trace
-from qtarget.lens.page import TEMPLATE, page, write_lens
+from qtarget.lens.page import TEMPLATE, template_values, write_lens
 from qtarget.lens.picture import draw_lens
 from qtarget.lens.reading import pieces, read_demonstrations
 from qtarget.lens.token_table import (
@@ -532,5 +532,5 @@ def test_the_lens_of_curves_loads_no_model() -> None:
 
 def test_points_are_plain_data(curves: dict[str, Curve]) -> None:
     assert isinstance(curves["sft"].points[0], CurvePoint)
-    assert json.dumps(page([curves["sft"]], WORLD)["bars"])
-    assert "What sft teaches" in render(TEMPLATE, page([curves["sft"]], WORLD))
+    assert json.dumps(template_values([curves["sft"]], WORLD)["bars"])
+    assert "What sft teaches" in render(TEMPLATE, template_values([curves["sft"]], WORLD))

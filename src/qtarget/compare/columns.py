@@ -194,7 +194,9 @@ def subject(runs: Sequence[Run]) -> str:
     """One sentence: how many runs of which model on which data, and how much of it was made wrong."""
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     model, data = (_choices(runs, group) for group in ("model", "data"))
-    shares = sorted({_noisy_percent(run) for run in runs if run.rows.get("train")})
+    shares = sorted(
+        {round(100 * run.rows.get("noisy", 0) / run.rows["train"]) for run in runs if run.rows.get("train")}
+    )
     noise = " or ".join(f"{share} %" for share in shares)
     parts = [count, f"of {model}" if model else "", f"on {data}" if data else ""]
     wrong = f", with {noise} of the training rows made wrong" if any(shares) else ""
@@ -205,16 +207,12 @@ def _choices(runs: Iterable[Run], group: str) -> str:
     return " and ".join(sorted({run.choices[group] for run in runs if group in run.choices}))
 
 
-def _noisy_percent(run: Run) -> int:
-    return round(100 * run.rows.get("noisy", 0) / run.rows["train"])
-
-
 def next_command(runs: Sequence[Run]) -> str:
     """What to try next: the best design on another seed, or, with nothing finished, the first run again."""
     designs = [run for run in finished(runs) if run.role == "design" and run.task == "train"]
     if not designs:
         return runs[0].command
     best = designs[0]
-    kept = [override for override in best.overrides if not override.startswith("seed=")]
+    overrides = [override for override in best.overrides if not override.startswith("seed=")]
     seeds = [run.seed for run in designs if run.seed is not None]
-    return shlex.join(["qtarget", "train", *kept, f"seed={max(seeds, default=0) + 1}"])
+    return shlex.join(["qtarget", "train", *overrides, f"seed={max(seeds, default=0) + 1}"])

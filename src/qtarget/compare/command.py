@@ -64,11 +64,18 @@ def compare(
         print_tables(runs)
     else:
         print({"md": markdown, "csv": unrounded, "tex": latex}[format](runs), end="")
-    page, picture = write_files(runs, Path(out) if out else _default_folder(Path(paths[0])), grouped, swept)
+    first = Path(paths[0])
+    folder = Path(out) if out else first.parent if first.is_file() else first
+    page, picture = write_files(runs, folder, grouped, swept)
     aside = terminal(stderr=format != "rich")
     aside.print(f"\nreport   {near(page)}\npicture  {near(picture)}", markup=False, highlight=False, soft_wrap=True)
     aside.print(f"next     {next_command(runs)}", markup=False, highlight=False, soft_wrap=True)
-    aside.print(f"         {_again(paths)}", markup=False, highlight=False, soft_wrap=True)
+    aside.print(
+        f"         {shlex.join(['qtarget', 'compare', *map(str, paths)])}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0 if finished(runs) else 1
 
 
@@ -175,18 +182,10 @@ def unrounded(runs: Sequence[Run]) -> str:
     return Table([*plain, *metrics, "train_rows", "noisy_rows", "heldout_rows", *keys], lines).csv()
 
 
-def _default_folder(path: Path) -> Path:
-    return path.parent if path.is_file() else path
-
-
 def near(path: Path) -> str:
     """`path` as a person standing in the working folder would write it."""
     resolved = path.resolve()
     return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)
-
-
-def _again(paths: Sequence[str | Path]) -> str:
-    return shlex.join(["qtarget", "compare", *map(str, paths)])
 
 
 def compare_paired(paths: Sequence[str | Path], metric: str) -> int:

@@ -12,22 +12,25 @@ from qtarget.compare.group_table import Grouped, label_without
 from qtarget.compare.groups import GroupRow, problems
 from qtarget.compare.sweeps import Swept, heat_panels, point_marks, scatter_panels
 from qtarget.plot import figures
-from qtarget.plot import page as pages
 from qtarget.plot.chart_data import chart_data
 from qtarget.plot.figures import Dot, Line, Mark, Panel, look
+from qtarget.plot.page import render as render_page
 from qtarget.record.runs import Run, differing_keys, finished, of_design, unfinished
 
 
-def design_marks(grouped: Grouped, first: int) -> list[tuple[GroupRow, Mark]]:
-    """Every row with how its design looks: rows that differ in numbers alone look alike. first: index of the first."""
+def design_marks(grouped: Grouped, first_index: int) -> list[tuple[GroupRow, Mark]]:
+    """Every row with how its design looks: rows that differ in numbers alone look alike.
+
+    first_index: of the first mark.
+    """
     names = dict.fromkeys(map(grouped.design, grouped.rows))
-    looks = {name: Mark(first + index, name, *look(index)) for index, name in enumerate(names)}
+    looks = {name: Mark(first_index + index, name, *look(index)) for index, name in enumerate(names)}
     return [(row, looks[grouped.design(row)]) for row in grouped.rows]
 
 
-def grouped_panels(grouped: Grouped, first: int) -> tuple[Panel, ...]:
+def grouped_panels(grouped: Grouped, first_index: int) -> tuple[Panel, ...]:
     """A curve per numeric key, the means, and the differences to the baseline where there is one."""
-    styled = design_marks(grouped, first)
+    styled = design_marks(grouped, first_index)
     curves = [_curve(grouped, styled, key, index) for index, key in enumerate(grouped.number_keys)]
     return (*curves, _means(grouped, styled), *([_differences(grouped, styled)] if grouped.compared else []))
 
@@ -127,11 +130,11 @@ def write_report(runs: Sequence[Run], path: Path, grouped: Grouped | None = None
 
 def render(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> str:
     """The page as text. Everything that comes from a run is escaped."""
-    return pages.render(TEMPLATE, page(runs, grouped, swept))
+    return render_page(TEMPLATE, template_values(runs, grouped, swept))
 
 
-def page(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> dict[str, Any]:
-    """What the template shows."""
+def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> dict[str, Any]:
+    """What the template shows. The marks of groups, or of a sweep, are counted on behind those of runs."""
     plots = figures.panels(runs)
     styled = figures.marks(runs)
     means = _grouped_part(grouped, len(styled))
@@ -158,20 +161,20 @@ def page(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | Non
     }
 
 
-def _grouped_part(grouped: Grouped | None, first: int) -> ReportPart:
+def _grouped_part(grouped: Grouped | None, first_index: int) -> ReportPart:
     if grouped is None:
         return ReportPart()
     return ReportPart(
-        figures.distinct(mark for _, mark in design_marks(grouped, first)), grouped_panels(grouped, first)
+        figures.distinct(mark for _, mark in design_marks(grouped, first_index)), grouped_panels(grouped, first_index)
     )
 
 
-def _swept_parts(swept: Swept | None, first: int) -> tuple[ReportPart, tuple[figures.Panel, ...]]:
+def _swept_parts(swept: Swept | None, first_index: int) -> tuple[ReportPart, tuple[figures.Panel, ...]]:
     """The metric over every number swept, and over every two keys."""
     if swept is None:
         return ReportPart(), ()
-    marks = figures.distinct(mark for _, mark in point_marks(swept, first))
-    return ReportPart(marks, scatter_panels(swept, first)), heat_panels(swept)
+    marks = figures.distinct(mark for _, mark in point_marks(swept, first_index))
+    return ReportPart(marks, scatter_panels(swept, first_index)), heat_panels(swept)
 
 
 def differences(runs: Sequence[Run]) -> list[DifferingKey]:
@@ -185,8 +188,5 @@ def differences(runs: Sequence[Run]) -> list[DifferingKey]:
 def versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Each package with the versions the runs were made with: more than one is worth knowing."""
     packages = sorted({package for run in runs for package in run.versions})
-    return [(package, _distinct(run.versions.get(package) for run in runs)) for package in packages]
-
-
-def _distinct(values: Any) -> str:
-    return ", ".join(sorted({value for value in values if value}))
+    by_package = {package: {run.versions.get(package) for run in runs} for package in packages}
+    return [(package, ", ".join(sorted(filter(None, texts)))) for package, texts in by_package.items()]

@@ -182,18 +182,19 @@ class Cut:
     index_of: Callable[[str], int]
 
 
-def point_marks(swept: Swept, first: int) -> list[tuple[SweptRun, Mark]]:
-    """Points that agree in all that is no number look alike. first: index of the first mark."""
+def point_marks(swept: Swept, first_index: int) -> list[tuple[SweptRun, Mark]]:
+    """Points that agree in all that is no number look alike. first_index: of the first mark."""
     names = [", ".join(point.values[key] for key in swept.words if key in point.values) for point in swept.points]
     looks = {
-        name: Mark(first + index, name or "all runs", *look(index)) for index, name in enumerate(sorted(set(names)))
+        name: Mark(first_index + index, name or "all runs", *look(index))
+        for index, name in enumerate(sorted(set(names)))
     }
     return [(point, looks[name]) for point, name in zip(swept.points, names, strict=True)]
 
 
-def scatter_panels(swept: Swept, first: int) -> tuple[Panel, ...]:
+def scatter_panels(swept: Swept, first_index: int) -> tuple[Panel, ...]:
     """One plot per swept number."""
-    styled = point_marks(swept, first)
+    styled = point_marks(swept, first_index)
     return tuple(_scatter(swept, styled, key, index) for index, key in enumerate(swept.numbers))
 
 

@@ -60,10 +60,13 @@ def reads_retyped_files(source: Node) -> bool:
     try:
         if source.get("_target_") == HUB:
             columns = _columns(source)
-            if any(_is_narrow(*_stat(file), columns) for file in _local_files(source, _is_parquet)):
+            if any(
+                _is_narrow(*_stat(file), columns)
+                for file in _local_files(source, lambda file: file.suffix.lower() == ".parquet")
+            ):
                 return True
             delimiter = source.get("delimiter")
-            return any(_is_retyped(*_stat(file), columns, delimiter) for file in _local_files(source, _is_written))
+            return any(_is_retyped(*_stat(file), columns, delimiter) for file in _local_files(source, form))
         path = Path(str(source.get("path")))
         judged = source.get("_target_") == JSONL and source.get("verifier")
         return bool(judged) and path.is_file() and _is_reworded(*_stat(path))
@@ -71,22 +74,13 @@ def reads_retyped_files(source: Node) -> bool:
         return True  # the run itself says what is wrong
 
 
-def _local_files(source: Node, wanted: Callable[[Path], bool]) -> Iterator[Path]:
-    """The wanted ones of the local files that a source names, and of those in folders that it names."""
+def _local_files(source: Node, wanted: Callable[[Path], object]) -> Iterator[Path]:
+    """Those wanted of the local files that a source names, and of those in folders that it names."""
     entries = [source.get("path"), *(source.get("files") or {}).values()]
     names = [name for entry in entries for name in (entry if isinstance(entry, list) else [entry]) if name]
     for path in (Path(str(name)).expanduser() for name in names):
         files = path.rglob("*") if path.is_dir() else [path]
         yield from (file for file in files if wanted(file) and file.is_file())
-
-
-def _is_parquet(file: Path) -> bool:
-    return file.suffix.lower() == ".parquet"
-
-
-def _is_written(file: Path) -> bool:
-    """Whether it is CSV or JSON."""
-    return form(file) is not None
 
 
 @lru_cache(maxsize=256)
@@ -298,11 +292,8 @@ def reads_new_keys(source: Node) -> bool:
         return path.is_file() and _has_new_keys(*_stat(path))
     if source.get("_target_") != HUB or not source.get("messages"):
         return False
-    return any(_has_new_keys(*_stat(file)) for file in _local_files(source, _may_hold_rows))
-
-
-def _may_hold_rows(file: Path) -> bool:
-    return file.suffix in (*LINES, ".parquet")
+    files = _local_files(source, lambda file: file.suffix in (*LINES, ".parquet"))
+    return any(_has_new_keys(*_stat(file)) for file in files)
 
 
 @lru_cache(maxsize=256)

@@ -27,7 +27,8 @@ option is a class with fields of its own, which its yaml in `conf/` lists. See [
 
 def manual() -> str:
     """The page, in Markdown."""
-    return "\n".join([HEAD, *_section("The run", RunConfig), *_nodes(), *_references()])
+    nodes = [line for kind in NODES for line in _section(f"`{kind.NODE_KEY}`", kind)]
+    return "\n".join([HEAD, *_section("The run", RunConfig), *nodes, *_references()])
 
 
 def keys_and_meanings() -> str:
@@ -36,11 +37,6 @@ def keys_and_meanings() -> str:
     keys = [(f"{_name(node, one.key)}={_value(one.default)}", one) for node in nodes for one in node.settings()]
     lines = [f"{key}  ({one.kind.text})  {one.about}" for key, one in keys]
     return "\n".join(["== Keys ==", "KEY=DEFAULT  (what is allowed)  what it means", "", *lines])
-
-
-def _nodes() -> Iterator[str]:
-    for kind in NODES:
-        yield from _section(f"`{kind.NODE_KEY}`", kind)
 
 
 def _references() -> Iterator[str]:

@@ -46,11 +46,11 @@ def write_lens(
     demonstrations: Demonstrations | None = None,
 ) -> None:
     """The page at `path`. shown: designs whose curves are drawn to begin with; `changes`: what was overridden."""
-    values = page(curves, world, changes, shown, demonstrations)
+    values = template_values(curves, world, changes, shown, demonstrations)
     path.write_text(render(TEMPLATE, values), encoding="utf-8", newline="\n")
 
 
-def page(
+def template_values(
     curves: Sequence[Curve],
     world: World,
     changes: Sequence[str] = (),

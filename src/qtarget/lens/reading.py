@@ -127,14 +127,14 @@ def _readings(
     for row in range(len(counts)):
         yield tuple(
             DesignReading(
-                marks[name], tuple(_pull(*map(float, numbers)) for numbers in zip(*(c[row] for c in own), strict=True))
+                marks[name],
+                tuple(
+                    Pull(trust, reliance, weight, tuple(others))
+                    for trust, reliance, weight, *others in zip(*(c[row].tolist() for c in own), strict=True)
+                ),
             )
             for name, own in columns.items()
         )
-
-
-def _pull(trust: float, reliance: float, weight: float, *others: float) -> Pull:
-    return Pull(trust, reliance, weight, others)
 
 
 def _tokens(
