@@ -55,8 +55,8 @@ def compare(
     runs = [_with_changes(run) for run in read_runs(paths)]
     if best_of and not group_by:
         raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
-    asked = Grouping(group_by, metric or usual_metric(runs), against, best_of, by or usual_validation(runs))
-    grouped = grouped_rows(runs, asked) if group_by and finished(runs) else None
+    grouping = Grouping(group_by, metric or usual_metric(runs), against, best_of, by or usual_validation(runs))
+    grouped = grouped_rows(runs, grouping) if group_by and finished(runs) else None
     swept = None if grouped else read_swept(runs, metric)
     if grouped:
         print_groups(grouped, format)
@@ -210,11 +210,13 @@ def samples_file(path: Path) -> Path:
     """A file of samples: itself, in the folder of a run or an evaluation, or in the only one below a folder."""
     if path.is_file():
         return path
-    found = [path / FILE] if (path / FILE).is_file() else sorted(path.glob(f"*/{FILE}"))
-    if len(found) == 1:
-        return found[0]
-    told = f"holds {len(found)} evaluations; name one: {', '.join(str(file.parent) for file in found)}"
-    raise QTargetError(f"{path} {told if found else f'has no {FILE}: name a run, or qtarget evaluate a checkpoint'}")
+    files = [path / FILE] if (path / FILE).is_file() else sorted(path.glob(f"*/{FILE}"))
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise QTargetError(f"{path} has no {FILE}: name a run, or qtarget evaluate a checkpoint")
+    folders = ", ".join(str(file.parent) for file in files)
+    raise QTargetError(f"{path} holds {len(files)} evaluations; name one: {folders}")
 
 
 def _sources(samples: Sequence[Sample]) -> list[str]:
@@ -225,12 +227,12 @@ def _of(samples: Sequence[Sample], source: str) -> list[Sample]:
     return [sample for sample in samples if sample.source == source]
 
 
-def _line(found: Paired, p_value: float, comparisons: int) -> str:
+def _line(pair: Paired, p_value: float, comparisons: int) -> str:
     """p_value: corrected for so many comparisons."""
-    score, apart = found.difference.score, found.only_a + found.only_b
-    others = f", {apart} others left out" if apart else ""
+    score, unshared = pair.difference.score, pair.only_a + pair.only_b
+    others = f", {unshared} others left out" if unshared else ""
     how = f"sign flips, Holm over {comparisons} sources" if comparisons > 1 else "sign flips"
     return (
-        f"A {found.a:.3f}  B {found.b:.3f}  B − A {score.mean:+.3f} [{score.low:+.3f}, {score.high:+.3f}]  "
-        f"p = {p_value:.2g} ({how}), {found.shared} shared prompts{others}"
+        f"A {pair.a:.3f}  B {pair.b:.3f}  B − A {score.mean:+.3f} [{score.low:+.3f}, {score.high:+.3f}]  "
+        f"p = {p_value:.2g} ({how}), {pair.shared} shared prompts{others}"
     )

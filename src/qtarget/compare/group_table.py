@@ -162,8 +162,8 @@ def best_first(grouped: Grouped) -> Grouped:
     return replace(grouped, rows=tuple(sorted(grouped.rows, key=lambda row: sign * row.center)))
 
 
-def _bracketed(found: Score, number: Callable[[float], str]) -> str:
-    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+def _bracketed(score: Score, number: Callable[[float], str]) -> str:
+    return f"{number(score.mean)} [{number(score.low)}, {number(score.high)}]"
 
 
 @dataclass(frozen=True)
@@ -181,17 +181,17 @@ class Grouping:
     by: str = "val/accuracy"
 
 
-def grouped_rows(runs: Sequence[Run], asked: Grouping) -> Grouped:
-    """The runs as grouped, each group at its best where that was asked for."""
-    baseline = _baseline(asked.keys, asked.against)
-    choice = choose(runs, asked.keys, asked.best_of, asked.by, asked.metric) if asked.best_of else None
-    groups = choice.groups if choice else group_runs(runs, asked.keys)
+def grouped_rows(runs: Sequence[Run], grouping: Grouping) -> Grouped:
+    """The runs as grouped, each group at its best where `best_of` is set."""
+    baseline = _baseline(grouping.keys, grouping.against)
+    choice = choose(runs, grouping.keys, grouping.best_of, grouping.by, grouping.metric) if grouping.best_of else None
+    groups = choice.groups if choice else group_runs(runs, grouping.keys)
     for key, value in baseline.items():
         values = sorted({group.key[key] for group in groups})
         if value not in values:
             raise QTargetError(f"--against {key}={value}: no group has that; {key} is {', '.join(values)}")
-    found = tuple(rows(groups, asked.metric, baseline))
-    return best_first(Grouped(found, asked.metric, tuple(asked.against), choice.remarks if choice else ()))
+    table_rows = tuple(rows(groups, grouping.metric, baseline))
+    return best_first(Grouped(table_rows, grouping.metric, tuple(grouping.against), choice.remarks if choice else ()))
 
 
 def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:

@@ -48,10 +48,10 @@ class ComparedProblem:
 
 def problems(runs: Sequence[Run], shown: int = SHOWN) -> list[ComparedProblem]:
     """At most `shown`; the closer to half of the runs solve a problem, the earlier it stands."""
-    asked = [(run, _first_answers(run)) for run in runs]
-    keys = dict.fromkeys(key for _, answers in asked for key in answers)
-    found = [_problem([(run, answers[key]) for run, answers in asked if key in answers]) for key in keys]
-    return sorted(found, key=lambda problem: abs(2 * problem.solved - len(problem.answers)))[:shown]
+    answered = [(run, _first_answers(run)) for run in runs]
+    keys = dict.fromkeys(key for _, answers in answered for key in answers)
+    compared = [_problem([(run, answers[key]) for run, answers in answered if key in answers]) for key in keys]
+    return sorted(compared, key=lambda problem: abs(2 * problem.solved - len(problem.answers)))[:shown]
 
 
 def kept_samples(run: Run) -> list[Sample]:
@@ -63,18 +63,19 @@ def kept_samples(run: Run) -> list[Sample]:
         return []
 
 
-def _problem(given: Sequence[tuple[Run, Sample]]) -> ComparedProblem:
-    sample = given[0][1]
-    answers = tuple((run, _short(one.answer), one.correct) for run, one in given)
-    return ComparedProblem(_short(sample.prompt), _short(sample.expected), answers)
+def _problem(answered: Sequence[tuple[Run, Sample]]) -> ComparedProblem:
+    """answered: each run with its first sample of one problem."""
+    _, first = answered[0]
+    answers = tuple((run, _short(sample.answer), sample.correct) for run, sample in answered)
+    return ComparedProblem(_short(first.prompt), _short(first.expected), answers)
 
 
 def _first_answers(run: Run) -> dict[Key, Sample]:
     """(source, prompt) → the first sample."""
-    found: dict[Key, Sample] = {}
+    first: dict[Key, Sample] = {}
     for sample in kept_samples(run):
-        found.setdefault((sample.source, sample.prompt), sample)
-    return found
+        first.setdefault((sample.source, sample.prompt), sample)
+    return first
 
 
 def _short(text: str) -> str:
@@ -143,13 +144,13 @@ def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
     """Finished runs by the values of `keys`, in order of first appearance. Raises QTargetError for an unknown key, and
     where two runs of a group share a seed: then something else tells them apart.
     """
-    held: dict[tuple[str, ...], list[Run]] = {}
+    by_values: dict[tuple[str, ...], list[Run]] = {}
     for run in finished(runs):
-        held.setdefault(tuple(_value(run, key) for key in keys), []).append(run)
-    for members in held.values():
+        by_values.setdefault(tuple(_value(run, key) for key in keys), []).append(run)
+    for members in by_values.values():
         _check_seeds(members)
-    by_seed = {values: sorted(members, key=lambda run: run.seed or 0) for values, members in held.items()}
-    return [Group(dict(zip(keys, values, strict=True)), tuple(members)) for values, members in by_seed.items()]
+        members.sort(key=lambda run: run.seed or 0)
+    return [Group(dict(zip(keys, values, strict=True)), tuple(members)) for values, members in by_values.items()]
 
 
 def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None = None) -> list[GroupRow]:
@@ -177,15 +178,15 @@ def is_of_rows(metric: str) -> bool:
 
 def _row(group: Group, metric: str, measured: Mapping[Path, Measured], baseline: Group | None) -> GroupRow:
     values = group.values(metric)
-    held = _shared([measured[run.folder] for run in group.runs])
+    shared = _shared([measured[run.folder] for run in group.runs])
     difference = _difference(group, metric, baseline, measured) if baseline and baseline is not group else None
-    interval = _interval(metric, held) if held and len(values) == len(group.runs) else None
+    interval = _interval(metric, shared) if shared and len(values) == len(group.runs) else None
     apart = (difference.score, difference.p_value) if difference else (None, None)
     return GroupRow(group, float(np.mean(values)), interval, min(values), max(values), *apart)
 
 
-def _interval(metric: str, held: Ratios) -> Score | None:
-    return ratio_over_seeds(held) if is_of_rows(metric) else over_seeds(held.totals)
+def _interval(metric: str, shared: Ratios) -> Score | None:
+    return ratio_over_seeds(shared) if is_of_rows(metric) else over_seeds(shared.totals)
 
 
 def _baseline(group: Group, groups: Sequence[Group], against: Mapping[str, str] | None) -> Group | None:
@@ -211,7 +212,7 @@ def _difference(
 def _shared(runs: Sequence[Measured]) -> Ratios | None:
     """What runs measured of the problems, or rows, that all have; None where there is none."""
     shared = sorted(set.intersection(*map(set, runs))) if runs else []
-    values = np.array([[measured[one] for one in shared] for measured in runs])
+    values = np.array([[measured[key] for key in shared] for measured in runs])
     return Ratios(values[..., 0], values[..., 1]) if shared else None
 
 
@@ -220,9 +221,9 @@ def _measured(run: Run, metric: str) -> Measured:
     if is_of_rows(metric):
         return _of_rows(run, name)
     wanted = HELDOUT if source == HELDOUT_METRICS else source
-    asked = [sample for sample in kept_samples(run) if sample.source == wanted]
+    samples = [sample for sample in kept_samples(run) if sample.source == wanted]
     try:
-        return {problem: (value, 1.0) for problem, value in by_problem(asked, name).items()} if asked else {}
+        return {problem: (value, 1.0) for problem, value in by_problem(samples, name).items()} if samples else {}
     except QTargetError:
         return {}
 

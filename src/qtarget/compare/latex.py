@@ -52,9 +52,9 @@ def escaped(text: str) -> str:
 
 
 def _line(cells: Sequence[str], numeric: Sequence[bool]) -> str:
-    told = [_number(cell) if is_number else escaped(cell) for cell, is_number in zip(cells, numeric, strict=True)]
-    told[0] = re.sub(r"^(?=[\[*])", "{}", told[0])  # a line end takes [ and * for its own arguments
-    return " & ".join(told) + r" \\"
+    texts = [_number(cell) if is_number else escaped(cell) for cell, is_number in zip(cells, numeric, strict=True)]
+    texts[0] = re.sub(r"^(?=[\[*])", "{}", texts[0])  # a line end takes [ and * for its own arguments
+    return " & ".join(texts) + r" \\"
 
 
 def _number(cell: str) -> str:

@@ -77,11 +77,11 @@ def _best(candidates: Sequence[Group], keys: Sequence[str], swept: Sequence[str]
         )
     sign = 1 if validation_direction(by) == "max" else -1
     best = max(whole, key=lambda group: sign * validated(group, by))
-    told = [f"{_named(group, keys)}: {_named(group, swept)} passed over" for group in ranked if group not in whole]
-    told += _tie(best, whole, keys, swept, by)
+    remarks = [f"{_named(group, keys)}: {_named(group, swept)} passed over" for group in ranked if group not in whole]
+    remarks += _tie(best, whole, keys, swept, by)
     if best in (ranked[0], ranked[-1]) and len(swept) == 1 and numeric([group.key[swept[0]] for group in ranked]):
-        told.append(f"{_named(best, keys)}: {_named(best, swept)} is the end of what was tried, try beyond")
-    return Group({key: best.key[key] for key in keys}, best.runs, {key: best.key[key] for key in swept}), told
+        remarks.append(f"{_named(best, keys)}: {_named(best, swept)} is the end of what was tried, try beyond")
+    return Group({key: best.key[key] for key in keys}, best.runs, {key: best.key[key] for key in swept}), remarks
 
 
 def _tie(best: Group, whole: Sequence[Group], keys: Sequence[str], swept: Sequence[str], by: str) -> list[str]:
@@ -105,8 +105,8 @@ def validated(group: Group, by: str) -> float:
 
 def _last(run: Run, by: str) -> float | None:
     """The metric at the last step of training, the weights that are tested; None where it wasn't measured there."""
-    found = run.history[-1].get(by) if run.history else None
-    return found if found is not None and np.isfinite(found) else None
+    value = run.history[-1].get(by) if run.history else None
+    return value if value is not None and np.isfinite(value) else None
 
 
 def _named(group: Group, keys: Sequence[str]) -> str:

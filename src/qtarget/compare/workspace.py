@@ -104,8 +104,8 @@ def find_project(path: str) -> Project:
 
     try:
         api = wandb.Api()
-        given, _, name = path.rpartition("/")
-        entity = given or str(api.default_entity)
+        owner, _, name = path.rpartition("/")
+        entity = owner or str(api.default_entity)
         configs = [run.config for run in islice(api.runs(f"{entity}/{name}", lazy=False), MOST_RUNS)]
     except (wandb.Error, ValueError) as error:
         raise _not_found(path, error) from error
@@ -137,8 +137,8 @@ def save(view: Any, project: Project) -> str:
 
 def axes(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """The keys in which runs differ and that most of them have: groups' choices first, then values."""
-    held = [key for key in differing(configs) if 2 * sum(key in config for config in configs) > len(configs)]
-    usable = [key for key in held if key not in CHOSEN_ONLY]
+    common = [key for key in differing(configs) if 2 * sum(key in config for config in configs) > len(configs)]
+    usable = [key for key in common if key not in CHOSEN_ONLY]
     first = sorted(usable, key=lambda key: (key != DESIGN, key not in (*USUAL, RATE), "." in key, key))
     return tuple(first[:MOST_AXES]) or USUAL
 
@@ -293,8 +293,8 @@ def report(project: Project, name: str) -> Any:
 def _placed(panels: Iterable[Any], wide: int = ACROSS // 3, high: int = 8) -> list[Any]:
     """Panels three to a row."""
     placed = list(panels)
-    for place, panel in enumerate(placed):
-        panel.layout = wr.Layout(x=place % 3 * wide, y=place // 3 * high, w=wide, h=high)
+    for index, panel in enumerate(placed):
+        panel.layout = wr.Layout(x=index % 3 * wide, y=index // 3 * high, w=wide, h=high)
     return placed
 
 

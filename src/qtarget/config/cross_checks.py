@@ -39,12 +39,12 @@ def _resume(cfg: RunConfig) -> None:
 
 
 def _artifact(cfg: RunConfig) -> None:
-    for place, tracker in our_trackers({"tracker": cfg.tracker}):
+    for key, tracker in our_trackers({"tracker": cfg.tracker}):
         wanted = tracker.get("artifact", False)  # an older run's configuration has none
-        FLAG.check(f"{place}.artifact", wanted)
+        FLAG.check(f"{key}.artifact", wanted)
         if wanted and not cfg.checkpoint.save:
             raise QTargetError(
-                f"{place}.artifact=true sends the checkpoint to W&B, and checkpoint.save=false makes none: set one of "
+                f"{key}.artifact=true sends the checkpoint to W&B, and checkpoint.save=false makes none: set one of "
                 "them to the other value"
             )
 

@@ -239,10 +239,10 @@ def stored_result(folder: Path) -> dict[str, Any] | None:
     """What an earlier attempt left, or None."""
     path = folder / "result.json"
     try:
-        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        result: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError as error:
         raise QTargetError(f"{path} can't be read ({error}): remove {folder} to run this job again") from error
-    return found
+    return result
 
 
 def make_folder(folder: Path) -> None:
@@ -264,10 +264,10 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the working folder, where it is a git checkout."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return done.stdout.strip() or None
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -46,14 +46,14 @@ def find_sweep(path: str) -> WandbSweep:
     import wandb  # slow to import
 
     try:
-        found = wandb.Api().sweep(path)
+        sweep = wandb.Api().sweep(path)
     except wandb.Error as error:
         if isinstance(getattr(error, "exc", None), ValueError):
             raise QTargetError(
                 f"no sweep {path}: {error}. `wandb sweep FILE` makes one, and prints its ENTITY/PROJECT/ID"
             ) from error
         raise QTargetError(f"W&B can't be asked for the sweep {path}: {error}. {HOW_TO_CONNECT}") from error
-    return WandbSweep("/".join((found.entity, found.project, found.id)), str(found.state), found.config)
+    return WandbSweep("/".join((sweep.entity, sweep.project, sweep.id)), str(sweep.state), sweep.config)
 
 
 def states(path: str) -> dict[str, str]:
