@@ -147,7 +147,7 @@ def test_jobs_in_processes_of_their_own_search_the_same_folders(workdir: Path) -
     overrides = with_search_path(["target=mine", "model=tiny"], "own")
     register_resolvers()
     config = compose_config("train", [*overrides, "hydra.job.num=0"], with_hydra=True)
-    command = Job.of(config, ["target=mine", "model=tiny"]).command
+    command = Job.from_config(config, ["target=mine", "model=tiny"]).command
     arguments = parse_train_arguments(command[4:])
     assert f"hydra.searchpath=['file://{workdir}/own','file://{workdir}/conf']" in arguments.overrides
     assert compose_config("train", arguments.overrides).target.reliance.alpha == 0.125

@@ -16,7 +16,7 @@ import pexpect
 import pytest
 
 from qtarget.cli import run as qtarget_cli
-from qtarget.config.completion import SCRIPTS, answers
+from qtarget.config.completion import SCRIPTS, completions
 from qtarget.config.composing import options
 from qtarget.config.parsers import COMMANDS
 
@@ -67,16 +67,18 @@ LINES: dict[str, tuple[str, set[str]]] = {
 @pytest.mark.parametrize("case", LINES)
 def test_a_line_is_completed(case: str, workdir: Path) -> None:
     line, wanted = LINES[case]
-    assert set(answers(line)) == wanted
+    assert set(completions(line)) == wanted
     word = line.split(" ")[-1]
     kept = len(word) - len(re.split(f"[{re.escape(BASH_BREAKS)}]", word)[-1])
-    assert set(answers(line, BASH_BREAKS)) == {one[kept:] for one in wanted}
+    assert set(completions(line, BASH_BREAKS)) == {one[kept:] for one in wanted}
 
 
 def test_every_group_and_command_is_offered() -> None:
-    assert {name.strip() for name in answers("qtarget ")} == {*COMMANDS, "help", "--help", "--version"}
-    assert {"target=", "target/", "model=", "data=", "optim.", "seed=", "experiment="} <= set(answers("qtarget train "))
-    assert answers("qtarget train target=") == [f"target={name} " for name in options("target")]
+    assert {name.strip() for name in completions("qtarget ")} == {*COMMANDS, "help", "--help", "--version"}
+    assert {"target=", "target/", "model=", "data=", "optim.", "seed=", "experiment="} <= set(
+        completions("qtarget train ")
+    )
+    assert completions("qtarget train target=") == [f"target={name} " for name in options("target")]
 
 
 def test_files_and_the_users_own_designs_are_offered(workdir: Path) -> None:
@@ -85,11 +87,11 @@ def test_files_and_the_users_own_designs_are_offered(workdir: Path) -> None:
     (workdir / "runs" / "one").mkdir(parents=True)
     (workdir / "mine.yaml").touch()
     (workdir / "mine of today.yaml").touch()  # would have to be quoted
-    assert answers("qtarget train target=mi") == ["target=mine "]
-    assert answers("qtarget show target=mi", BASH_BREAKS) == ["mine "]
-    assert answers("qtarget evaluate checkpoint=ru") == ["checkpoint=runs/"]
-    assert answers("qtarget compare runs/") == ["runs/one/"]
-    assert answers("qtarget sweep mi") == ["mine.yaml "]
+    assert completions("qtarget train target=mi") == ["target=mine "]
+    assert completions("qtarget show target=mi", BASH_BREAKS) == ["mine "]
+    assert completions("qtarget evaluate checkpoint=ru") == ["checkpoint=runs/"]
+    assert completions("qtarget compare runs/") == ["runs/one/"]
+    assert completions("qtarget sweep mi") == ["mine.yaml "]
 
 
 @pytest.mark.parametrize("shell", SCRIPTS)

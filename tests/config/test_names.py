@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import (
-    _override,
+    _design_override,
     compose_config,
     compose_target,
     conf_dir,
@@ -201,7 +201,7 @@ def test_runs_whose_name_was_a_number_keep_their_folders(text: str, number: floa
 
 def test_none_of_python_is_null_in_a_design() -> None:
     """Hydra reads `None` as a text of four letters."""
-    design = compose_target("label_smoothing", [_override("reliance.smoothing", None)])
+    design = compose_target("label_smoothing", [_design_override("reliance.smoothing", None)])
     assert design["reliance"]["smoothing"] is None
     assert load_design("dft", **{"reliance.alpha": 1e-05}) != load_design("dft", **{"reliance.alpha": 1e5})
 
