@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "qtarget"
 FLOORS = [
     {"errors", "units"},
     {"checks", "extras", "files", "isolated", "measures", "parallel", "progress", "signals"},
-    {"states"},
+    {"resume_folders"},
     {"math"},
     {"design"},
     {"data", "model"},
@@ -35,7 +35,7 @@ LIBRARIES = {
     "transformers": {"model", "evaluate", "data", "run"},
     "wandb": {"record", "compare/workspace.py"},
     "wandb_workspaces": {"compare/workspace.py"},
-    "hydra": {"config", "launch/launcher.py", "launch/multirun.py", "run/stored.py", "sweep/points.py"},
+    "hydra": {"config", "launch/launcher.py", "launch/multirun.py", "run/stored_config.py", "sweep/points.py"},
     "omegaconf": {"config/composing.py", "config/keys.py", "launch/launcher.py", "launch/multirun.py"},
     "matplotlib": {"plot", "lens"},
     "rich": {"progress.py", "evaluate/heldout.py", "compare", "run", "sweep/command.py"},

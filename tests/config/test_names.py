@@ -28,7 +28,7 @@ from qtarget.config.names import GROUPS, as_typed
 from qtarget.config.run_config import RunConfig
 from qtarget.errors import QTargetError
 from qtarget.record.trackers import Wandb
-from qtarget.run.stored import trained_config
+from qtarget.run.stored_config import trained_config
 from qtarget.run.train import _info
 
 PARSER = OverridesParser.create()

@@ -18,7 +18,7 @@ from qtarget.data.batch import Collate
 from qtarget.run import build
 from qtarget.run.estimate import dry_run
 from qtarget.run.plan import Plan, make_plan
-from qtarget.run.stored import trained_config
+from qtarget.run.stored_config import trained_config
 from qtarget.run.train import run_job
 
 MODULE = '''

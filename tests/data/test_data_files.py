@@ -27,7 +27,7 @@ from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.errors import QTargetError
 from qtarget.model.builtin import tiny_tokenizer
-from qtarget.run.stored import check_not_trained_on
+from qtarget.run.stored_config import check_not_trained_on
 
 Rows = list[dict[str, Any]]
 PAIRS: Rows = [{"prompt": f"ask {index}", "completion": f"answer {index}"} for index in range(40)]

@@ -24,7 +24,7 @@ from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.template import Template
 from qtarget.errors import QTargetError
 from qtarget.model.builtin import tiny_tokenizer
-from qtarget.run.checkpoint import stopping
+from qtarget.run.exported_model import stopping
 
 SPEC = find_spec("trl")
 SHIPPED = sorted((Path(str(SPEC.origin)).parent / "chat_templates").glob("*.jinja")) if SPEC else []

@@ -40,7 +40,7 @@ from qtarget.model import provide
 from qtarget.model.builtin import tiny_tokenizer
 from qtarget.plot.page import render
 from qtarget.run.plan import make_plan
-from qtarget.run.stored import run_config
+from qtarget.run.stored_config import run_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 DESIGNS = options("target")

@@ -23,7 +23,7 @@ from qtarget.evaluate.generate import generate
 from qtarget.evaluate.prompting import answer_problems
 from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.policy import Policy
-from qtarget.run.checkpoint import end_generation, stopping
+from qtarget.run.exported_model import end_generation, stopping
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

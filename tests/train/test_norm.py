@@ -23,7 +23,7 @@ from qtarget.model.policy import Policy
 from qtarget.run import estimate
 from qtarget.run.plan import make_plan
 from qtarget.train.lightning_module import QTargetModule
-from qtarget.train.norm import NormedAdamW, norm
+from qtarget.train.normed_adamw import NormedAdamW, norm
 from qtarget.train.optim import AdamW
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees

@@ -10,7 +10,7 @@ import pytest
 import torch
 from resuming import SMALL, assert_same_run, lines, only_run, result
 
-from qtarget import QTargetError, states
+from qtarget import QTargetError, resume_folders
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.run_config import RunConfig
 from qtarget.evaluate.heldout import Evaluator
@@ -69,7 +69,7 @@ def test_an_evaluation_that_failed_is_done_again_and_nothing_is_trained_again(
         trains_no_more(patched)
         assert qtarget_cli(arguments) == 0
     assert "goes on from step 8, the last: what is left is the evaluation" in capfd.readouterr().out
-    assert not (run / states.STATE).exists()
+    assert not (run / resume_folders.STATE).exists()
     assert not saves or (run / "checkpoint/model.safetensors").read_bytes() == before
     assert qtarget_cli([*arguments, "output_dir=whole"]) == 0
     if saves:

@@ -18,7 +18,7 @@ import torch
 from resuming import SMALL, TEACHER, assert_same_run, lines, only_run, result
 from training import fit, module, weights
 
-from qtarget import signals, states
+from qtarget import resume_folders, signals
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import compose_config, config_container
 from qtarget.config.identity import config_hash
@@ -27,7 +27,7 @@ from qtarget.data.module import SFTData
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.model.frozen import Snapshot
 from qtarget.run import ranks
-from qtarget.train import state as run_state
+from qtarget.train import resume_state
 from qtarget.train.callbacks import PeriodicEvaluation
 from qtarget.train.lightning_module import QTargetModule
 
@@ -91,8 +91,8 @@ def terminate() -> None:
 
 
 def saved(folder: Path) -> int | None:
-    state = states.newest(only_run(folder) / states.STATE)
-    return states.step_of(state) if state else None
+    state = resume_folders.newest(only_run(folder) / resume_folders.STATE)
+    return resume_folders.step_of(state) if state else None
 
 
 def whole_run(*overrides: str) -> Path:
@@ -144,7 +144,7 @@ def test_a_run_that_was_killed_ends_where_an_unbroken_one_does(
     assert_same_run(run, expected)
     assert result(run)["attempts"] == len(ENDS)  # the second began afresh, as there was no state yet
     assert result(run)["started"] == started
-    assert not (run / states.STATE).exists()
+    assert not (run / resume_folders.STATE).exists()
 
 
 def test_the_data_go_on_where_the_steps_have_come() -> None:
@@ -161,7 +161,7 @@ def test_the_data_go_on_where_the_steps_have_come() -> None:
 
     for step, (epoch, batches) in {0: (0, 0), 1: (0, 3), 2: (0, 6), 3: (1, 0), 5: (1, 6), 6: (2, 0)}.items():
         resumed = data()
-        position = resumed.go_on(step)
+        position = resumed.resume_at(step)
         assert (position.epoch, position.batches, position.total) == (epoch, batches, 7 * epoch + batches)
         assert pass_of(resumed, epoch) == pass_of(data(), epoch)[batches:]
         assert pass_of(resumed, epoch + 1) == pass_of(data(), epoch + 1)
@@ -350,7 +350,7 @@ class Faults:
 
     def __init__(self, patch: pytest.MonkeyPatch, kind: str) -> None:
         self.kind, self.at, self.seen = kind, -1, 0
-        places = ((run_state, "save_file"), (torch, "save"), (Path, "write_text"), (os, "replace"), (os, "fsync"))
+        places = ((resume_state, "save_file"), (torch, "save"), (Path, "write_text"), (os, "replace"), (os, "fsync"))
         for owner, name in (*places, (Path, "mkdir"), (Path, "unlink"), (shutil, "rmtree")):
             patch.setattr(owner, name, self._dying(name, getattr(owner, name)))
 
@@ -383,18 +383,18 @@ def test_an_end_while_a_state_is_saved_leaves_a_whole_one(
 ) -> None:
     """The one before or the new one, with all of its own numbers; and the next can be saved."""
     trainer, made = trained
-    drawn = run_state.random_state(torch.device("cpu"))
+    drawn = resume_state.rng_state(torch.device("cpu"))
 
     def save(holder: Path, step: int) -> None:
         with torch.no_grad():
             made.policy.head.weight.fill_(step)
-        run_state.save(holder, trainer, made, drawn, {"step": step})
+        resume_state.save_state(holder, trainer, made, drawn, {"step": step})
 
     def check(holder: Path, *steps: int) -> int:
-        state = run_state.last_state(holder)
+        state = resume_state.last_state(holder)
         assert state is not None
         assert state.step in steps
-        run_state.restore(state, trainer, made)
+        resume_state.restore(state, trainer, made)
         assert made.policy.head.weight.unique().tolist() == [state.step]
         return state.step
 
@@ -424,16 +424,16 @@ def test_a_full_disk_is_said_and_keeps_the_state_before(
     trained: tuple[L.Trainer, QTargetModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer, made = trained
-    drawn = run_state.random_state(torch.device("cpu"))
-    run_state.save(Path("state"), trainer, made, drawn, {"step": 1})
+    drawn = resume_state.rng_state(torch.device("cpu"))
+    resume_state.save_state(Path("state"), trainer, made, drawn, {"step": 1})
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_state, "save_file", full)
-    with pytest.raises(run_state.QTargetError, match="No space left on device"):
-        run_state.save(Path("state"), trainer, made, drawn, {"step": 2})
-    found = run_state.last_state(Path("state"))
+    monkeypatch.setattr(resume_state, "save_file", full)
+    with pytest.raises(resume_state.QTargetError, match="No space left on device"):
+        resume_state.save_state(Path("state"), trainer, made, drawn, {"step": 2})
+    found = resume_state.last_state(Path("state"))
     assert found is not None
     assert found.step == 1
 
@@ -442,10 +442,10 @@ def test_states_can_be_taken_away_at_any_moment(tmp_path: Path, monkeypatch: pyt
     """What is left of one is none."""
 
     def write(folder: Path) -> None:
-        for name in ("a", "b", states.MANIFEST):
+        for name in ("a", "b", resume_folders.MANIFEST):
             (folder / name).write_text(name)
 
-    states.publish(tmp_path / "state", 4, write)
+    resume_folders.publish(tmp_path / "state", 4, write)
 
     def dies(path: Path) -> None:
         (path / "b").unlink()
@@ -454,13 +454,13 @@ def test_states_can_be_taken_away_at_any_moment(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", dies)
         with pytest.raises(Killed):
-            states.discard(tmp_path / "state")
-    assert states.newest(tmp_path / "state") is None
-    states.publish(tmp_path / "state", 4, write)
-    assert states.newest(tmp_path / "state") == tmp_path / "state/step-4"
-    states.discard(tmp_path / "state")
+            resume_folders.discard(tmp_path / "state")
+    assert resume_folders.newest(tmp_path / "state") is None
+    resume_folders.publish(tmp_path / "state", 4, write)
+    assert resume_folders.newest(tmp_path / "state") == tmp_path / "state/step-4"
+    resume_folders.discard(tmp_path / "state")
     assert not (tmp_path / "state").exists()
-    states.discard(tmp_path / "state")
+    resume_folders.discard(tmp_path / "state")
 
 
 def test_restored_weights_are_those_of_the_policy_and_of_the_old_one(
@@ -469,7 +469,7 @@ def test_restored_weights_are_those_of_the_policy_and_of_the_old_one(
     trainer, made = trained
     old = made.references["old"]
     assert isinstance(old, Snapshot)
-    run_state.save(Path("state"), trainer, made, run_state.random_state(torch.device("cpu")), {"step": 1})
+    resume_state.save_state(Path("state"), trainer, made, resume_state.rng_state(torch.device("cpu")), {"step": 1})
     drawn = torch.rand(3)
     now, then = weights(made), {name: tensor.clone() for name, tensor in old.policy.named_parameters()}
     assert any(not torch.equal(now[name], tensor) for name, tensor in then.items())
@@ -477,9 +477,9 @@ def test_restored_weights_are_those_of_the_policy_and_of_the_old_one(
         for parameter in (*made.policy.parameters(), *old.policy.parameters()):
             parameter.zero_()
     old.taken = None
-    state = run_state.last_state(Path("state"))
+    state = resume_state.last_state(Path("state"))
     assert state is not None
-    run_state.restore(state, trainer, made)
+    resume_state.restore(state, trainer, made)
     assert all(torch.equal(tensor, now[name]) for name, tensor in weights(made).items())
     assert all(torch.equal(tensor, then[name]) for name, tensor in old.policy.named_parameters())
     assert old.taken == 0

@@ -228,7 +228,7 @@ def test_token_means_weigh_tokens_not_batches() -> None:
 
 def test_the_learning_rate_warms_up_and_falls_to_its_floor() -> None:
     optim = AdamW(warmup=0.1, floor=0.1)
-    factors = [optim.factor(step, 100) for step in range(101)]
+    factors = [optim.lr_factor(step, 100) for step in range(101)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1.0
     assert all(later <= earlier for earlier, later in pairwise(factors[10:]))

@@ -327,8 +327,8 @@ class SFTData(L.LightningDataModule):
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self._read = 0
 
-    def go_on(self, step: int) -> Position:
-        """Start where `step` optimizer steps have come; their number says where, as seed and epoch give the order."""
+    def resume_at(self, step: int) -> Position:
+        """Start behind the rows of `step` optimizer steps: seed and epoch fix the order, so their number says where."""
         reading = EpochReading(len(self.rows), self.batch_size, self.accumulate, rank_and_world()[1])
         epoch, inside = divmod(step, reading.steps)
         position = Position(epoch, inside * self.accumulate, reading.batches)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from qtarget import checks
 from qtarget.math.tokens import ROLES
+from qtarget.math.view import TokenView
 
 REFERENCES = ROLES
 SOURCES = ("policy", *REFERENCES)
@@ -22,18 +25,28 @@ class ReadsLabel:
     source: str
 
     @property
-    def needs(self) -> Mapping[str, str]:
-        return {} if self.source == "policy" else {self.source: "label"}
-
-
-class ReadsDistribution:
-    """A part that reads the whole distribution of `source`, a reference."""
-
-    source: str
+    def detail(self) -> str:
+        """How much of a reference it reads, see math.reference.DETAILS."""
+        return "label"
 
     @property
     def needs(self) -> Mapping[str, str]:
-        return {self.source: "topk"}
+        return {} if self.source == "policy" else {self.source: self.detail}
+
+
+class ReadsDistribution(ReadsLabel):
+    """A part that reads the whole distribution of `source`, a reference."""
+
+    @property
+    def detail(self) -> str:
+        return "topk"
+
+
+class IsScopeValue:
+    """A part whose number per token is its scope value, see `qtarget.math.scope_values`."""
+
+    def __call__(self, view: TokenView) -> Tensor:
+        return view.scope_value(self)
 
 
 def shown(source: str) -> str:

@@ -58,11 +58,11 @@ class JensenShannon(inputs.ReadsDistribution):
         beta, logq = view.at(self.beta), view.of(self.source).logp
         if beta in (0, 1):
             return kl(logp, logq) if beta else kl(logq, logp)
-        share = torch.tensor(beta, dtype=logp.dtype, device=logp.device)
+        beta_t = torch.tensor(beta, dtype=logp.dtype, device=logp.device)
         low = torch.finfo(logp.dtype).min / 4  # −∞ on both sides (padded rows) would make NaN
         p, q = logp.clamp_min(low), logq.clamp_min(low)
-        logm = torch.logaddexp(torch.log1p(-share) + p, share.log() + q)
-        return share * kl(logq, logm) + (1 - share) * kl(logp, logm)
+        logm = torch.logaddexp(torch.log1p(-beta_t) + p, beta_t.log() + q)
+        return beta_t * kl(logq, logm) + (1 - beta_t) * kl(logp, logm)
 
     def __str__(self) -> str:
         return f"JSD(p, {self.source}), β={written(self.beta)}"

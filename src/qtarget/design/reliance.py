@@ -6,7 +6,6 @@ With the residual "self" a reliance is a token weight in [0, 1] on plain SFT: mo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -104,9 +103,8 @@ class OneMinus(inputs.ReadsLabel):
 class Threshold(inputs.ReadsLabel):
     """γ_t = 1[p(y_t) kept]·p(y_t)^α: a mask on the label's probability, not differentiated.
 
-    keep: "above" (p ≥ threshold), "below" (p ≤ threshold) or "between" (threshold ≤ p ≤ upper). α=0 leaves what is kept
-    its log loss, α=1 makes it 1 − p. Beyond-log's thresholds (arXiv 2510.00526), ProFiT (arXiv 2601.09195; its code
-    keeps p = τ, as here, its paper says p > τ).
+    keep: "above" (p ≥ threshold), "below" (p ≤ threshold) or "between" (threshold ≤ p ≤ upper). α=0: log loss on these
+    tokens, α=1: 1 − p. Beyond-log (arXiv 2510.00526), ProFiT (arXiv 2601.09195; p = τ counts, as in its code).
     """
 
     threshold: Scalar = 0.1
@@ -127,18 +125,18 @@ class Threshold(inputs.ReadsLabel):
         p, threshold = view.of(self.source).label_logp.exp(), view.at(self.threshold)
         low = 0.0 if self.keep == "below" else threshold
         high = {"above": 1.0, "below": threshold, "between": self.upper}[self.keep]
-        kept = (p >= low) & ((p <= high) | (high == 1.0))  # rounding may carry p past 1
-        return kept * p.pow(view.at(self.alpha))
+        inside = (p >= low) & ((p <= high) | (high == 1.0))  # rounding may carry p past 1
+        return inside * p.pow(view.at(self.alpha))
 
     def __str__(self) -> str:
-        p = inputs.shown(self.source)
-        band = {"above": f"{p} ≥ {written(self.threshold)}", "below": f"{p} ≤ {written(self.threshold)}"}
-        mask = f"1[{band.get(self.keep, f'{written(self.threshold)} ≤ {p} ≤ {self.upper}')}]"
+        p, threshold = inputs.shown(self.source), written(self.threshold)
+        band = {"above": f"{p} ≥ {threshold}", "below": f"{p} ≤ {threshold}"}
+        mask = f"1[{band.get(self.keep, f'{threshold} ≤ {p} ≤ {self.upper}')}]"
         return mask if self.alpha == 0 else f"{mask}·p(y)^{written(self.alpha)}"
 
 
 @dataclass(frozen=True)
-class RandomDrop:
+class RandomDrop(inputs.IsScopeValue):
     """γ_t = 0 for a random share `drop` of the tokens, 1 for the others: the control for every selection rule.
 
     Drawn anew for each batch, from its labels and the training progress: reproducible, the same for every chunk size,
@@ -156,12 +154,7 @@ class RandomDrop:
     def scope_value(self, table: TokenTable) -> Tensor:
         mark = hash((self.seed, table.progress, *table.labels.tolist()))  # of numbers: the same in every process
         generator = torch.Generator().manual_seed(mark % 2**63)
-        draw = torch.rand(len(table.labels), generator=generator)
-        like = table.label_logp["policy"]
-        return (draw >= self.drop).to(like)
-
-    def __call__(self, view: TokenView) -> Tensor:
-        return view.scope_value(self)
+        return (torch.rand(len(table.labels), generator=generator) >= self.drop).to(table.label_logp["policy"])
 
     def __str__(self) -> str:
         return f"random, {self.drop:g} dropped"
@@ -187,9 +180,8 @@ class TopEntropy(inputs.ReadsLabel):
         inputs.check(self.source)
 
     @property
-    def needs(self) -> Mapping[str, str]:
-        detail = "label" if self.top == TOP else "full"  # label scalars hold the entropy of that many tokens
-        return {} if self.source == "policy" else {self.source: detail}
+    def detail(self) -> str:
+        return "label" if self.top == TOP else "full"  # label scalars hold the entropy of that many tokens
 
     def __call__(self, view: TokenView) -> Tensor:
         most = math.log(min(self.top, view.logp.shape[1])) if isinstance(self.norm, str) else self.norm
@@ -274,7 +266,7 @@ class Tempered(inputs.ReadsLabel):
 
 
 @dataclass(frozen=True)
-class ExcessLoss(inputs.ReadsLabel):
+class ExcessLoss(inputs.ReadsLabel, inputs.IsScopeValue):
     """γ_t = 1 for the share `keep` of tokens with the largest log π_source(y) − log p(y) (Rho-1, arXiv 2404.07965).
 
     scope: among the tokens of the "step", the "sequence" or the "batch". Of tokens that tie, the earlier ones are kept.
@@ -292,15 +284,12 @@ class ExcessLoss(inputs.ReadsLabel):
     def scope_value(self, table: TokenTable) -> Tensor:
         excess = table.label_logp[self.source] - table.label_logp["policy"]
         groups = table.sequences()[0] if self.scope == "sequence" else torch.zeros_like(table.labels)
-        kept = torch.zeros_like(excess)
+        reliance = torch.zeros_like(excess)
         for group in torch.unique(groups):
             members = (groups == group).nonzero().squeeze(1)
             order = excess[members].argsort(descending=True, stable=True)
-            kept[members[order[: max(1, round(self.keep * len(members)))]]] = 1.0
-        return kept
-
-    def __call__(self, view: TokenView) -> Tensor:
-        return view.scope_value(self)
+            reliance[members[order[: max(1, round(self.keep * len(members)))]]] = 1.0
+        return reliance
 
     def __str__(self) -> str:
         return f"top {self.keep:g} of excess loss over {self.source}, per {self.scope}"
@@ -310,7 +299,7 @@ class ExcessLoss(inputs.ReadsLabel):
 class EntropyPower(inputs.ReadsLabel):
     """γ_t = p(y)^κ, κ = 1 + ramp·(clip(exp(−(log p(y) + H(p))/β), low, high) − 1) (IDFT, arXiv 2602.12222).
 
-    A label likelier than the policy's entropy suggests gets κ < 1, nearly plain SFT; an off-policy one up to p^high.
+    A label likelier than the policy's entropy suggests gets κ < 1, nearly plain SFT; an unlikely one up to p^high.
     """
 
     beta: Scalar = 1.0
@@ -333,17 +322,15 @@ class EntropyPower(inputs.ReadsLabel):
         return (exponent * known.label_logp).exp()
 
     def __str__(self) -> str:
-        p = inputs.shown(self.source)
-        inner = f"exp(−(log {p}+H)/{written(self.beta)}) in [{self.low:g}, {self.high:g}]"
-        return f"{p}^κ, κ = 1 + {written(self.ramp)}·({inner} − 1)"
+        p, clip = inputs.shown(self.source), f"[{self.low:g}, {self.high:g}]"
+        return f"{p}^κ, κ = 1 + {written(self.ramp)}·(exp(−(log {p}+H)/{written(self.beta)}) in {clip} − 1)"
 
 
 @dataclass(frozen=True)
 class Gibbs(inputs.ReadsLabel):
     """γ_t = b·(e^β − 1)/(1 + b·(e^β − 1)), b = max(π_source(y), floor): boosts the label's odds by e^β.
 
-    With the prior as residual the target is ∝ π_0·exp(β·1[v = y]) (GIFT, arXiv 2601.09233). The official code floors
-    probabilities at 1e-10, which at β=20 settles what the least likely labels get.
+    With the prior as residual the target is ∝ π_0·exp(β·1[v = y]) (GIFT, arXiv 2601.09233; its code's floor is 1e-10).
     """
 
     beta: Scalar = 20.0
@@ -356,8 +343,7 @@ class Gibbs(inputs.ReadsLabel):
         checks.number("floor", self.floor, 0, 1)
 
     def __call__(self, view: TokenView) -> Tensor:
-        gain = math.expm1(view.at(self.beta))
-        odds = view.of(self.source).label_logp.exp().clamp_min(self.floor) * gain
+        odds = view.of(self.source).label_logp.exp().clamp_min(self.floor) * math.expm1(view.at(self.beta))
         return odds / (1 + odds)
 
     def __str__(self) -> str:
@@ -388,9 +374,8 @@ class Concentration(inputs.ReadsLabel):
 class Cayley(inputs.ReadsLabel):
     """γ_t = p^α, α = f + (1 − f)·p/(2 − p) in [0.001, 1], f = half the mean p(y) over `scope`.
 
-    Cayley-Trans (arXiv 2602.11424). The official code takes the mean over the micro-batch ("batch"): there the answer
-    depends on how a step is cut; with scope="step" it doesn't. Its three additions of 1e-8 (to 1 − p, to 2 − p and to
-    the α it divides by) are left out: α ≥ 0.001, so they are less than 2e-5 of γ.
+    Cayley-Trans (arXiv 2602.11424). scope="batch" takes the mean over the micro-batch, as the official code does: it
+    depends on how a step is cut. Its three additions of 1e-8 are left out, less than 2e-5 of γ as α ≥ 0.001.
     """
 
     scope: str = "batch"

@@ -32,7 +32,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class SequenceRatio(inputs.ReadsLabel):
+class SequenceRatio(inputs.ReadsLabel, inputs.IsScopeValue):
     """w = clip(exp(temperature·mean_t[log p(y_t) − log π_source(y_t)]), low, high), one per sequence.
 
     iw-SFT (arXiv 2507.12856). The official code is right for one row a micro-batch only; this is for any.
@@ -53,9 +53,6 @@ class SequenceRatio(inputs.ReadsLabel):
     def scope_value(self, table: TokenTable) -> Tensor:
         means, sequence = table.sequence_means(table.label_logp["policy"] - table.label_logp[self.source])
         return (self.temperature * means).exp().clamp(self.low, self.high)[sequence]
-
-    def __call__(self, view: TokenView) -> Tensor:
-        return view.scope_value(self)
 
     def __str__(self) -> str:
         return f"sequence ratio to {self.source} in [{self.low:g}, {self.high:g}]"

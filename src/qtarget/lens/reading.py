@@ -24,7 +24,7 @@ from qtarget.plot.figures import Mark
 from qtarget.record.runs import without_absolute_paths
 from qtarget.run import build
 from qtarget.run.plan import Plan, make_plan
-from qtarget.run.stored import NO_NOISE, run_config
+from qtarget.run.stored_config import NO_NOISE, run_config
 from qtarget.run.train import prepare_process
 
 Made = TypeVar("Made")

@@ -64,6 +64,6 @@ def attach(total: Tensor, gradients: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     from above, such as a loss scale or 1/N, has been multiplied in.
     """
     inputs = [tensor for tensor, _ in gradients]
-    kept = [gradient if tensor.dtype == torch.float16 else gradient.to(tensor.dtype) for tensor, gradient in gradients]
-    result: Tensor = _Attach.apply(total, len(inputs), *inputs, *kept)  # type: ignore[no-untyped-call]
+    cast = [gradient if tensor.dtype == torch.float16 else gradient.to(tensor.dtype) for tensor, gradient in gradients]
+    result: Tensor = _Attach.apply(total, len(inputs), *inputs, *cast)  # type: ignore[no-untyped-call]
     return result

@@ -59,15 +59,15 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     graph = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
     if graph or left.dtype != torch.float32 or left.device.type != "cpu" or not ONEDNN:
         return left @ right.T
-    found: Tensor = _onednn(left, right)
-    return found
+    result: Tensor = _onednn(left, right)
+    return result
 
 
 @torch.library.custom_op("qtarget::onednn_product", mutates_args=())
 def _onednn(left: Tensor, right: Tensor) -> Tensor:
     """An operator of its own, so that the compiler leaves it be: of oneDNN's it takes constant weights only."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-    return found
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    return result
 
 
 @_onednn.register_fake

@@ -28,8 +28,8 @@ class TokenMeasures:
 
     loss: Tensor  # the design's objective, nats; w·CE(Q, p) unless it is an Induced one
     nll: Tensor  # −log p(y), nats: comparable between designs, as `loss` is not
-    reliance: Tensor  # γ
-    weight: Tensor  # w
+    reliance: Tensor  # mass of the label in Q: the part's γ; γ/(γ + λ) of Anchored and Induced
+    weight: Tensor  # step size: the part's w; w·(γ + λ) of Anchored and Induced, w·C of Signed
     mass: Tensor  # w·(positive masses of Q): what normalize=weight_sum adds up, 0 where a token isn't pulled
     trust: Tensor  # w·(Q_y − m·p_y)/(1 − p_y)
     entropy: Tensor  # H(p), nats

@@ -38,17 +38,17 @@ class Schedule:
             return self.end
         if progress <= self.begin:
             return self.start
-        share = (progress - self.begin) / (self.finish - self.begin)
+        done = (progress - self.begin) / (self.finish - self.begin)
         if self.shape == "cosine":
-            share = 0.5 - 0.5 * math.cos(math.pi * share)
-        return self.start + (self.end - self.start) * share
+            done = 0.5 - 0.5 * math.cos(math.pi * done)
+        return self.start + (self.end - self.start) * done
 
 
 def parse(text: str) -> Schedule:
     """A schedule from its text. Raises QTargetError for anything else."""
-    shape, *rest = text.split(":")
+    shape, *texts = text.split(":")
     try:
-        numbers = [float(part) for part in rest]
+        numbers = [float(number) for number in texts]
     except ValueError:
         numbers = []
     if len(numbers) not in SHAPES.get(shape, ()) or not all(map(math.isfinite, numbers)):

@@ -78,19 +78,19 @@ class TokenTable:
         )
 
 
-def parts(design: object) -> Iterator[object]:
+def design_parts(design: object) -> Iterator[object]:
     """A design and everything it is composed of."""
     yield design
     if is_dataclass(design):
         for field in fields(design):
             value = getattr(design, field.name)
             if callable(value):
-                yield from parts(value)
+                yield from design_parts(value)
 
 
 def scoped_parts(design: object, scopes: Sequence[str] = SCOPES) -> list[object]:
     """The parts of a design that look beyond single tokens, as far as one of `scopes`."""
-    return [part for part in parts(design) if _reader(part) and getattr(part, "scope", None) in scopes]
+    return [part for part in design_parts(design) if _reader(part) and getattr(part, "scope", None) in scopes]
 
 
 def scope_values_of(design: object, table: TokenTable, scopes: Sequence[str] = SCOPES) -> dict[object, Tensor]:

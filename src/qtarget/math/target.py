@@ -13,31 +13,35 @@ from qtarget.errors import QTargetError
 from qtarget.math.distribution import dot, finite
 from qtarget.math.reference import DETAILS
 from qtarget.math.schedule import Scalar, scalar, written
-from qtarget.math.scope_values import parts
+from qtarget.math.scope_values import design_parts
 from qtarget.math.view import TokenView
 
 Reliance = Callable[[TokenView], Tensor]  # → γ [n]
-Residual = Callable[[TokenView], Tensor | None]  # → unnormalised log π̃ [n, V], or None for the policy itself
+Residual = Callable[[TokenView], Tensor | None]  # → unnormalised log π̃ [n, V], or None for the policy: π̃ = p
 Weight = Callable[[TokenView], Tensor]  # → w [n]
 Objective = Callable[[Tensor, TokenView], Tensor]  # (logp with a graph [n, V], view) → loss [n]
 Design = Callable[[TokenView], "Target | InducedTarget"]
 
 NORMALIZERS = ("tokens", "kept", "weight_sum", "sequences")
-"""What the loss of an optimizer step is divided by: all its supervised tokens; those that are pulled at all; the sum of
-their weights; or, each sequence's mean counting the same, the number of sequences."""
+"""What the loss of an optimizer step is divided by.
+
+tokens: all its supervised tokens. kept: those with mass > 0. weight_sum: the sum of their masses. sequences: each
+sequence by its own tokens, and the sum by the number of sequences.
+"""
 ROOM = 1e-6
 """Least 1 − p_y that trust divides by."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Q = label_mass·δ(y) + Σ_j mass_j·π_j, and the step size w.
+    """Q = label_mass·δ(y) + Σ_j mass_j·π_j, and the step size w = weight: loss = w·CE(Q, p).
 
-    Its total mass m = label_mass + Σ_j mass_j need not be 1: ∂loss/∂logits = w·(m·p − Q), the w·(p − Q) of a
-    distribution where it is.
+    Its total mass m = label_mass + Σ_j mass_j need not be 1: ∂loss/∂logits = w·(m·p − Q). For m = 1 that is w·(p − Q).
 
-    `parts` holds (mass [n], log π_j [n, V]) pairs, π_j normalised. The policy's own distribution is never among them:
-    as a residual it adds p − p = 0 to the gradient and nothing to the value, so what it holds is simply not pulled.
+    label_mass [n] and weight [n] are what target/reliance and target/weight log. A Mixture hands on its parts' γ and w;
+    Anchored and Induced make γ/(γ + λ) and w·(γ + λ) of them, Signed w·C of w.
+    parts: pairs of mass_j [n] and log π_j [n, V], π_j normalised. The policy is never among them: its term of the
+    gradient is p − p = 0, so a residual that is the policy is left out.
     """
 
     label_mass: Tensor
@@ -75,38 +79,38 @@ class Target:
     def trust(self, view: TokenView) -> Tensor:
         """w·(Q_y − m·p_y)/(1 − p_y) [n]: how hard the label is pulled relative to plain SFT (1 for SFT itself).
 
-        The same for every spelling of a method. Where p_y rounds to 1 the label has nothing left to gain, and the
-        parts' share of the quotient is left out.
+        The same however a method is written down. Where p_y rounds to 1 the label has nothing left to gain, and only
+        label_mass counts.
         """
         room = -torch.expm1(view.label_logp)
-        pull = self.label_mass
+        relative = self.label_mass
         for mass, log_part in self.parts:
             gain = log_part.gather(1, view.labels[:, None]).squeeze(1).exp() - view.label_logp.exp()
-            pull = pull + torch.where(room > ROOM, mass * gain / room.clamp_min(ROOM), 0.0)
-        return self.weight * pull
+            relative = relative + torch.where(room > ROOM, mass * gain / room.clamp_min(ROOM), 0.0)
+        return self.weight * relative
 
     def distances(self, view: TokenView, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Total variation ½‖p − Q‖₁ and KL(Q‖p) [n], given the gradient; where only the label is pulled, in O(n)."""
         if self.parts:
             return _distances(view, gradient, self.weight)
-        kept, room = 1 - self.label_mass, -torch.expm1(view.label_logp)
-        at_label = self.label_mass + kept * view.label_logp.exp()
-        kl = torch.xlogy(kept * room, kept) + torch.xlogy(at_label, at_label) - at_label * view.label_logp
+        left, room = 1 - self.label_mass, -torch.expm1(view.label_logp)
+        at_label = self.label_mass + left * view.label_logp.exp()
+        kl = torch.xlogy(left * room, left) + torch.xlogy(at_label, at_label) - at_label * view.label_logp
         return self.label_mass * room, kl
 
 
 @dataclass(frozen=True)
 class InducedTarget:
-    """Q = p − ∂L/∂z of a loss that is no cross-entropy with a fixed Q; the step size stands beside it.
+    """Q = p − ∂L/∂z, z the logits, of a loss L that is no cross-entropy with a fixed Q.
 
-    loss [n]: L in nats. pull [n, V]: ∂L/∂z, of which `objective_pull` [n] is the objective's share at the label.
-    label_mass and weight [n] say how the loss was put together; its true pull on the label is `trust`. objective_mass
-    [n]: Σ_v Q_v of the objective, None where its Q sums to 1, as any divergence's does.
+    loss [n]: L in nats. grad_logits [n, V]: ∂L/∂z. objective_grad_label [n]: the objective's part of it at the label.
+    label_mass, weight [n]: γ/(γ + λ) and w·(γ + λ) of the parts' γ and w; how hard the label is pulled, `trust` says.
+    objective_mass [n]: Σ_v Q_v of the objective; None: 1, as of any divergence.
     """
 
     loss: Tensor
-    pull: Tensor
-    objective_pull: Tensor
+    grad_logits: Tensor
+    objective_grad_label: Tensor
     label_mass: Tensor
     weight: Tensor
     objective_mass: Tensor | None = None
@@ -124,13 +128,13 @@ class InducedTarget:
 
     def gradient(self, view: TokenView) -> Tensor:
         """∂L/∂logits [n, V]."""
-        return self.pull
+        return self.grad_logits
 
     def trust(self, view: TokenView) -> Tensor:
         """−∂L/∂z_y/(1 − p_y) [n], as of Target: the label's own term exactly, the objective's where there is room."""
         room = -torch.expm1(view.label_logp)
-        rest = torch.where(room > ROOM, self.objective_pull / room.clamp_min(ROOM), 0.0)
-        return self.weight * self.label_mass - rest
+        of_objective = torch.where(room > ROOM, self.objective_grad_label / room.clamp_min(ROOM), 0.0)
+        return self.weight * self.label_mass - of_objective
 
     def distances(self, view: TokenView, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Total variation ½‖p − Q‖₁ and KL(Q‖p) [n], step size aside."""
@@ -139,7 +143,7 @@ class InducedTarget:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Q_t = γ_t·δ(y_t) + (1 − γ_t)·π̃_t with step size w_t (arXiv 2606.11189): the shape of almost every method."""
+    """Q_t = γ_t·δ(y_t) + (1 − γ_t)·π̃_t with step size w_t (arXiv 2606.11189): the form of almost every method."""
 
     reliance: Reliance
     residual: Residual
@@ -150,8 +154,8 @@ class Mixture:
         checks.choice("normalize", self.normalize, NORMALIZERS)
 
     @property
-    def rest(self) -> str:
-        """What stands beside the label, in words."""
+    def residual_text(self) -> str:
+        """The term beside the label's, in words."""
         return str(self.residual)
 
     def __call__(self, view: TokenView) -> Target:
@@ -160,9 +164,10 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Anchored:
-    """L = w·(γ·CE(δ_y, p) + λ·CE(π̃, p)): a label term, and an anchor of its own strength λ = `anchor` beside it.
+    """L = w·(γ·CE(δ_y, p) + λ·CE(π̃, p)): a label term, and an anchor of strength λ = `anchor`.
 
-    As a target: Q = (γ·δ + λ·π̃)/(γ + λ) with step size w·(γ + λ). SFT + λ·KL(π_0‖p) and ASFT (arXiv 2509.23753).
+    As a target: Q = (γ·δ + λ·π̃)/(γ + λ) with step size w·(γ + λ). These two are logged: with γ = w = 1 and λ = 0.1
+    target/reliance is 0.91 and target/weight 1.1. SFT + λ·KL(π_0‖p) and ASFT (arXiv 2509.23753).
     """
 
     reliance: Reliance
@@ -176,21 +181,23 @@ class Anchored:
         checks.choice("normalize", self.normalize, NORMALIZERS)
 
     @property
-    def rest(self) -> str:
-        """What stands beside the label, in words."""
+    def residual_text(self) -> str:
+        """The term beside the label's, in words."""
         return f"+ {written(self.anchor)}·CE({self.residual}, p)"
 
     def __call__(self, view: TokenView) -> Target:
-        share, weight = _shares(per_token(self.reliance, view), view.at(self.anchor), per_token(self.weight, view))
-        return _mixed(share, self.residual(view), weight)
+        reliance, weight = per_token(self.reliance, view), per_token(self.weight, view)
+        label_mass, weight = _normalised(reliance, view.at(self.anchor), weight)
+        return _mixed(label_mass, self.residual(view), weight)
 
 
 @dataclass(frozen=True)
 class Signed:
     """L = −w·γ·Σ_v q_v·h_v·(log p_y − log p_v): the label against each rival v, drawn from the residual q.
 
-    h = 1 ("linear") or σ(0.01·(z_v − z_y)) ("logsigmoid"), neither differentiated. With C = Σ q·h this
-    is step size w·C and Q = p + γ·(δ − q·h/C), which may have negative entries. GEM (arXiv 2408.16673): q ∝ p^{1/β}.
+    h = 1 ("linear") or σ(0.01·(z_v − z_y)) ("logsigmoid"), neither differentiated. With C = Σ_v q_v·h_v this is
+    Q = p + γ·(δ − q·h/C), which may have negative entries, with step size w·C; target/reliance logs γ, target/weight
+    w·C. A residual that is the policy draws the rivals from p. GEM (arXiv 2408.16673): q ∝ p^{1/β}.
     """
 
     reliance: Reliance
@@ -204,8 +211,8 @@ class Signed:
         checks.choice("normalize", self.normalize, NORMALIZERS)
 
     @property
-    def rest(self) -> str:
-        """What stands beside the label, in words."""
+    def residual_text(self) -> str:
+        """The term beside the label's, in words."""
         return f"against {self.residual}" + ("" if self.h == "linear" else f", h={self.h}")
 
     def __call__(self, view: TokenView) -> Target:
@@ -224,9 +231,9 @@ class Signed:
 class Induced:
     """L = w·(γ·(−log p_y) + λ·D(p)) with λ = `strength` and D any differentiable objective.
 
-    `objective(logp, view) → [n]` is differentiated inside the chunk: logp [n, V] carries a graph, whatever `view` holds
-    doesn't. What D teaches is its induced target Q = p − ∂D/∂z. An objective that is a cross-entropy of another mass
-    than 1 says so by a method `mass(view) → [n]`.
+    `objective(logp, view) → [n]` is differentiated inside the chunk: logp [n, V] carries a graph, what `view` holds
+    doesn't. D teaches its induced target Q = p − ∂D/∂z. An objective that is a cross-entropy of another mass than 1 has
+    a method `mass(view) → [n]`. As of Anchored, target/reliance logs γ/(γ + λ) and target/weight w·(γ + λ).
     """
 
     reliance: Reliance
@@ -240,23 +247,23 @@ class Induced:
         checks.choice("normalize", self.normalize, NORMALIZERS)
 
     @property
-    def rest(self) -> str:
-        """What stands beside the label, in words."""
+    def residual_text(self) -> str:
+        """The term beside the label's, in words."""
         return f"+ {written(self.strength)}·{self.objective}"
 
     def __call__(self, view: TokenView) -> InducedTarget:
-        strength = view.at(self.strength)
-        share, weight = _shares(per_token(self.reliance, view), strength, per_token(self.weight, view))
-        label = Target(label_mass=share, parts=(), weight=weight)
-        step = weight * (1 - share)
-        loss, pull = differentiate(lambda logits: self.objective(torch.log_softmax(logits, dim=-1), view), view.logp)
-        pull = pull.mul(step[:, None])
+        reliance, weight = per_token(self.reliance, view), per_token(self.weight, view)
+        label_mass, weight = _normalised(reliance, view.at(self.strength), weight)
+        label = Target(label_mass=label_mass, parts=(), weight=weight)
+        step = weight * (1 - label_mass)
+        loss, grad = differentiate(lambda logits: self.objective(torch.log_softmax(logits, dim=-1), view), view.logp)
+        grad = grad.mul(step[:, None])
         mass = getattr(self.objective, "mass", None)
         return InducedTarget(
             loss=label.value(view) + step * loss,
-            objective_pull=pull.gather(1, view.labels[:, None]).squeeze(1),
-            pull=label.gradient(view).add_(pull),
-            label_mass=share,
+            objective_grad_label=grad.gather(1, view.labels[:, None]).squeeze(1),
+            grad_logits=label.gradient(view).add_(grad),
+            label_mass=label_mass,
             weight=weight,
             objective_mass=mass(view) if mass else None,
         )
@@ -271,14 +278,14 @@ def per_token(part: Reliance | Weight, view: TokenView) -> Tensor:
     return values
 
 
-def _mixed(share: Tensor, log_residual: Tensor | None, weight: Tensor) -> Target:
-    """share·δ + (1 − share)·π̃; without a residual the rest stays with the policy."""
-    parts = () if log_residual is None else ((1 - share, torch.log_softmax(log_residual, dim=-1)),)
-    return Target(label_mass=share, parts=parts, weight=weight)
+def _mixed(label_mass: Tensor, log_residual: Tensor | None, weight: Tensor) -> Target:
+    """label_mass·δ + (1 − label_mass)·π̃; log_residual None: π̃ = p, which pulls nothing."""
+    parts = () if log_residual is None else ((1 - label_mass, torch.log_softmax(log_residual, dim=-1)),)
+    return Target(label_mass=label_mass, parts=parts, weight=weight)
 
 
-def _shares(reliance: Tensor, strength: float, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """w·(γ·… + λ·…) as a share γ/(γ + λ) of the label and a step size w·(γ + λ)."""
+def _normalised(reliance: Tensor, strength: float, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """w·(γ·… + λ·…) as the label's mass γ/(γ + λ) and the step size w·(γ + λ)."""
     total = reliance + strength
     return reliance / total.clamp_min(torch.finfo(total.dtype).tiny), weight * total
 
@@ -301,7 +308,7 @@ def differentiate(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Ten
 def needs(design: object) -> dict[str, str]:
     """Role → the detail that a design and its parts look at together: "label", "topk" or "full"."""
     merged: dict[str, str] = {}
-    for part in parts(design):
+    for part in design_parts(design):
         declared: Mapping[str, str] = getattr(part, "needs", {})
         for role, detail in declared.items():
             merged[role] = max(detail, merged.get(role, detail), key=DETAILS.index)
@@ -313,7 +320,7 @@ def check_references(design: object, held: Mapping[str, str], tails: Mapping[str
 
     tails: role → tail rule, of the roles held as a top k.
     """
-    for part in parts(design):
+    for part in design_parts(design):
         declared: Mapping[str, str] = getattr(part, "needs", {})
         for role, detail in declared.items():
             enough = DETAILS[DETAILS.index(detail) :]
@@ -334,17 +341,17 @@ def check_references(design: object, held: Mapping[str, str], tails: Mapping[str
 
 def columns(design: object) -> set[str]:
     """The data columns that a design looks at."""
-    return {name for part in parts(design) for name in getattr(part, "columns", ())}
+    return {name for part in design_parts(design) for name in getattr(part, "columns", ())}
 
 
 def wants_support(design: object) -> bool:
     """Whether a design compares only the tokens that a top-k reference kept, and refuses a whole one."""
-    return any(getattr(part, "wants_support", False) for part in parts(design))
+    return any(getattr(part, "wants_support", False) for part in design_parts(design))
 
 
 def wants_negatives(design: object) -> bool:
     """Whether a design looks at the negatives of a token (its earlier tokens, unless others are given)."""
-    return any(getattr(part, "wants_negatives", False) for part in parts(design))
+    return any(getattr(part, "wants_negatives", False) for part in design_parts(design))
 
 
 def _distances(view: TokenView, gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

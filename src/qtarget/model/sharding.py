@@ -1,4 +1,4 @@
-"""A policy spread over ranks by FSDP2: each holds a share of every weight, and gathers a layer when it needs it."""
+"""A policy spread over ranks by FSDP2: each holds a shard of every weight, and gathers a layer when it needs it."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def is_share(tensor: Tensor) -> bool:
+def is_shard(tensor: Tensor) -> bool:
     """Whether other ranks hold other parts of it."""
     return isinstance(tensor, DTensor)
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a weight."""
+def own_shard(tensor: Tensor) -> Tensor:
+    """The shard of a weight that this rank holds; a whole weight as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -59,14 +59,14 @@ def whole_weights(policy: Policy) -> dict[str, Tensor] | None:
     if not is_sharded(policy):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    held: dict[str, Any] = get_model_state_dict(policy.lm, options=options)
-    return held
+    weights: dict[str, Any] = get_model_state_dict(policy.lm, options=options)
+    return weights
 
 
 def _layers(policy: Policy) -> list[Any]:
     """The modules that transformers says must stay in one piece: the decoder layers."""
     names = set(getattr(policy.lm, "_no_split_modules", None) or ())
-    found = [module for module in policy.modules() if type(module).__name__ in names]
-    if not found:
+    layers = [module for module in policy.modules() if type(module).__name__ in names]
+    if not layers:
         raise QTargetError(f"{type(policy.lm).__name__} names no layers to shard: use trainer.strategy=ddp")
-    return found
+    return layers

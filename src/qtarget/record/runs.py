@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from qtarget.errors import QTargetError
-from qtarget.states import STATE, newest, step_of
+from qtarget.resume_folders import STATE, newest, step_of
 
 SETTLED = ("finished", "stopped")
 """Runs that have had their say: a sweep doesn't run them again, and a crashed one's best so far may be luck."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qtarget.run.checkpoint import CHECKPOINT
+from qtarget.run.exported_model import CHECKPOINT
 from qtarget.units import in_bytes, in_time
 
 SHOWN = {

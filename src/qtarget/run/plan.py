@@ -122,7 +122,7 @@ class Plan:
     def described(self) -> dict[str, str]:
         """The design as run, in words."""
         told = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")}
-        told["residual"] = str(getattr(self.design, "rest", "–"))
+        told["residual"] = str(getattr(self.design, "residual_text", "–"))
         passes = extra_forward_passes(self.design)
         step = {"before_each_step": f"{passes} scoring pass{'es' * (passes > 1)}"} if passes else {}
         return told | step | {"repr": repr(self.design)}

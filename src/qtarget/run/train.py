@@ -35,18 +35,18 @@ from qtarget.parallel import is_rank_zero
 from qtarget.record.record import NullRecord, Record, make_folder, replay, stored_result
 from qtarget.record.trackers import NoTracker
 from qtarget.record.wandb_sweep import under_agent
+from qtarget.resume_folders import STATE, discard, newest
 from qtarget.run import build, ranks
-from qtarget.run.checkpoint import CHECKPOINT, discard_checkpoint, save_checkpoint
 from qtarget.run.closing import closing_line
+from qtarget.run.exported_model import CHECKPOINT, discard_checkpoint, save_checkpoint
 from qtarget.run.out_of_memory import explain_out_of_memory
 from qtarget.run.plan import Plan, check_design, make_plan
 from qtarget.signals import Stop, folder_timeout
-from qtarget.states import STATE, discard, newest
 from qtarget.train.callbacks import LastMetrics, Log, Meter, PeriodicEvaluation, ShowProgress, StepLogger
 from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.memory import keep_freed_blocks
-from qtarget.train.saving import StateKeeper
-from qtarget.train.state import State, last_state
+from qtarget.train.resume_callback import ResumeCallback
+from qtarget.train.resume_state import ResumeState, last_state
 from qtarget.train.trust import trust_table
 
 TRUST_ROWS = 64
@@ -193,18 +193,18 @@ def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: S
     return result
 
 
-def _keeper(cfg: RunConfig, record: Record | NullRecord, stop: Stop | None) -> StateKeeper:
+def _keeper(cfg: RunConfig, record: Record | NullRecord, stop: Stop | None) -> ResumeCallback:
     """With the state that the run goes on from, where there is one. Of several ranks, rank 0 says which."""
     state = _last_state(cfg, record.folder) if is_rank_zero() else None
     if stop is None:
         state = ranks.as_rank_0(state)
     # W&B gives a run that it has stopped to nobody again, and several processes are stopped at several steps
-    at_end = stop is not None and (bool(cfg.checkpoint.every) or not under_agent())
+    when_stopped = stop is not None and (bool(cfg.checkpoint.every) or not under_agent())
     holder, every = record.folder / STATE, cfg.checkpoint.every
-    return StateKeeper(holder, every, record, stop or Stop(), state, at_end=at_end)
+    return ResumeCallback(holder, every, record, stop or Stop(), state, when_stopped=when_stopped)
 
 
-def _last_state(cfg: RunConfig, folder: Path) -> State | None:
+def _last_state(cfg: RunConfig, folder: Path) -> ResumeState | None:
     holder = folder / STATE
     if cfg.resume == "never":
         discard(holder)
@@ -214,7 +214,9 @@ def _last_state(cfg: RunConfig, folder: Path) -> State | None:
     return state
 
 
-def _plan_and_train(cfg: RunConfig, record: Record | NullRecord, keeper: StateKeeper, title: str) -> dict[str, float]:
+def _plan_and_train(
+    cfg: RunConfig, record: Record | NullRecord, keeper: ResumeCallback, title: str
+) -> dict[str, float]:
     """The run itself; returns its closing metrics."""
     prepare_process(cfg.seed)
     plan = make_plan(cfg)
@@ -237,7 +239,7 @@ def _plan_and_train(cfg: RunConfig, record: Record | NullRecord, keeper: StateKe
         return _build_and_train(plan, record, keeper, title)
 
 
-def _build_and_train(plan: Plan, record: Record | NullRecord, keeper: StateKeeper, title: str) -> dict[str, float]:
+def _build_and_train(plan: Plan, record: Record | NullRecord, keeper: ResumeCallback, title: str) -> dict[str, float]:
     cfg = plan.cfg
     policy, frozen = build.load_models(plan)
     module = build.module(plan, policy, frozen)
@@ -247,7 +249,7 @@ def _build_and_train(plan: Plan, record: Record | NullRecord, keeper: StateKeepe
     trainer = _trainer(cfg, [meter, StepLogger(log, cfg.trainer.log_every), *beside])
     evaluator = build.evaluator(plan, frozen, trainer.strategy.root_device)
     trainer.callbacks.append(_in_training(cfg, evaluator, module, record, log))  # type: ignore[attr-defined]
-    with keeper.leaving():
+    with keeper.save_when_stopped():
         if cfg.trainer.max_steps:
             _fit_and_check(plan, trainer, module, record)
         _keep(plan, trainer, module, keeper)
@@ -276,7 +278,7 @@ def _fit_and_check(plan: Plan, trainer: L.Trainer, module: QTargetModule, record
         record.note(loss=f"{plan.engine.said}, {graphs_compiled() - before} graphs")
 
 
-def _keep(plan: Plan, trainer: L.Trainer, module: QTargetModule, keeper: StateKeeper) -> None:
+def _keep(plan: Plan, trainer: L.Trainer, module: QTargetModule, keeper: ResumeCallback) -> None:
     """What was trained goes to disk, all of it, before anything is made of it."""
     cfg, folder = plan.cfg, keeper.holder.parent
     if keeper.training_was_complete and (not cfg.checkpoint.save or (folder / CHECKPOINT).is_dir()):
@@ -284,7 +286,7 @@ def _keep(plan: Plan, trainer: L.Trainer, module: QTargetModule, keeper: StateKe
     if is_rank_zero():
         discard_checkpoint(folder)  # of an earlier attempt
     if cfg.trainer.max_steps and not keeper.training_was_complete:
-        keeper.outlast(trainer, module)
+        keeper.save_final(trainer, module)
     if cfg.checkpoint.save:
         wanted = cfg.checkpoint.optimizer and trainer.optimizers and not keeper.training_was_complete
         save_checkpoint(plan, module.policy, folder, _optimizer_state(trainer) if wanted else None)
@@ -344,7 +346,7 @@ def _strategy(trainer: TrainerConfig) -> Strategy | str:
 def _lightning_fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # SFTData.go_on is how
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # SFTData.resume_at is how
         sigint = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(module, datamodule=data)

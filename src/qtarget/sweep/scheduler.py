@@ -20,8 +20,8 @@ from qtarget.files import write_atomically
 from qtarget.launch.slots import PAUSE, Job, JobPool, RunningJob, Slot, outcome
 from qtarget.record.record import stored_result
 from qtarget.record.runs import SETTLED, logged
+from qtarget.resume_folders import STATE, discard
 from qtarget.signals import Stop
-from qtarget.states import STATE, discard
 from qtarget.sweep.file import Metric, SweepFile
 from qtarget.units import in_time
 

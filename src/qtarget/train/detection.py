@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from qtarget.math.loss import LossOutput
 from qtarget.parallel import all_gather_objects, all_reduce_sum
-from qtarget.train.norm import exact
+from qtarget.train.normed_adamw import exact
 
 LIMIT = 1 << 20
 """Tokens that are kept at most: 16 MB. Of more, every second is let go, then every fourth, evenly over time."""

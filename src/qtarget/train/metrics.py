@@ -11,7 +11,7 @@ from torch import Tensor
 from qtarget.math.loss import LossOutput
 from qtarget.measures import MEASURES
 from qtarget.parallel import all_reduce_sum
-from qtarget.train.norm import exact
+from qtarget.train.normed_adamw import exact
 
 LOGGED = {measure.logged: measure for measure in MEASURES if measure.logged}
 NAMES = (*LOGGED, *(f"{name}_{kind}" for name in LOGGED if LOGGED[name].apart for kind in ("clean", "noisy")))

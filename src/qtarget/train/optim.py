@@ -12,7 +12,7 @@ from torch import nn
 
 from qtarget import checks
 from qtarget.errors import QTargetError
-from qtarget.train.norm import NormedAdamW
+from qtarget.train.normed_adamw import NormedAdamW
 
 NEARLY_1 = 1 - 1e-9
 SMALLEST_EPS = 1e-30
@@ -23,7 +23,7 @@ SHORTEST = 1e-6
 
 @dataclass(frozen=True)
 class AdamW:
-    """lr: peak learning rate; warmup: share of the steps; floor: final lr as a share of the peak.
+    """lr: peak learning rate; warmup: fraction of the steps; floor: final lr as a fraction of the peak.
 
     update_norm, in place of lr, which is then None: the peak of ‖θ_{t+1} − θ_t‖ / ‖θ_0‖, the length of a step over all
     trained weights relative to those that training starts from (see `NormedAdamW`). Weight decay acts on matrices only;
@@ -70,7 +70,7 @@ class AdamW:
             if self.update_norm is None
             else NormedAdamW(groups, self.update_norm, **settings)
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def step_size_metrics(self, step: int, steps: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -78,15 +78,15 @@ class AdamW:
 
         At a given length train/lr is the learning rate at which plain AdamW would have taken this step.
         """
-        share = self.factor(step, steps)
+        factor = self.lr_factor(step, steps)
         if self.update_norm is None:
             assert self.lr is not None
-            return {"train/lr": self.lr * share}
+            return {"train/lr": self.lr * factor}
         assert isinstance(optimizer, NormedAdamW)
-        return {"train/lr": optimizer.rate, "train/update_norm": self.update_norm * share if optimizer.rate else 0.0}
+        return {"train/lr": optimizer.rate, "train/update_norm": self.update_norm * factor if optimizer.rate else 0.0}
 
-    def factor(self, step: int, steps: int) -> float:
-        """The learning rate of optimizer step `step` (from 0) as a share of the peak."""
+    def lr_factor(self, step: int, steps: int) -> float:
+        """The learning rate of optimizer step `step` (from 0) as a fraction of the peak."""
         warm = round(self.warmup * steps)
         if step < warm:
             return (step + 1) / warm

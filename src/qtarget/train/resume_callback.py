@@ -1,4 +1,4 @@
-"""A run that can be stopped: when its state is saved, and how it goes on from one."""
+"""The callback that makes a run resumable: it saves the state between steps, and restores the one to resume from."""
 
 from __future__ import annotations
 
@@ -16,30 +16,37 @@ from qtarget.data.module import Position, SFTData
 from qtarget.errors import QTargetError
 from qtarget.signals import Stop, Terminated
 from qtarget.train.lightning_module import QTargetModule
-from qtarget.train.state import State, random_state, restore, save, save_trained
+from qtarget.train.resume_state import ResumeState, restore, rng_state, save_final_state, save_state
 
 
 class Journal(Protocol):
-    """The record, as far as a state refers to it."""
+    """The record, as far as a state refers to it: how long its files are, and that they are on disk."""
 
     def position(self) -> dict[str, Any]: ...
     def settle(self) -> None: ...
 
 
-class StateKeeper(L.Callback):
-    """Saves the state every `every` optimizer steps and after the last (None: only where the run is stopped).
+class ResumeCallback(L.Callback):
+    """Saves the run's state every `every` optimizer steps and after the last one; every=None: at no step.
 
-    at_end: whether being stopped saves it too; with neither it is only one of several ranks' that look at `state`.
-    holder: the folder of states. state: the one that this run goes on from.
-    It stands after whoever logs a step, and before whoever looks at the policy between two: a look that was cut short
-    is taken again.
+    when_stopped: saves it where the run is stopped, too. With neither it only resumes from `state`, as on ranks that
+    save none. holder: the folder of states. state: the one to resume from, None: start anew.
+    Among callbacks it stands behind those that log a step and before those that evaluate: an evaluation that was cut
+    short is done again.
     """
 
     def __init__(
-        self, holder: Path, every: int | None, journal: Journal, stop: Stop, state: State | None = None, *, at_end: bool
+        self,
+        holder: Path,
+        every: int | None,
+        journal: Journal,
+        stop: Stop,
+        state: ResumeState | None = None,
+        *,
+        when_stopped: bool,
     ) -> None:
         self.holder, self.every, self.journal, self.stop, self.state = holder, every, journal, stop, state
-        self.at_end = at_end
+        self.when_stopped = when_stopped
         self._step = 0
         self._unsaved: Callable[[], None] | None = None
 
@@ -50,7 +57,7 @@ class StateKeeper(L.Callback):
         assert isinstance(pl_module, QTargetModule)
         assert isinstance(data, SFTData)
         restore(self.state, trainer, pl_module)
-        continue_loops(trainer, self.state.step, data.go_on(self.state.step))
+        set_loop_counters(trainer, self.state.step, data.resume_at(self.state.step))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -67,12 +74,12 @@ class StateKeeper(L.Callback):
     ) -> None:
         step = trainer.global_step
         if step == self._step:
-            return  # of this step there is more to come
+            return  # a step has several micro-batches
         assert isinstance(pl_module, QTargetModule)
         self._step = step
-        if self.every or self.at_end:
+        if self.every or self.when_stopped:
             facts = {"step": step, **self.journal.position()}
-            self._unsaved = partial(save, self.holder, trainer, pl_module, random_state(pl_module.device), facts)
+            self._unsaved = partial(save_state, self.holder, trainer, pl_module, rng_state(pl_module.device), facts)
         if self.every and (step % self.every == 0 or step == trainer.max_steps):
             self._save()
         self.stop.release()
@@ -85,31 +92,31 @@ class StateKeeper(L.Callback):
 
     @property
     def training_was_complete(self) -> bool:
-        """Whether this attempt had no step left to take."""
-        return self.state is not None and self.state.is_over
+        """Whether an earlier attempt had taken all steps."""
+        return self.state is not None and self.state.is_final
 
-    def outlast(self, trainer: L.Trainer, module: QTargetModule) -> None:
-        """Keep what training has come to: an evaluation that fails can be done again. Collective."""
+    def save_final(self, trainer: L.Trainer, module: QTargetModule) -> None:
+        """Save the trained run, so that an evaluation that fails can be done again. Collective."""
         facts = {"step": trainer.global_step, **self.journal.position()}
         self.journal.settle()
         try:
-            save_trained(self.holder, trainer, module, facts)
+            save_final_state(self.holder, trainer, module, facts)
         except QTargetError as error:  # the checkpoint may still fit, and the evaluation succeed
             warnings.warn(f"{error}: if the evaluation fails, the same command trains again", stacklevel=2)
 
     @contextmanager
-    def leaving(self) -> Iterator[None]:
-        """Where the run is stopped between two steps, or in what comes after the last, its state is saved."""
+    def save_when_stopped(self) -> Iterator[None]:
+        """Saves the state where the run is stopped, between two steps or in what comes after the last."""
         try:
             yield
         except (Terminated, KeyboardInterrupt):
-            if self.at_end:
+            if self.when_stopped:
                 self._save()
             raise
 
 
-def continue_loops(trainer: L.Trainer, step: int, position: Position) -> None:
-    """Lightning's loops as they stand after `step` optimizer steps; they are made to be loaded from its checkpoints."""
+def set_loop_counters(trainer: L.Trainer, step: int, position: Position) -> None:
+    """Have Lightning's loops count on from `step` optimizer steps, as they do from a checkpoint of its own."""
     loop = trainer.fit_loop
     started = position.epoch + (position.batches > 0)
     for epochs in (loop.epoch_progress.total, loop.epoch_progress.current):

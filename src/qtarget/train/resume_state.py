@@ -36,16 +36,18 @@ from qtarget.model.frozen import Snapshot
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, whole
 from qtarget.parallel import all_gather_objects, is_rank_zero, rank_and_world
-from qtarget.states import MANIFEST, newest, publish
+from qtarget.resume_folders import MANIFEST, newest, publish
 from qtarget.train.lightning_module import QTargetModule
 
 FORMAT = 2
 WEIGHTS, REST = "weights.safetensors", "rest.pt"
+RNG = "drawn"
+"""The key of random numbers in rest.pt."""
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UnpicklingError)
 
 
 @dataclass(frozen=True)
-class State:
+class ResumeState:
     """A state on disk. facts: what state.json says."""
 
     folder: Path
@@ -57,12 +59,12 @@ class State:
         return int(self.facts["step"])
 
     @property
-    def is_over(self) -> bool:
-        """Whether it is of a run that has taken its last step, and holds no optimizer."""
+    def is_final(self) -> bool:
+        """Whether the run had taken its last step: then it holds no optimizer, and is evaluated from here."""
         return bool(self.facts.get("over"))
 
 
-def last_state(holder: Path) -> State | None:
+def last_state(holder: Path) -> ResumeState | None:
     """The state to go on from, or None. Raises QTargetError for one that this version can't read."""
     folder = newest(holder)
     if folder is None:
@@ -71,21 +73,21 @@ def last_state(holder: Path) -> State | None:
         facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
             raise ValueError(f"it has format {facts['format']}, this version reads {FORMAT}")
-    return State(folder, facts)
+    return ResumeState(folder, facts)
 
 
 # Saving
 
 
-def save(
-    holder: Path, trainer: L.Trainer, module: QTargetModule, drawn: Mapping[str, Any], facts: Mapping[str, Any]
+def save_state(
+    holder: Path, trainer: L.Trainer, module: QTargetModule, rng: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """The run as it is between two optimizer steps. drawn: `random_state` right after the first of them.
+    """The run as it is between two optimizer steps. rng: `rng_state` right after the first of them.
 
     Raises QTargetError where there is no room for it; the state before is then still there.
     """
     try:
-        publish(holder, facts["step"], partial(_write, trainer, module, drawn, facts))
+        publish(holder, facts["step"], partial(_write, trainer, module, rng, facts))
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
         raise QTargetError(
             f"can't save the run's state in {holder}: {error}. Make room, and the same command goes on from the state "
@@ -94,23 +96,23 @@ def save(
 
 
 def _write(
-    trainer: L.Trainer, module: QTargetModule, drawn: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
+    trainer: L.Trainer, module: QTargetModule, rng: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
 ) -> None:
     _save(_trained(module.policy, module.policy), folder / WEIGHTS)
     for role, old in _snapshots(module).items():
         _save(_trained(old.policy, module.policy), folder / f"{role}.safetensors")
-    torch.save({**_rest(trainer, module), "drawn": dict(drawn)}, folder / REST)
+    torch.save({**_trainer_state(trainer, module), RNG: dict(rng)}, folder / REST)
     (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **facts}, indent=1), encoding="utf-8")
 
 
-def save_trained(holder: Path, trainer: L.Trainer, module: QTargetModule, facts: Mapping[str, Any]) -> None:
-    """What a run has come to after its last step, for evaluating it. Collective; rank 0 writes.
+def save_final_state(holder: Path, trainer: L.Trainer, module: QTargetModule, facts: Mapping[str, Any]) -> None:
+    """The run after its last step, for evaluating it. Collective; rank 0 writes.
 
     Raises QTargetError where there is no room for it.
     """
     reshard(module.policy)
     weights = {name: tensor for name, part in _trained(module.policy, module.policy).items() for tensor in _here(part)}
-    ranks = all_gather_objects({**_measured(trainer, module), "drawn": random_state(module.device)})
+    ranks = all_gather_objects({**_measured(trainer, module), RNG: rng_state(module.device)})
     if not is_rank_zero():
         return
 
@@ -137,7 +139,7 @@ def _save(weights: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
 
 
-def _rest(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
+def _trainer_state(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
     (schedule,) = trainer.lr_scheduler_configs
     return {
         **_measured(trainer, module),
@@ -168,19 +170,19 @@ def _snapshots(module: QTargetModule) -> dict[str, Snapshot]:
 
 
 def _callbacks(trainer: L.Trainer) -> list[L.Callback]:
-    found: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return found
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
 
 
-def random_state(device: torch.device) -> dict[str, Any]:
+def rng_state(device: torch.device) -> dict[str, Any]:
     """Of every generator that a step may draw from."""
-    name, keys, place, has_gauss, gauss = np.random.get_state()
+    name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "python": random.getstate(),
         "numpy": [
             str(name),
             torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            int(place),
+            int(position),
             int(has_gauss),
             float(gauss),
         ],
@@ -192,43 +194,43 @@ def random_state(device: torch.device) -> dict[str, Any]:
 # Going on
 
 
-def restore(state: State, trainer: L.Trainer, module: QTargetModule) -> None:
+def restore(state: ResumeState, trainer: L.Trainer, module: QTargetModule) -> None:
     """Make a run that was set up anew the one that was saved. Raises QTargetError for a damaged state."""
     with _readable(state.folder):
-        rest = torch.load(state.folder / REST, weights_only=True, map_location="cpu")
+        saved = torch.load(state.folder / REST, weights_only=True, map_location="cpu")
         _fill(_trained(module.policy, module.policy), state.folder / WEIGHTS)
-        if state.is_over:
-            own = rest["ranks"][rank_and_world()[0]]
-            _take_over(own, trainer, module)
-            _draw_on(own["drawn"], module.device)
+        if state.is_final:
+            own = saved["ranks"][rank_and_world()[0]]
+            _restore_measured(own, trainer, module)
+            set_rng_state(own[RNG], module.device)
             return
         for role, old in _snapshots(module).items():
             _fill(_trained(old.policy, module.policy), state.folder / f"{role}.safetensors")
-            old.taken = rest["taken"][role]
-        trainer.optimizers[0].load_state_dict(rest["optimizer"])
+            old.taken = saved["taken"][role]
+        trainer.optimizers[0].load_state_dict(saved["optimizer"])
         (schedule,) = trainer.lr_scheduler_configs
-        schedule.scheduler.load_state_dict(rest["schedule"])
-        _take_over(rest, trainer, module)
-        module.chunk_size = rest["chunk_size"]
-        _draw_on(rest["drawn"], module.device)
+        schedule.scheduler.load_state_dict(saved["schedule"])
+        _restore_measured(saved, trainer, module)
+        module.chunk_size = saved["chunk_size"]
+        set_rng_state(saved[RNG], module.device)
 
 
-def _take_over(rest: Mapping[str, Any], trainer: L.Trainer, module: QTargetModule) -> None:
+def _restore_measured(saved: Mapping[str, Any], trainer: L.Trainer, module: QTargetModule) -> None:
     """What was measured, and what callbacks remember."""
-    for measured, held in zip(module.measured, rest["measured"], strict=True):
-        measured.load_state_dict(held)
+    for measured, state in zip(module.measured, saved["measured"], strict=True):
+        measured.load_state_dict(state)
     for callback in _callbacks(trainer):
-        if callback.state_key in rest["callbacks"]:
-            callback.load_state_dict(rest["callbacks"][callback.state_key])
+        if callback.state_key in saved["callbacks"]:
+            callback.load_state_dict(saved["callbacks"][callback.state_key])
 
 
 @torch.no_grad()
 def _fill(weights: Mapping[str, Tensor], path: Path) -> None:
-    held = load_file(path)
-    if held.keys() != weights.keys():
+    saved = load_file(path)
+    if saved.keys() != weights.keys():
         raise ValueError(f"{path.name} is of another model")
     for name, tensor in weights.items():
-        tensor.copy_(_like(held[name], tensor))
+        tensor.copy_(_like(saved[name], tensor))
 
 
 def _like(piece: Tensor, weight: Tensor) -> Tensor:
@@ -238,13 +240,14 @@ def _like(piece: Tensor, weight: Tensor) -> Tensor:
     return distribute_tensor(piece.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
 
 
-def _draw_on(drawn: Mapping[str, Any], device: torch.device) -> None:
-    random.setstate(drawn["python"])
-    name, keys, place, has_gauss, gauss = drawn["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), place, has_gauss, gauss))
-    torch.set_rng_state(drawn["torch"])
+def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Back to what `rng_state` returned."""
+    random.setstate(state["python"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
     if device.type == "cuda":
-        torch.cuda.set_rng_state(drawn["cuda"], device)
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 @contextmanager

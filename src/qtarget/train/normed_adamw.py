@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qtarget.model.sharding import is_share, own_part
+from qtarget.model.sharding import is_shard, own_shard
 from qtarget.parallel import all_reduce_sum
 
 
@@ -22,7 +22,7 @@ def exact(device: torch.device) -> torch.dtype:
 class NormedAdamW(torch.optim.AdamW):
     """AdamW's direction, at a length of our own: with θ all trained weights as one vector,
 
-        θ_{t+1} = θ_t + ν_t · ‖θ_0‖₂ · u_t / ‖u_t‖₂        ν_t = update_norm · (the schedule's share at t)
+        θ_{t+1} = θ_t + ν_t · ‖θ_0‖₂ · u_t / ‖u_t‖₂        ν_t = update_norm · (the schedule's factor at t)
 
     where u_t = −(m̂_t / (√v̂_t + ε) + λ·θ_t) is AdamW's step at a learning rate of 1, its weight decay λ included. So
     ‖θ_{t+1} − θ_t‖ = ν_t·‖θ_0‖ whatever the gradients are.
@@ -32,7 +32,7 @@ class NormedAdamW(torch.optim.AdamW):
     the weights training started from, not by the present ones, so that all designs go the same way in absolute terms,
     step by step and in sum.
 
-    The learning rate of the groups is the schedule's share, 1 at its peak; ‖θ_0‖ is taken before the first step and is
+    The learning rate of the groups is the schedule's factor, 1 at its peak; ‖θ_0‖ is taken before the first step and is
     part of the state. A step needs a copy of the trained weights for as long as it takes. Where AdamW would not move
     at all but by weight decay, because no gradient has ever been other than 0, there is no direction: the weights stay,
     with a warning.
@@ -49,15 +49,15 @@ class NormedAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None if closure is None else torch.enable_grad()(closure)()
         weights = [weight for group in self.param_groups for weight in group["params"]]
-        asked = self.share * self.update_norm * self._start_norm(weights)
+        length = self.lr_factor * self.update_norm * self._start_norm(weights)
         before = [weight.clone() for weight in weights]
         super().step()
         for weight, old in zip(weights, before, strict=True):
             weight.sub_(old)
-        ratio = _ratio(asked, norm(weights) if self._has_direction() else 0.0)
+        ratio = _ratio(length, norm(weights) if self._has_direction() else 0.0)
         for weight, old in zip(weights, before, strict=True):
             weight.mul_(ratio).add_(old)
-        self.rate = ratio * self.share
+        self.rate = ratio * self.lr_factor
         return loss
 
     def _has_direction(self) -> bool:
@@ -65,8 +65,8 @@ class NormedAdamW(torch.optim.AdamW):
         return norm(state["exp_avg"] for state in self.state.values() if "exp_avg" in state) > 0
 
     @property
-    def share(self) -> float:
-        """The schedule's share of the peak."""
+    def lr_factor(self) -> float:
+        """The schedule's factor, in [0, 1]: 1 at the peak."""
         return float(self.param_groups[0]["lr"])
 
     def _start_norm(self, weights: Iterable[Tensor]) -> float:
@@ -77,16 +77,16 @@ class NormedAdamW(torch.optim.AdamW):
         return float(self.param_groups[0]["start_norm"])
 
 
-def _ratio(asked: float, taken: float) -> float:
+def _ratio(length: float, taken: float) -> float:
     if taken == 0:
         warnings.warn("no gradient has moved AdamW yet: without a direction the weights stay as they are", stacklevel=3)
         return 0.0
-    return asked / taken
+    return length / taken
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """‖·‖₂ of all of them as one vector, summed up exactly; of shares, that of the whole. Collective."""
-    held = list(tensors)
-    squares = [torch.linalg.vector_norm(own_part(tensor), dtype=exact(tensor.device)).square() for tensor in held]
+    """‖·‖₂ of all of them as one vector, summed up exactly; of shards, that of the whole. Collective."""
+    tensors = list(tensors)
+    squares = [torch.linalg.vector_norm(own_shard(tensor), dtype=exact(tensor.device)).square() for tensor in tensors]
     total = torch.stack(squares).sum()
-    return math.sqrt(float(all_reduce_sum(total) if any(map(is_share, held)) else total))
+    return math.sqrt(float(all_reduce_sum(total) if any(map(is_shard, tensors)) else total))
