@@ -85,7 +85,7 @@ def test_operations_of_a_step_against_a_count_by_hand() -> None:
     ids = torch.tensor([[1, 2, pad, pad, pad], [1, 2, 3, 4, 5]])
     labels = torch.full((2, 5), IGNORE)
     labels[0, 1], labels[1, 2] = pad, 4  # so row 0's token of index 2 is no padding
-    found = flops(lm, Batch(ids, labels, {}, places=torch.full((2, 5), -1), real_tokens=8), pad)
+    found = flops(lm, Batch(ids, labels, {}, label_indices=torch.full((2, 5), -1), real_tokens=8), pad)
     assert found.trunk == 6 * 16 * 8
     assert found.attention == 6 * 1 * 2 * 3 * (3**2 + 5**2)
     assert found.head == 6 * 2 * width * vocab

@@ -444,7 +444,7 @@ def test_a_run_is_not_judged_on_rows_that_it_was_trained_on(
     workdir: Path, trained: dict[str, Any], changes: dict[str, Any], is_refused: bool
 ) -> None:
     """Rows of a share behind data.heldout_rows were trained on, so a later evaluation can't read further."""
-    source = {"_target_": "qtarget.data.sources.data_files.Files", "path": "rows.jsonl", "heldout": None}
+    source = {"_target_": "qtarget.data.sources.data_files.Files", "path": "rows.jsonl", "heldout_share": None}
     node = {**trained, "source": {**source, **trained.get("source", {})}}
     Path("config.yaml").write_text(json.dumps({"data": node}))
     if is_refused:

@@ -8,23 +8,25 @@ from itertools import count, product
 import pytest
 
 from qtarget.config.run_config import RunConfig
-from qtarget.data.epochs import EpochReading
+from qtarget.data.epochs import EpochPlan
 from qtarget.data.example import Example
-from qtarget.data.module import Order, SFTData
+from qtarget.data.module import ResumableSampler, SFTData
 from qtarget.run.plan import Plan, make_plan
 
 LINE = re.compile(r"(\d+) steps × (\d+) rows = ([\d.e+]+) epochs of (\d+) rows")
 
 
-def rows_of_steps(reading: EpochReading, steps: int) -> list[int]:
+def rows_of_steps(epoch_plan: EpochPlan, steps: int) -> list[int]:
     """Rows of each step over all ranks, counted from the samplers that training reads by."""
     sizes: list[int] = []
     for epoch in count():
-        ranks = [Order(range(reading.rows), reading.world, rank, seed=1) for rank in range(reading.world)]  # type: ignore[arg-type]
+        ranks = [
+            ResumableSampler(range(epoch_plan.rows), epoch_plan.world, rank, seed=1) for rank in range(epoch_plan.world)
+        ]  # type: ignore[arg-type]
         for order in ranks:
             order.set_epoch(epoch)
         share = [len(list(order)) for order in ranks]
-        per_step = reading.batch_size * reading.accumulate
+        per_step = epoch_plan.batch_size * epoch_plan.accumulate
         for start in range(0, max(share), per_step):
             sizes.append(sum(min(per_step, held - start) for held in share))
         if len(sizes) >= steps:
@@ -38,18 +40,18 @@ SIZES = list(product((1, 5, 7, 24, 40, 41), (1, 2, 3, 8, 16), (1, 2, 8), (1, 2, 
 @pytest.mark.parametrize("steps", [1, 2, 4, 10, 31])
 def test_rows_and_epochs_are_those_the_samplers_hand_out(steps: int) -> None:
     for sizes in SIZES:
-        reading = EpochReading(*sizes)
-        taken = rows_of_steps(reading, steps)
-        assert reading.read(steps) == sum(taken), sizes
-        assert reading.epochs(steps) == pytest.approx(sum(taken) / reading.rows)
-        assert reading.short(steps) == 0 or reading.last in taken
+        epoch_plan = EpochPlan(*sizes)
+        taken = rows_of_steps(epoch_plan, steps)
+        assert epoch_plan.rows_read(steps) == sum(taken), sizes
+        assert epoch_plan.epochs(steps) == pytest.approx(sum(taken) / epoch_plan.rows)
+        assert epoch_plan.epoch_ends(steps) == 0 or epoch_plan.rows_of_last_step in taken
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 10, 31])
 def test_steps_times_rows_is_epochs_times_rows(steps: int) -> None:
     """Within 4 % for whatever doesn't divide: rows a step are whole numbers, and epochs have three digits."""
     for sizes in SIZES:
-        words = EpochReading(*sizes).in_words(steps, f"{sizes[0]} rows")
+        words = EpochPlan(*sizes).in_words(steps, f"{sizes[0]} rows")
         line = LINE.search(words)
         assert line, words
         taken, rows, epochs, held = map(float, line.groups())
@@ -69,16 +71,16 @@ def test_steps_times_rows_is_epochs_times_rows(steps: int) -> None:
     ],
 )
 def test_the_line_says_what_a_step_reads(sizes: tuple[int, ...], steps: int, words: str) -> None:
-    assert EpochReading(*sizes).in_words(steps, f"{sizes[0]} rows") == words
+    assert EpochPlan(*sizes).in_words(steps, f"{sizes[0]} rows") == words
 
 
 def test_why_a_step_is_short_and_a_row_read_twice_is_said() -> None:
-    assert EpochReading(40, 16, 8).why(4) == "; an epoch's last step ends with it and reads 40 rows instead of 128"
-    assert EpochReading(41, 41, 1, 2).why(1) == (
+    assert EpochPlan(40, 16, 8).why(4) == "; an epoch's last step ends with it and reads 40 rows instead of 128"
+    assert EpochPlan(41, 41, 1, 2).why(1) == (
         "; an epoch's last step ends with it and reads 42 rows instead of 82; 1 of an epoch's rows read twice, so "
         "that 2 devices read equally many"
     )
-    assert EpochReading(64, 16, 2).why(10) == EpochReading(100, 16, 2).why(3) == EpochReading(40, 16, 8).why(0) == ""
+    assert EpochPlan(64, 16, 2).why(10) == EpochPlan(100, 16, 2).why(3) == EpochPlan(40, 16, 8).why(0) == ""
 
 
 @pytest.mark.parametrize(("rows", "batch_size", "accumulate"), [(11, 4, 2), (5, 16, 8), (12, 3, 2)])
@@ -91,8 +93,8 @@ def test_the_loader_reads_as_many_rows_as_are_said(rows: int, batch_size: int, a
         assert batch.window
         steps += [0] * (batch.window.index == 0)
         steps[-1] += len(batch.labels)
-    reading = EpochReading(rows, batch_size, accumulate)
-    assert [reading.read(number + 1) for number in range(len(steps))] == [
+    epoch_plan = EpochPlan(rows, batch_size, accumulate)
+    assert [epoch_plan.rows_read(number + 1) for number in range(len(steps))] == [
         sum(steps[: n + 1]) for n in range(len(steps))
     ]
 

@@ -231,7 +231,9 @@ def test_a_row_of_several_examples_is_one_row_in_every_count(workdir: Path) -> N
     assert len(ready.heldout) == 2 * len(ready.heldout_rows)
     for example, place in zip(ready.heldout, ready.heldout_of, strict=True):
         assert example.row == ready.heldout_rows[place].row
-    assert [example.place for example in ready.train] == list(accumulate([0, *(e.labels for e in ready.train)]))[:-1]
+    assert [example.first_label for example in ready.train] == list(accumulate([0, *(e.labels for e in ready.train)]))[
+        :-1
+    ]
 
 
 DEEPSEEK = (  # as DeepSeek-R1's, without tools and thoughts

@@ -131,7 +131,7 @@ def weighted_rows(packing: int | None = None) -> Prepared:
     prepared = eight_rows()
     rows = [_weighted(example) if example.row % 3 else example for example in prepared.train]
     starts = [sum(row.labels for row in rows[:index]) for index in range(len(rows))]
-    rows = [replace(row, place=start) for row, start in zip(rows, starts, strict=True)]
+    rows = [replace(row, first_label=start) for row, start in zip(rows, starts, strict=True)]
     return replace(prepared, train=rows, rows=pack(rows, packing) if packing else rows)
 
 
@@ -219,11 +219,11 @@ def test_weights_lie_beside_the_labels_they_belong_to(packed: bool) -> None:
     batch: Batch = Collate(256)([tuple(rows)] if packed else rows)
     assert batch.weights is not None
     assert torch.equal(batch.weights > 0, batch.labels != IGNORE)
-    by_place = dict(zip(batch.places.flatten().tolist(), batch.weights.flatten().tolist(), strict=True))
+    by_label = dict(zip(batch.label_indices.flatten().tolist(), batch.weights.flatten().tolist(), strict=True))
     for row in rows:
         weights = row.weights or [float(on) for on in row.supervised]
         kept = [weight for weight, on in zip(weights[1:], row.supervised[1:], strict=True) if on]
-        assert [by_place[row.place + index] for index in range(row.labels)] == pytest.approx(kept)
+        assert [by_label[row.first_label + index] for index in range(row.labels)] == pytest.approx(kept)
 
 
 def test_a_cut_row_keeps_its_weights() -> None:

@@ -82,7 +82,7 @@ def test_a_packed_row_as_it_was_written_down() -> None:
         assert batch.columns["wrong"][0, part].tolist() == [*example.wrong[1:], False]
         start += len(example)
     kept = batch.labels[0] != IGNORE
-    assert batch.places[0][kept].tolist() == [e.place + index for e in pack for index in range(e.labels)]
+    assert batch.label_indices[0][kept].tolist() == [e.first_label + index for e in pack for index in range(e.labels)]
 
 
 def test_every_demonstration_is_packed_once() -> None:

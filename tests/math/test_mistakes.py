@@ -334,7 +334,9 @@ def test_compiled_losses_give_the_same_step(name: str) -> None:
 def test_a_micro_batch_without_a_supervised_token_adds_zeros(name: str) -> None:
     """In other trainers its loss has no graph, and the run ends there (LLaMA-Factory's DFT)."""
     batch = whole_batch()
-    empty = replace(batch, labels=torch.full_like(batch.labels, IGNORE), places=torch.full_like(batch.places, -1))
+    empty = replace(
+        batch, labels=torch.full_like(batch.labels, IGNORE), label_indices=torch.full_like(batch.label_indices, -1)
+    )
     expected, means = plain_step(name)
     with pytest.warns(UserWarning, match="no supervised token in this batch"):
         got, got_means = one_step(trained(name), list(WindowedLoader([empty, batch], accumulate=2)))

@@ -41,19 +41,19 @@ class Batch:
     """B rows padded on the right to T positions.
 
     input_ids [B, T] int64; labels [B, T] int64, labels[b, t] is the token after input_ids[b, t] where that is
-    supervised and −100 elsewhere; columns: name → [B, T], aligned with labels; places [B, T]: which of the data set's
-    supervised tokens a label is, from 0 (−1 where there is none); position_ids [B, T] where several demonstrations
-    share a row: each counts its own from 0; weights [B, T] fp32, aligned with labels: what the data multiplies a
-    token's loss by, above 0 where it is supervised and 0 elsewhere (None: 1 for all); window: the optimizer step this
-    micro-batch belongs to (None outside training). No attention mask: padding stands after every real token and
-    attention is causal, so nothing real ever sees it; and in packed rows a mask would hide from transformers where the
-    demonstrations begin.
+    supervised and −100 elsewhere; columns: name → [B, T], aligned with labels; label_indices [B, T]: which of the data
+    set's supervised tokens a label is, from 0 (−1 where there is none); position_ids [B, T] where several
+    demonstrations share a row: each counts its own from 0; weights [B, T] fp32, aligned with labels: what the data
+    multiplies a token's loss by, above 0 where it is supervised and 0 elsewhere (None: 1 for all); window: the
+    optimizer step this micro-batch belongs to (None outside training). No attention mask: padding stands after every
+    real token and attention is causal, so nothing real ever sees it; and in packed rows a mask would hide from
+    transformers where the demonstrations begin.
     """
 
     input_ids: Tensor
     labels: Tensor
     columns: Mapping[str, Tensor]
-    places: Tensor
+    label_indices: Tensor
     position_ids: Tensor | None = None
     weights: Tensor | None = None
     window: StepWindow | None = None
@@ -98,7 +98,7 @@ class Batch:
             input_ids=move(self.input_ids),
             labels=move(self.labels),
             columns=columns,
-            places=move(self.places),
+            label_indices=move(self.label_indices),
             position_ids=None if self.position_ids is None else move(self.position_ids),
             weights=None if self.weights is None else move(self.weights),
         )
@@ -135,7 +135,7 @@ class Collate:
             input_ids=torch.full((rows, width), self.pad_id),
             labels=torch.full((rows, width), IGNORE),
             columns={name: torch.zeros(rows, width, dtype=torch.bool) for name in columns},
-            places=torch.full((rows, width), -1),
+            label_indices=torch.full((rows, width), -1),
             position_ids=torch.arange(width).repeat(rows, 1),
             weights=torch.zeros(rows, width),
         )
@@ -150,7 +150,7 @@ def _write(batch: Batch, row: int, at: slice, example: Example) -> None:
     batch.input_ids[row, at] = ids
     batch.position_ids[row, at] = torch.arange(len(ids))
     batch.labels[row, shifted] = torch.where(supervised, ids[1:], IGNORE)
-    batch.places[row, shifted] = torch.where(supervised, example.place + supervised.cumsum(0) - 1, -1)
+    batch.label_indices[row, shifted] = torch.where(supervised, example.first_label + supervised.cumsum(0) - 1, -1)
     weights = torch.ones(len(supervised)) if example.weights is None else torch.tensor(example.weights)[1:].float()
     batch.weights[row, shifted] = torch.where(supervised, weights, 0.0)
     for name, column in batch.columns.items():
@@ -161,14 +161,14 @@ def pack(examples: Sequence[Example], length: int) -> list[Pack]:
     """Best fit, longest first: each example goes where the least room is left over in rows of `length` tokens.
 
     An example longer than `length` has a row of its own. Packs stand in the order of their first example, and an
-    example's place in the data set goes with it.
+    example's first_label goes with it.
     """
     packs: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (tokens left, pack), sorted
     for index in sorted(range(len(examples)), key=lambda index: -len(examples[index])):
         wanted = len(examples[index])
-        found = bisect_left(rooms, (wanted, 0))
-        room, chosen = rooms.pop(found) if found < len(rooms) else (max(length, wanted), len(packs))
+        at = bisect_left(rooms, (wanted, 0))
+        room, chosen = rooms.pop(at) if at < len(rooms) else (max(length, wanted), len(packs))
         if chosen == len(packs):
             packs.append([])
         packs[chosen].append(index)

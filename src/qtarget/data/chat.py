@@ -136,20 +136,20 @@ class ChatFormat:
             for token in self.template.held(row.messages, row.tools):
                 held[token] = held.get(token, 0) + 1
             unnamed += self._loses_a_name(row)
-        told = [f"{count} rows hold the control token {token!r} as text" for token, count in sorted(held.items())]
+        notes = [f"{count} rows hold the control token {token!r} as text" for token, count in sorted(held.items())]
         if unnamed:
-            told.append(f"the chat template leaves out the names in {unnamed} rows")
+            notes.append(f"the chat template leaves out the names in {unnamed} rows")
         if self.template.head:
-            told.append(
+            notes.append(
                 f"the chat template has no generation prompt: replies are taught with their head {self.template.head!r}"
             )
         if self.template.writes_the_date:
-            told.append(f"the template's date is {TODAY:%d %b %Y} in all rows and prompts, not today's (strftime_now)")
-        return told
+            notes.append(f"the template's date is {TODAY:%d %b %Y} in all rows and prompts, not today's (strftime_now)")
+        return notes
 
     def _loses_a_name(self, row: Demonstration) -> bool:
-        named = [place for place, message in enumerate(row.messages) if message.get("name")]
-        return any(unread(self.template, row.messages[: place + 1], "name", row.tools) for place in named)
+        named = [index for index, message in enumerate(row.messages) if message.get("name")]
+        return any(unread(self.template, row.messages[: index + 1], "name", row.tools) for index in named)
 
     def _drafts(self, row: Demonstration) -> list[_Draft]:
         drafts: list[_Draft] = []
@@ -181,7 +181,7 @@ class ChatFormat:
                 "this model's has no fast form (tokenizer.json)"
             )
         spans, weighted = _located(row, one)
-        columns = {name: _covered(tokens.offsets, found) for name, found in spans.items()}
+        columns = {name: _covered(tokens.offsets, held) for name, held in spans.items()}
         draft.reply(tokens.ids, token_weights(tokens.offsets, weighted, weight), columns)
 
     def _reply(self, one: Turn, prompt: Sequence[int]) -> TokenisedText:
@@ -194,12 +194,12 @@ class ChatFormat:
         return TokenisedText([*tokens.ids, self.end_of_turn], offsets)
 
     def _supervised_turns(self, row: Demonstration) -> list[int]:
-        told = [
+        replies = [
             index
             for index, message in enumerate(row.messages)
             if message["role"] == "assistant" and any(message.get(key) for key in SAID)
         ]
-        wanted = told if self.supervise == "all" else told[-1:]
+        wanted = replies if self.supervise == "all" else replies[-1:]
         return [index for index in wanted if message_weight(row, index) > 0]
 
 
@@ -242,13 +242,13 @@ def _located(row: Demonstration, one: Turn) -> tuple[dict[str, list[Span]], list
 
     What closes a message that was cut short is wrong, through the end of turn, which may stand behind the text.
     """
-    places = one.places(row.completion)
+    positions = one.positions(row.completion)
     end = len(plain(one.reply)) + 1
-    spans = {name: spanned(found, places) for name, found in {"wrong": row.wrong, **row.spans}.items()}
+    spans = {name: spanned(held, positions) for name, held in {"wrong": row.wrong, **row.spans}.items()}
     if row.cut_short:
         kept = row.completion.rstrip()
-        spans["wrong"].append((places[len(kept) - 1] + 1 if kept else 0, end))
-    weighted = [(*spanned([(low, high)], places)[0], weight) for low, high, weight in row.weights]
+        spans["wrong"].append((positions[len(kept) - 1] + 1 if kept else 0, end))
+    weighted = [(*spanned([(low, high)], positions)[0], weight) for low, high, weight in row.weights]
     return spans, weighted
 
 

@@ -33,7 +33,7 @@ class Edit:
 
 
 def edited(row: Demonstration, edits: Iterable[Edit]) -> Demonstration:
-    """The row with its completion changed; places are those of the completion as it was, and no two edits share one.
+    """The row with its completion changed; positions are those of the completion as it was, and no two edits share one.
 
     Spans that were known before, of `wrong` and of every column, stay with their characters: one that an edit cuts
     into covers the new text too, and one that has no character left is gone.
@@ -49,7 +49,7 @@ def _applied(row: Demonstration, edit: Edit) -> Demonstration:
         row,
         messages=[*row.prompt, {**row.messages[-1], "content": content}],
         wrong=tuple(sorted(_with_length([*_moved(row.wrong, edit), edit.marked]))),
-        spans={name: _with_length(_moved(found, edit)) for name, found in row.spans.items()},
+        spans={name: _with_length(_moved(spans, edit)) for name, spans in row.spans.items()},
         weights=_weights_moved(row.weights, edit),
     )
 
@@ -64,11 +64,11 @@ def _moved(spans: Sequence[Span], edit: Edit) -> list[Span]:
     """What is put in before a span or behind it is no part of it."""
     grown = len(edit.text) - (edit.stop - edit.start)
 
-    def first(place: int) -> int:
-        return place + grown if place >= edit.stop else min(place, edit.start)
+    def first(position: int) -> int:
+        return position + grown if position >= edit.stop else min(position, edit.start)
 
-    def last(place: int) -> int:
-        return place if place <= edit.start else max(place, edit.stop) + grown
+    def last(position: int) -> int:
+        return position if position <= edit.start else max(position, edit.stop) + grown
 
     return [(first(start), last(stop)) for start, stop in spans]
 

@@ -55,15 +55,15 @@ class Demonstration:
 class Example:
     """One demonstration as tokens: ids [T], per token whether it is supervised, and columns ("wrong" always).
 
-    place: which of the data set's supervised tokens its first one is, from 0. weights [T]: what multiplies the loss of
-    each token, above 0 where it is supervised; None: 1 for all.
+    first_label: which of the data set's supervised tokens its first one is, from 0. weights [T]: what multiplies the
+    loss of each token, above 0 where it is supervised; None: 1 for all.
     """
 
     input_ids: Sequence[int]
     supervised: Sequence[bool]
     columns: Mapping[str, Sequence[bool]]
     row: int
-    place: int = 0
+    first_label: int = 0
     weights: Sequence[float] | None = None
 
     @property

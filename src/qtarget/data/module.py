@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from qtarget import checks
 from qtarget.data.batch import Collate, Pack, WindowedLoader, pack
 from qtarget.data.chat import SUPERVISED, ChatFormat
-from qtarget.data.epochs import EpochReading
+from qtarget.data.epochs import EpochPlan
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.overlap import CONTAMINATIONS, apart
@@ -125,7 +125,7 @@ class Prepared:
     @property
     def dropped_in_words(self) -> str:
         """What became of rows that are not trained or judged whole or as they stand, in words; empty where all are."""
-        told = {
+        words = {
             "dropped_too_long": "left out as too long",
             "dropped_contaminated": "left out as held out too",
             "dropped_untaught": "left out as nothing in them has a weight above 0",
@@ -134,8 +134,8 @@ class Prepared:
             "heldout_untaught": "held-out rows left out as nothing in them has a weight above 0",
             "heldout_cut": "held-out rows cut",
         }
-        lost = (f"{self.counts[name]} {words}" for name, words in told.items() if self.counts.get(name))
-        return "".join(f"; {words}" for words in (*lost, *self.notes)) + self._unread
+        dropped = (f"{self.counts[name]} {text}" for name, text in words.items() if self.counts.get(name))
+        return "".join(f"; {text}" for text in (*dropped, *self.notes)) + self._unread
 
     @property
     def _unread(self) -> str:
@@ -163,8 +163,10 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     clean, clean_reserve = (apart(rows, heldout, config.contamination) for rows in (given, reserve))
     noisy = config.noise(clean)
     spoilt = _with_noise(config.noise, [chat.encode(row) for row in noisy], chat)
-    train = _fit([*noisy, *clean_reserve], [*spoilt, *map(chat.encode, clean_reserve)], limit, config.truncation)
-    held = _fit(heldout, [chat.encode(row) for row in heldout], limit, config.truncation)
+    train = _apply_length_limit(
+        [*noisy, *clean_reserve], [*spoilt, *map(chat.encode, clean_reserve)], limit, config.truncation
+    )
+    held = _apply_length_limit(heldout, [chat.encode(row) for row in heldout], limit, config.truncation)
     contaminated = len(given) + len(reserve) - len(clean) - len(clean_reserve)
     counts = {
         "asked": of_all,
@@ -184,12 +186,12 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
         **{f"source_{reason}": rows for reason, rows in from_source.items()},
         **{f"{UNREAD}{key}": rows for key, rows in sorted(unread.items())},
     }
-    placed = _placed(train.examples)
+    placed = _with_first_labels(train.examples)
     rows = placed if config.packing is None else pack(placed, _pack_length(config.packing, placed, limit))
     described = getattr(config.source, "described", "")
-    of = [place for place, group in enumerate(held.groups) for _ in group]
+    of = [index for index, group in enumerate(held.groups) for _ in group]
     notes = chat.notes([*train.rows, *held.rows])
-    return Prepared(placed, _placed(held.examples), held.rows, counts, rows, described, of, notes)
+    return Prepared(placed, _with_first_labels(held.examples), held.rows, counts, rows, described, of, notes)
 
 
 def check_heldout(config: DataConfig, prepared: Prepared) -> None:
@@ -208,13 +210,13 @@ def encoded(
 ) -> list[Example]:
     """Rows as they are, as tokens; of those longer than `limit` what `truncation` says: "error", "drop" or "cut"."""
     chat = ChatFormat(tokenizer)
-    return _placed(_fit(rows, [chat.encode(row) for row in rows], limit, truncation).examples)
+    return _with_first_labels(_apply_length_limit(rows, [chat.encode(row) for row in rows], limit, truncation).examples)
 
 
-def _placed(examples: Sequence[Example]) -> list[Example]:
+def _with_first_labels(examples: Sequence[Example]) -> list[Example]:
     """Told where their supervised tokens stand among those of all."""
     starts = accumulate((example.labels for example in examples), initial=0)
-    return [replace(example, place=start) for example, start in zip(examples, starts, strict=False)]
+    return [replace(example, first_label=start) for example, start in zip(examples, starts, strict=False)]
 
 
 def _pack_length(packing: int, examples: Sequence[Example], context: int) -> int:
@@ -234,7 +236,7 @@ def _with_noise(noise: Noise, groups: Sequence[Sequence[Example]], chat: ChatFor
 
 
 @dataclass(frozen=True)
-class _Fitting:
+class _LimitedRows:
     """Rows that fit, as text and as the examples they are; how many were dropped, and how many of these were cut."""
 
     rows: list[Demonstration]
@@ -247,7 +249,9 @@ class _Fitting:
         return [example for group in self.groups for example in group]
 
 
-def _fit(rows: Sequence[Demonstration], groups: Sequence[list[Example]], limit: int, truncation: str) -> _Fitting:
+def _apply_length_limit(
+    rows: Sequence[Demonstration], groups: Sequence[list[Example]], limit: int, truncation: str
+) -> _LimitedRows:
     """Rows and what they are as tokens, none of them longer than `limit`; a row of several examples fits as a whole."""
     longest = [max(group, key=len) for group in groups]
     too_long = [example for example in longest if len(example) > limit]
@@ -258,9 +262,9 @@ def _fit(rows: Sequence[Demonstration], groups: Sequence[list[Example]], limit: 
             f"has {len(worst)}): set data.truncation=drop or =cut, or raise data.max_length up to the model's context"
         )
     if truncation == "cut":
-        return _Fitting(list(rows), [_cut_row(group, limit) for group in groups], cut=len(too_long))
+        return _LimitedRows(list(rows), [_cut_row(group, limit) for group in groups], cut=len(too_long))
     fitting = [(row, group) for row, group in zip(rows, groups, strict=True) if max(map(len, group)) <= limit]
-    return _Fitting([row for row, _ in fitting], [group for _, group in fitting], dropped=len(too_long))
+    return _LimitedRows([row for row, _ in fitting], [group for _, group in fitting], dropped=len(too_long))
 
 
 def _cut_row(group: Sequence[Example], limit: int) -> list[Example]:
@@ -287,7 +291,7 @@ def _cut(example: Example, limit: int) -> Example:
 
 
 @dataclass(frozen=True)
-class Position:
+class DataPosition:
     """How far a rank has read: `batches` of the epoch's `of` micro-batches."""
 
     epoch: int
@@ -300,7 +304,7 @@ class Position:
         return self.epoch * self.of + self.batches
 
 
-class Order(DistributedSampler[Any]):
+class ResumableSampler(DistributedSampler[Any]):
     """An epoch's rows for this rank; the first pass leaves out the `read` ones that an earlier attempt has read."""
 
     read = 0
@@ -327,18 +331,18 @@ class SFTData(L.LightningDataModule):
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self._read = 0
 
-    def resume_at(self, step: int) -> Position:
+    def resume_at(self, step: int) -> DataPosition:
         """Start behind the rows of `step` optimizer steps: seed and epoch fix the order, so their number says where."""
-        reading = EpochReading(len(self.rows), self.batch_size, self.accumulate, rank_and_world()[1])
-        epoch, inside = divmod(step, reading.steps)
-        position = Position(epoch, inside * self.accumulate, reading.batches)
+        epoch_plan = EpochPlan(len(self.rows), self.batch_size, self.accumulate, rank_and_world()[1])
+        epoch, inside = divmod(step, epoch_plan.steps)
+        position = DataPosition(epoch, inside * self.accumulate, epoch_plan.batches)
         self._read = position.batches * self.batch_size
         return position
 
     def train_dataloader(self) -> WindowedLoader:
         rank, world = rank_and_world()
         rows: Any = self.rows  # torch asks for a Dataset and takes any sequence
-        sampler = Order(rows, world, rank, seed=self.seed)
+        sampler = ResumableSampler(rows, world, rank, seed=self.seed)
         sampler.read, self._read = self._read, 0
         own = torch.Generator()  # the loader draws a number an epoch, which must not be one of the model's
         loader = DataLoader(rows, batch_size=self.batch_size, sampler=sampler, collate_fn=self.collate, generator=own)

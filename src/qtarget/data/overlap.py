@@ -28,7 +28,7 @@ def _said(message: Message) -> str:
 
 
 def position(text: str) -> float:
-    """A text's place in [0, 1), uniform over texts and always the same."""
+    """A text's position in [0, 1), uniform over texts and always the same."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
@@ -51,9 +51,9 @@ def apart(rows: Sequence[Demonstration], heldout: Iterable[Demonstration], how: 
 
 
 def unseen(rows: Sequence[Demonstration], first: int) -> tuple[int, ...]:
-    """The places, among rows, of those behind the first so many that ask nothing which one of these asks too."""
+    """The indices, among rows, of those behind the first so many that ask nothing which one of these asks too."""
     seen = {prompt_text(row.prompt) for row in rows[:first]}
-    return tuple(place for place, row in enumerate(rows) if place >= first and prompt_text(row.prompt) not in seen)
+    return tuple(index for index, row in enumerate(rows) if index >= first and prompt_text(row.prompt) not in seen)
 
 
 def _answered(row: Demonstration) -> list[str]:

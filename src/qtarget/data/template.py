@@ -166,7 +166,7 @@ class Template:
 
     def controls(self, text: str) -> list[Control]:
         """The control tokens that the template wrote, in order; not those of a message."""
-        return [Control(*found.span(), found[0]) for found in self._tokens.finditer(text) if found[0][0] != OPEN]
+        return [Control(*match.span(), match[0]) for match in self._tokens.finditer(text) if match[0][0] != OPEN]
 
     def spelt(self, text: str) -> list[str]:
         """The control tokens that a text reads like."""
@@ -213,7 +213,7 @@ class Template:
     def marked(self, value: Any) -> Any:
         """With OPEN and CLOSE around what reads like a control token."""
         if isinstance(value, str):
-            return self._guarded.sub(lambda found: OPEN + found[0] + CLOSE, plain(value))
+            return self._guarded.sub(lambda match: OPEN + match[0] + CLOSE, plain(value))
         if isinstance(value, Mapping):
             return {key: self.marked(item) for key, item in value.items()}
         return [self.marked(item) for item in value] if isinstance(value, list | tuple) else value
@@ -225,7 +225,7 @@ class Template:
 
     @cached_property
     def special(self) -> frozenset[str]:
-        """What the tokenizer itself can read as text where it is told so."""
+        """What the tokenizer itself can read as text where it is set to."""
         added = self.tokenizer.added_tokens_decoder.values()
         return frozenset({token.content for token in added if token.special} | {*self.tokenizer.all_special_tokens})
 
@@ -234,9 +234,9 @@ class Template:
         """Tokens that aren't called special, and stand in what the template writes for words alone."""
         words = [{"role": role, "content": "a"} for role in ("user", "assistant", "user", "assistant")]
         talks = [words[:1], words[:2], words[:3], words]
-        told = [self._probed([*self.opening, *talk], self.in_parts, reply=bool(len(talk) % 2)) for talk in talks]
+        rendered = [self._probed([*self.opening, *talk], self.in_parts, reply=bool(len(talk) % 2)) for talk in talks]
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if not token.special}
-        return frozenset(token for token in added if is_control(token) and any(token in text for text in told))
+        return frozenset(token for token in added if is_control(token) and any(token in text for text in rendered))
 
     @cached_property
     def _guarded(self) -> re.Pattern[str]:

@@ -108,9 +108,9 @@ class Tokeniser:
         cut = re.sub(f"({OPEN}.)([^{CLOSE}]*)", self._cut, piece)
         return cut.split(_CUT)
 
-    def _cut(self, found: re.Match[str]) -> str:
-        is_special = found[0].removeprefix(OPEN) in self.template.special
-        return found[0] if is_special else f"{found[1]}{_CUT}{found[2]}"
+    def _cut(self, match: re.Match[str]) -> str:
+        is_special = match[0].removeprefix(OPEN) in self.template.special
+        return match[0] if is_special else f"{match[1]}{_CUT}{match[2]}"
 
     def _inner(self, piece: str, behind: bool) -> TokenisedText:
         """A piece without control tokens of the template; those it reads like are text."""

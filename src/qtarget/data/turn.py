@@ -35,7 +35,7 @@ class Turn:
     body: int
     ended: bool
 
-    def places(self, content: str) -> list[int]:
+    def positions(self, content: str) -> list[int]:
         """Where each character of a message stands in the reply, without marks; below 0 in what was asked.
 
         Where the template changes white space, a space stands behind the character before it.
@@ -45,11 +45,11 @@ class Turn:
         if start >= 0:
             first = start - len(self.opening) - (len(content) - len(content.lstrip()))
             return list(range(first, first + len(content)))
-        letters = [place for place, letter in enumerate(text) if not letter.isspace()]
+        letters = [index for index, letter in enumerate(text) if not letter.isspace()]
         at = squeezed(text).rfind(squeezed(content))
         if at < 0:
             raise QTargetError(
-                "the chat template changes the text of the reply, so noise and columns have no place in it"
+                "the chat template changes the text of the reply, so noise and columns can't be located in it"
             )
         return _spread(content, letters[at:], len(self.opening))
 
@@ -73,9 +73,12 @@ def turn(template: Template, messages: Sequence[Message], index: int, tools: Too
     return located
 
 
-def spanned(spans: Sequence[Span], places: Sequence[int]) -> list[Span]:
+def spanned(spans: Sequence[Span], positions: Sequence[int]) -> list[Span]:
     """Spans of a message as spans of its reply; those that end behind it reach as far behind."""
-    return [(_at(low, places), _at(high - 1, places) + 1 if low < high else _at(low, places)) for low, high in spans]
+    return [
+        (_at(low, positions), _at(high - 1, positions) + 1 if low < high else _at(low, positions))
+        for low, high in spans
+    ]
 
 
 def squeezed(text: str) -> str:
@@ -83,19 +86,19 @@ def squeezed(text: str) -> str:
     return "".join(plain(text).split())
 
 
-def _at(character: int, places: Sequence[int]) -> int:
-    if character < len(places):
-        return places[character]
-    return (places[-1] if places else -1) + 1 + character - len(places)
+def _at(character: int, positions: Sequence[int]) -> int:
+    if character < len(positions):
+        return positions[character]
+    return (positions[-1] if positions else -1) + 1 + character - len(positions)
 
 
 def _spread(content: str, letters: Sequence[int], opening: int) -> list[int]:
-    places: list[int] = []
+    positions: list[int] = []
     used = 0
     for letter in content:
         used += not letter.isspace()
-        places.append(letters[used - 1] + letter.isspace() - opening if used else letters[0] - opening)
-    return places
+        positions.append(letters[used - 1] + letter.isspace() - opening if used else letters[0] - opening)
+    return positions
 
 
 def _ended(template: Template, asked: str, reply: str, opening: str) -> Turn:
@@ -195,7 +198,7 @@ def check_context(template: Template, messages: Sequence[Message], tools: Tools)
             )
     if tools and template.attempt(messages[:-1], reply=True) == template.render(messages[:-1], tools, reply=True):
         raise QTargetError(
-            "the chat template has no place for tools, which the row gives: use a template that reads them, or leave "
+            "the chat template has no room for tools, which the row gives: use a template that reads them, or leave "
             "them out of the row"
         )
 

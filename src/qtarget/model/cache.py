@@ -43,11 +43,11 @@ BATCH_TOKENS = 1 << 11
 
 
 class CachedRow(Protocol):
-    """A demonstration as tokens; `labels` of them are supervised, the first of these `place` among all rows'."""
+    """A demonstration as tokens; `labels` of them are supervised, the first of these `first_label` among all rows'."""
 
     def __len__(self) -> int: ...
     @property
-    def place(self) -> int: ...
+    def first_label(self) -> int: ...
     @property
     def labels(self) -> int: ...
 
@@ -158,12 +158,12 @@ def _scored(
     plan: CachePlan, rows: Sequence[CachedRow], policy: Policy, watch: Callable[[int], None]
 ) -> dict[str, Tensor]:
     """The scores of a shard's tokens in their order, though rows of like length go through the model together."""
-    first, count = rows[0].place, _tokens(rows)
+    first, count = rows[0].first_label, _tokens(rows)
     found: dict[str, Tensor] = {}
     done = first
     for members in _alike(rows):
         batch = plan.collate(members).to(policy.lm.device)
-        places = batch.places[batch.labels != IGNORE].cpu() - first
+        indices = batch.label_indices[batch.labels != IGNORE].cpu() - first
         for name, values in plan.recipe.scores(policy, batch).items():
             if values.isnan().any():
                 raise QTargetError(
@@ -172,8 +172,8 @@ def _scored(
                 )
             if name not in found:
                 found[name] = torch.empty(count, *values.shape[1:], dtype=values.dtype)
-            found[name][places] = values.cpu()
-        done += len(places)
+            found[name][indices] = values.cpu()
+        done += len(indices)
         watch(done)
     return found
 
@@ -253,7 +253,7 @@ class Cached:
     def reference(self, batch: Inputs) -> Reference:
         """What was kept of the supervised tokens of a batch."""
         kept = batch.labels != IGNORE
-        held = {name: values.to(self._device) for name, values in self._rows(batch.places[kept].cpu()).items()}
+        held = {name: values.to(self._device) for name, values in self._rows(batch.label_indices[kept].cpu()).items()}
         head = self._head if self.recipe.detail == "hidden" else None
         return self.recipe.reference(held, batch.labels[kept], head, self.tail)
 
@@ -279,11 +279,11 @@ class Cached:
         counts = [shard["tokens"] for shard in self._manifest["shards"] if shard["tokens"]]
         return torch.tensor([0, *accumulate(counts)][:-1])
 
-    def _rows(self, places: Tensor) -> dict[str, Tensor]:
-        """Rows of the shards, by places among all tokens."""
-        shard = torch.bucketize(places, self._starts, right=True) - 1
-        inside = places - self._starts[shard]
-        found = {name: tensor.new_empty(len(places), *tensor.shape[1:]) for name, tensor in self._shards[0].items()}
+    def _rows(self, indices: Tensor) -> dict[str, Tensor]:
+        """Rows of the shards, by indices among all tokens."""
+        shard = torch.bucketize(indices, self._starts, right=True) - 1
+        inside = indices - self._starts[shard]
+        found = {name: tensor.new_empty(len(indices), *tensor.shape[1:]) for name, tensor in self._shards[0].items()}
         for number in shard.unique().tolist():
             mine = shard == number
             for name, values in found.items():

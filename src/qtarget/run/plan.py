@@ -12,7 +12,7 @@ from qtarget.config.benchmarks import Benchmarks, read_benchmarks
 from qtarget.config.composing import instantiate, instantiate_design
 from qtarget.config.loss_engine import Engine, attention, choose
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
-from qtarget.data.epochs import EpochReading
+from qtarget.data.epochs import EpochPlan
 from qtarget.data.module import Prepared, check_heldout, prepare
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
@@ -63,20 +63,20 @@ class Plan:
     @property
     def epochs(self) -> float:
         """How often training reads a row."""
-        return _reading(self.cfg.trainer, self.prepared).epochs(self.cfg.trainer.steps)
+        return _epoch_plan(self.cfg.trainer, self.prepared).epochs(self.cfg.trainer.steps)
 
     @property
     def extent(self) -> str:
         """How much training this is, in words."""
         counts, trainer = self.prepared.counts, self.cfg.trainer
-        reading = _reading(trainer, self.prepared)
+        epoch_plan = _epoch_plan(trainer, self.prepared)
         packed = len(self.prepared.rows)
         read_as = f" of {self.prepared.described}" if self.prepared.described else ""
         of = f"{packed} rows{self._made_of}{read_as}"
         return (
-            f"{reading.in_words(trainer.steps, of)} "
+            f"{epoch_plan.in_words(trainer.steps, of)} "
             f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}"
-            f"{self.prepared.few_in_words}{self.prepared.dropped_in_words}{reading.why(trainer.steps)}{self._rounded}"
+            f"{self.prepared.few_in_words}{self.prepared.dropped_in_words}{epoch_plan.why(trainer.steps)}{self._rounded}"
         )
 
     @property
@@ -129,7 +129,7 @@ class Plan:
 
 
 def check_design(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.ModelSource]]:
-    """What can be told without reading data: design and references. Raises QTargetError where they don't fit."""
+    """What can be told without epoch_plan data: design and references. Raises QTargetError where they don't fit."""
     instantiate(cfg.optim)
     design = instantiate_design(cfg.target)
     return design, _reference_sources(cfg, design, cached)
@@ -215,13 +215,13 @@ def _with_steps(cfg: RunConfig, prepared: Prepared) -> RunConfig:
     """The configuration with the steps that its epochs make of these rows."""
     if cfg.trainer.epochs is None:
         return cfg
-    steps = cfg.trainer.epochs * _reading(cfg.trainer, prepared).steps
+    steps = cfg.trainer.epochs * _epoch_plan(cfg.trainer, prepared).steps
     whole = math.ceil(round(steps, 6))  # 0.1 × 30 is not quite 3
     return replace(cfg, trainer=replace(cfg.trainer, max_steps=whole, epochs=None))
 
 
-def _reading(trainer: TrainerConfig, prepared: Prepared) -> EpochReading:
-    return EpochReading(len(prepared.rows), trainer.batch_size, trainer.accumulate, trainer.processes)
+def _epoch_plan(trainer: TrainerConfig, prepared: Prepared) -> EpochPlan:
+    return EpochPlan(len(prepared.rows), trainer.batch_size, trainer.accumulate, trainer.processes)
 
 
 def _attention(cfg: RunConfig, prepared: Prepared) -> str:
@@ -234,7 +234,7 @@ def _attention(cfg: RunConfig, prepared: Prepared) -> str:
 def _engine(cfg: RunConfig, prepared: Prepared, vocab_size: int) -> Engine:
     trainer = cfg.trainer
     tokens = sum(example.labels for example in prepared.train) / max(1, len(prepared.rows))
-    rows = _reading(trainer, prepared).read(trainer.steps) / trainer.processes
+    rows = _epoch_plan(trainer, prepared).rows_read(trainer.steps) / trainer.processes
     scored = tokens * rows * vocab_size  # by one process
     return choose(cfg.loss.compile, on_gpu=trainer.on_gpu, scored=scored)
 

@@ -32,7 +32,7 @@ def run_config(where: str, overrides: Sequence[str] = ()) -> RunConfig:
     return replace(
         cfg,
         eval=replace(cfg.eval, kl_prior=True, benchmarks={}, retention=nothing),  # the prior is loaded, nothing asked
-        data={**cfg.data, "heldout_rows": 0},
+        data=cfg.data if _shares(cfg.data) else {**cfg.data, "heldout_rows": 0},
         trainer=replace(cfg.trainer, precision="32-true"),
     )
 
@@ -57,8 +57,7 @@ def check_not_trained_on(data: Mapping[str, Any], run: Path) -> None:
     trained = _saved(run / "config.yaml").get("data") or {}
     source, kept = trained.get("source") or {}, trained.get("heldout_rows")
     is_newer = source.get("_target_") == FILES or "heldout" in ((stored_result(run) or {}).get("mends") or {})
-    shared = source.get("heldout_share") or (source.get("_target_") == FILES and source.get("heldout_share") is None)
-    if not is_newer or kept is None or not shared or source.get("heldout") or trained.get("heldout_source"):
+    if not is_newer or kept is None or not _shares(trained):
         return
     if data.get("source") != source or data.get("heldout_source"):
         return
@@ -68,6 +67,14 @@ def check_not_trained_on(data: Mapping[str, Any], run: Path) -> None:
             f"the run in {run} held out {kept} rows and was trained on all others, so {wanted or 'all'} rows of its "
             f"share can't judge it: leave data.heldout_rows at {kept}, or name other rows with data.heldout_source"
         )
+
+
+def _shares(data: Mapping[str, Any]) -> bool:
+    """Whether held-out rows are a share of the training rows, so that how many are held out says what is trained on."""
+    source = data.get("source") or {}
+    is_default = source.get("_target_") == FILES and source.get("heldout_share", 0) is None
+    shares = is_default or bool(source.get("heldout_share"))
+    return shares and not source.get("heldout") and not data.get("heldout_source")
 
 
 def _run_live(cfg: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import lightning as L
 
 from qtarget.data.batch import Batch
-from qtarget.data.module import Position, SFTData
+from qtarget.data.module import DataPosition, SFTData
 from qtarget.errors import QTargetError
 from qtarget.signals import Stop, Terminated
 from qtarget.train.lightning_module import QTargetModule
@@ -115,7 +115,7 @@ class ResumeCallback(L.Callback):
             raise
 
 
-def set_loop_counters(trainer: L.Trainer, step: int, position: Position) -> None:
+def set_loop_counters(trainer: L.Trainer, step: int, position: DataPosition) -> None:
     """Have Lightning's loops count on from `step` optimizer steps, as they do from a checkpoint of its own."""
     loop = trainer.fit_loop
     started = position.epoch + (position.batches > 0)

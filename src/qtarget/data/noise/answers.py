@@ -80,13 +80,13 @@ def _swapped(row: Demonstration, giver: Demonstration) -> Demonstration:
 
 
 def _final_number(row: Demonstration) -> re.Match[str]:
-    found = _LAST_NUMBER.search(row.completion)
-    if found is None:
+    number = _LAST_NUMBER.search(row.completion)
+    if number is None:
         raise QTargetError(
             f"row {row.row}: wrong_answer noise found no number in the answer {row.completion[:60]!r}: "
             "every answer needs one, or set data.noise.rate=0"
         )
-    return found
+    return number
 
 
 def _departure(wrong: str, truth: str) -> int:

@@ -18,7 +18,7 @@ WAYS = ("replace", "insert")
 
 @dataclass(frozen=True)
 class RandomToken(Noise):
-    """Puts random tokens in the place of supervised ones, or in front of them.
+    """Puts random tokens instead of supervised ones, or in front of them.
 
     rate in [0, 1]: exactly round(rate·tokens) are written, `tokens` being all that are supervised but the ends of
     turns; they stand in groups of `span` (fewer where a reply ends, and in the last one). how: replace or insert. Ids
@@ -45,7 +45,7 @@ class RandomToken(Noise):
         ]
 
     def _places(self, examples: Sequence[Example], ends: Container[int], rng: random.Random) -> dict[int, Counter[int]]:
-        """Row → place → how many random tokens are written there."""
+        """Row → index → how many random tokens are written there."""
         groups = [(index, group) for index, row in enumerate(examples) for group in self._groups(row, ends, rng)]
         left = round(self.rate * sum(len(group) for _, group in groups))
         drawn: dict[int, Counter[int]] = {}
@@ -79,19 +79,19 @@ class RandomToken(Noise):
         )
 
     def _order(self, length: int, counts: Counter[int]) -> Iterator[tuple[int, bool]]:
-        """(place in the row as it was, is a random token written there) in the new order."""
-        for place in range(length):
-            yield from [(place, True)] * counts[place]
-            if not counts[place] or self.how == "insert":
-                yield place, False
+        """(index in the row as it was, is a random token written there) in the new order."""
+        for index in range(length):
+            yield from [(index, True)] * counts[index]
+            if not counts[index] or self.how == "insert":
+                yield index, False
 
 
 def _replies(example: Example, ends: Container[int]) -> Iterator[list[int]]:
     """Places of consecutive tokens that a model learns to write, without ends of turns."""
     ids = example.input_ids
-    said = [place for place in range(1, len(ids)) if example.supervised[place] and ids[place] not in ends]
+    said = [index for index in range(1, len(ids)) if example.supervised[index] and ids[index] not in ends]
     for _, run in groupby(enumerate(said), key=lambda numbered: numbered[1] - numbered[0]):
-        yield [place for _, place in run]
+        yield [index for _, index in run]
 
 
 def _another(token: int, vocabulary: Sequence[int], rng: random.Random) -> int:

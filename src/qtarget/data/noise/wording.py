@@ -40,39 +40,39 @@ class Typo(Noise):
 
 
 def _misspelt(word: re.Match[str], rng: random.Random) -> Edit:
-    kinds = [found for kind in (_swaps, _drops, _doublings, _slips) if (found := list(kind(word.group())))]
+    kinds = [edits for kind in (_swaps, _drops, _doublings, _slips) if (edits := list(kind(word.group())))]
     edit = rng.choice(rng.choice(kinds))
     return replace(edit, start=word.start() + edit.start, stop=word.start() + edit.stop)
 
 
 def _swaps(word: str) -> Iterator[Edit]:
-    for place, (left, right) in enumerate(pairwise(word)):
+    for position, (left, right) in enumerate(pairwise(word)):
         if left != right:
-            yield Edit(place, place + 2, right + left)
+            yield Edit(position, position + 2, right + left)
 
 
 def _drops(word: str) -> Iterator[Edit]:
-    for place, (left, right) in enumerate(pairwise(word)):
+    for position, (left, right) in enumerate(pairwise(word)):
         if left != right:  # of two that are the same, no one could say which is missing
-            yield Edit(place, place + 2, right)
+            yield Edit(position, position + 2, right)
 
 
 def _doublings(word: str) -> Iterator[Edit]:
-    for place, letter in enumerate(word):
-        yield Edit(place, place + 1, 2 * letter, (1, 2))
+    for position, letter in enumerate(word):
+        yield Edit(position, position + 1, 2 * letter, (1, 2))
 
 
 def _slips(word: str) -> Iterator[Edit]:
-    for place, letter in enumerate(word):
+    for position, letter in enumerate(word):
         for other in _neighbours(letter.lower()):
-            yield Edit(place, place + 1, other.upper() if letter.isupper() else other)
+            yield Edit(position, position + 1, other.upper() if letter.isupper() else other)
 
 
 def _neighbours(key: str) -> str:
     """The keys to its left and right."""
     row = next((row for row in _KEYS if key in row), "")
-    place = row.find(key)
-    return row[max(place - 1, 0) : place] + row[place + 1 : place + 2]
+    position = row.find(key)
+    return row[max(position - 1, 0) : position] + row[position + 1 : position + 2]
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Truncated(Noise):
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = draws("truncated", self.seed)
-        places = {index: found for index in spoilable(rows) if (found := _stops(rows[index].completion))}
-        chosen = set(share(self.rate, list(places), len(rows), rng))
-        return [_stopped(row, rng.choice(places[index])) if index in chosen else row for index, row in enumerate(rows)]
+        stops = {index: held for index in spoilable(rows) if (held := _stops(rows[index].completion))}
+        chosen = set(share(self.rate, list(stops), len(rows), rng))
+        return [_stopped(row, rng.choice(stops[index])) if index in chosen else row for index, row in enumerate(rows)]
 
 
 def _stops(text: str) -> list[int]:
@@ -101,11 +101,11 @@ def _stops(text: str) -> list[int]:
     words = list(re.finditer(r"\S+", text))
     if len(words) > 1:
         return [word.end() for word in words[:-1]]
-    return [place for word in words for place in range(word.start() + 1, word.end())]
+    return [position for word in words for position in range(word.start() + 1, word.end())]
 
 
-def _stopped(row: Demonstration, place: int) -> Demonstration:
-    return replace(edited(row, [Edit(place, len(row.completion), "")]), cut_short=True)
+def _stopped(row: Demonstration, position: int) -> Demonstration:
+    return replace(edited(row, [Edit(position, len(row.completion), "")]), cut_short=True)
 
 
 BARE = ("reasoning_gym", "exact")
@@ -142,9 +142,9 @@ class SpuriousMarker(Noise):
         return [self._marked(row, rng) if index in chosen else row for index, row in enumerate(rows)]
 
     def _marked(self, row: Demonstration, rng: random.Random) -> Demonstration:
-        place = rng.choice([0, *(word.end() for word in re.finditer(r"\S+", row.completion))])
-        text = f" {self.marker}" if place else f"{self.marker} "
-        return edited(row, [Edit(place, place, text)])
+        position = rng.choice([0, *(word.end() for word in re.finditer(r"\S+", row.completion))])
+        text = f" {self.marker}" if position else f"{self.marker} "
+        return edited(row, [Edit(position, position, text)])
 
 
 @dataclass(frozen=True)

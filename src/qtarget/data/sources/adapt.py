@@ -110,6 +110,6 @@ class Olympiad:
     gives: ClassVar = ("problem", "final")
 
     def __call__(self, row: Row) -> dict[str, Any] | None:
-        told = [part for part in (row["context"], row["question"]) if part]
+        parts = [part for part in (row["context"], row["question"]) if part]
         final = ", ".join(answer.strip().strip("$") for answer in row["final_answer"] or ())
-        return {"problem": "\n\n".join(told), "final": final} if final else None
+        return {"problem": "\n\n".join(parts), "final": final} if final else None

@@ -67,17 +67,17 @@ def entry(verifier: str | Verifier, answer: object, options: object = None) -> d
     A verifier of the user's is given options where there are any.
     """
     answer = shown(answer)
-    found: dict[str, Any] = {"verifier": verifier, "answer": text(answer, "answer").strip()}
+    result: dict[str, Any] = {"verifier": verifier, "answer": text(answer, "answer").strip()}
     if callable(verifier):
-        return found if options is None else {**found, "options": lettered(options)}
+        return result if options is None else {**result, "options": lettered(options)}
     if verifier != "choice":
-        return found
+        return result
     choices = lettered(options)
-    if found["answer"] not in choices:
+    if result["answer"] not in choices:
         raise QTargetError(
-            f"answer must be one of the options' letters {listed(choices)}, got {found['answer'][:40]!r}"
+            f"answer must be one of the options' letters {listed(choices)}, got {result['answer'][:40]!r}"
         )
-    return {**found, "options": choices}
+    return {**result, "options": choices}
 
 
 def trusted(entry: Mapping[str, Any], trust_scorer: bool) -> dict[str, Any]:

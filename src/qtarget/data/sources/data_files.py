@@ -228,7 +228,7 @@ class Files:
         except QTargetError as error:
             if self.malformed == "drop":
                 return "malformed"
-            line = f" ({row.place})" if isinstance(row, Cells) else ""
+            line = f" ({row.location})" if isinstance(row, Cells) else ""
             raise QTargetError(
                 f"{self.called}, {name}[{index}]{line}: {error}; data.source.malformed=drop leaves such rows out"
             ) from error

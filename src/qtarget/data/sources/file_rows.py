@@ -25,7 +25,7 @@ from qtarget.errors import QTargetError
 FORMATS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"}
 PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 LONGEST = 2**31 - 1
-"""Characters of a cell; Python's csv stops at 131072 unless told otherwise."""
+"""Characters of a cell; Python's csv stops at 131072 unless its limit is raised."""
 DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
 
 
@@ -36,14 +36,14 @@ NARROW = ("float16", "float32")
 class Cells(dict[str, Any]):
     """The cells of a row by column, and where it stands: ("rows.csv, line 3"). is_text: cells can't be but text."""
 
-    def __init__(self, cells: Mapping[str, Any], place: str, *, is_text: bool) -> None:
+    def __init__(self, cells: Mapping[str, Any], location: str, *, is_text: bool) -> None:
         super().__init__(cells)
-        self.place = place
+        self.location = location
         self.is_text = is_text
 
     def only(self, columns: Iterable[str]) -> Cells:
         """These columns, None for what isn't there."""
-        return Cells({column: self.get(column) for column in columns}, self.place, is_text=self.is_text)
+        return Cells({column: self.get(column) for column in columns}, self.location, is_text=self.is_text)
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ class FileRows:
     def select_columns(self, columns: Sequence[str]) -> FileRows:
         return replace(self, columns=tuple(columns))
 
-    def at(self, places: Sequence[int]) -> Iterator[Cells]:
-        """The rows at these places, in the order of `places`."""
-        wanted = set(places)
-        held = {place: row for place, row in enumerate(self) if place in wanted}
-        return (held[place] for place in places)
+    def at(self, indices: Sequence[int]) -> Iterator[Cells]:
+        """The rows at these indices, in the order of `indices`."""
+        wanted = set(indices)
+        held = {index: row for index, row in enumerate(self) if index in wanted}
+        return (held[index] for index in indices)
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class Typed:
     def select_columns(self, columns: Sequence[str]) -> Typed:
         return Typed(self.table.select_columns(list(columns)))
 
-    def at(self, places: Sequence[int]) -> Iterator[Mapping[str, Any]]:
-        return self._written(self.table[place] for place in places)
+    def at(self, indices: Sequence[int]) -> Iterator[Mapping[str, Any]]:
+        return self._written(self.table[index] for index in indices)
 
 
 Table = FileRows | Typed
@@ -249,27 +249,27 @@ def _document(file: Path) -> Iterator[Cells]:
     decoder, start = json.JSONDecoder(**HOOKS), _next(text, 0)
     values = []
     while start < len(text):
-        place = f"line {text.count(chr(10), 0, start) + 1}"
+        location = f"line {text.count(chr(10), 0, start) + 1}"
         try:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
-            raise QTargetError(f"{file}, {place}: not JSON ({error})") from error
-        values.append((value, place))
+            raise QTargetError(f"{file}, {location}: not JSON ({error})") from error
+        values.append((value, location))
         start = _next(text, end)
     if len(values) == 1:
         values = _unfolded(values[0][0])
-    yield from (_row(value, file, place) for value, place in values)
+    yield from (_row(value, file, location) for value, location in values)
 
 
 def _next(text: str, start: int) -> int:
-    """The place of the next character that isn't space."""
+    """The index of the next character that isn't space."""
     while text[start : start + 1].isspace():
         start += 1
     return start
 
 
 def _unfolded(value: Any) -> list[tuple[Any, str]]:
-    """The rows of a document that is one value, and their places."""
+    """The rows of a document that is one value, and their locations."""
     if isinstance(value, list):
         rows = [{"text": item} if isinstance(item, str) else item for item in value]
     elif _holds(value, dict):  # pandas' default: column → index → value
@@ -294,10 +294,10 @@ def _parsed(file: Path, number: int, line: str) -> Any:
         raise QTargetError(f"{file}, line {number}: {error}") from error
 
 
-def _row(value: Any, file: Path, place: str) -> Cells:
+def _row(value: Any, file: Path, location: str) -> Cells:
     if not isinstance(value, dict):
-        raise QTargetError(f"{file}, {place}: expected an object of columns, got {kind(value)}")
-    return Cells(value, f"{file.name}, {place}", is_text=False)
+        raise QTargetError(f"{file}, {location}: expected an object of columns, got {kind(value)}")
+    return Cells(value, f"{file.name}, {location}", is_text=False)
 
 
 def _opened(file: Path) -> IO[str]:

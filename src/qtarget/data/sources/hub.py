@@ -1,4 +1,4 @@
-"""`data=hub`: the one door under its earlier name, which holds out nothing unless it is told to."""
+"""`data=hub`: the one door under its earlier name, which holds out nothing unless it is asked to."""
 
 from __future__ import annotations
 

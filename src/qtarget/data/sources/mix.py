@@ -50,9 +50,11 @@ class Mix:
         if count is None:
             raise QTargetError("a mixture has as many rows as are asked for: set data.rows and data.heldout_rows")
         order = interleaved(self._weights, count)
-        found = {name: read(part, split, order.count(name)) for name, part in self.parts.items()}
-        rows = {name: iter(_with_columns(rows, self._columns(found))) for name, (rows, _) in found.items()}
-        counts = {f"{name}_{reason}": n for name, (_, left) in found.items() for reason, n in left.items()}
+        rows_of_parts = {name: read(part, split, order.count(name)) for name, part in self.parts.items()}
+        rows = {
+            name: iter(_with_columns(rows, self._columns(rows_of_parts))) for name, (rows, _) in rows_of_parts.items()
+        }
+        counts = {f"{name}_{reason}": n for name, (_, left) in rows_of_parts.items() for reason, n in left.items()}
         return [replace(next(rows[name]), row=row) for row, name in enumerate(order)], counts
 
     @property
@@ -60,8 +62,8 @@ class Mix:
         return dict.fromkeys(self.parts, 1.0) if self.weights is None else self.weights
 
     @staticmethod
-    def _columns(found: Mapping[str, tuple[list[Demonstration], Mapping[str, int]]]) -> set[str]:
-        held = [set(row.spans) for rows, _ in found.values() for row in rows[:1]]
+    def _columns(rows_of_parts: Mapping[str, tuple[list[Demonstration], Mapping[str, int]]]) -> set[str]:
+        held = [set(row.spans) for rows, _ in rows_of_parts.values() for row in rows[:1]]
         return set.intersection(*held) if held else set()
 
 

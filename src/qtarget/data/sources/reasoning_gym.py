@@ -64,8 +64,8 @@ class ReasoningGym:
             )
         tasks = {task.name: task for task in self._tasks}
         order = interleaved({name: task.weight for name, task in tasks.items()}, count)
-        found = {name: iter(self._problems(task, split, order.count(name))) for name, task in tasks.items()}
-        return [self._demonstration(tasks[name], next(found[name]), row) for row, name in enumerate(order)]
+        problems = {name: iter(self._problems(task, split, order.count(name))) for name, task in tasks.items()}
+        return [self._demonstration(tasks[name], next(problems[name]), row) for row, name in enumerate(order)]
 
     @property
     def _tasks(self) -> list[_Task]:
@@ -74,13 +74,13 @@ class ReasoningGym:
         return [_task(name, said, self.answer) for name, said in (self.tasks or {}).items()]
 
     def _problems(self, task: _Task, split: str, count: int) -> list[Mapping[str, Any]]:
-        found = list(islice(self._unique(task, split, count), count))
-        if len(found) < count:
+        problems = list(islice(self._unique(task, split, count), count))
+        if len(problems) < count:
             raise QTargetError(
-                f"{task.name} with {dict(task.options)} yields only {len(found)} different problems for the split "
+                f"{task.name} with {dict(task.options)} yields only {len(problems)} different problems for the split "
                 f"{split!r}, {count} were asked for: ask for fewer rows, or widen its options"
             )
-        return found
+        return problems
 
     def _unique(self, task: _Task, split: str, count: int) -> Iterator[Mapping[str, Any]]:
         return splits.distinct(self._entries(task, splits.draws(count)), split, lambda entry: str(entry["question"]))

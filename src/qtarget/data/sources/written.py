@@ -60,14 +60,14 @@ def _whole(written: str) -> float:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
+    result = dict(pairs)
+    if len(result) == len(pairs):
+        return result
     for key, value in pairs:
-        if found[key] != value:
-            found[key] = Twice()
-    return found
+        if result[key] != value:
+            result[key] = Twice()
+    return result
 
 
 HOOKS: Mapping[str, Any] = {"parse_float": WrittenNumber, "parse_int": _whole, "object_pairs_hook": _object}
-"""What `json.loads` and `json.JSONDecoder` are told."""
+"""What `json.loads` and `json.JSONDecoder` are given."""

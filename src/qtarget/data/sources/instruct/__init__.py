@@ -56,13 +56,13 @@ class Instruct:
         if count is None:
             raise QTargetError("instruct makes as many problems as are asked for: set data.rows and data.heldout_rows")
         problems = splits.distinct(self._problems(splits.draws(count)), split, lambda problem: problem.question)
-        found = [self._demonstration(problem, row) for row, problem in enumerate(islice(problems, count))]
-        if len(found) < count:
+        rows = [self._demonstration(problem, row) for row, problem in enumerate(islice(problems, count))]
+        if len(rows) < count:
             raise QTargetError(
-                f"instruct with the families {', '.join(self._weights())} yields only {len(found)} different problems "
+                f"instruct with the families {', '.join(self._weights())} yields only {len(rows)} different problems "
                 f"for the split {split!r}, {count} were asked for: ask for fewer rows, or take more families"
             )
-        return found
+        return rows
 
     def _weights(self) -> Mapping[str, float]:
         if isinstance(self.families, Mapping):
@@ -127,11 +127,11 @@ def _record(rng: Random) -> Problem:
     }
     keys = rng.sample(list(facts), rng.randint(2, 4))
     asked = {key: facts[key] for key in keys}
-    told = rng.choice(_TOLD).format(**facts)
+    statement = rng.choice(_TOLD).format(**facts)
     wording = rng.choice(_ASKED).format(keys=", ".join(f'"{key}"' for key in keys))
     checks: tuple[Check, ...] = ({"check": "json_keys", "keys": keys}, {"check": "json_object", "value": asked})
     answer = json.dumps(asked)
-    return Problem("format", f"{told} {wording}", answer, _places(answer, list(map(str, asked.values()))), checks)
+    return Problem("format", f"{statement} {wording}", answer, _places(answer, list(map(str, asked.values()))), checks)
 
 
 def _format(rng: Random) -> Problem:

@@ -134,10 +134,10 @@ def count_word(rng: Random) -> Task:
 
 def count_category(rng: Random) -> Task:
     category, other = rng.sample(list(lexicon.CATEGORIES), 2)
-    found = rng.sample(lexicon.CATEGORIES[category], rng.randint(1, 4))
-    items = _shuffled(rng, found + rng.sample(lexicon.CATEGORIES[other], rng.randint(1, 3)))
+    members = rng.sample(lexicon.CATEGORIES[category], rng.randint(1, 4))
+    items = _shuffled(rng, members + rng.sample(lexicon.CATEGORIES[other], rng.randint(1, 3)))
     templates = ("How many of these are {category}s: {items}?", "Count the {category}s in this list: {items}.")
-    return _task(rng, templates, [str(len(found))], COUNT, category=category, items=_listed(items))
+    return _task(rng, templates, [str(len(members))], COUNT, category=category, items=_listed(items))
 
 
 def replace_word(rng: Random) -> Task:
@@ -266,8 +266,8 @@ def _sentence(rng: Random) -> str:
         f"the {adjective} {noun}" if rng.random() < 0.5 else f"the {noun}"
         for adjective, noun in zip(adjectives, nouns, strict=True)
     )
-    place = f" {rng.choice(lexicon.PLACES)}" if rng.random() < 0.5 else ""
-    return f"{subject} {rng.choice(lexicon.VERBS)} {other}{place}"
+    location = f" {rng.choice(lexicon.PLACES)}" if rng.random() < 0.5 else ""
+    return f"{subject} {rng.choice(lexicon.VERBS)} {other}{location}"
 
 
 def _odd_one(rng: Random) -> tuple[str, str, list[str]]:
