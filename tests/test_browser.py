@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import many_runs
 import pytest
 import test_groups
 import test_runs
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: run tests/browser/install.sh (Debian, as root)"),
 ]
 
-KINDS = ("runs", "groups", "sweep")
+KINDS = ("runs", "groups", "sweep", "many", "many_groups")
 LONG = "a_design_with_a_name_that_is_much_too_long_for_a_phone"
 OUTSIDE = """() => [...document.querySelectorAll("main :not(svg *), main svg text")].filter((part) => {
   const { left, right } = part.getBoundingClientRect();  // of an svg the texts count: its lines are cut at its axes
@@ -35,6 +36,12 @@ EMPTY = """() => [...document.querySelectorAll(".plot")].filter((plot) => {
   const points = plot.querySelectorAll(".mark, .line, .cell rect");
   return ![...points].some((point) => point.getBoundingClientRect().width + point.getBoundingClientRect().height > 1);
 }).map((plot) => plot.id)"""
+TOUCHING = """() => [...document.querySelectorAll(".plot svg")].flatMap((svg) => {
+  const texts = [...svg.querySelectorAll(".ticks text:not([transform]), .x-title, .y-title")];
+  const boxes = texts.map((text) => ({ text: text.textContent, ...text.getBoundingClientRect().toJSON() }));
+  const touch = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3;
+  return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => touch(a, b)).map((b) => `${a.text} / ${b.text}`));
+})"""
 SMALLEST = """() => Math.min(...[...document.querySelectorAll("main *")]
   .filter((part) => [...part.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()))
   .map((part) => parseFloat(getComputedStyle(part).fontSize)))"""
@@ -54,6 +61,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_sweep(root / "sweep", GRID)
     for file in root.glob("*/*/metrics.jsonl"):
         file.write_text(HISTORY)
+    many_runs.write_many(root / "many")
+    many_runs.write_many(root / "many_groups", many_runs.DESIGNS[:3], (0.0, 0.2, 0.4), seeds=3)
+    compare([root / "many"], format="csv")
+    compare([root / "many_groups"], format="csv", group_by=["target", "data.noise.rate"])
     compare([root / "runs"], format="csv")
     compare([root / "groups"], format="csv", group_by=["target", "data.noise.rate"], against=["target=sft"])
     compare([root / "sweep"], format="csv")
@@ -87,6 +98,7 @@ def test_a_page_is_drawn_and_fits_the_window(
 ) -> None:
     with reading(chromium, reports[kind], width) as page:
         assert page.evaluate(EMPTY) == []
+        assert page.evaluate(TOUCHING) == []
         page.evaluate("() => document.querySelectorAll('details').forEach((part) => { part.open = true; })")
         assert page.evaluate(OUTSIDE) == []
         assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
@@ -143,6 +155,38 @@ def test_the_list_over_the_heatmap_shows_other_keys(chromium: Browser, reports: 
         choice.select_option(index=1)
         page.wait_for_function(f"() => ({titles})()[1] === 'target/residual'")
         assert page.evaluate(EMPTY) == []
+        assert page.evaluate(OUTSIDE) == []
+
+
+def test_fifty_runs_are_ten_lines_of_five_colours(chromium: Browser, reports: dict[str, Path]) -> None:
+    """Five designs at two noise rates from five seeds: a colour a design, a dash a rate, single seeds on pointing."""
+    looks = """() => [...document.querySelectorAll('#plot-progress .trace .line')]
+      .map((line) => [line.getAttribute('stroke'), line.getAttribute('stroke-dasharray')])"""
+    assert reports["many"].stat().st_size < 1_500_000
+    with reading(chromium, reports["many"], "desktop") as page:
+        lines = page.evaluate(looks)
+        assert (len(lines), len({colour for colour, _ in lines}), len({dash for _, dash in lines})) == (10, 5, 2)
+        assert page.locator("#plot-progress .band").count() == 10
+        mark = page.locator("#plot-progress .trace .mark").first
+        mark.scroll_into_view_if_needed()
+        box = mark.bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        assert page.locator("#plot-progress .member").count() == 5
+
+
+def test_the_reader_chooses_the_metric_and_the_x_axis(chromium: Browser, reports: dict[str, Path]) -> None:
+    with reading(chromium, reports["many"], "phone") as page:
+        choice = page.locator("select[data-plot='plot-metric-0']")
+        choice.select_option(label="train/entropy")
+        title = "() => document.querySelector('#plot-metric-0 .y-title').textContent"
+        assert page.evaluate(title) == "train/entropy"
+        last = "() => [...document.querySelectorAll('#plot-nll .ticks text')].map((text) => text.textContent)"
+        assert "200" in page.evaluate(last)
+        page.locator("select[data-x]").select_option("seconds")
+        assert "200" not in page.evaluate(last)
+        assert "seconds since the start" in str(page.locator("#plot-nll .x-title").first.text_content())
+        assert page.evaluate(TOUCHING) == []
         assert page.evaluate(OUTSIDE) == []
 
 

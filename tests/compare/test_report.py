@@ -13,10 +13,12 @@ from test_runs import NOW, write_run
 from qtarget.compare.command import compare, print_tables
 from qtarget.compare.groups import problems
 from qtarget.compare.report import differences, render
+from qtarget.compare.run_groups import run_groups
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import save_samples
 from qtarget.plot.chart_data import chart_data
-from qtarget.plot.figures import COLOURS, MOST_POINTS, marks, panels
+from qtarget.plot.figures import MOST_POINTS, panels
+from qtarget.plot.looks import COLOURS, KNOWN
 from qtarget.record.runs import read_runs
 
 HISTORY = "\n".join(
@@ -102,7 +104,7 @@ def test_page_shows_the_rows_and_what_differs(folder):
     rows = re.findall(r"<tr>(.*?)</tr>", page, re.S)
     (row,) = [row for row in rows if ">dft<" in row and "41.2 [37.2, 46.2]" in row]
     assert 'data-sort="0.412"' in row
-    assert COLOURS[0] in row
+    assert COLOURS[KNOWN.index("dft")] in row
     assert "40 % of the training rows made wrong" in page
     assert "failed after step 15" in page
     (difference,) = differences([run for run in read_runs([folder], NOW) if run.name in ("sft", "dft")])
@@ -148,7 +150,7 @@ def test_picture_is_of_readme_size_and_not_blank(folder):
 
 
 def test_plots_hold_the_numbers_of_the_runs(folder):
-    plots = panels(read_runs([folder], NOW))
+    plots = panels(run_groups(read_runs([folder], NOW)))
     accuracy = panel(plots, "accuracy")
     assert [(dot.mark.label, round(dot.value, 1), round(dot.high, 1)) for dot in accuracy.dots] == [
         ("base", 6.0, 11.0),
@@ -156,38 +158,39 @@ def test_plots_hold_the_numbers_of_the_runs(folder):
         ("sft", 38.5, 43.5),
     ]
     assert accuracy.reference == pytest.approx(6.0)
-    nll = {(line.mark.label, line.dash): (line.steps, line.values) for line in panel(plots, "nll").lines}
-    assert nll["sft", "solid"] == ((5, 10, 15), (1.75, 1.5, 1.25))
-    assert nll["sft", "dashed"] == ((10,), (1.1,))
-    assert ("gem · failed", "solid") in nll
+    nll = {(line.mark.label, line.faint): (line.steps, line.values) for line in panel(plots, "nll").lines}
+    assert nll["sft", True] == ((5, 10, 15), (1.75, 1.5, 1.25))
+    assert nll["sft", False] == ((10,), (1.1,))
+    assert ("gem · failed", True) in nll
     assert "±5 percentage points" in panel(plots, "progress").caption
-    trust = {(line.mark.label, line.dash): line.values for line in panel(plots, "trust").lines}
-    assert (trust["dft", "solid"], trust["dft", "dashed"]) == ((0.8, 0.8, 0.8), (0.2,))
+    trust = {(line.mark.label, line.faint): line.values for line in panel(plots, "trust").lines}
+    assert (trust["dft", False], trust["dft", True]) == ((0.8, 0.8, 0.8), (0.2,))
 
 
 def test_trust_is_one_line_where_tokens_are_not_split(tmp_path):
     write_run(tmp_path / "demo", "sft", "a" * 12, history='{"step": 1, "target/trust": 1.0}')
-    (line,) = panel(panels(read_runs([tmp_path], NOW)), "trust").lines
-    assert (line.values, line.dash) == ((1.0,), "solid")
+    (line,) = panel(panels(run_groups(read_runs([tmp_path], NOW))), "trust").lines
+    assert (line.values, line.faint) == ((1.0,), False)
     assert line.marked  # a single point without a marker would not be seen
 
 
 def test_long_lines_are_averaged_not_cut(tmp_path):
     history = "\n".join(json.dumps({"step": step, "train/nll": float(step)}) for step in range(1, 1001))
     write_run(tmp_path / "demo", "sft", "a" * 12, history=history)
-    (line,) = panel(panels(read_runs([tmp_path], NOW)), "nll").lines
+    (line,) = panel(panels(run_groups(read_runs([tmp_path], NOW))), "nll").lines
     assert len(line.steps) <= MOST_POINTS
     assert line.steps == line.values
-    assert line.values[0] == pytest.approx(4.0)  # mean of steps 1 to 7
+    assert line.values[0] == pytest.approx(5.5)  # mean of steps 1 to 10
 
 
 def test_a_run_looks_the_same_everywhere_and_like_no_other(tmp_path):
     for digest in range(25):
         write_run(tmp_path / "demo", f"design{digest}", f"{digest:012x}", 0.9 - digest / 100, history=HISTORY)
     runs = read_runs([tmp_path], NOW)
-    assert len({(mark.colour, mark.symbol) for _, mark in marks(runs)}) == 25
-    looks = {(mark.label, mark.colour) for _, mark in marks(runs)}
-    for plot in chart_data(panels(runs))["panels"].values():
+    marks = [group.mark for group in run_groups(runs)]
+    assert len({(mark.colour, mark.symbol) for mark in marks}) == 25
+    looks = {(mark.label, mark.colour) for mark in marks}
+    for plot in chart_data(panels(run_groups(runs)))["panels"].values():
         assert {(mark["label"], mark["colour"]) for mark in (*plot["dots"], *plot["lines"])} == looks
 
 

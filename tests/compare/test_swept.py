@@ -147,7 +147,7 @@ def test_without_a_book_it_is_what_differs(tmp_path: Path) -> None:
         write_run(tmp_path, "sft", 0, [row < right for row in range(4)], rate)
     found = swept(tmp_path)
     assert (found.metric, found.numbers, found.words) == ("test/accuracy", ("data.noise.rate",), ())
-    assert points(*scatter_panels(found, 0)) == {(0.0, 0.75, False), (0.2, 0.5, False), (0.4, 0.25, False)}
+    assert points(*scatter_panels(found, 0)) == {(0.0, 75.0, False), (0.2, 50.0, False), (0.4, 25.0, False)}
     assert heat_panels(found) == ()
     assert swept(tmp_path, "test/nll").lower_is_better
 

@@ -186,7 +186,7 @@ def test_plots_hold_what_was_measured_in_the_designs_colours(curves: dict[str, C
     pull = next(panel for panel in drawn if panel.key == "pull")
     dft = next(line for line in pull.lines if line.mark.label == "dft")
     close(dft.values, [p * (1 - p) for p in sweep()], within=1e-5)
-    (dotted,) = (line for line in pull.lines if line.dotted)
+    (dotted,) = (line for line in pull.lines if line.dash == "dotted")
     close(dotted.values, [1 - p for p in sweep()], within=1e-4)
 
 

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from qtarget.measures import MEASURES, Measure
 from qtarget.record.runs import Run, finished
 
-DECADES = 1.4
-"""From this ratio of largest to smallest on, in powers of ten, values stand on a logarithmic axis."""
-
 
 def number(text: str) -> float | None:
     """The finite number that a text is, or None.
@@ -31,11 +28,6 @@ def numeric(values: Sequence[str]) -> bool:
     """Several numbers, and nothing else."""
     numbers = {number(value) for value in values}
     return len(numbers) > 1 and None not in numbers
-
-
-def wants_log_axis(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis shows the values better."""
-    return min(values) > 0 and math.log10(max(values) / min(values)) >= DECADES
 
 
 MISSING = "–"

@@ -93,14 +93,13 @@ def write_files(
     runs: Sequence[Run], folder: Path, grouped: Grouped | None = None, swept: Swept | None = None
 ) -> tuple[Path, Path]:
     """report.html and comparison.png in `folder`."""
-    from qtarget.compare.report import write_report
+    from qtarget.compare.report import picture_plots, write_report
     from qtarget.plot.drawing import draw_png  # plots and templates only where they are made
-    from qtarget.plot.figures import panels
 
     folder.mkdir(parents=True, exist_ok=True)
     page, picture = folder / "report.html", folder / "comparison.png"
     write_report(runs, page, grouped, swept)
-    draw_png(panels(runs), picture)
+    draw_png(picture_plots(runs, grouped), picture)
     return page, picture
 
 

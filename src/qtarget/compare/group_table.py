@@ -62,7 +62,7 @@ class Grouped:
     @property
     def is_percent(self) -> bool:
         """Shares are in percent, and so are their differences."""
-        return self.has_intervals and not is_of_rows(self.metric)
+        return (self.has_intervals and not is_of_rows(self.metric)) or self.metric.endswith("/accuracy")
 
     @property
     def scale(self) -> float:

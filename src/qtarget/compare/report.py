@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qtarget.compare.columns import MISSING, columns_of, reading_note, subject, wants_log_axis
+from qtarget.compare.columns import MISSING, TableColumn, columns_of, reading_note, subject
 from qtarget.compare.group_table import Grouped, label_without
 from qtarget.compare.groups import GroupRow, problems
+from qtarget.compare.run_groups import groups_of_rows, row_design, run_groups
 from qtarget.compare.sweeps import Swept, heat_panels, point_marks, scatter_panels
 from qtarget.plot import figures
 from qtarget.plot.chart_data import chart_data
-from qtarget.plot.figures import Dot, Line, Mark, Panel, look
+from qtarget.plot.figures import Dot, Line, Panel, RunGroup, wants_log_axis
+from qtarget.plot.looks import Mark, distinct, marks
 from qtarget.plot.page import render as render_page
 from qtarget.record.runs import Run, differing_keys, finished, of_design, unfinished
 
@@ -23,9 +25,8 @@ def design_marks(grouped: Grouped, first_index: int) -> list[tuple[GroupRow, Mar
 
     first_index: of the first mark.
     """
-    names = dict.fromkeys(map(grouped.design, grouped.rows))
-    looks = {name: Mark(first_index + index, name, *look(index)) for index, name in enumerate(names)}
-    return [(row, looks[grouped.design(row)]) for row in grouped.rows]
+    styled = marks([(row_design(grouped, row), grouped.design(row)) for row in grouped.rows], first_index)
+    return list(zip(grouped.rows, styled, strict=True))
 
 
 def grouped_panels(grouped: Grouped, first_index: int) -> tuple[Panel, ...]:
@@ -119,7 +120,7 @@ class DifferingKey:
 class ReportPart:
     """Plots under one row of names, with the marks that the names stand for."""
 
-    marks: tuple[figures.Mark, ...] = ()
+    marks: tuple[Mark, ...] = ()
     plots: tuple[figures.Panel, ...] = ()
 
 
@@ -135,24 +136,29 @@ def render(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | N
 
 def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> dict[str, Any]:
     """What the template shows. The marks of groups, or of a sweep, are counted on behind those of runs."""
-    plots = figures.panels(runs)
-    styled = figures.marks(runs)
+    groups = groups_of_rows(grouped) if grouped else run_groups(runs)
+    plots = training_plots(groups) if grouped else figures.panels(groups)
+    others = figures.metric_panels(groups)
+    styled = [group.mark for group in groups]
+    mark_of = {run.folder: group.mark for group in run_groups(runs) for run in group.runs}
     means = _grouped_part(grouped, len(styled))
     over, heats = _swept_parts(swept, len(styled))
     return {
         "title": "Comparison of " + ", ".join(sorted({run.experiment for run in runs})),
         "subject": subject(runs),
-        "columns": columns_of(runs),
-        "rows": [(run, mark) for run, mark in styled if run.status == "finished"],
+        "columns": sorted(columns_of(runs), key=_column_order),
+        "rows": [(run, mark_of[run.folder]) for run in finished(runs)],
         "note": reading_note(runs),
         "unfinished": unfinished(runs),
-        "marks": [mark for _, mark in styled],
+        "marks": distinct(styled),
         "plots": plots,
         "grouped": grouped,
         "means": means,
         "swept": over,
         "heats": heats,
-        "figures": chart_data((*means.plots, *over.plots, *heats, *plots)),
+        "others": others,
+        "timed": any(plot.x_choices for plot in (*plots, *others)),
+        "figures": chart_data((*means.plots, *over.plots, *heats, *plots, *others)),
         "compared": finished(runs) or runs,
         "differences": differences(finished(runs) or runs),
         "problems": problems(finished(runs)),
@@ -161,11 +167,28 @@ def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: 
     }
 
 
+def training_plots(groups: Sequence[RunGroup]) -> tuple[Panel, ...]:
+    """Over training alone: beside a table of groups their accuracy stands already."""
+    return tuple(plot for plot in figures.panels(groups) if plot.lines)
+
+
+def picture_plots(runs: Sequence[Run], grouped: Grouped | None) -> tuple[Panel, ...]:
+    """What comparison.png shows: the plots of the groups where there are any, and those over training."""
+    if grouped is None:
+        return figures.panels(run_groups(runs))
+    return (*grouped_panels(grouped, len(grouped.rows)), *training_plots(groups_of_rows(grouped)))
+
+
+def _column_order(column: TableColumn) -> int:
+    """The name, what was measured on held-out rows, then the design and the rest."""
+    return 0 if column.key == "name" else 1 if column.key.startswith("test/") else 2
+
+
 def _grouped_part(grouped: Grouped | None, first_index: int) -> ReportPart:
     if grouped is None:
         return ReportPart()
     return ReportPart(
-        figures.distinct(mark for _, mark in design_marks(grouped, first_index)), grouped_panels(grouped, first_index)
+        distinct(mark for _, mark in design_marks(grouped, first_index)), grouped_panels(grouped, first_index)
     )
 
 
@@ -173,7 +196,7 @@ def _swept_parts(swept: Swept | None, first_index: int) -> tuple[ReportPart, tup
     """The metric over every number swept, and over every two keys."""
     if swept is None:
         return ReportPart(), ()
-    marks = figures.distinct(mark for _, mark in point_marks(swept, first_index))
+    marks = distinct(mark for _, mark in point_marks(swept, first_index))
     return ReportPart(marks, scatter_panels(swept, first_index)), heat_panels(swept)
 
 

@@ -14,11 +14,12 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from qtarget.compare.columns import number, numeric, wants_log_axis
+from qtarget.compare.columns import number, numeric
 from qtarget.errors import QTargetError
 from qtarget.measures import direction
 from qtarget.plot.drawing import draw_panel, picture
-from qtarget.plot.figures import COLOURS, Heat, Line, Mark, Panel, distinct, look
+from qtarget.plot.figures import Heat, Line, Panel, wants_log_axis
+from qtarget.plot.looks import COLOURS, Mark, distinct, marks
 from qtarget.record.runs import (
     SETTLED,
     Run,
@@ -60,6 +61,19 @@ class Swept:
     points: tuple[SweptRun, ...]
     numbers: tuple[str, ...]
     words: tuple[str, ...]
+
+    @property
+    def is_percent(self) -> bool:
+        """Accuracy is in percent wherever it is shown."""
+        return self.metric.endswith("/accuracy")
+
+    @property
+    def title(self) -> str:
+        return f"{self.metric} %" if self.is_percent else self.metric
+
+    @property
+    def scale(self) -> float:
+        return 100.0 if self.is_percent else 1.0
 
     def column(self, key: str) -> list[str]:
         """The values of a key, of those points that have it."""
@@ -185,11 +199,11 @@ class Cut:
 def point_marks(swept: Swept, first_index: int) -> list[tuple[SweptRun, Mark]]:
     """Points that agree in all that is no number look alike. first_index: of the first mark."""
     names = [", ".join(point.values[key] for key in swept.words if key in point.values) for point in swept.points]
-    looks = {
-        name: Mark(first_index + index, name or "all runs", *look(index))
-        for index, name in enumerate(sorted(set(names)))
-    }
-    return [(point, looks[name]) for point, name in zip(swept.points, names, strict=True)]
+    designs = [point.values.get("target", name) for point, name in zip(swept.points, names, strict=True)]
+    pairs = [(design, name or "all runs") for design, name in zip(designs, names, strict=True)]
+    ordered = sorted(set(pairs))
+    mark_of = dict(zip(ordered, marks(ordered, first_index), strict=True))
+    return [(point, mark_of[pair]) for point, pair in zip(swept.points, pairs, strict=True)]
 
 
 def scatter_panels(swept: Swept, first_index: int) -> tuple[Panel, ...]:
@@ -213,7 +227,7 @@ def _scatter(swept: Swept, styled: Sequence[tuple[SweptRun, Mark]], key: str, in
         caption += f" {without} more have no number here."
     log = wants_log_axis([step for line in drawn for step in line.steps])
     title = f"{swept.metric} over {key}"
-    return Panel(f"scatter-{index}", title, key, swept.metric, caption, lines=drawn, x_log=log, x_near=True)
+    return Panel(f"scatter-{index}", title, key, swept.title, caption, lines=drawn, x_log=log, x_near=True)
 
 
 def _line(swept: Swept, styled: Sequence[tuple[SweptRun, Mark]], mark: Mark, key: str, faint: bool) -> Line:
@@ -224,7 +238,7 @@ def _line(swept: Swept, styled: Sequence[tuple[SweptRun, Mark]], mark: Mark, key
         mark,
         swept.metric,
         tuple(float(point.values[key]) for point in points),
-        tuple(point.value for point in points),
+        tuple(swept.scale * point.value for point in points),
         faint=faint,
         at=key,
         texts=tuple(f"{point.run.display_name} ({point.run.short_path})" for point in points),
@@ -258,7 +272,7 @@ def _heat(swept: Swept, across: str, up: str, index: int) -> Panel:
     for point in swept.points:
         if point.run.status in SETTLED and across in point.values and up in point.values:
             cell = rows.index_of(point.values[up]), columns.index_of(point.values[across])
-            cells.setdefault(cell, []).append(point.value)
+            cells.setdefault(cell, []).append(swept.scale * point.value)
     best = {cell: (min if swept.lower_is_better else max)(values) for cell, values in cells.items()}
     width, height = len(columns.names), len(rows.names)
     table = tuple(tuple(best.get((row, column)) for column in range(width)) for row in range(height))
@@ -268,7 +282,9 @@ def _heat(swept: Swept, across: str, up: str, index: int) -> Panel:
         f"Each cell is the best of its runs, the {end} {swept.metric}; yellow is better. A cell with more runs has had "
         "more luck; an empty one was not tried."
     )
-    return Panel(f"heat-{index}", f"{across} × {up}", across, up, caption, heat=heat, number=".3g", unit="")
+    return Panel(
+        f"heat-{index}", f"{across} × {up}", across, up, caption, heat=heat, number=".3g", unit=" %" * swept.is_percent
+    )
 
 
 def cut(values: Sequence[str]) -> Cut:
@@ -316,5 +332,5 @@ def draw_sweep(folder: str | Path, path: str | Path) -> SweptRun:
             draw_panel(axes, panel)
             if not panel.x_log:
                 axes.locator_params(axis="x", nbins=5)
-            axes.plot(float(best.values[key]), best.value, "*", markersize=14, color=BEST_COLOUR)
+            axes.plot(float(best.values[key]), swept.scale * best.value, "*", markersize=14, color=BEST_COLOUR)
     return best

@@ -18,7 +18,8 @@ from qtarget.math.loss import LossOutput, dense_loss
 from qtarget.math.reference import Reference
 from qtarget.math.scope_values import scoped_parts
 from qtarget.math.target import Design, columns, needs, wants_support
-from qtarget.plot.figures import COLOURS, GREY, Line, Mark, Panel, look
+from qtarget.plot.figures import Line, Panel
+from qtarget.plot.looks import COLOURS, GREY, Mark, looks
 
 LOW, HIGH, STEPS = 0.002, 0.998, 161  # the sweep of p(y), evenly spaced in log-odds
 STOPS = {"unsure": 0.05, "in between": 0.3, "sure": 0.8}  # values of p(y) whose bars are shown; the sweep has them too
@@ -204,8 +205,9 @@ def _notes(design: Design, points: Sequence[CurvePoint], keep: int | None) -> It
 
 
 def marks(names: Sequence[str]) -> tuple[Mark, ...]:
-    """One look per design, in their order."""
-    return tuple(Mark(index, name, *look(index)) for index, name in enumerate(names))
+    """One look for each design, the same as in every comparison."""
+    chosen = looks(names)
+    return tuple(Mark(index, name, *chosen[name]) for index, name in enumerate(names))
 
 
 # What is plotted of it

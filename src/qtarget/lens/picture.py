@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtarget.lens.curves import AXIS, DIAGONAL, QUANTITIES, STOPS, Curve, World, extent, panels
 from qtarget.plot.drawing import draw_panel, picture, plain
-from qtarget.plot.figures import GREY, Mark
+from qtarget.plot.looks import GREY, Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

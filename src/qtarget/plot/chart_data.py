@@ -60,7 +60,7 @@ def _line(line: Line, axes: dict[tuple[float, ...], int]) -> dict[str, Any]:
         "high": [_rounded(value) for value in line.highs] or None,
         "band": line.band,
         "texts": line.texts or None,
-        "dash": line.dash,
+        "dash": line.dash or mark.dash,
         "faint": line.faint,
         "joined": line.joined,
         "marked": line.marked,

@@ -39,7 +39,8 @@ function short(value, digits = 3) {
 
 function wrapped(text, characters, most) {
   const lines = [""];
-  for (const word of text.split(/(?<=[ _,=/.])/)) {
+  const parts = text.split(/(?<= )/).flatMap((word) => (word.length > characters ? word.split(/(?<=[_,=/])/) : [word]));
+  for (const word of parts) {
     if (lines.at(-1) && (lines.at(-1) + word).trimEnd().length > characters) lines.push("");
     lines[lines.length - 1] += word;
   }

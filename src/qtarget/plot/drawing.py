@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtarget.plot.figures import FAINT, GREY, SYMBOLS, Dot, Line, Mark, Panel, distinct
+from qtarget.plot.figures import FAINT, Dot, Line, Panel
+from qtarget.plot.looks import GREY, SYMBOLS, Mark, distinct
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PNG_INCHES, PNG_DPI = (14.0, 10.4), 100
+PNG_WIDTH, PNG_ROW, PNG_DPI = 14.0, 5.2, 100
+MOST_NAMES = 24  # in the legend: more would fill the picture
 MOST_MARKERS = 12  # on one line of many points
 
 
 def draw_png(plots: Sequence[Panel], path: Path) -> None:
-    """The same plots, two by two, in one picture of about 1400 × 1040 pixels."""
-    with picture(path, PNG_INCHES) as figure:
-        for axes, panel in zip(figure.subplots(2, 2).flat, plots, strict=True):
+    """The plots, two in a row of 1400 × 520 pixels."""
+    rows = max(1, math.ceil(len(plots) / 2))
+    with picture(path, (PNG_WIDTH, PNG_ROW * rows)) as figure:
+        grid = list(figure.subplots(rows, 2, squeeze=False).flat)
+        for axes, panel in zip(grid, plots, strict=False):
             draw_panel(axes, panel)
-        handles = [_legend_handle(mark) for mark in _marks_in(plots)]
+        for axes in grid[len(plots) :]:
+            axes.axis("off")
+        if not plots:
+            grid[0].text(0.5, 0.5, "nothing recorded", ha="center", color=GREY)
+        handles = [_legend_handle(mark) for mark in _marks_in(plots)][:MOST_NAMES]
         if handles:
             figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
 
@@ -44,9 +53,10 @@ def picture(path: Path, inches: tuple[float, float], *, arranged: bool = True) -
         figure.savefig(path, format="png")
 
 
-def _marks_in(plots: Sequence[Panel]) -> tuple[Mark, ...]:
-    dotted = [dot.mark for panel in plots for dot in panel.dots]
-    return distinct([*dotted, *(line.mark for panel in plots for line in panel.lines)])
+def _marks_in(plots: Sequence[Panel]) -> list[Mark]:
+    """Of the lines, each look once; dots have their names beside them."""
+    marks = distinct(line.mark for panel in plots for line in panel.lines)
+    return list({(mark.label, mark.colour, mark.dash): mark for mark in marks}.values())
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
@@ -56,14 +66,13 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x" if panel.dots else "y", color="#e3e3e3", linewidth=0.8)
     axes.set_axisbelow(True)
-    if not panel.dots and not panel.lines:
-        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=GREY)
-        return
     if panel.reference is not None:
         (axes.axvline if panel.dots else axes.axhline)(panel.reference, color=GREY, linestyle=":", linewidth=1.2)
     _draw_dots(axes, panel.dots)
     if panel.x_log:
         axes.set_xscale("log")
+    if panel.y_log:
+        axes.set_yscale("log")
     elif panel.lines and not panel.x_near:
         axes.set_xlim(left=0, right=1.02 * max(max(line.steps) for line in panel.lines) or 1)
     if panel.x_span:
@@ -94,11 +103,13 @@ def _every(line: Line) -> int:
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
+    if line.band:
+        axes.fill_between(line.steps, line.lows, line.highs, color=line.mark.colour, alpha=0.16, linewidth=0)
     axes.plot(
         line.steps,
         line.values,
         color=line.mark.colour,
-        linestyle=line.dash if line.joined else "",
+        linestyle=(line.dash or line.mark.dash) if line.joined else "",
         linewidth=1.7,
         alpha=FAINT if line.faint else 1,
         marker=SYMBOLS[line.mark.symbol][1] if line.marked else None,
@@ -107,18 +118,18 @@ def _draw_line(axes: Axes, line: Line) -> None:
     )
 
 
-STYLE_NAMES = {"nll": ("train", "validation"), "trust": ("clean tokens", "wrong tokens")}
+STYLE_NAMES = {"nll": ("validation", "train"), "trust": ("clean tokens", "wrong tokens")}
 
 
 def _name_styles(axes: Axes, panel: Panel) -> None:
-    """A small key for solid and dashed: the picture travels without its caption."""
+    """A small key for strong and pale: the picture travels without its caption."""
     from matplotlib.lines import Line2D
 
-    if panel.key not in STYLE_NAMES or not any(line.dash == "dashed" for line in panel.lines):
+    if panel.key not in STYLE_NAMES or not any(line.faint for line in panel.lines):
         return
-    solid, dashed = STYLE_NAMES[panel.key]
+    strong, pale = STYLE_NAMES[panel.key]
     ink = "#444444"
-    handles = [Line2D([], [], color=ink, label=solid), Line2D([], [], color=ink, linestyle="--", label=dashed)]
+    handles = [Line2D([], [], color=ink, label=strong), Line2D([], [], color=ink, alpha=FAINT, label=pale)]
     axes.legend(
         handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, borderaxespad=0.2
     )
@@ -127,7 +138,9 @@ def _name_styles(axes: Axes, panel: Panel) -> None:
 def _legend_handle(mark: Mark) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=mark.colour, marker=SYMBOLS[mark.symbol][1], linewidth=1.7, label=plain(mark.label))
+    dash: Any = mark.dash  # a Literal in matplotlib's stubs
+    marker = SYMBOLS[mark.symbol][1]
+    return Line2D([], [], color=mark.colour, marker=marker, linewidth=1.7, linestyle=dash, label=plain(mark.label))
 
 
 def plain(label: str) -> str:

@@ -1,37 +1,25 @@
-"""The four plots of a comparison as data: made once, drawn for the page and for the picture by drawing.py.
+"""The plots of a comparison as data: made once, drawn on the page by charts.js and in the picture by drawing.py.
 
-A run keeps one colour and one marker in every plot of both. The colours start from Paul Tol's vibrant set: told apart
-by colour-blind readers, with the markers' help, and readable on white and on near-black.
+Runs that differ in their seed alone are one line: the mean, with a band from the smallest seed to the largest.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from qtarget.record.runs import Run, finished, unfinished
+from qtarget.measures import MEASURES
+from qtarget.plot.looks import Mark
+from qtarget.record.runs import Run
 
-GREY = "#8a8a8a"  # runs without training of their own
-COLOURS = ("#0077bb", "#ee7733", "#009988", "#cc3311", "#2fa8dc", "#ee3377", "#aa4499", "#999933", "#7766cc", "#d9a521")
-SYMBOLS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"), ("triangle-down", "v"))
 FAINT = 0.45  # opacity of lines that are noisier than what stands beside them
-MOST_POINTS = 150  # of one line: longer ones are averaged over equal spans of steps
-
-
-@dataclass(frozen=True)
-class Mark:
-    """How one thing looks in every plot of a page: a run, a design, or what else a curve stands for.
-
-    index: no other mark of the page has it; the page shows and hides by it. symbol: counts into SYMBOLS.
-    """
-
-    index: int
-    label: str
-    colour: str
-    symbol: int
+MOST_POINTS = 100  # of one line: longer ones are averaged over equal spans of steps
+DECADES = 1.4
+"""From this ratio of largest to smallest on, in powers of ten, values stand on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +45,9 @@ class Line:
     metric: str
     steps: tuple[float, ...]
     values: tuple[float, ...]
-    dash: str = "solid"
     pointed: bool = False
     faint: bool = False
+    dash: str = ""  # else the mark's
     at: str = "step"
     lows: tuple[float, ...] = ()
     highs: tuple[float, ...] = ()
@@ -112,115 +100,188 @@ class Panel:
     unit: str = " %"
 
 
-def distinct(marks: Iterable[Mark]) -> tuple[Mark, ...]:
-    """Each once, in their order."""
-    return tuple(sorted(set(marks), key=lambda mark: mark.index))
+def wants_log_axis(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis shows the values better."""
+    return bool(values) and min(values) > 0 and math.log10(max(values) / min(values)) >= DECADES
 
 
 # The data
 
 
-def marks(runs: Sequence[Run]) -> list[tuple[Run, Mark]]:
-    """What is plotted and how it looks: the rows of the table, then unfinished runs that left numbers."""
-    plotted = finished(runs) + [run for run in unfinished(runs) if run.history]
-    styled, coloured = [], 0
-    for index, run in enumerate(plotted):
-        is_untrained = run.role == "base"
-        colour, symbol = look(coloured)
-        styled.append((run, Mark(index, run.display_name, GREY if is_untrained else colour, symbol)))
-        coloured += not is_untrained
-    return styled
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that are one line: those of a design that differ in their seed alone."""
+
+    mark: Mark
+    runs: tuple[Run, ...]
+
+    @property
+    def untrained(self) -> bool:
+        return all(run.role == "base" for run in self.runs)
 
 
-def look(count: int) -> tuple[str, int]:
-    """Colour and symbol of what comes after `count` others; no two alike among the first 50."""
-    turn, index = divmod(count, len(COLOURS))  # each turn through the colours starts at another marker
-    return COLOURS[index], (index + turn) % len(SYMBOLS)
+def panels(groups: Sequence[RunGroup]) -> tuple[Panel, ...]:
+    """The plots of a comparison that have something to show."""
+    plots = (accuracy_panel(groups), progress_panel(groups), nll_panel(groups), trust_panel(groups))
+    return tuple(plot for plot in plots if plot.dots or plot.lines)
 
 
-def panels(runs: Sequence[Run]) -> tuple[Panel, ...]:
-    """The four plots of a comparison."""
-    styled = marks(runs)
-    return (accuracy_panel(styled), progress_panel(styled), nll_panel(styled), trust_panel(styled))
-
-
-def accuracy_panel(styled: Sequence[tuple[Run, Mark]]) -> Panel:
-    """Held-out accuracy per run, with its interval; the dotted line is the model before training."""
-    dots = tuple(dot for run, mark in styled if (dot := _dot(run, mark)))
-    untrained = {mark.index for run, mark in styled if run.role == "base"}
+def accuracy_panel(groups: Sequence[RunGroup]) -> Panel:
+    """Held-out accuracy; the dotted line is the model before training."""
+    dots = tuple(dot for group in groups if (dot := _dot(group)))
+    untrained = {group.mark.index for group in groups if group.untrained}
     base = next((dot.value for dot in dots if dot.mark.index in untrained), None)
-    caption = (
-        "Each dot is the share of held-out problems solved, the bar its 95 % interval. Where a dot lies inside another "
-        "run's bar, these runs do not tell the two apart."
-    )
+    caption = "Each dot is the share of held-out problems solved. The bar of a single run is its 95 % interval"
+    if any(len(group.runs) > 1 for group in groups):
+        caption += "; that of a mean over seeds reaches from the smallest seed to the largest"
+    caption += ". Where a dot lies inside another's bar, the two are not told apart."
     if base is not None:
         caption += " The dotted line is the model before training."
     return Panel("accuracy", "Held-out accuracy", "accuracy (%)", "", caption, dots=dots, reference=base)
 
 
-def progress_panel(styled: Sequence[tuple[Run, Mark]]) -> Panel:
+def progress_panel(groups: Sequence[RunGroup]) -> Panel:
     """Validation accuracy over training."""
-    lines = _lines(styled, "val/accuracy", scale=100.0, pointed=True)
+    lines = _lines(groups, "val/accuracy", scale=100.0, pointed=True)
     caption = (
         "Accuracy on the validation problems while training goes on. Compare where the lines settle, not single points"
     )
-    half_width = _half_interval(styled)
-    caption += f": one point is uncertain by about ±{half_width:.0f} percentage points." if half_width else "."
-    return Panel("progress", "Validation accuracy over training", "step", "accuracy (%)", caption, lines=lines)
+    width = _half_interval([run for group in groups for run in group.runs])
+    caption += f": one point is uncertain by about ±{width:.0f} percentage points." if width else "."
+    return _over_training(
+        "progress", "Validation accuracy over training", "accuracy (%)", caption + _band(lines), lines
+    )
 
 
-def nll_panel(styled: Sequence[tuple[Run, Mark]]) -> Panel:
+def nll_panel(groups: Sequence[RunGroup]) -> Panel:
     """Negative log-likelihood of the labels, training and validation."""
-    lines = _lines(styled, "train/nll", faint=True) + _lines(styled, "val/nll", dash="dashed", pointed=True)
+    lines = _lines(groups, "train/nll", faint=True) + _lines(groups, "val/nll", pointed=True)
     caption = (
-        "Solid and pale: training tokens; dashed: validation tokens. This is the plain −log p of the label, so lines "
-        "over the same rows can be compared whatever the design; the values of the designs' own objectives cannot. "
+        "Pale: training tokens; strong: validation tokens. This is the plain −log p of the label, so lines over the "
+        "same rows can be compared whatever the design; the values of the designs' own objectives cannot. "
         "Lower is not always better: a design that refuses wrong labels keeps a higher training nll."
     )
-    return Panel("nll", "nll over training", "step", "nats per token", caption, lines=lines)
+    return _over_training("nll", "nll over training", "nats per token", caption + _band(lines), lines)
 
 
-def trust_panel(styled: Sequence[tuple[Run, Mark]]) -> Panel:
-    """Trust on clean and on wrong tokens; one line per run where the data were not split into the two."""
-    clean = _lines(styled, "target/trust_clean")
-    wrong = _lines(styled, "target/trust_noisy", dash="dashed")
-    reading = "Solid: clean tokens; dashed: wrong tokens. A design that tells them apart keeps a gap between the two."
+def trust_panel(groups: Sequence[RunGroup]) -> Panel:
+    """Trust on clean and on wrong tokens; one line where the data were not split into the two."""
+    clean = _lines(groups, "target/trust_clean")
+    wrong = _lines(groups, "target/trust_noisy", faint=True)
+    reading = "Strong: clean tokens; pale: wrong tokens. A design that tells them apart keeps a gap between the two."
     if not clean and not wrong:
-        clean, reading = _lines(styled, "target/trust"), "Tokens are not split into clean and wrong here."
+        clean, reading = _lines(groups, "target/trust"), "Tokens are not split into clean and wrong here."
     caption = f"Trust is how hard the label is pulled relative to plain SFT, which stays at 1 (dotted). {reading}"
-    return Panel(
-        "trust", "Trust in the label", "step", "trust (plain SFT = 1)", caption, lines=clean + wrong, reference=1.0
+    caption += _band(clean + wrong)
+    return _over_training("trust", "Trust in the label", "trust (plain SFT = 1)", caption, clean + wrong, reference=1.0)
+
+
+SHOWN_ELSEWHERE = ("val/accuracy", "train/nll", "val/nll", "target/trust_clean", "target/trust_noisy")
+ENDS = ("_low", "_high")
+"""Of intervals."""
+
+
+def metric_panels(groups: Sequence[RunGroup]) -> tuple[Panel, ...]:
+    """One plot for every other metric that was recorded during training, for a list to choose from."""
+    runs = [run for group in groups for run in group.runs]
+    recorded = dict.fromkeys(key for run in runs for row in run.history for key in row)
+    names = [name for name in recorded if "/" in name and name not in SHOWN_ELSEWHERE and not name.endswith(ENDS)]
+    drawn = ((name, _lines(groups, name, pointed=name.startswith("val/"))) for name in sorted(names))
+    return tuple(_metric_panel(index, name, lines) for index, (name, lines) in enumerate(drawn) if lines)
+
+
+def _metric_panel(index: int, name: str, lines: tuple[Line, ...]) -> Panel:
+    about = {measure.logged: f"{measure.about[0].upper()}{measure.about[1:]}." for measure in MEASURES}
+    caption = about.get(name.removesuffix("_clean").removesuffix("_noisy"), "As it was recorded during training.")
+    return _over_training(f"metric-{index}", name, name, caption + _band(lines), lines)
+
+
+def _over_training(key: str, title: str, y_title: str, caption: str, lines: tuple[Line, ...], **style: Any) -> Panel:
+    log = wants_log_axis([value for line in lines for value in line.values]) and style.get("reference") is None
+    timed = bool(lines) and all("seconds" in line.other_x for line in lines)
+    return Panel(key, title, "step", y_title, caption, lines=lines, y_log=log, x_choices=timed, **style)
+
+
+def _band(lines: Sequence[Line]) -> str:
+    return " Means over seeds; the band reaches from the smallest seed to the largest." * any(
+        line.band for line in lines
     )
 
 
-def _dot(run: Run, mark: Mark) -> Dot | None:
-    value = run.metrics.get("test/accuracy", math.nan)
-    low, high = (run.metrics.get(f"test/accuracy_{end}", value) for end in ("low", "high"))
-    if run.status != "finished" or not all(map(math.isfinite, (value, low, high))):
+def _dot(group: RunGroup) -> Dot | None:
+    runs = [run for run in group.runs if run.status == "finished"]
+    values = [run.metrics.get("test/accuracy", math.nan) for run in runs]
+    low, high = (min, max) if len(runs) > 1 else (partial(_end, runs, "low"), partial(_end, runs, "high"))
+    if not runs or not all(map(math.isfinite, (*values, low(values), high(values)))):
         return None
-    return Dot(mark, 100 * value, 100 * low, 100 * high)
+    return Dot(group.mark, 100 * statistics.fmean(values), 100 * low(values), 100 * high(values))
 
 
-def _lines(styled: Sequence[tuple[Run, Mark]], metric: str, scale: float = 1.0, **style: Any) -> tuple[Line, ...]:
-    series = ((mark, _points(run.history, metric)) for run, mark in styled)
-    return tuple(
-        Line(mark, metric, tuple(x for x, _ in points), tuple(scale * y for _, y in points), **style)
-        for mark, points in series
-        if points
+def _end(runs: Sequence[Run], end: str, values: Sequence[float]) -> float:
+    """Of a single run's interval; the value itself where there is none."""
+    return runs[0].metrics.get(f"test/accuracy_{end}", values[0])
+
+
+# Lines over training
+
+
+def _lines(groups: Sequence[RunGroup], metric: str, scale: float = 1.0, **style: Any) -> tuple[Line, ...]:
+    return tuple(line for group in groups if (line := _mean_line(group, metric, scale, style)))
+
+
+def _mean_line(group: RunGroup, metric: str, scale: float, style: Mapping[str, Any]) -> Line | None:
+    """The mean over the steps that all runs have; of a single run, its own values."""
+    histories = [_by_step(run.history, metric) for run in group.runs]
+    histories = [history for history in histories if history]
+    steps = sorted(set.intersection(*map(set, histories))) if histories else []
+    if not steps:
+        return None
+    rows = [[history[step] for history in histories] for step in steps]
+    table = [
+        [step, statistics.fmean(time for time, _ in row), *(scale * y for _, y in row)]
+        for step, row in zip(steps, rows, strict=True)
+    ]
+    columns = list(zip(*_thinned(table), strict=True))
+    x, seconds, values = columns[0], columns[1], columns[2:]
+    clock = {"seconds": seconds} if all(map(math.isfinite, seconds)) else {}
+    if len(values) == 1:
+        return Line(group.mark, metric, x, values[0], other_x=clock, **style)
+    points = list(zip(*values, strict=True))
+    members = tuple(Line(group.mark, metric, x, own, other_x=clock) for own in values)
+    return Line(
+        group.mark,
+        metric,
+        x,
+        tuple(map(statistics.fmean, points)),
+        lows=tuple(map(min, points)),
+        highs=tuple(map(max, points)),
+        band=True,
+        other_x=clock,
+        members=members,
+        **style,
     )
 
 
-def _points(history: Sequence[Mapping[str, float]], metric: str) -> list[tuple[float, float]]:
-    points = [(row["step"], row[metric]) for row in history if math.isfinite(row.get(metric, math.nan))]
-    span = math.ceil(len(points) / MOST_POINTS)
+def _by_step(history: Sequence[Mapping[str, float]], metric: str) -> dict[float, tuple[float, float]]:
+    """Step → seconds since the start (NaN where they are not known) and value."""
+    return {
+        row["step"]: (row.get("time", math.nan), row[metric])
+        for row in history
+        if math.isfinite(row.get(metric, math.nan))
+    }
+
+
+def _thinned(table: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    """At most MOST_POINTS rows, each the mean over equally many."""
+    span = math.ceil(len(table) / MOST_POINTS)
     if span <= 1:
-        return points
-    parts = (points[start : start + span] for start in range(0, len(points), span))
-    return [(statistics.fmean(x for x, _ in part), statistics.fmean(y for _, y in part)) for part in parts]
+        return [tuple(row) for row in table]
+    parts: Iterator[Sequence[Sequence[float]]] = (table[start : start + span] for start in range(0, len(table), span))
+    return [tuple(map(statistics.fmean, zip(*part, strict=True))) for part in parts]
 
 
-def _half_interval(styled: Sequence[tuple[Run, Mark]]) -> float | None:
+def _half_interval(runs: Sequence[Run]) -> float | None:
     """Half the usual width of a validation interval, in percentage points."""
     low, high = "val/accuracy_low", "val/accuracy_high"
-    widths = [row[high] - row[low] for run, _ in styled for row in run.history if low in row and high in row]
+    widths = [row[high] - row[low] for run in runs for row in run.history if low in row and high in row]
     return 50 * statistics.median(widths) if widths else None

@@ -1,0 +1,100 @@
+"""Which runs are one line, and how it looks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import many_runs
+import pytest
+import yaml
+from test_runs import NOW, write_run
+
+from qtarget.compare.run_groups import run_groups
+from qtarget.plot.figures import metric_panels, nll_panel, progress_panel
+from qtarget.plot.looks import DASHES, KNOWN, look, looks, marks
+from qtarget.record.runs import read_runs
+
+TARGETS = Path(__file__).parents[2] / "conf" / "target"
+
+
+def test_every_design_of_the_package_has_a_look_of_its_own() -> None:
+    assert sorted(KNOWN) == sorted(path.stem for path in TARGETS.glob("*.yaml"))
+    assert len(set(looks(KNOWN).values())) == len(KNOWN)
+
+
+def test_a_designs_look_does_not_depend_on_its_company() -> None:
+    assert looks(["dft", "mine"])["dft"] == looks(["mine", "sft", "dft"])["dft"] == look(KNOWN.index("dft"))
+    assert looks(["sft", "mine", "yours"])["mine"] not in (look(0), looks(["sft", "mine", "yours"])["yours"])
+
+
+def test_settings_of_a_design_differ_by_dash() -> None:
+    styled = marks([("sft", "sft, 0.0"), ("dft", "dft, 0.0"), ("sft", "sft, 0.4")], first_index=3)
+    assert [mark.index for mark in styled] == [3, 4, 5]
+    assert (styled[0].colour, styled[0].dash, styled[2].dash) == (styled[2].colour, *DASHES[:2])
+
+
+def test_seeds_of_one_configuration_are_one_line_and_others_are_not(tmp_path: Path) -> None:
+    many_runs.write_many(tmp_path / "many", many_runs.DESIGNS[:2], (0.0, 0.4), seeds=3)
+    groups = run_groups(read_runs([tmp_path], NOW))
+    assert [len(group.runs) for group in groups] == [3] * 4
+    assert {group.mark.label for group in groups} == {
+        f"{design} (rate={rate})" for design in many_runs.DESIGNS[:2] for rate in (0.0, 0.4)
+    }
+    assert all(len({run.config["data.noise.rate"] for run in group.runs}) == 1 for group in groups)
+
+
+def test_runs_of_one_seed_are_never_taken_together(tmp_path: Path) -> None:
+    for digest in ("a", "b"):
+        write_run(tmp_path / "demo", "sft", digest * 12)
+    assert [len(group.runs) for group in run_groups(read_runs([tmp_path], NOW))] == [1, 1]
+
+
+def test_an_unfinished_run_stands_by_itself(tmp_path: Path) -> None:
+    history = '{"step": 1, "val/accuracy": 0.5}'
+    for seed, status in enumerate(("finished", "finished", "interrupted")):
+        write_run(
+            tmp_path / "demo", "sft", f"{seed:012x}", history=history, seed=seed, status=status, config={"seed": seed}
+        )
+    groups = run_groups(read_runs([tmp_path], NOW))
+    assert [len(group.runs) for group in groups] == [2, 1]
+    assert "interrupted" in groups[1].mark.label
+
+
+def test_a_mean_is_of_the_steps_that_all_seeds_have(tmp_path: Path) -> None:
+    for seed in range(3):
+        rows = [
+            f'{{"step": {step}, "time": {step * 2.0}, "val/accuracy": {(step + seed) / 10}}}'
+            for step in range(1, 5 - seed)
+        ]
+        write_run(tmp_path / "demo", "sft", f"{seed:012x}", history="\n".join(rows), seed=seed, config={"seed": seed})
+    (line,) = progress_panel(run_groups(read_runs([tmp_path], NOW))).lines
+    assert line.steps == (1, 2)
+    assert line.values == pytest.approx((20.0, 30.0))
+    assert (line.lows, line.highs) == (pytest.approx((10.0, 20.0)), pytest.approx((30.0, 40.0)))
+    assert line.other_x == {"seconds": (2.0, 4.0)}
+    assert [member.values[0] for member in line.members] == pytest.approx([10.0, 20.0, 30.0])
+
+
+def test_an_axis_is_logarithmic_where_values_span_decades(tmp_path: Path) -> None:
+    for name, low in (("wide", 0.001), ("narrow", 0.5)):
+        history = f'{{"step": 1, "train/nll": 1.0}}\n{{"step": 2, "train/nll": {low}}}'
+        write_run(tmp_path / name, "sft", "a" * 12, history=history)
+    assert nll_panel(run_groups(read_runs([tmp_path / "wide"], NOW))).y_log
+    assert not nll_panel(run_groups(read_runs([tmp_path / "narrow"], NOW))).y_log
+
+
+def test_every_other_recorded_metric_can_be_chosen(tmp_path: Path) -> None:
+    history = '{"step": 1, "time": 1, "train/nll": 1.0, "train/lr": 0.1, "val/kl_prior": 0.2, "val/accuracy_low": 0.1}'
+    write_run(tmp_path / "demo", "sft", "a" * 12, history=history)
+    assert [plot.title for plot in metric_panels(run_groups(read_runs([tmp_path], NOW)))] == [
+        "train/lr",
+        "val/kl_prior",
+    ]
+
+
+def test_a_sweep_of_the_seed_alone_is_named_by_the_design(tmp_path: Path) -> None:
+    for seed in range(2):
+        folder = write_run(tmp_path / "demo", "sft", f"{seed:012x}", seed=seed, config={"seed": seed})
+        assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == seed
+    (group,) = run_groups(read_runs([tmp_path], NOW))
+    assert group.mark.label == "sft"
