@@ -14,10 +14,11 @@ from qtarget.errors import QTargetError
 
 @contextmanager
 def replacing(path: Path, scratch: Path | None = None, *, durable: bool = False) -> Iterator[Path]:
-    """A place to write a file or a folder at, which becomes `path` at the end; nothing is left of what fails.
+    """Yields where to write a file or a folder, which becomes `path` at the end. Nothing is left of what fails.
 
-    scratch: that place, on the same disk; by default a name beside `path` that no other process has. durable: once it
-    is on disk, so that a machine that stops leaves the old or the new; else it may lose the newest.
+    scratch: where to write, on the same disk; by default a name beside `path` that no other process has.
+    durable: it becomes `path` only once it is on disk: a machine that stops leaves the old or the new. Otherwise such a
+    machine may lose the newest.
     """
     scratch = scratch or path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     if scratch.is_dir():  # a killed process has left it
@@ -60,10 +61,11 @@ def remove(path: Path) -> None:
 def locked(
     path: Path, busy: str = "", *, wait: float = -1, say: Callable[[str], object] | None = None
 ) -> Iterator[None]:
-    """The lock file `path`, to this process alone.
+    """Hold the lock file `path`, for this process alone.
 
-    wait: seconds that another process may still hold it, −1 without end. busy: what is said then, by a QTargetError or,
-    where `say` is given, by that, before waiting on without end.
+    wait: seconds to wait for another process that holds it; −1: without end.
+    busy: the message when they are over. It is raised as a QTargetError. Where `say` is given, it is passed the message
+    instead, and the wait goes on without end.
     """
     from filelock import FileLock, Timeout
 

@@ -2,8 +2,10 @@
 
 math-verify and some scorers of reasoning-gym hand a model's text to sympy or to Python's eval: `9**9**9**9` never
 returns, and `exit()` ends the process. Threads don't help, and signals only on the main thread. So each module that is
-asked has a process; a request that outlasts its time ends it, and the next request starts another. This is no sandbox:
-what a text makes Python do, it does with the rights of the run. Not Pebble, which does the same under the LGPL.
+called so has a process of its own. A request that outlasts its time ends it, and the next request starts another. This
+is no sandbox: what a text makes Python do, it does with the rights of the run.
+
+Not Pebble, which does the same under the LGPL.
 
 The process hashes text with a fixed seed (PYTHONHASHSEED=0). Python's own is another in every process, and code that
 draws from a set by a seeded generator then draws something else: five tasks of reasoning-gym 0.1.25 do.

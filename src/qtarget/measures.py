@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 class Measure:
     """One number a token.
 
-    name: an attribute of `LossOutput`, or a key of its `others`. title: in tables and in the lens. unit: "" where there
-    is none. better: "min", "max", or None where neither end is. about: in one line. read: [n], detached, without a look
-    at a value (it goes through torch.compile).
-    logged: the metric of its mean in the log, None: it isn't logged. apart: also for clean and for wrong tokens.
-    evaluated: its mean over held-out rows is val/NAME and test/NAME, and test/NAME a column of the table. in_lens: the
-    lens and the table of trust say it of single tokens. needs_prior: NaN, and left out of means, where no prior is held
-    in full.
+    name: an attribute of `LossOutput`, or a key of its `others`.
+    title: in tables and in the lens. unit: "" where there is none. about: what it is, in one line.
+    better: "min", "max", or None where neither end is.
+    read: returns [n], detached. It must not look at a value: it goes through torch.compile.
+    logged: the metric of its mean in the log; None: it isn't logged.
+    apart: the log has its means over clean and over wrong tokens too.
+    evaluated: its mean over held-out rows is val/NAME and test/NAME, and test/NAME is a column of the table.
+    in_lens: the lens and the table of trust show it of single tokens.
+    needs_prior: where no prior is held in full it is NaN, and left out of means.
     """
 
     name: str

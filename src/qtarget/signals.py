@@ -1,7 +1,8 @@
 """Ends that leave things in order, and the exit codes that say which it was.
 
-SIGTERM, as schedulers, sweeps and `kill` send it; the end of a terminal; the end of the process that started this one,
-even where that was killed and could say nothing; and errors that are the user's to mend.
+- SIGTERM, as schedulers, sweeps and `kill` send it, and SIGHUP at the end of a terminal: `Stop`.
+- Errors that are the user's to mend: `run_with_error_messages`.
+- The end of the process that started this one, even where that was killed: `exit_with_parent`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ class Terminated(BaseException):
 
 
 class Stop:
-    """Meanwhile SIGTERM raises `Terminated`: at once, or, where the work in hand is `deferred` to, at `release`.
+    """Meanwhile SIGTERM raises `Terminated`: at once, or at `release` while `deferred` is set.
 
-    A second signal says what the first has said: a scheduler tells every process, and those that started others pass it
-    on. Only the main thread hears signals; in another nothing changes. SIGHUP does the same, where nohup hasn't put it
-    aside.
+    A second signal changes nothing: a scheduler signals every process, and those that started others pass it on. Only
+    the main thread hears signals; in another thread nothing changes. SIGHUP does the same, unless nohup ignores it.
     """
 
     def __init__(self) -> None:
@@ -53,15 +53,15 @@ class Stop:
         """Take the signals, also from whoever has taken them in between."""
         for number, before in self._before.items():
             if before != signal.SIG_IGN:
-                _handle(number, self._heard)
+                _handle(number, self._on_signal)
 
     def release(self) -> None:
-        """Nothing is in hand any more: raise Terminated if that was asked for."""
+        """Nothing is in hand any more: raise Terminated where a signal has come."""
         self.deferred = False
         if self.asked:
             raise Terminated("by SIGTERM")
 
-    def _heard(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             return
         self.asked = True

@@ -41,14 +41,15 @@ def compare(
     best_of: Sequence[str] = (),
     by: str | None = None,
 ) -> int:
-    """Print the table of the runs under `paths`, write report.html and comparison.png into `out` (default: first path).
+    """Print the table of the runs under `paths`; write report.html and comparison.png into `out` (default: first path).
 
-    metric: by default accuracy, or nll where nothing was answered; in the plots over what a sweep has changed, its own.
-    group_by: keys; runs that agree in them are taken together over their seeds, and the table shows `metric` with
-    intervals and, where `against` (KEY=VALUE texts) names a baseline, paired differences to it. best_of: keys, such as
-    optim.lr, of which each group is shown at its best by the validation metric `by` (None: val/accuracy, or val/nll
-    where nothing was answered). With format md, csv or tex only the table goes to stdout, the rest to stderr. Returns
-    0, or 1 where no run has finished.
+    format: with md, csv or tex only the table goes to stdout, the rest to stderr.
+    metric: by default accuracy, or nll where nothing was answered; in the plots of a sweep the sweep's own.
+    group_by: keys. Runs that agree in them are taken together over their seeds, and the table shows `metric` with
+    intervals. against: KEY=VALUE texts that name a baseline; the table shows paired differences to it.
+    best_of: keys, such as optim.lr. Each group is shown at its best of them by the validation metric `by` (None:
+    val/accuracy, or val/nll where nothing was answered).
+    Returns 0, or 1 where no run has finished.
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")

@@ -20,8 +20,9 @@ PIPE_WIDTH = 100
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text as they are shown, numeric: which columns hold numbers (none by default); note: what is said of
-    the table; title: above it in a terminal.
+    """Cells are text, as they are shown.
+
+    numeric: which columns hold numbers (none by default). note: the text with the table. title: above it in a terminal.
     """
 
     titles: Sequence[str]

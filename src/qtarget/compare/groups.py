@@ -141,8 +141,9 @@ class GroupRow:
 
 
 def group_runs(runs: Sequence[Run], keys: Sequence[str]) -> list[Group]:
-    """Finished runs by the values of `keys`, in order of first appearance. Raises QTargetError for an unknown key, and
-    where two runs of a group share a seed: then something else tells them apart.
+    """Finished runs by the values of `keys`, in order of first appearance.
+
+    Raises QTargetError for an unknown key, and where two runs of a group share a seed: something else tells them apart.
     """
     by_values: dict[tuple[str, ...], list[Run]] = {}
     for run in finished(runs):

@@ -1,6 +1,6 @@
 """What was swept, and the metric over it: tables and plots of runs that differ in their configuration's numbers.
 
-`sweep.json` beside the runs says what was swept and what each point's value is; without one, the keys are those whose
+`sweep.json` beside the runs says what was swept, and the value of each point. Without one, the keys are those whose
 numbers differ between the runs, and the value is a metric of their closing evaluation.
 """
 
@@ -256,8 +256,9 @@ def _swept_in_words(swept: Swept) -> str:
 
 
 def heat_panels(swept: Swept) -> tuple[Panel, ...]:
-    """The best value by two keys, a plot for every pair of keys, the most varied first; none where there is one key, or
-    where neither end of the metric is the better one.
+    """The best value by two keys: a plot for every pair of keys, the most varied first.
+
+    There is none for a single key, nor for a metric of which neither end is the better one.
     """
     if swept.lower_is_better is None:
         return ()

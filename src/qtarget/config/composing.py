@@ -169,9 +169,10 @@ def compose_target(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def load_design(name: str, /, **changes: Any) -> Any:
     """A design from its yaml: load_design("target_sft", residual="uniform", **{"reliance.alpha": 0.5}).
 
-    A key without a dot picks a part option (`target/residual=uniform`) or sets a field of the design itself
-    (`normalize="kept"`); a dotted key sets a field of a part. Works
-    outside, inside and beside a running Hydra app; ./conf of the working folder is on the search path. Raises
+    A key without a dot picks the option of a part (`residual="uniform"`), or sets a field of the design itself
+    (`normalize="kept"`). A dotted key sets a field of a part.
+
+    Works outside, inside and beside a running Hydra app. ./conf of the working folder is on the search path. Raises
     QTargetError for an unknown design, part option or field, and for a value out of range.
     """
     return instantiate_design(compose_target(name, [_design_override(key, value) for key, value in changes.items()]))

@@ -47,11 +47,11 @@ class JobsLauncher(Launcher):
 
     @abstractmethod
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """What became of each, in their order; finished ones are not run again.
+        """Run those that aren't finished. Returns what became of each, in their order.
 
-        Of a job: `command`, what to start in this folder; `finished`, whether its folder holds the result already;
-        `folder`; `label`. `qtarget.launch.slots.outcome(job, exit_code)` is what became of it, and
-        `Outcome(job.folder, job.label, error)` says so in other words.
+        A job has `command`, what to start in the working folder; `finished`, whether its folder holds the result
+        already; `folder`; and `label`. Its outcome is `qtarget.launch.slots.outcome(job, exit_code)`, or one in your
+        words: `Outcome(job.folder, job.label, error)`.
         """
 
     def _composed(self, overrides: list[str], number: int) -> DictConfig:
@@ -87,12 +87,12 @@ def launchers_by_class() -> Iterator[None]:
     Hydra (1.3.8, 1.4.0rc3) makes only those of the package hydra_plugins, which it imports as a whole when it starts.
     """
     plugins: Any = Plugins.instance()
-    instantiate_hydras = plugins.instantiate_launcher
+    original = plugins.instantiate_launcher
 
     def instantiate_launcher(hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
         node = config.hydra.launcher
         if node and str(node.get("_target_")) in plugins.class_name_to_class:
-            made: Launcher = instantiate_hydras(hydra_context=hydra_context, task_function=task_function, config=config)
+            made: Launcher = original(hydra_context=hydra_context, task_function=task_function, config=config)
             return made
         launcher = _users_launcher(node)
         launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
@@ -102,7 +102,7 @@ def launchers_by_class() -> Iterator[None]:
     try:
         yield
     finally:
-        plugins.instantiate_launcher = instantiate_hydras
+        plugins.instantiate_launcher = original
 
 
 def _users_launcher(node: Any) -> JobsLauncher:

@@ -41,10 +41,11 @@ BEAT = 60.0
 class Tracker(Protocol):
     """Somewhere else that wants to see the same values, in the process of rank 0.
 
-    start: returns its own name of the run, of several trackers their names by tracker, or None; a run that goes on is
-    given it again, as info["tracked_as"]. What the folder's metrics.jsonl and histograms.jsonl hold by then was
-    measured before. log: by name of a metric, floats that may be NaN or ±inf. What `start` raises ends the run; what
-    the others raise is a warning.
+    start: returns its own name of the run, or None; several trackers return their names by tracker. A run that goes on
+    is given it again, as info["tracked_as"]: what the folder's metrics.jsonl and histograms.jsonl hold by then was
+    measured before.
+    log: a metric's name → a float, which may be NaN or ±inf.
+    What `start` raises ends the run. What the other methods raise is a warning.
     """
 
     def start(
@@ -69,9 +70,10 @@ class Record:
     def start(
         self, info: Mapping[str, Any], config: Mapping[str, Any], position: Mapping[str, Any] | None = None
     ) -> None:
-        """Begin afresh: what an unfinished earlier attempt left in the folder is replaced.
+        """Begin. What an unfinished earlier attempt left in the folder is replaced.
 
-        position: what `position` said when the state was saved that the run goes on from; what came later is cut off.
+        position: of a run that goes on from a saved state, what `position` returned when it was saved. Lines of the
+        record that came later are cut off.
         """
         before = stored_result(self.folder) or {} if position else {}
         for leftover in ("traceback.txt", "samples.jsonl", "heldout_nll.jsonl"):

@@ -169,10 +169,11 @@ class Wandb:
     """A W&B run with the same values. offline writes beside the record (`wandb sync` uploads it later).
 
     The config is sent flattened to dotted keys, each group's choice under the group's name: a sweep that sets a group
-    would otherwise destroy everything nested under it. A run that goes on after an end keeps its id, and every row is
-    sent once; under an agent it has the one that the agent gave it, and is grouped by its sweep, else by its
-    experiment. Of a metric with a better end the summary keeps the best finite value and the last. artifact: the
-    checkpoint is sent too.
+    would otherwise destroy everything nested under it. Runs are grouped by their experiment.
+    A run that goes on after an end keeps its id, and every row is sent once. Under an agent a run has the id that the
+    agent gave it, and is grouped by its sweep.
+    Of a metric with a better end the summary keeps the best finite value and the last.
+    artifact: the checkpoint is sent too.
     """
 
     project: str = "qtarget"

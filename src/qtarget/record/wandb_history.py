@@ -1,8 +1,8 @@
 """What W&B has of earlier attempts of a run that goes on, so that every row reaches it once.
 
-`wandb sync` appends the rows of a folder to what the run has at the server, and skips a folder with a marker beside its
-file, by which it knows what it has sent (0.31.0). An attempt that goes on holds the whole run, so the folders before it
-get that marker; where one has been sent already, its rows are not repeated.
+`wandb sync` appends the rows of a folder to what the run has at the server. It leaves a marker beside the file that it
+has sent, and skips a folder that has one (0.31.0). An attempt that goes on holds the whole run: the folders before it
+get the marker too, so that they aren't sent. Where one has been sent already, its rows are not repeated.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Stopping runs early, by the rule that W&B publishes as its hyperband (github.com/wandb/sweeps, after 1603.06560).
 
-A run's k-th value of the metric is its iteration k: of a `val/…` metric the first is the untrained model's, and the
-second stands at step trainer.eval_every. At iterations called bands, η apart by a factor, a run goes on if
-its value is among the best 1/η of all runs that have come so far, finished and stopped ones included. A run that is
-alone at a band always goes on; nothing is random, and nothing is remembered: the rule reads the histories.
+A run's k-th value of the metric is its iteration k. Of a `val/…` metric the first is the untrained model's, and the
+second stands at step trainer.eval_every. Some iterations are bands, each η times the one before. A run that reaches a
+band goes on if its value is among the best 1/η of all runs that have reached it, finished and stopped ones included. A
+run that is alone at a band goes on. Nothing is random, and nothing is remembered: the rule reads the histories.
 
-Not a pruner of Optuna 5.0: of 480 simulated runs its SuccessiveHalvingPruner ends 28 % at another iteration, its
-HyperbandPruner half, and what `early_terminate` means must not depend on where a sweep runs.
+Not a pruner of Optuna 5.0. Of 480 simulated runs its SuccessiveHalvingPruner ends 28 % at another iteration, and its
+HyperbandPruner half; what `early_terminate` means must not depend on where a sweep runs.
 """
 
 from __future__ import annotations

@@ -105,9 +105,10 @@ class Beta:
 
 @dataclass(frozen=True)
 class Continuous:
-    """Numbers of a shape, or e to the power of them, within [low, high], and where `q` is set multiples of it.
+    """Numbers within [low, high], distributed as `shape`.
 
-    W&B rounds to the nearest multiple of q, also to one beyond the bounds; here the nearest within them is taken.
+    exponential: e to the power of such numbers. q: rounded to the nearest of its multiples within the bounds; W&B takes
+    the nearest also where that lies beyond them.
     """
 
     shape: UniformValues | Normal | Beta
