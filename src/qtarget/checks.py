@@ -73,7 +73,7 @@ def _takes(method: object, wanted: inspect.Signature) -> bool:
         own = inspect.signature(method)  # type: ignore[arg-type]
     except (TypeError, ValueError):  # compiled code without a signature
         return True
-    named = [one.name for one in wanted.parameters.values() if one.kind is one.KEYWORD_ONLY]
+    named = [parameter.name for parameter in wanted.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
     try:
         own.bind(*[None] * (len(wanted.parameters) - len(named)), **dict.fromkeys(named))
     except TypeError:

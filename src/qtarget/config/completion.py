@@ -90,7 +90,7 @@ def completions(line: str, breaks: str = "") -> list[str]:
     *before, word = _words(line)
     kept = re.match(f"(.*[{re.escape(breaks)}])?", word, re.DOTALL) if breaks else None
     start = len(kept[0]) if kept else 0
-    return [one[start:] for one in sorted(set(_candidates(before[1:], word))) if one.startswith(word)]
+    return [text[start:] for text in sorted(set(_candidates(before[1:], word))) if text.startswith(word)]
 
 
 def _words(line: str) -> list[str]:
@@ -135,7 +135,8 @@ def _words_of(name: str, rest: Sequence[str], word: str) -> list[str]:
     own_keys = KEYS.get(name, {})
     if equals and key in own_keys:
         values = own_keys[key]
-        return [f"{key}={one}" for one in (_paths(value) if values is None else (f"{one} " for one in values))]
+        texts = _paths(value) if values is None else [f"{legal} " for legal in values]
+        return [f"{key}={text}" for text in texts]
     candidates = [] if equals else [f"{own}=" for own in own_keys]
     candidates += _paths(word) if name in PATHS and not equals else []
     candidates += [f"{sweep} " for sweep in shipped_sweeps()] if name == "sweep" and not equals else []

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 def check(cfg: RunConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
-    for one in (_options, _resume, _artifact, _references, _flash_attention, _step_size):
-        one(cfg)
+    for check_part in (_options, _resume, _artifact, _references, _flash_attention, _step_size):
+        check_part(cfg)
 
 
 def _options(cfg: RunConfig) -> None:

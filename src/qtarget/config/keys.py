@@ -24,7 +24,7 @@ HIDDEN = ("_target_=", "about.", "hydra.runtime.")
 def keys(config_name: str, overrides: Sequence[str], word: str) -> list[str]:
     """What `word` could become behind `overrides`; whole ones end with a space. Nothing where these fail."""
     register_resolvers()
-    usable = [one for one in overrides if not set(one) & set(" \t'\"")]
+    usable = [override for override in overrides if not set(override) & set(" \t'\"")]
     with composing():
         completion = Completion(GlobalHydra.instance().config_loader(), config_name, with_search_path(usable))
         try:

@@ -34,8 +34,12 @@ def manual() -> str:
 def keys_and_meanings() -> str:
     """The same keys for a terminal: what each means, and what it may be."""
     nodes: list[type[Node]] = [RunConfig, *NODES]
-    keys = [(f"{_name(node, one.key)}={_value(one.default)}", one) for node in nodes for one in node.settings()]
-    lines = [f"{key}  ({one.kind.text})  {one.about}" for key, one in keys]
+    keys = [
+        (f"{_name(node, setting.key)}={_value(setting.default)}", setting)
+        for node in nodes
+        for setting in node.settings()
+    ]
+    lines = [f"{key}  ({setting.kind.text})  {setting.about}" for key, setting in keys]
     return "\n".join(["== Keys ==", "KEY=DEFAULT  (what is allowed)  what it means", "", *lines])
 
 
@@ -57,8 +61,8 @@ def _table(node: type[Node]) -> Iterator[str]:
     yield f"{(node.__doc__ or '').splitlines()[0]}\n"
     yield "| key | default | allowed | |"
     yield "|---|---|---|---|"
-    for one in node.settings():
-        yield f"| `{_name(node, one.key)}` | {_shown(one.default)} | {one.kind.text} | {one.about} |"
+    for setting in node.settings():
+        yield f"| `{_name(node, setting.key)}` | {_shown(setting.default)} | {setting.kind.text} | {setting.about} |"
     yield ""
 
 

@@ -65,7 +65,7 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
     >>> as_typed(["tracker=[wandb,csv]"])
     ['tracker=several', '+tracker@tracker.wandb=wandb', '+tracker@tracker.csv=csv']
     """
-    return [_as_typed(one) for argument in arguments for one in _one_tracker_each(argument)]
+    return [_as_typed(single) for argument in arguments for single in _one_tracker_each(argument)]
 
 
 def _one_tracker_each(argument: str) -> list[str]:
@@ -160,11 +160,11 @@ def _names(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _files(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Each, as of {train: FILE, heldout: [FILE, FILE]}."""
     if isinstance(value, Mapping):
-        for below, one in value.items():
-            yield from _files(f"{key}.{below}", one)
+        for name, entry in value.items():
+            yield from _files(f"{key}.{name}", entry)
     elif isinstance(value, list):
-        for one in value:
-            yield from _files(key, one)
+        for entry in value:
+            yield from _files(key, entry)
     else:
         yield key, value
 

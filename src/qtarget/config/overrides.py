@@ -41,12 +41,12 @@ def check_ranges(overrides: Sequence[str], *, multirun: bool) -> bool:
     if not multirun and ONE_JOB in overrides:
         return False
     read = _read(overrides)
-    hydra = _hydra([text for text, one in zip(overrides, read, strict=True) if not one.is_sweep_override()])
+    hydra = _hydra([text for text, parsed in zip(overrides, read, strict=True) if not parsed.is_sweep_override()])
     params = hydra.sweeper.get("params") or {}
     multirun = multirun or str(hydra.mode).endswith("MULTIRUN")
     if multirun and str(hydra.sweeper._target_).endswith(BASIC):
         swept = [*_read([f"{key}={value}" for key, value in params.items()]), *read]
-        for override in {one.get_key_element(): one for one in swept}.values():  # the last of a key counts
+        for override in {parsed.get_key_element(): parsed for parsed in swept}.values():  # the last of a key counts
             _check(override)
     return multirun
 

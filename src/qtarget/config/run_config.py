@@ -265,7 +265,7 @@ class RunConfig(Node):
         check_names(plain, interpolated_keys(node, LABELS))
         parts = {kind.NODE_KEY: kind.read(plain.pop(kind.NODE_KEY, {})) for kind in NODES}
         references = read_references(plain.pop("references", {}))
-        known = {one.key for one in cls.settings()}
+        known = {setting.key for setting in cls.settings()}
         own = {key: plain.pop(key) for key in list(plain) if key not in known}
         return super().read(plain, references=references, own=own, **parts, **more)
 

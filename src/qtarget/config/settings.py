@@ -128,8 +128,8 @@ class Node:
     """Its dotted key."""
 
     def __post_init__(self) -> None:
-        for one in self.settings():
-            one.kind.check(f"{self.node_key}.{one.key}".lstrip("."), getattr(self, one.key))
+        for setting in self.settings():
+            setting.kind.check(f"{self.node_key}.{setting.key}".lstrip("."), getattr(self, setting.key))
 
     @property
     def node_key(self) -> str:
@@ -139,10 +139,10 @@ class Node:
     @classmethod
     def settings(cls) -> Iterator[Setting]:
         """Its fields, in order."""
-        for one in fields(cls):
-            if "kind" in one.metadata:
-                default = one.default_factory() if callable(one.default_factory) else one.default
-                yield Setting(one.name, one.metadata["kind"], one.metadata["about"], default)
+        for declared in fields(cls):
+            if "kind" in declared.metadata:
+                default = declared.default_factory() if callable(declared.default_factory) else declared.default
+                yield Setting(declared.name, declared.metadata["kind"], declared.metadata["about"], default)
 
     @classmethod
     def read(cls, node: Any, **more: Any) -> Self:
@@ -153,7 +153,7 @@ class Node:
         key = f"references.{more['role']}" if "role" in more else cls.NODE_KEY
         if not isinstance(node, Mapping):
             raise QTargetError(f"{key}={as_yaml(node)} sets a value, and {key} has fields: set {key}.FIELD=VALUE")
-        known = [one.key for one in cls.settings()]
+        known = [setting.key for setting in cls.settings()]
         for name in node:
             if name not in known:
                 raise QTargetError(
@@ -164,7 +164,7 @@ class Node:
 
     def container(self) -> dict[str, Any]:
         """As plain data."""
-        return {one.key: getattr(self, one.key) for one in self.settings()}
+        return {setting.key: getattr(self, setting.key) for setting in self.settings()}
 
 
 def as_yaml(value: Any) -> str:

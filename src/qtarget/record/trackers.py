@@ -304,7 +304,7 @@ class Wandb:
 
     def histograms(self, step: int, counted: Mapping[str, Mapping[str, Any]]) -> None:
         if row(step, counted) not in self._sent.rows:
-            self._send({"step": step} | {name: _histogram(one) for name, one in counted.items()})
+            self._send({"step": step} | {name: _histogram(recorded) for name, recorded in counted.items()})
 
     def checkpoint(self, folder: Path) -> None:
         import wandb
