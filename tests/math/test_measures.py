@@ -16,7 +16,7 @@ import torch
 
 import qtarget
 from qtarget.compare.columns import COLUMNS
-from qtarget.lens.token_table import SHOWN, TITLES
+from qtarget.lens.token_table import LENS_MEASURES, TITLES
 from qtarget.math.loss import TokenMeasures, linear_loss
 from qtarget.measures import CONFIDENCE, HIT, MEASURES, direction
 from qtarget.train.metrics import NAMES, OF_EARLIER_STATES, TokenMeans
@@ -75,7 +75,7 @@ def test_the_log_has_the_names_it_had() -> None:
     assert sorted(NAMES) == sorted(OF_EARLIER_STATES)
     keys = [column.key for column in COLUMNS]
     assert {"test/nll", "test/kl_prior", "target/trust_noisy", "target/reliance_clean"} <= set(keys)
-    assert (SHOWN, TITLES) == (("trust", "reliance", "weight"), ("trust", "γ", "w"))
+    assert (LENS_MEASURES, TITLES) == (("trust", "reliance", "weight"), ("trust", "γ", "w"))
     assert (direction("val/nll"), direction("val/kl_prior"), direction("val/accuracy")) == ("min", None, "max")
 
 

@@ -56,7 +56,7 @@ def recorded(folder: Path, tracker: Any, *, failed: bool = False) -> dict[str, A
     first.log(1, {"train/loss": 2.0, "train/lr": 0.1})
     first.log(3, {"val/nll": math.nan})
     first.histograms(3, COUNTED)
-    position = first.position()
+    position = first.offsets()
     first.log(4, {"train/loss": 99.0})
     first.fail(KeyboardInterrupt())
     again = Record(folder, tracker)

@@ -90,7 +90,7 @@ def attempt(folder: Path, mode: str, steps: Sequence[int], position: dict[str, A
     record.start(INFO, {"seed": 0}, position)
     for step in steps:
         if step == steps[-1]:
-            before = record.position()
+            before = record.offsets()
         record.log(step, {"train/nll": 10.0 - step})
         record.log(step, {"val/nll": 10.0 - step, "val/accuracy": step / 10})
     if end == "finished":

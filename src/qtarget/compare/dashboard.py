@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from qtarget.config.parsers import dashboard_parser
 from qtarget.errors import QTargetError
 
-LONGEST = 128
+MOST_CHARACTERS = 128
 NEXT = "next: open them; runs that come later appear by themselves. The same command again saves new ones beside these"
 
 
@@ -32,5 +32,7 @@ def dashboard(arguments: Sequence[str]) -> int:
 def _check_name(name: str) -> None:
     """What wandb-workspaces would refuse once it has begun."""
     symbols = [letter for letter in name if unicodedata.category(letter)[0] == "S"]
-    if not name.strip() or len(name) > LONGEST or symbols:
-        raise QTargetError(f"--name is a text of 1 to {LONGEST} characters without symbols or emoji, got {name!r}")
+    if not name.strip() or len(name) > MOST_CHARACTERS or symbols:
+        raise QTargetError(
+            f"--name is a text of 1 to {MOST_CHARACTERS} characters without symbols or emoji, got {name!r}"
+        )

@@ -25,9 +25,9 @@ from qtarget.evaluate.scores import (
 )
 from qtarget.record.runs import Run, check_metric, differing_keys, finished
 
-SHOWN = 12
+MOST_PROBLEMS = 12
 """Problems on a page."""
-LONGEST = 600
+MOST_CHARACTERS = 600
 """Characters of a text on a page."""
 
 Key = tuple[str, str]
@@ -46,7 +46,7 @@ class ComparedProblem:
         return sum(correct for _, _, correct in self.answers)
 
 
-def problems(runs: Sequence[Run], shown: int = SHOWN) -> list[ComparedProblem]:
+def problems(runs: Sequence[Run], shown: int = MOST_PROBLEMS) -> list[ComparedProblem]:
     """At most `shown`; the closer to half of the runs solve a problem, the earlier it stands."""
     answered = [(run, _first_answers(run)) for run in runs]
     keys = dict.fromkeys(key for _, answers in answered for key in answers)
@@ -79,7 +79,7 @@ def _first_answers(run: Run) -> dict[Key, Sample]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
 
 
 HELDOUT_METRICS = "test"

@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 
 from qtarget.errors import QTargetError
 
-SHOWN = ("job", "hydra", "all")
-INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+CFG_CHOICES = ("job", "hydra", "all")
+INFO_CHOICES = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--help", "-h"), {"action": "store_true"}),
     (("--hydra-help",), {"action": "store_true"}),
     (("--version",), {"action": "store_true"}),
-    (("--cfg", "-c"), {"choices": SHOWN}),
+    (("--cfg", "-c"), {"choices": CFG_CHOICES}),
     (("--resolve",), {"action": "store_true"}),
     (("--package", "-p"), {}),
     (("--run", "-r"), {"action": "store_true"}),
@@ -24,7 +24,7 @@ OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--config-path", "-cp"), {}),
     (("--config-name", "-cn"), {}),
     (("--config-dir", "-cd"), {}),
-    (("--info", "-i"), {"nargs": "?", "const": "all", "choices": INFO}),
+    (("--info", "-i"), {"nargs": "?", "const": "all", "choices": INFO_CHOICES}),
 )
 """Hydra's, by their names, but for two: see REFUSED."""
 REFUSED = {
@@ -111,7 +111,7 @@ def _with_info(words: Sequence[str]) -> list[str]:
     """--info=all for an --info that is followed by something else than one of its values."""
     following = [*words[1:], ""]
     return [
-        "--info=all" if word in ("--info", "-i") and after not in INFO else word
+        "--info=all" if word in ("--info", "-i") and after not in INFO_CHOICES else word
         for word, after in zip(words, following, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""Which way the loss runs: eagerly, or through torch.compile; never another objective, and always said."""
+"""Which way the loss runs: eagerly, or through torch.compile. It is never another objective, and always recorded."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ cores that earns back 10 s at 12e9 and at 2.2e9 to 2.9e9; this stands between, o
 
 @dataclass(frozen=True)
 class Engine:
-    """Whether the loss is compiled, and what to say of it."""
+    """Whether the loss is compiled, and how to describe that to a user."""
 
     compiled: bool
-    said: str
+    description: str
 
 
 def choose(setting: str, *, on_gpu: bool, scored: float) -> Engine:

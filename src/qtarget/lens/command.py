@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qtarget.plot.figures import Mark
 
 OUT, ROWS = "outputs/lens", 4
-SHOWN = ("sft", "label_smoothing", "dft", "one_minus_prior", "kd", "target_sft")
+FEATURED = ("sft", "label_smoothing", "dft", "one_minus_prior", "kd", "target_sft")
 """Where every design is drawn these come first, and their curves are on to begin with."""
 
 
@@ -107,7 +107,7 @@ def _traced(design: Any, mark: Mark, world: World) -> Curve:
 def every_name() -> tuple[str, ...]:
     """All designs, those of the demonstration first."""
     known = options("target")
-    return (*(name for name in SHOWN if name in known), *(name for name in known if name not in SHOWN))
+    return (*(name for name in FEATURED if name in known), *(name for name in known if name not in FEATURED))
 
 
 def write_files(
@@ -124,7 +124,7 @@ def write_files(
     except OSError as error:
         raise QTargetError(f"can't write to {folder}: {error}. Set out=FOLDER to one you can write") from error
     page = folder / "lens.html"
-    write_lens(curves, world, page, changes=request.changes, shown=SHOWN, demonstrations=demonstrations)
+    write_lens(curves, world, page, changes=request.changes, shown=FEATURED, demonstrations=demonstrations)
     yield "page", page
     draw_lens(curves, world, folder / "lens.png")
     yield "picture", folder / "lens.png"
@@ -139,5 +139,5 @@ def write_files(
 def _next_command(request: Request) -> str:
     """A design that has been looked at is trained; of all designs, a few are looked at closely."""
     if not request.names:
-        return f"qtarget lens target={','.join(SHOWN[:4])}"
+        return f"qtarget lens target={','.join(FEATURED[:4])}"
     return train_command(request.names, request.changes)

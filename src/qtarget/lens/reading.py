@@ -16,7 +16,7 @@ from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
 from qtarget.errors import QTargetError
 from qtarget.lens.curves import PROGRESS
-from qtarget.lens.token_table import SHOWN, Alternative, Demonstrations, DesignReading, Pull, Token, TokenRow
+from qtarget.lens.token_table import LENS_MEASURES, Alternative, Demonstrations, DesignReading, Pull, Token, TokenRow
 from qtarget.math.loss import IGNORE, LossOutput
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
@@ -123,7 +123,9 @@ def _readings(
 ) -> Iterator[tuple[DesignReading, ...]]:
     """Row by row, every design's pulls."""
     counts = (batch.labels != IGNORE).sum(-1).tolist()
-    columns = {name: [out.of(measure).double().cpu().split(counts) for measure in SHOWN] for name, out in outs.items()}
+    columns = {
+        name: [out.of(measure).double().cpu().split(counts) for measure in LENS_MEASURES] for name, out in outs.items()
+    }
     for row in range(len(counts)):
         yield tuple(
             DesignReading(

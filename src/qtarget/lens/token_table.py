@@ -51,14 +51,14 @@ class Token:
 
 PULL_MEASURES = ("trust", "reliance", "weight")
 _OTHERS = tuple(measure.name for measure in MEASURES if measure.in_lens and measure.name not in PULL_MEASURES)
-SHOWN = (*PULL_MEASURES, *_OTHERS)
+LENS_MEASURES = (*PULL_MEASURES, *_OTHERS)
 """The measures that are said of a design at a token."""
-TITLES = tuple(measure.title for name in SHOWN for measure in MEASURES if measure.name == name)
+TITLES = tuple(measure.title for name in LENS_MEASURES for measure in MEASURES if measure.name == name)
 
 
 @dataclass(frozen=True)
 class Pull:
-    """What a design makes of one supervised token, by `SHOWN`."""
+    """What a design makes of one supervised token, by `LENS_MEASURES`."""
 
     trust: float
     reliance: float
@@ -175,7 +175,7 @@ def details(row: TokenRow) -> list[dict[str, Any]]:
 
 
 def _values(pull: Pull) -> list[float]:
-    """In the order of `SHOWN`."""
+    """In the order of `LENS_MEASURES`."""
     return [pull.trust, pull.reliance, pull.weight, *pull.others]
 
 

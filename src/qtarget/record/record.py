@@ -33,7 +33,7 @@ from qtarget.train.histograms import Histogram
 PACKAGES = ("qtarget", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb", "reasoning-gym")
 METRICS, HISTOGRAMS = "metrics.jsonl", "histograms.jsonl"
 APPENDED = {"metrics_bytes": METRICS, "histograms_bytes": HISTOGRAMS}
-"""What `position` says of a file that grows: its length, and its name."""
+"""What `offsets` says of a file that grows: its length, and its name."""
 BEAT = 60.0
 """Seconds between two heartbeats, whatever the run is doing."""
 
@@ -68,14 +68,14 @@ class Record:
         self._writing = threading.Lock()
 
     def start(
-        self, info: Mapping[str, Any], config: Mapping[str, Any], position: Mapping[str, Any] | None = None
+        self, info: Mapping[str, Any], config: Mapping[str, Any], offsets: Mapping[str, Any] | None = None
     ) -> None:
         """Begin. What an unfinished earlier attempt left in the folder is replaced.
 
-        position: of a run that goes on from a saved state, what `position` returned when it was saved. Lines of the
+        offsets: of a run that goes on from a saved state, what `offsets` returned when it was saved. Lines of the
         record that came later are cut off.
         """
-        before = stored_result(self.folder) or {} if position else {}
+        before = stored_result(self.folder) or {} if offsets else {}
         for leftover in ("traceback.txt", "samples.jsonl", "heldout_nll.jsonl"):
             (self.folder / leftover).unlink(missing_ok=True)
         write_atomically(self.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
@@ -90,10 +90,10 @@ class Record:
             "versions": versions(),
             "git": git_commit(),
         }
-        self._began = time.monotonic() - (position["seconds"] if position else 0.0)
+        self._began = time.monotonic() - (offsets["seconds"] if offsets else 0.0)
         self._write()
         for length, name in APPENDED.items():
-            self._cut(self.folder / name, position[length] if position else 0)
+            self._cut(self.folder / name, offsets[length] if offsets else 0)
         self.note(tracked_as=self.tracker.start(self.folder, {**info, "tracked_as": before.get("tracked_as")}, config))
 
     @staticmethod
@@ -107,7 +107,7 @@ class Record:
                 )
             file.truncate(length)
 
-    def position(self) -> dict[str, Any]:
+    def offsets(self) -> dict[str, Any]:
         """Where the record stands, for `start` to go on from; see `settle`."""
         return {
             "config_hash": self._result["config_hash"],
@@ -207,12 +207,12 @@ class NullRecord:
     folder: Path
 
     def start(
-        self, info: Mapping[str, Any], config: Mapping[str, Any], position: Mapping[str, Any] | None = None
+        self, info: Mapping[str, Any], config: Mapping[str, Any], offsets: Mapping[str, Any] | None = None
     ) -> None: ...
     def beating(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def position(self) -> dict[str, Any]:
+    def offsets(self) -> dict[str, Any]:
         return {}
 
     def settle(self) -> None: ...

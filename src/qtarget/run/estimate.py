@@ -85,7 +85,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         "memory",
         f"{in_bytes(_memory(plan, policy))} a device for weights, gradients, optimizer and loss; activations beside",
     )
-    yield "loss", plan.engine.said
+    yield "loss", plan.engine.description
     yield from _references(plan)
 
 

@@ -220,7 +220,7 @@ def _plan_and_train(
     """The run itself; returns its closing metrics."""
     prepare_process(cfg.seed)
     plan = make_plan(cfg)
-    how = plan.engine.said
+    how = plan.engine.description
     record.note(
         design=plan.described,
         rows=plan.counts,
@@ -275,7 +275,7 @@ def _fit_and_check(plan: Plan, trainer: L.Trainer, module: QTargetModule, record
     before = graphs_compiled() if plan.engine.compiled else 0  # asking imports the compiler
     _lightning_fit(trainer, module, build.data(plan))
     if plan.engine.compiled:
-        record.note(loss=f"{plan.engine.said}, {graphs_compiled() - before} graphs")
+        record.note(loss=f"{plan.engine.description}, {graphs_compiled() - before} graphs")
 
 
 def _keep(plan: Plan, trainer: L.Trainer, module: QTargetModule, keeper: ResumeCallback) -> None:

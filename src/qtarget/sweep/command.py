@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qtarget.sweep.bayes import Bayes
 
 STUDY = "study.db"
-SHOWN = 10
+MOST_LISTED = 10
 """Points of the closing table."""
 
 
@@ -215,7 +215,7 @@ def _print_best(scheduler: SweepScheduler) -> None:
         return
     lines = [
         [*map(_cell, point.values.values()), f"{point.value:.5g}", point.state, point.job.folder.name]
-        for point in ranked[:SHOWN]
+        for point in ranked[:MOST_LISTED]
     ]
     titles = [*scheduler.file.parameters, scheduler.metric.name, "state", "job"]
     table = Table(titles, lines, title=f"{scheduler.file.name}: the best points")

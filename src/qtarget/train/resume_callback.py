@@ -22,7 +22,7 @@ from qtarget.train.resume_state import ResumeState, restore, rng_state, save_fin
 class Journal(Protocol):
     """The record, as far as a state refers to it: how long its files are, and that they are on disk."""
 
-    def position(self) -> dict[str, Any]: ...
+    def offsets(self) -> dict[str, Any]: ...
     def settle(self) -> None: ...
 
 
@@ -78,7 +78,7 @@ class ResumeCallback(L.Callback):
         assert isinstance(pl_module, QTargetModule)
         self._step = step
         if self.every or self.when_stopped:
-            facts = {"step": step, **self.journal.position()}
+            facts = {"step": step, **self.journal.offsets()}
             self._unsaved = partial(save_state, self.holder, trainer, pl_module, rng_state(pl_module.device), facts)
         if self.every and (step % self.every == 0 or step == trainer.max_steps):
             self._save()
@@ -97,7 +97,7 @@ class ResumeCallback(L.Callback):
 
     def save_final(self, trainer: L.Trainer, module: QTargetModule) -> None:
         """Save the trained run, so that an evaluation that fails can be done again. Collective."""
-        facts = {"step": trainer.global_step, **self.journal.position()}
+        facts = {"step": trainer.global_step, **self.journal.offsets()}
         self.journal.settle()
         try:
             save_final_state(self.holder, trainer, module, facts)
