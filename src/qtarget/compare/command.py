@@ -1,4 +1,13 @@
-"""`qtarget compare`: runs side by side in the terminal, as a page, as a picture; or two prompt by prompt."""
+"""`qtarget compare`: runs side by side in the terminal, as a page, as a picture; or two prompt by prompt.
+
+record/runs.py   folders on disk → Run
+columns.py       the columns of the table of runs, and the sentences around it
+groups.py        --group-by: runs over their seeds → rows with intervals; selection.py: each group at its --best-of
+group_table.py   the table of those rows
+sweeps.py        what was swept, and the plots of the metric over it
+formats.py       a table for a terminal, in Markdown, CSV and LaTeX (latex.py)
+report.py        report.html
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Hydra around `run_job`: one job or a multirun, errors in plain words, and a summary of what came of it."""
+"""Hydra around `run_job`: one job or a multirun, errors in plain words, and a summary of what came of it.
+
+`qtarget train …` is `launch`. Hydra composes the configuration and calls the task of `_make_task` with it: once, or for
+each job of a multirun. A launcher of processes (launcher.py) starts `qtarget train` for each job instead.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,18 @@
 """`qtarget sweep FILE`: a W&B sweep file without W&B, every point a job in a slot.
 
-output_dir/<name>/<hash>/     a job's record, as `qtarget train` writes it
-output_dir/<name>/sweep.json  the points, their values and states
-output_dir/<name>/study.db    what Bayesian search knows
+The way of a sweep through this package:
+
+    file.py       the sweep file → SweepFile: parameters, method, metric, early stopping
+    space.py      what one key may be: a distribution, as its quantile function
+    points.py     points (key → value) of a grid or a random search; JobFactory makes a checked Job of a point
+    bayes.py      points that follow from results
+    scheduler.py  runs the jobs in slots, asks some to stop (early_stopping.py), notes what came of each point
+
+What it leaves:
+
+    output_dir/<name>/<hash>/     a job's record, as `qtarget train` writes it
+    output_dir/<name>/sweep.json  the points, their values and states
+    output_dir/<name>/study.db    what Bayesian search knows
 """
 
 from __future__ import annotations
