@@ -167,6 +167,12 @@ def _compare(rest: list[str]) -> int:
     )
 
 
+def _export(rest: list[str]) -> int:
+    from qtarget.run.export import export
+
+    return export(rest)
+
+
 def _show(rest: list[str]) -> int:
     from qtarget.run.show import show
 
@@ -212,6 +218,7 @@ COMMAND_FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
     "cache": _cache,
     "evaluate": _evaluate,
     "compare": _compare,
+    "export": _export,
     "agents": _agents,
     "dashboard": _dashboard,
     "show": _show,

@@ -18,6 +18,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
   qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
   qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
+  qtarget export RUN --to WHERE      the trained model with a model card, as a folder or at the hub (hub:OWNER/NAME)
   qtarget agents SWEEP --gpus 0-7    a W&B agent per GPU, for a sweep that `wandb sweep sweeps/NAME.yaml` made
   qtarget dashboard --project NAME   a workspace and a report at W&B that set the project's designs side by side
   qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
@@ -36,6 +37,7 @@ COMMANDS = (
     "cache",
     "evaluate",
     "compare",
+    "export",
     "agents",
     "dashboard",
     "show",
@@ -167,6 +169,20 @@ def compare_parser() -> Parser:
     return parser
 
 
+def export_parser() -> Parser:
+    parser = Parser(prog="qtarget export", description="The trained model of a run as others load it, with a card.")
+    parser.add_argument("run", metavar="RUN", help="a finished run's folder, or a folder with one such run")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="FOLDER|hub:OWNER/NAME",
+        help="a folder that isn't there or is empty; a repository",
+    )
+    parser.add_argument("--public", action="store_true", help="a repository that all can see (default: private)")
+    parser.add_argument("--dry-run", action="store_true", help="list the files and print the card, write nothing")
+    return parser
+
+
 def agents_parser() -> Parser:
     parser = Parser(prog="qtarget agents", description="W&B agents on this machine, one per GPU.")
     parser.add_argument("sweep", metavar="ENTITY/PROJECT/ID", help="what `wandb sweep FILE` has printed")
@@ -193,6 +209,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "cache": partial(keys_parser, "cache"),
     "evaluate": partial(keys_parser, "evaluate"),
     "compare": compare_parser,
+    "export": export_parser,
     "agents": agents_parser,
     "dashboard": dashboard_parser,
 }

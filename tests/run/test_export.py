@@ -1,0 +1,223 @@
+"""`qtarget export`: what is written is what others load, and the card says what the record says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qtarget.cli import run as qtarget_cli
+from qtarget.compare.groups import Group, rows
+from qtarget.record.runs import read_runs
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),  # Lightning 2.6 on torch 2.13's pytrees
+    pytest.mark.xdist_group("export"),  # trained once
+]
+PAGE = (Path(__file__).parents[2] / "docs" / "after_training.md").read_text()
+CHAT = [{"role": "user", "content": "1 + 2"}]
+SMALL = [
+    "model=tiny",
+    "target=dft",
+    "data.rows=16",
+    "data.heldout_rows=8",
+    "trainer.max_steps=2",
+    "trainer.batch_size=4",
+]
+SMALL += ["trainer.precision=32-true", "eval.new_tokens=2", "trainer.eval_every=0"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    outputs = tmp_path_factory.mktemp("trained") / "outputs"
+    assert qtarget_cli(["train", *SMALL, f"output_dir={outputs}"]) == 0
+    (folder,) = outputs.glob("runs/*/")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "new" / "my_model"
+    assert qtarget_cli(["export", str(trained), "--to", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A run's folder to be changed."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / trained.name))
+
+
+def change(run: Path, **facts: Any) -> None:
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | facts))
+
+
+def card_of(run: Path, capsys: pytest.CaptureFixture[str]) -> ModelCard:
+    assert qtarget_cli(["export", str(run), "--to", "hub:me/mine", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    return ModelCard(told[told.index("\n---\n") + 1 :], ignore_metadata_errors=False)
+
+
+def test_plain_transformers_loads_the_model_that_was_saved(trained: Path, exported: Path) -> None:
+    ours, theirs = (
+        AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (exported, trained / "checkpoint")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    ids = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    with torch.no_grad():
+        assert torch.equal(ours(ids).logits, theirs(ids).logits)
+    assert ours.generation_config.eos_token_id == theirs.generation_config.eos_token_id
+
+
+def test_weights_tokenizer_generation_config_and_card_are_there_and_no_pickle(trained: Path, exported: Path) -> None:
+    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in exported.iterdir()} == wanted | {"chat_template.jinja", "README.md"}
+    assert (trained / "checkpoint" / "optimizer.pt").is_file()
+    assert [path.name for path in exported.parent.iterdir()] == ["my_model"]  # nothing beside it
+
+
+def test_the_card_says_design_data_metrics_with_intervals_versions_and_command(trained: Path, exported: Path) -> None:
+    card, result = (exported / "README.md").read_text(), json.loads((trained / "result.json").read_text())
+    for text in ("L = −sg(p(y))·log p(y)", "Dynamic Fine-Tuning", "chain_sum", "16 trained on", "8 held out"):
+        assert text in card
+    low, high = (result["metrics"][f"test/accuracy_{end}"] for end in ("low", "high"))
+    assert f"| test/accuracy | {result['metrics']['test/accuracy']:.4g} | [{low:.4g}, {high:.4g}] |" in card
+    (run,) = read_runs(trained)
+    interval = rows([Group({}, (run,))], "test/nll")[0].interval
+    assert interval is not None
+    assert interval.low < interval.mean < interval.high
+    assert f"| test/nll | {interval.mean:.4g} | [{interval.low:.4g}, {interval.high:.4g}] |" in card
+    assert f"| torch | {result['versions']['torch']} |" in card
+    assert f"qtarget train {shlex.join(SMALL)} output_dir=…/outputs" in card
+    assert "train/loss" not in card
+
+
+def test_no_folder_of_this_machine_is_named_in_what_is_exported(trained: Path, exported: Path) -> None:
+    places = [str(trained.parents[2]), str(exported.parent), str(Path.home())]
+    for path in exported.iterdir():
+        assert not [place for place in places if place.encode() in path.read_bytes()], path.name
+
+
+def test_the_front_matter_is_that_of_the_hub(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = card_of(copied, capsys).data.to_dict()
+    assert data == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["qtarget", "sft", "dft"],
+    }
+    change(copied, model="org/base-1B")
+    card = card_of(copied, capsys)
+    assert card.data.to_dict()["base_model"] == "org/base-1B"
+    assert "org/base-1B fine-tuned with the target design `dft`" in card.text
+
+
+def test_a_base_model_in_a_folder_of_the_machine_is_named_by_its_last_part(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(copied, model=f"{copied}/secret_project/base")
+    card = card_of(copied, capsys)
+    assert "…/base fine-tuned" in card.text
+    assert "secret_project" not in card.content
+
+
+def test_a_dry_run_lists_what_would_be_uploaded_and_writes_nothing(
+    trained: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for to in ("hub:me/mine", "folder"):
+        assert qtarget_cli(["export", str(trained), "--to", to, "--dry-run"]) == 0
+        told = capsys.readouterr().out
+        size = (trained / "checkpoint" / "model.safetensors").stat().st_size
+        assert re.search(rf"^  model\.safetensors +{size / 1000:.1f} kB$", told, re.MULTILINE)
+        assert "optimizer.pt" not in told
+    assert not list(workdir.iterdir())
+
+
+def test_an_upload_that_fails_says_what_it_needs_and_never_the_token(
+    trained: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    for name in ("me/mine", "not a name/x/y"):
+        assert qtarget_cli(["export", str(trained), "--to", f"hub:{name}"]) == 2
+        out, err = capfd.readouterr()
+        assert "--dry-run shows what would be uploaded" in err
+        assert "can't upload to hub:" in err
+        assert "hf_secretsecret" not in out + err
+
+
+def no_checkpoint(run: Path) -> None:
+    shutil.rmtree(run / "checkpoint")
+
+
+def only_a_model(run: Path) -> None:
+    (run / "result.json").unlink()
+
+
+def no_weights(run: Path) -> None:
+    (run / "checkpoint" / "model.safetensors").rename(run / "checkpoint" / "pytorch_model.bin")
+
+
+def evaluated(run: Path) -> None:
+    no_checkpoint(run)
+    change(run, task="evaluate")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (no_checkpoint, "train again with checkpoint.save=true"),
+        (evaluated, "export the run that trained it"),
+        (lambda run: change(run, status="interrupted"), "is interrupted: give its command again"),
+        (only_a_model, "is a model, and no run of qtarget"),
+        (no_weights, "holds no safetensors"),
+    ],
+)
+def test_what_can_not_be_exported_is_answered_with_what_to_do(
+    make: Callable[[Path], None], message: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(copied)
+    assert qtarget_cli(["export", str(copied), "--to", str(copied.parent / "new")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (copied.parent / "new").exists()
+
+
+def test_a_folder_that_holds_something_is_refused_and_an_empty_one_is_filled(
+    trained: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workdir / "full").mkdir()
+    (workdir / "full" / ".hidden").touch()
+    (workdir / "file").write_text("mine")
+    for to in ("full", "file", "file/below"):
+        assert qtarget_cli(["export", str(trained), "--to", to]) == 2
+        assert "isn't empty" in (error := capsys.readouterr().err) or "can't export to" in error
+    assert ((workdir / "file").read_text(), len(list((workdir / "full").iterdir()))) == ("mine", 1)
+    (workdir / "empty").mkdir()
+    assert qtarget_cli(["export", str(trained), "--to", "empty"]) == 0
+    assert (workdir / "empty" / "model.safetensors").is_file()
+
+
+def test_a_folder_with_one_run_and_a_runs_checkpoint_name_the_run(trained: Path, workdir: Path) -> None:
+    for where in (trained.parent, trained / "checkpoint"):
+        assert qtarget_cli(["export", str(where), "--to", f"of_{where.name}"]) == 0
+
+
+def test_the_page_after_training_loads_and_evaluates_what_was_exported(
+    exported: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(exported, workdir / "my_model")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(code, "docs/after_training.md", "exec"), {})
+    (command,) = [line for line in PAGE.splitlines() if line.startswith("qtarget evaluate ")]
+    assert qtarget_cli(shlex.split(command)[1:]) == 0
+    (result,) = workdir.glob("outputs/*/*/result.json")
+    assert json.loads(result.read_text())["metrics"]["test/accuracy"] >= 0
