@@ -51,6 +51,14 @@ def warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.fixture
+def warm_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of `ranks.start` are forks of one that has imported everything."""
+    from warm import fork_ranks
+
+    fork_ranks(monkeypatch)
+
+
+@pytest.fixture
 def wandb_server(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """A W&B server for the real client, which this process and its children talk to."""
     import wandb

@@ -5,6 +5,8 @@
 to that process, passes signals on, and ends as the command ended. A command is a process with a session of its own; it
 is killed where its program is.
 
+`forking_context` does the same for processes of multiprocessing, and `fork_ranks` for those of `ranks.start`.
+
 Take a real interpreter where the start itself is tested: what is imported, signals, kills, ranks. What a library reads
 while it is imported (READ_AT_IMPORT) can't be changed later: a command with other values, and any call but `python -m`
 and `python -c`, goes to the real interpreter by itself.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import marshal
+import multiprocessing
 import os
 import pkgutil
 import runpy
@@ -27,6 +30,11 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
 
 IMPORTS = ("qtarget.run.train", "qtarget.launch.multirun", "qtarget.sweep.command", "wandb.cli.cli", "scipy.stats")
 READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH", "MKL_", "OPENBLAS_", "LD_", "PYTHON", "MPL", "CUDA_")
@@ -56,6 +64,31 @@ if code < 0:
     os.kill(os.getpid(), -code)
 os._exit(code)
 """
+
+
+def forking_context() -> Any:
+    """multiprocessing's context of processes that are forks of one that has its imports behind it, where there is one.
+
+    That one has no threads, whose locks a fork would inherit. A process has the test's folder, not its environment.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    multiprocessing.set_forkserver_preload([*IMPORTS[:3], "qtarget.run.caching", "pytest"])
+    return multiprocessing.get_context("forkserver")
+
+
+def fork_ranks(patch: pytest.MonkeyPatch) -> None:
+    """Let `ranks.start` take that context."""
+    import torch.multiprocessing as mp
+
+    from qtarget.run import ranks
+
+    context = forking_context()
+
+    def start_processes(*given: Any, start_method: str, **options: Any) -> Any:
+        return mp.start_processes(*given, start_method=context.get_start_method(), **options)
+
+    patch.setattr(ranks, "mp", SimpleNamespace(get_context=lambda name: context, start_processes=start_processes))
 
 
 class WarmPython:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training import batches, eight_rows, module, one_step, other_policy
+from warm import forking_context
 
 import qtarget
 from qtarget.cli import run as qtarget_cli
@@ -158,7 +158,7 @@ def racer(folder: str, turn: Any, loads: Any) -> None:
 
 @pytest.mark.slow
 def test_of_several_processes_one_builds_and_the_others_wait(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")  # a fork would inherit locks of torch's threads
+    context = forking_context()
     turn, loads = context.Barrier(3), context.Value("i", 0)
     racers = [context.Process(target=racer, args=(str(tmp_path / "one"), turn, loads)) for _ in range(3)]
     for process in racers:

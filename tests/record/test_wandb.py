@@ -127,7 +127,7 @@ def agrees(run: Any, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_grid_with_a_swept_group_and_a_swept_field(wandb_server: Backend) -> None:
+def test_a_grid_with_a_swept_group_and_a_swept_field(warm: None, wandb_server: Backend) -> None:
     """`wandb sweep` and `wandb agent` as they are; every value read back through `wandb.Api()`. A null arrives as null,
     which the agent writes as `None`: the runs are called after their targets.
     """
@@ -174,7 +174,7 @@ def test_drawn_values_arrive(method: str, warm: None, wandb_server: Backend) -> 
 
 
 @pytest.mark.slow
-def test_hyperband_stops_a_run_that_learns_nothing(wandb_server: Backend) -> None:
+def test_hyperband_stops_a_run_that_learns_nothing(warm: None, wandb_server: Backend) -> None:
     path = made_sweep(
         "grid",
         {
@@ -198,7 +198,7 @@ def test_hyperband_stops_a_run_that_learns_nothing(wandb_server: Backend) -> Non
 def test_two_agents_share_a_sweep_in_which_a_design_fails(
     wandb_server: Backend, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`qtarget agents`, with W&B's agents untouched."""
+    """`qtarget agents`, with W&B's agents untouched, and every command of them in an interpreter of its own."""
     (workdir / "broken.py").write_text(
         "class Raising:\n    def __call__(self, view):\n        raise RuntimeError('broken')\n"
     )
@@ -246,7 +246,7 @@ def table_of(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_wandbs_reader_and_our_record_agree_value_by_value(workdir: Path) -> None:
+def test_wandbs_reader_and_our_record_agree_value_by_value(warm: None, workdir: Path) -> None:
     """`wandb leet inspect` of an offline run, against metrics.jsonl and result.json."""
     assert qtarget_cli(["train", *(f"{name}={value}" for name, value in SMALL.items()), "tracker=wandb"]) == 0
     (folder,) = workdir.glob("outputs/runs/*")
@@ -288,7 +288,7 @@ def test_a_run_goes_on_under_its_own_id(wandb_server: Backend, workdir: Path, mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_the_checkpoint_is_an_artifact_on_request(mode: str, wandb_server: Backend, workdir: Path) -> None:
+def test_the_checkpoint_is_an_artifact_on_request(mode: str, warm: None, wandb_server: Backend, workdir: Path) -> None:
     """What arrives is the folder, file by file and byte by byte; that of an offline run with `wandb sync`."""
     small = [f"{name}={value}" for name, value in SMALL.items() if name != "checkpoint.save"]
     assert qtarget_cli(["train", *small, "tracker=wandb", f"tracker.mode={mode}", "tracker.artifact=true"]) == 0

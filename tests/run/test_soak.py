@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import multiprocessing as mp
 import os
 import random
 import signal
@@ -24,6 +23,7 @@ from typing import Any
 
 import pytest
 from resuming import SMALL, assert_same_run, only_run, result
+from warm import forking_context
 
 KILLS = int(os.environ.get("QTARGET_KILLS", "8"))
 A_JOB = 3
@@ -111,10 +111,7 @@ def become(arguments: Sequence[str], env: dict[str, str], stdin: int, stdout: in
 
 def started(arguments: Sequence[str], folder: Path) -> Any:
     """At work already: what is killed is the command, not its imports."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["qtarget.run.train", "qtarget.launch.multirun", "qtarget.run.caching", "qtarget.sweep.command"]
-    )
+    context = forking_context()
     folder.mkdir(exist_ok=True)
     (folder / READY).unlink(missing_ok=True)
     process = context.Process(target=command, args=(arguments, folder))

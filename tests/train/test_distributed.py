@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from resuming import lines
+from warm import fork_ranks
 
 import qtarget
 from qtarget.cli import run as qtarget_cli
@@ -153,7 +154,9 @@ def train_every_case(folder: str) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, dict[str, Any]]]:
     """What each of two ranks found, by (case, strategy, accumulate)."""
     folder = tmp_path_factory.mktemp("ranks")
-    ranks.start(2, train_every_case, str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        fork_ranks(patch)
+        ranks.start(2, train_every_case, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -217,6 +220,7 @@ def killed_in_rank_1() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_ranks")
 def test_a_rank_that_is_killed_is_named() -> None:
     """And not what its end did to the others."""
     with pytest.raises(ranks.RankError, match="rank 1 of 2 was ended by SIGKILL: was memory short"):
@@ -306,7 +310,10 @@ def assert_optimizer_loads(path: Path, model: torch.nn.Module) -> None:
 def test_two_devices_end_where_one_does(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Records, checkpoints and the optimizer's state of a multirun of ddp and fsdp2, against a run of one process."""
+    """Records, checkpoints and the optimizer's state of a multirun of ddp and fsdp2, against a run of one process.
+
+    The ranks are started as they are for users, by interpreters of their own.
+    """
     from transformers import AutoModelForCausalLM
 
     several = ["train", "-m", "target=sft,kd", *SMALL, *TWO, "trainer.strategy=ddp,fsdp2"]
@@ -340,6 +347,7 @@ def test_two_devices_end_where_one_does(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_ranks")
 def test_bad_input_under_two_devices_is_one_plain_message(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Found by every rank, said once."""
     assert qtarget_cli(["train", *SMALL, *TWO, "data.max_length=4"]) == 2
