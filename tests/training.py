@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import lightning as L
 import torch
-from worlds import NEEDS_TOP_K
+from worlds import NEEDS_TOP_K, load_design
 
-import qtarget
 from qtarget.data.batch import Batch
 from qtarget.data.module import DataConfig, Prepared, SFTData, prepare
 from qtarget.data.noise import WrongAnswer
@@ -34,6 +34,7 @@ def other_policy() -> Policy:
     return policy
 
 
+@cache
 def eight_rows(packing: int | None = None) -> Prepared:
     source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
     return prepare(
@@ -58,8 +59,9 @@ def one_step(trained: QTargetModule, micro_batches: list[Batch]) -> tuple[dict[s
 
 def module(design: str = "sft", changes: dict[str, Any] | None = None, **references: Frozen) -> QTargetModule:
     optim = AdamW(lr=1e-2, warmup=0.0, weight_decay=0.0)
-    loaded = qtarget.load_design(design, **(changes or {}))
-    return QTargetModule(tiny_policy().train(), loaded, references, optim, total_steps=4)
+    return QTargetModule(
+        tiny_policy().train(), load_design(design, **(changes or {})), references, optim, total_steps=4
+    )
 
 
 def fit(trained: QTargetModule, *, batch_size: int, accumulate: int, steps: int = 1, **options: Any) -> L.Trainer:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +17,29 @@ from qtarget import Reference
 TOP_K = 3
 NEEDS_TOP_K = ("kd_support", "kd_truncated")
 """Designs that compare only the tokens that a top-k teacher kept."""
+
+
+FEW_DESIGNS = (
+    "asft",  # anchored, a prior
+    "cayley_trans",  # looks at a batch
+    "cft",  # reads a column, divides by the tokens kept
+    "dft",
+    "gem",  # signed
+    "iw_sft",  # looks at a sequence
+    "kd_jsd",  # induced, a teacher
+    "kd_truncated",  # a top-k teacher
+    "label_smoothing",
+    "psft",  # the old policy
+    "rho1",  # looks at an optimizer step
+    "sft",
+    "target_sft",  # a mixture with a teacher
+)
+"""One of every kind, scope, reference and divisor: where each takes a second, the others are for make test-all."""
+
+
+def few_at_once(names: Iterable[str], few: Container[str] = FEW_DESIGNS) -> list[Any]:
+    """The names as parameters of a test, those not among the few as slow ones."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from worlds import World, load_design
+from worlds import World, few_at_once, load_design
 
 import qtarget
 from qtarget.config.composing import options
@@ -56,7 +56,7 @@ def check(name: str, design: Any, dtype: torch.dtype, **tolerance: float) -> Non
 
 
 @pytest.mark.usefixtures("traced_only")
-@pytest.mark.parametrize("name", options("target"))
+@pytest.mark.parametrize("name", few_at_once(options("target")))
 def test_every_design_is_one_graph_that_says_the_same(name: str) -> None:
     check(name, load_design(name), torch.float64, atol=1e-12, rtol=1e-9)
     assert scoring.graphs_compiled() == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from worlds import few_at_once
 
 import qtarget
 from qtarget.cli import run as qtarget_cli
@@ -182,7 +183,7 @@ def test_what_reads_records_and_composes_waits_for_no_torch() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("name", options("target"))
+@pytest.mark.parametrize("name", few_at_once(options("target")))
 def test_show_tells_a_design_in_words(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert qtarget_cli(["show", f"target={name}"]) == 0
     shown = capsys.readouterr().out

@@ -43,12 +43,19 @@ def driver_points(jobs: JobFactory, sweep: Mapping[str, Any], count: int) -> Ite
         yield {name: (fixed | values)[name] for name in sweep["parameters"]}
 
 
+def ends(parameter: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parameter, of its numbers the least and the largest: what is legal of a number is an interval."""
+    values = parameter.get("values", [])
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    return {"values": [min(numbers), max(numbers)]} if numbers and numbers == values else parameter
+
+
 def corners(parameters: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """The ends of every range, with every combination of the other values."""
-    ends = [
+    choices = [
         one.get("values") or [one[end] for end in ("value", "min", "max") if end in one] for one in parameters.values()
     ]
-    return (dict(zip(parameters, chosen, strict=True)) for chosen in itertools.product(*ends))
+    return (dict(zip(parameters, chosen, strict=True)) for chosen in itertools.product(*choices))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -68,12 +75,16 @@ def test_a_file_says_what_agents_and_the_offline_driver_need(file: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_corner_and_fifty_points_are_right(file: Path) -> None:
-    """Each is composed once, as the offline driver writes it; what an agent writes for it is read as the same."""
+    """What an agent writes for a point is read as what the offline driver writes. The corners are composed too: each
+    choice with every other, and both ends of what is a number.
+    """
     sweep, jobs = yaml.safe_load(file.read_text()), JobFactory(read_sweep(file), ())
     drawn = [] if sweep["method"] == "grid" else [*agent_points(sweep, 25), *driver_points(jobs, sweep, 25)]
     for values in (*corners(sweep["parameters"]), *drawn):
         swept = {name: values[name] for name in jobs.file.parameters}
         assert read(f"{name}={value}" for name, value in values.items()) == read(jobs.arguments(swept))
+    for values in corners({name: ends(one) for name, one in sweep["parameters"].items()}):
+        swept = {name: values[name] for name in jobs.file.parameters}
         assert jobs.make_job(swept).folder.parent.name == file.stem
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from resuming import SMALL, assert_same_run, lines, only_run, result
+from worlds import few_at_once
 
 from qtarget import QTargetError, resume_folders
 from qtarget.cli import run as qtarget_cli
@@ -50,7 +51,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few_at_once(CASES, ("all weights",)))
 def test_an_evaluation_that_failed_is_done_again_and_nothing_is_trained_again(
     case: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +128,7 @@ def rank_without_steps(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm_ranks")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_ranks_evaluate_again_what_they_have_trained(
     strategy: str, workdir: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ import pytest
 import torch
 from resuming import SMALL, TEACHER, assert_same_run, lines, only_run, result
 from training import fit, module, weights
+from worlds import few_at_once
 
 from qtarget import resume_folders, signals
 from qtarget.cli import run as qtarget_cli
@@ -111,7 +112,6 @@ CASES = {
     "steps of a given length": ["optim=equal_norm"],
     "adapter with dropout": ["model/adapter=lora", "model.adapter.dropout=0.3"],
 }
-QUICK = ("sft", "psft")
 ENDS: list[tuple[Patch, int | None]] = [
     (in_step(1, die), None),  # before there is a state
     (in_step(3, die), 2),  # in the middle of an epoch
@@ -122,9 +122,7 @@ ENDS: list[tuple[Patch, int | None]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.parametrize("case", few_at_once(CASES, ("sft",)))
 def test_a_run_that_was_killed_ends_where_an_unbroken_one_does(
     case: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,19 +201,22 @@ def test_a_run_that_is_told_so_starts_afresh(workdir: Path, monkeypatch: pytest.
     assert [line["step"] for line in lines(only_run(Path("outputs")))] == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "rest.pt", "state.json"])
 def test_a_damaged_state_is_named(
-    name: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
         in_step(2, die)(patched)
         with pytest.raises(Killed):
             qtarget_cli(["train", *SMALL, EVERY])
-    path = only_run(Path("outputs")) / "state/step-2" / name
-    path.write_bytes(path.read_bytes()[:-20])
-    assert qtarget_cli(["train", *SMALL, EVERY]) == 2
-    assert "state/step-2 can't be read" in (said := capfd.readouterr().err)
-    assert "set resume=never to start afresh" in said
+    for name in ("weights.safetensors", "rest.pt", "state.json"):
+        path = only_run(Path("outputs")) / "state/step-2" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-20])
+        assert qtarget_cli(["train", *SMALL, EVERY]) == 2
+        assert "state/step-2 can't be read" in (said := capfd.readouterr().err)
+        assert "set resume=never to start afresh" in said
+        path.write_bytes(whole)
+    path.write_bytes(whole[:-20])
     assert qtarget_cli(["train", *SMALL, EVERY, "resume=never", "trainer.eval_every=0", "eval.kl_prior=false"]) == 0
 
 
@@ -253,8 +254,11 @@ def test_what_cannot_be_is_said_before_training(
 
 @pytest.mark.parametrize(
     ("end", "step"),
-    [(in_step(4, terminate), 5), (in_look(3, terminate), 3), (in_closing_evaluation(terminate), 8)],
-    ids=["in a step", "in an evaluation", "in the closing evaluation"],
+    [
+        pytest.param(in_step(4, terminate), 5, id="in a step"),
+        pytest.param(in_look(3, terminate), 3, id="in an evaluation", marks=pytest.mark.slow),
+        pytest.param(in_closing_evaluation(terminate), 8, id="in the closing evaluation", marks=pytest.mark.slow),
+    ],
 )
 def test_a_terminated_run_saves_its_state_and_says_so(
     end: Patch, step: int, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from training import fit, module, tiny_policy, weights
-from worlds import NEEDS_TOP_K
+from worlds import FEW_DESIGNS, NEEDS_TOP_K, few_at_once, load_design
 
 import qtarget
 from qtarget.cli import run as qtarget_cli
@@ -57,7 +57,7 @@ CUTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in opti
 }
 
 
-@pytest.mark.parametrize("case", CUTS)
+@pytest.mark.parametrize("case", few_at_once(CUTS, (*FEW_DESIGNS, "kept", "weight_sum", "sequences")))
 def test_the_answer_does_not_depend_on_how_the_step_is_cut(case: str) -> None:
     """8 rows of unequal length in one optimizer step: 1×8 = 2×4 = 8×1 = 3+3+2, weights and logged means alike."""
 
@@ -215,7 +215,7 @@ def test_token_means_weigh_tokens_not_batches() -> None:
     world_logits = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(9) % 5
     wrong = torch.tensor([True, False, False, False, True, False, False, False, False])
-    design, means = qtarget.load_design("dft"), TokenMeans()
+    design, means = load_design("dft"), TokenMeans()
     whole = qtarget.dense_loss(world_logits, labels, design)
     for rows in (slice(0, 1), slice(1, 9)):
         means.update(qtarget.dense_loss(world_logits[rows], labels[rows], design), wrong[rows])
@@ -238,14 +238,35 @@ def test_the_learning_rate_warms_up_and_falls_to_its_floor() -> None:
 # The command, as a user runs it
 
 
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of each design's run, by its name, from the multirun of the guide; some need a top-k teacher."""
+    folder, few = tmp_path_factory.mktemp("designs"), ",".join(NEEDS_TOP_K)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert qtarget_cli(["train", "-m", f"target=glob(*,exclude=[{few}])", *SMALL, *TEACHER]) == 0
+        assert qtarget_cli(["train", "-m", f"target={few}", *SMALL, *TEACHER, TOP_K_TEACHER]) == 0
+    folders = folder.glob("outputs/runs/*")
+    return {json.loads((run / "result.json").read_text())["name"]: run for run in folders if run.is_dir()}
+
+
+one_worker = pytest.mark.xdist_group("designs")  # one multirun for all
+
+
+@one_worker
+@pytest.mark.slow
+def test_a_multirun_takes_every_design_under_conf_target(run_of: dict[str, Path]) -> None:
+    assert set(run_of) == set(options("target"))
+
+
+@one_worker
+@pytest.mark.slow
 @pytest.mark.parametrize("design", options("target"))
-def test_every_design_trains_and_evaluates(design: str, workdir: Path) -> None:
-    topk = [TOP_K_TEACHER] if design in NEEDS_TOP_K else []
-    assert qtarget_cli(["train", f"target={design}", *SMALL, *TEACHER, *topk]) == 0
-    (folder,) = workdir.glob("outputs/runs/*")
+def test_every_design_trains_and_evaluates(design: str, run_of: dict[str, Path]) -> None:
+    folder = run_of[design]
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "finished"
-    assert result["design"]["repr"] == repr(qtarget.load_design(design))
+    assert result["design"]["repr"] == repr(load_design(design))
     metrics = result["metrics"]
     for name in ("test/nll", "test/kl_prior", "test/accuracy", "train/nll", "target/reliance_noisy"):
         assert metrics[name] >= -1e-6, name  # a drift of nothing is a sum that rounds to either side of 0
@@ -520,7 +541,7 @@ def test_make_demo_names_real_designs(quick: str) -> None:
     assert len(targets.split(",")) == (3 if quick else 6)
 
 
-@pytest.mark.parametrize("experiment", ["demo", "demo_quick"])
+@pytest.mark.parametrize("experiment", [pytest.param("demo", marks=pytest.mark.slow), "demo_quick"])
 def test_the_demonstration_runs_on_the_tiny_model(workdir: Path, experiment: str) -> None:
     """The demo's own configurations, its model and sizes apart."""
     assert qtarget_cli(["train", f"experiment={experiment}_teacher", "data.reserve_rows=16", *small_demo()]) == 0
@@ -532,23 +553,3 @@ def test_the_demonstration_runs_on_the_tiny_model(workdir: Path, experiment: str
 
 def small_demo() -> list[str]:
     return ["model=tiny", "trainer.max_steps=2", "trainer.batch_size=8", "data.heldout_rows=4"]
-
-
-@pytest.mark.slow
-def test_every_design_under_conf_target_trains_in_one_multirun(workdir: Path) -> None:
-    """The command of the guide: two steps under each design, and held-out metrics."""
-    few = [
-        "trainer.max_steps=2",
-        "trainer.batch_size=4",
-        "data.rows=16",
-        "data.heldout_rows=4",
-        "eval.problems_in_training=4",
-        "eval.new_tokens=4",
-        "checkpoint.save=false",
-    ]
-    assert qtarget_cli(["train", "-m", "model=tiny", "target=glob(*)", *TEACHER, TOP_K_TEACHER, *few]) == 0
-    results = [json.loads(path.read_text()) for path in workdir.glob("outputs/runs/*/result.json")]
-    assert {result["name"] for result in results} == set(qtarget.list_designs())
-    for result in results:
-        assert result["status"] == "finished"
-        assert result["metrics"]["test/nll"] > 0
