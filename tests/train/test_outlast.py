@@ -17,7 +17,7 @@ from qtarget.config.run_config import RunConfig
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.run import ranks, train
 from qtarget.run.train import run_job
-from qtarget.train import saving
+from qtarget.train import resume_callback
 from qtarget.train.lightning_module import QTargetModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
@@ -108,7 +108,7 @@ def test_a_run_whose_weights_find_no_room_beside_its_checkpoint_still_ends(
     def full(*_: Any) -> None:
         raise QTargetError("can't save what was trained")
 
-    monkeypatch.setattr(saving, "save_trained", full)
+    monkeypatch.setattr(resume_callback, "save_final_state", full)
     with pytest.warns(UserWarning, match="if the evaluation fails, the same command trains again"):
         run_job(RunConfig.compose(SMALL), workdir / "run", {"target": "sft"}, [])
     assert result(workdir / "run")["status"] == "finished"
