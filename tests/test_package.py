@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from qtarget.extras import LAB
+from qtarget.extras import LAB, TRAINER, TRL
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,7 +82,18 @@ def test_the_extra_lab_is_known_by_its_modules() -> None:
     distributions = packages_distributions()
     assert {canonicalize_name(distributions[module][0]) for module in LAB} == wanted
     assert len(LAB) == len(wanted)
-    assert all("qtarget[lab]" in lines for name, lines in extras.items() if name != "lab")
+    assert all("qtarget[lab]" in lines for name, lines in extras.items() if name not in ("lab", "trl"))
+
+
+def test_the_extra_trl_is_known_by_its_modules() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    distributions = packages_distributions()
+    wanted = {canonicalize_name(Requirement(line).name) for line in extras["trl"]}
+    assert {canonicalize_name(distributions[module][0]) for module in TRL} == wanted
+    assert set(TRAINER) < set(TRL)
+    shared = set(extras["trl"]) - {line for line in extras["trl"] if line.startswith("trl")}
+    assert shared <= set(extras["lab"])  # the same versions
 
 
 def needed(start: Distribution) -> dict[str, Distribution]:

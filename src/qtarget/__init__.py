@@ -26,6 +26,7 @@ _HOMES = {
     "induced_target": "qtarget.math",
     "IGNORE": "qtarget.math",
     "hf_loss": "qtarget.train.hf",
+    "QTargetTrainerMixin": "qtarget.trainers.mixin",
     "load_design": "qtarget.config.composing",
     "list_designs": "qtarget.config.composing",
     "command": "qtarget.cli",
@@ -49,6 +50,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'qtarget' has no attribute {name!r}")
     if name in _LAB:
         importlib.import_module("qtarget.extras").require_lab(f"qtarget.{name}")
+    if name == "QTargetTrainerMixin":
+        importlib.import_module("qtarget.extras").require_trainer(f"qtarget.{name}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -195,12 +195,13 @@ class WindowedLoader:
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self.loader)
         while micro_batches := list(islice(batches, self.accumulate)):
-            window = self._window(micro_batches)
+            window = step_window(micro_batches, self.accumulate * rank_and_world()[1])
             for index, batch in enumerate(micro_batches):
                 yield replace(batch, window=replace(window, index=index))
 
-    def _window(self, micro_batches: list[Batch]) -> StepWindow:
-        counts = torch.tensor([(batch.supervised, batch.sequences) for batch in micro_batches]).sum(0)
-        _, world = rank_and_world()
-        tokens, sequences = all_reduce_sum(counts).tolist()
-        return StepWindow(tokens, sequences, self.accumulate * world, tuple(micro_batches))
+
+def step_window(batches: Sequence[Batch], undo: int, device: torch.device | None = None) -> StepWindow:
+    """The optimizer step of these micro-batches of this rank. Collective; device: where counts travel."""
+    counts = torch.tensor([(batch.supervised, batch.sequences) for batch in batches], device=device).sum(0)
+    tokens, sequences = all_reduce_sum(counts).tolist()
+    return StepWindow(tokens, sequences, undo, tuple(batches))

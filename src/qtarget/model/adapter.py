@@ -40,6 +40,8 @@ OPTIONS = (
 """Fields of peft 0.21's LoraConfig whose adapters merge into the weights, as a test measures."""
 STARTS = (True, False, "gaussian", "orthogonal", "mica", "olora", "pissa")
 """Of init_lora_weights, and pissa_niter_N. The others want data (eva, corda, lora_ga) or quantised weights (loftq)."""
+ALL_BESIDE = (True, False, "gaussian", "orthogonal", "mica", "eva")
+"""Of init_lora_weights: those that leave the weights they stand beside as they are (peft 0.21)."""
 MOVED = 0.02
 """Standard deviation of what every trained weight is moved by, for a look at an adapter that starts at nothing."""
 
@@ -198,6 +200,35 @@ def _is_base(policy: Policy, before: Tensor) -> bool:
         with policy.lm.disable_adapter():
             now = measured_logits(policy)
     return torch.allclose(now, before, rtol=0, atol=1e-4 * float(before.abs().max()))
+
+
+def check_adapter(policy: Policy) -> None:
+    """Raise QTargetError for an adapter, made by whomever, that the loss would not see."""
+    kinds = [type(config).__name__ for config in policy.lm.peft_config.values() if config.is_prompt_learning]
+    if kinds:
+        raise QTargetError(
+            f"{kinds[0]} puts virtual tokens before each row, which the loss would take for the row's own: take an "
+            "adapter of the weights, such as LoraConfig"
+        )
+    if _has_lora(plain(policy.lm).get_output_embeddings()):
+        raise QTargetError(
+            "the adapter is on the output layer too, which the loss reads without it: leave lm_head out of "
+            "target_modules, or train it whole with modules_to_save"
+        )
+    with _moved(policy):
+        check_logits(policy)
+
+
+def check_base(lm: Any) -> None:
+    """Raise QTargetError where a model with its adapter switched off is not the one that the adapter was put on."""
+    for config in lm.peft_config.values():
+        bias, start = getattr(config, "bias", "none"), getattr(config, "init_lora_weights", True)
+        if bias != "none" or start not in ALL_BESIDE:
+            what = f"bias={bias!r}" if bias != "none" else f"init_lora_weights={start!r}"
+            raise QTargetError(
+                f"adapter_off is the model without its adapter, and with {what} that is not the model that training "
+                'started from: give references={"prior": "frozen"}, a copy of the weights'
+            )
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:

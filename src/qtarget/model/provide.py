@@ -57,6 +57,15 @@ def load_tokenizer(source: ModelSource, chat_template: str | None = None) -> Pre
     return tokenizer
 
 
+def check_same_tokenizer(role: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
+    """Raise QTargetError where a reference has another tokenizer than the policy."""
+    if theirs.get_vocab() != ours.get_vocab():
+        raise QTargetError(
+            f"the {role}'s tokenizer ({len(theirs)} tokens) is not the policy's ({len(ours)} tokens): a target mixes "
+            "their distributions token by token, so they must share one. Choose a reference of the same model family"
+        )
+
+
 def load_config(source: ModelSource) -> Any:
     """Raises QTargetError where the configuration tells that this is no causal language model."""
     if source.is_tiny:

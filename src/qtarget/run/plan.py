@@ -148,7 +148,7 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     tokenizer = with_pad(provide.load_tokenizer(model, cfg.model.chat_template), rows)
     for role, source in references.items():
         provide.load_config(source)  # refuses what is no language model
-        _check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
+        provide.check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
         cfg.references[role].made_flaw.check(len(tokenizer))
     context = provide.context_length(config)
     prepared, beside = (
@@ -265,12 +265,4 @@ def _check_columns(design: Design, prepared: Prepared) -> None:
         raise QTargetError(
             f"this target needs the data column {name!r} and the rows carry {', '.join(held)}: with data=jsonl, give "
             f"rows {name!r}: [[start, stop], …], characters of the last message, and set data.source.columns=[{name}]"
-        )
-
-
-def _check_same_tokenizer(role: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
-    if theirs.get_vocab() != ours.get_vocab():
-        raise QTargetError(
-            f"the {role}'s tokenizer ({len(theirs)} tokens) is not the policy's ({len(ours)} tokens): a target mixes "
-            "their distributions token by token, so they must share one. Choose a reference of the same model family"
         )

@@ -20,7 +20,7 @@ from qtarget.train.histograms import TokenHistograms
 from qtarget.train.memory import chunk_that_fits
 from qtarget.train.metrics import TokenMeans
 from qtarget.train.optim import AdamW
-from qtarget.train.policy_loss import PolicyLoss
+from qtarget.train.policy_loss import PolicyLoss, progress_at
 from qtarget.train.step import StepNormalizer
 
 
@@ -80,7 +80,7 @@ class QTargetModule(PolicyLoss, L.LightningModule):
 
     def progress_at(self, step: int) -> float:
         """Training progress in [0, 1] of optimizer step `step`: 0 at the first, 1 at the last."""
-        return min(1.0, step / max(1, self.total_steps - 1))
+        return progress_at(step, self.total_steps)
 
     def progress(self) -> float:
         return self.progress_at(self.global_step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -11,8 +11,14 @@ from qtarget.math.loss import LossOutput, linear_loss, token_table
 from qtarget.math.scope_values import TokenTable
 from qtarget.math.target import Design, wants_negatives
 from qtarget.math.tokens import EarlierTokens, LossInputs
+from qtarget.measures import Measure
 from qtarget.model.frozen import Frozen, Snapshot
 from qtarget.model.policy import Policy
+
+
+def progress_at(step: int, steps: int) -> float:
+    """Training progress in [0, 1] of optimizer step `step` of `steps`: 0 at the first, 1 at the last."""
+    return min(1.0, step / max(1, steps - 1))
 
 
 class PolicyLoss:
@@ -27,6 +33,8 @@ class PolicyLoss:
     references: dict[str, Frozen]
     chunk_size: int | None
     compiled: bool
+    measures: Sequence[Measure] = ()
+    """Read of every token beside the usual ones."""
 
     def progress(self) -> float:
         """Training progress in [0, 1]."""
@@ -53,6 +61,7 @@ class PolicyLoss:
             self.design,
             chunk_size=self.chunk_size,
             compiled=self.compiled if compiled is None else compiled,
+            measures=self.measures,
             **given,
         )
 
