@@ -7,7 +7,7 @@ import torch
 from qtarget.math.loss import LossOutput
 from qtarget.measures import HIT, MEASURES, Measure
 from qtarget.parallel import all_reduce_sum
-from qtarget.train.norm import exact
+from qtarget.train.normed_adamw import exact
 
 ACCURACY = "mean_token_accuracy"
 """As TRL calls it."""

@@ -24,7 +24,7 @@ from qtarget.model.policy import Policy, check_packing
 from qtarget.model.provide import embedding_rows
 from qtarget.train.memory import chunk_that_fits
 from qtarget.train.policy_loss import PolicyLoss, progress_at
-from qtarget.train.step import StepNormalizer, scoring_passes
+from qtarget.train.step import MicroBatchScale, StepNormalizer, extra_forward_passes
 from qtarget.trainers import snapshots
 from qtarget.trainers.collated import windowed
 from qtarget.trainers.forward import hand_over, own_forward
@@ -99,7 +99,7 @@ class QTargetTrainerMixin(Trainer):
         self.design = design
         self.design_loss = TrainerLoss(policy, design, frozen, lambda: self.state)
         self.design_loss.chunk_size = chunk_size
-        self._normalizer = StepNormalizer(design, policy, self.design_loss.survey, self.design_loss.token_loss)
+        self._normalizer = StepNormalizer(design, policy, self.design_loss.token_table, self.design_loss.token_loss)
         self._means = {True: LoggedMeans(self.args.device), False: LoggedMeans(self.args.device)}
         self._eval_prefix = "eval"
         self._samples: Sequence[Any] = ()  # the micro-batches of the optimizer step, as the collator made them
@@ -125,18 +125,18 @@ class QTargetTrainerMixin(Trainer):
     def compute_loss(
         self: Any, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Σ loss of the micro-batch, times what makes it its share of the step's mean; counts are the step's own.
+        """Σ loss of the micro-batch, times what makes it its part of the step's mean; counts are the step's own.
 
         return_outputs: with the model's outputs, at the price of a second forward.
         """
         self.design_loss.policy.training = self.model.training
         batch = self._batch(inputs)
         self._prepare(batch)
-        share = self._share(batch)
+        scale = self._scale(batch)
         kept: list[LossOutput] = []
 
         def total() -> Tensor:
-            kept.append(self.design_loss.token_loss(batch, share.statistics, share.token_scale))
+            kept.append(self.design_loss.token_loss(batch, scale.scope_values, scale.token_scale))
             return kept[0].total
 
         loss = model(design_loss=total)
@@ -167,12 +167,12 @@ class QTargetTrainerMixin(Trainer):
         if self.model.training:
             loss.renew_snapshots(self.state.global_step)
 
-    def _share(self: Any, batch: Batch) -> Any:
-        """Scoring passes read the model where its own forward would: under its autocast."""
-        if not scoring_passes(self.design):
-            return self._normalizer.share(batch)
+    def _scale(self: Any, batch: Batch) -> MicroBatchScale:
+        """What reads the step first reads the model where its own forward would: under its autocast."""
+        if not extra_forward_passes(self.design):
+            return self._normalizer.for_batch(batch)
         with torch.no_grad():
-            return self.model(design_loss=lambda: self._normalizer.share(batch))
+            return self.model(design_loss=lambda: self._normalizer.for_batch(batch))
 
     def prediction_step(self: Any, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None) -> Any:
         if not prediction_loss_only:  # logits are wanted, and cost a second forward
