@@ -54,7 +54,7 @@ def batch_of(inputs: Mapping[str, Any], columns: Collection[str] = ()) -> Batch:
         input_ids=held["input_ids"],
         labels=_shifted(labels, IGNORE),
         columns={name: _shifted(held[name], 0) for name in columns},
-        places=torch.full_like(labels, -1),
+        label_indices=torch.full_like(labels, -1),
         position_ids=None if begins is None else _positions(begins),
     )
 
