@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "qtarget"
 FLOORS = [
     {"errors", "units"},
     {"checks", "extras", "files", "isolated", "measures", "parallel", "progress", "signals"},
-    {"resume_folders"},
+    {"resume_folders", "settings"},
     {"math"},
     {"design"},
     {"data", "model"},

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from qtarget.config.launchers import LAUNCHER, RayInit, RayRemote, SlotsSettings, SlurmSettings
 from qtarget.launch.launcher import JobsLauncher
+from qtarget.settings import check_values
 
 if TYPE_CHECKING:
     from qtarget.launch.outcome import Outcome
@@ -18,6 +20,8 @@ class SlotsLauncher(JobsLauncher):
     """A queue over slots of this machine."""
 
     def __init__(self, slots: int | None = None, devices: Sequence[int] | None = None, retry: int = 0) -> None:
+        given = _plain({"slots": slots, "devices": devices, "retry": retry})
+        check_values(LAUNCHER, SlotsSettings, given)
         self.slots, self.devices, self.retry = slots, devices, retry
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
@@ -30,24 +34,27 @@ class SlurmLauncher(JobsLauncher):
     """A Slurm job array. settings: submitit's, under the names that its Hydra plugin gives them."""
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = settings
+        self.settings = _plain(settings)
+        check_values(LAUNCHER, SlurmSettings, self.settings)
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         from qtarget.launch.slurm import run_on_slurm
 
-        return run_on_slurm(jobs, _plain(self.settings))
+        return run_on_slurm(jobs, self.settings)
 
 
 class RayLauncher(JobsLauncher):
     """Tasks of a Ray cluster. ray: what ray.init and ray.remote are given."""
 
     def __init__(self, ray: DictConfig) -> None:
-        self.ray = ray
+        self.ray = _plain(ray)
+        for part in (RayInit, RayRemote):
+            check_values(part.NODE_KEY, part, self.ray.get(part.NODE_KEY.rpartition(".")[2]) or {})
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
         from qtarget.launch.ray import run_on_ray
 
-        return run_on_ray(jobs, **_plain(self.ray))
+        return run_on_ray(jobs, **self.ray)
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ MODULE = '''
     import torch
 
     from qtarget.config.references import FrozenReference
-    from qtarget.config.settings import Number, setting
+    from qtarget.settings import Number, setting
     from qtarget.math import Reference
     from qtarget.model.frozen import FrozenModel
 

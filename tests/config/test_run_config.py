@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import qtarget
+from hydra_plugins.qtarget_launchers import RayLauncher, SlotsLauncher, SlurmLauncher
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import compose_config, conf_dir, config_container, options
 from qtarget.config.identity import config_hash
-from qtarget.config.manual import manual
+from qtarget.config.manual import GROUPS, classes, every_key, manual
+from qtarget.config.names import nodes
 from qtarget.config.references import KINDS, KINDS_OF
 from qtarget.config.run_config import NODES, RunConfig
 
@@ -24,7 +28,7 @@ CHOICES = {
         for path in sorted((conf_dir() / "experiment").rglob("*.yaml"))
         if "common" not in path.parts
     ],
-    "data": [[f"data={name}", "model=tiny"] for name in options("data") if name not in ("jsonl", "hub")],
+    "data": [[f"data={name}", "model=tiny"] for name in options("data") if name not in ("files", "jsonl", "hub")],
     "eval": [[f"eval={name}", "model=tiny"] for name in options("eval")],
     "references": [
         [*SMALL, "model/adapter=lora", f"reference@references.{role}={kind}"]
@@ -71,16 +75,111 @@ def test_a_references_yaml_and_its_dataclass_have_the_same_defaults(kind: str) -
 
 
 def test_every_key_says_what_it_is() -> None:
-    for kind in (*NODES, RunConfig, *KINDS.values()):
-        for one in kind.settings():
-            assert one.about, f"{kind.__name__}.{one.key}"
-            assert one.kind.text, f"{kind.__name__}.{one.key}"
+    for key, one in every_key():
+        assert one.about, key
+        assert one.kind.text, key
 
 
 def test_the_manual_is_that_of_the_dataclasses() -> None:
     """Where it isn't: python -m qtarget.config.manual > docs/configuration.md"""
     page = SOURCE.parents[1] / "docs" / "configuration.md"
     assert page.read_text(encoding="utf-8") == manual()
+
+
+def test_every_key_of_every_option_is_on_the_page() -> None:
+    """Where one isn't: write the field of its class as setting(default, what it may be, "what it is")."""
+    documented = {key for key, _ in every_key()}
+    for group, place, *_ in GROUPS:
+        for part, shipped in classes(group).items():
+            for option, values in shipped.items():
+                keys = {f"{place}.{key}" for key in values if key not in ("about", "kind")}
+                assert keys <= documented, f"{group}={option} ({part.__name__}): {keys - documented}"
+
+
+COMPOSED = {
+    "usual": [],
+    "a design with an objective": ["target=kd_jsd", "reference@references.teacher=cached"],
+    "parts of its own": ["target=asft", "target/reliance=threshold", "tracker=wandb", "model/adapter=lora"],
+    "a hub's data": ["data=gsm8k", "data/noise=random_token", "eval=small", "optim=equal_norm"],
+    "a flaw": ["reference/flaw@references.prior.flaw=token_bias", "trainer=dry", "eval=retention"],
+}
+
+
+@pytest.mark.parametrize("overrides", COMPOSED.values(), ids=COMPOSED)
+def test_no_key_of_a_composed_configuration_is_missing_from_the_page(overrides: list[str]) -> None:
+    composed = config_container(compose_config("train", ["model=tiny", *overrides]))
+    documented = {key for key, _ in every_key()}
+    for place, node in nodes(composed):
+        if place.partition(".about")[0] != place or place.startswith(("eval.benchmarks", "eval.retention")):
+            continue  # what a design says of itself; sources below names of the user's
+        role = re.sub(r"^references\.\w+", "references.ROLE", place)
+        keys = {f"{role}.{key}".lstrip(".") for key in node if key not in ("_target_", "kind", "about", "references")}
+        inside = {one for one in keys if isinstance(node[one.rpartition(".")[2]], dict)}
+        free = place in documented  # a mapping whose keys are another library's
+        assert free or keys - inside <= documented, sorted(keys - inside - documented)
+
+
+def test_every_key_of_a_launcher_is_on_the_page() -> None:
+    documented = {key for key, _ in every_key()}
+    for path in sorted((conf_dir() / "hydra" / "launcher").glob("*.yaml")):
+        yaml_keys = {
+            f"hydra.launcher.{place}.{key}".replace("..", ".")
+            for place, node in nodes(yaml.safe_load(path.read_text()))
+            for key, value in node.items()
+            if key != "_target_" and not (isinstance(value, dict) and value)
+        }
+        assert yaml_keys <= documented, f"{path.stem}: {yaml_keys - documented}"
+
+
+WRONG = {
+    "data.rows=abc": r"data.rows must be a whole number of at least 0, got 'abc'",
+    "data.rows=-1": r"data.rows must be a whole number of at least 0, got -1",
+    "data.packing=0": r"data.packing must be a whole number of at least 1, got 0",
+    "data.supervise=none": r"data.supervise must be one of all, last, got 'none'",
+    "data.noise=typo": r"data.noise=typo sets a value, not an option: write data/noise=typo",
+    "data.noise.rate=2": r"data.noise.rate must lie in \[0, 1\], got 2",
+    "data.source.seed=x": r"data.source.seed must be a whole number of at least 0, got 'x'",
+    "data.source.options=[1]": r"data.source.options can't be \[1\]: .*: set data.source.options.KEY=VALUE",
+    "data.source.limit=-1": r"unknown key 'data.source.limit'",
+    "+data.source.limit=-1": r"unknown key 'data.source.limit'.*Allowed: .*trust_scorer",
+    "target.reliance.value=abc": r"target.reliance.value must lie in \[0, 1\]: 'abc' is neither a number",
+    "target.reliance.value=1.5": r"target.reliance.value must lie in \[0, 1\], got 1.5",
+    "target.reliance=half": r"target.reliance=half sets a value, not an option: write target/reliance=half",
+    "target.normalize=rows": r"target.normalize must be one of tokens, kept, weight_sum, sequences, got 'rows'",
+    "optim.lr=abc": r"optim.lr must lie in \[0, 1\], got 'abc'",
+    "optim.betas=[0.9]": r"optim.betas must be a list of 2, each: number in \[0, 1\], got \[0.9\]",
+    "optim.betas=0.9": r"optim.betas must be a list of 2, each: number in \[0, 1\], got 0.9: write optim.betas=\[A,B\]",
+    "tracker.mode=on": r"tracker.mode must be one of offline, online, shared, disabled, got 'on'",
+    "tracker.artifact=1.5": r"tracker.artifact must be one of True, False, got 1.5",
+    "tracker.project=[]": r"tracker.project is text, and \[\] is none",
+    "model.adapter.rank=0": r"model.adapter.rank must be a whole number of at least 1, got 0",
+    "model.adapter.targets={q: 1}": "model.adapter.targets must be a name or list, each: a name, got ",
+    "references.prior.flaw.sigma=-1": r"references.prior.flaw.sigma must lie in \[0, ∞\), got -1",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG.items(), ids=WRONG)
+def test_a_wrong_value_is_answered_with_its_key_and_what_is_allowed(override: str, message: str) -> None:
+    parts = ["tracker=wandb", "model/adapter=lora", "reference/flaw@references.prior.flaw=noisy_weights"]
+    with pytest.raises(qtarget.QTargetError, match=message):
+        RunConfig.compose([*SMALL, *parts, override])
+
+
+LAUNCHED = {
+    "slots": ({"slots": 0}, r"hydra.launcher.slots must be a whole number of at least 1, got 0"),
+    "devices": ({"devices": 3}, r"hydra.launcher.devices must be a list, each: whole number ≥ 0, got 3"),
+    "retry": ({"retry": "x"}, r"hydra.launcher.retry must be a whole number of at least 0, got 'x'"),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), LAUNCHED.values(), ids=LAUNCHED)
+def test_a_wrong_value_of_a_launcher_is_answered_before_a_job_starts(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(qtarget.QTargetError, match=message):
+        SlotsLauncher(**settings)
+    with pytest.raises(qtarget.QTargetError, match=r"hydra.launcher.timeout_min must be a whole number of at least 1"):
+        SlurmLauncher(timeout_min="long")
+    with pytest.raises(qtarget.QTargetError, match=r"hydra.launcher.ray.remote.num_gpus must lie in \[0, ∞\), got -1"):
+        RayLauncher(ray={"init": {"address": None}, "remote": {"num_gpus": -1}})
 
 
 def test_values_of_ones_own_stand_at_the_top_level() -> None:

@@ -117,7 +117,7 @@ def test_noise_takes_decimals() -> None:
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, "hot", True])
 def test_noise_rate_is_checked(rate: Any) -> None:
-    with pytest.raises(QTargetError, match=r"noise rate must lie in \[0, 1\]"):
+    with pytest.raises(QTargetError, match=r"data.noise.rate must lie in \[0, 1\]"):
         WrongAnswer(rate)
 
 
@@ -223,7 +223,7 @@ def test_the_final_answer_of_a_generated_problem_is_its_critical_column() -> Non
 @pytest.mark.parametrize(
     ("columns", "row", "message"),
     [
-        ("critical", {}, "columns must be a list of keys"),
+        ("critical", {}, "columns must be a list"),
         (["wrong"], {}, "wrong is the noise's own"),
         (["critical"], {}, "'critical' must hold character spans"),
         (["critical"], {"critical": [[0, 3]]}, "which has 2 characters"),

@@ -248,13 +248,13 @@ def test_a_flawed_prior_beside_the_one_for_drift_is_counted() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Temperature(0), r"flaw temperature must lie in \[0.01, ∞\), got 0"),
-        (lambda: TokenBias(share=2), r"flaw share must lie in \[0, 1\], got 2"),
-        (lambda: TokenBias(strength="hot"), r"flaw strength must lie in \[-100, 100\]"),  # type: ignore[arg-type]
-        (lambda: TokenBias(tokens=5), "tokens must be a list of token ids, or null, got 5"),  # type: ignore[arg-type]
-        (lambda: TokenBias(tokens=["a"]), "tokens must be a whole number of at least 0"),  # type: ignore[list-item]
-        (lambda: NoisyWeights(sigma=-1), r"flaw sigma must lie in \[0, ∞\), got -1"),
-        (lambda: NoisyWeights(seed="x"), "flaw seed must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Temperature(0), r"flaw.temperature must lie in \[0.01, ∞\), got 0"),
+        (lambda: TokenBias(share=2), r"flaw.share must lie in \[0, 1\], got 2"),
+        (lambda: TokenBias(strength="hot"), r"flaw.strength must lie in \[-100, 100\]"),  # type: ignore[arg-type]
+        (lambda: TokenBias(tokens=5), "flaw.tokens must be a list, each: whole number ≥ 0, got 5"),  # type: ignore[arg-type]
+        (lambda: TokenBias(tokens=["a"]), r"flaw.tokens\[0\] must be a whole number of at least 0"),  # type: ignore[list-item]
+        (lambda: NoisyWeights(sigma=-1), r"flaw.sigma must lie in \[0, ∞\), got -1"),
+        (lambda: NoisyWeights(seed="x"), "flaw.seed must be a whole number"),  # type: ignore[arg-type]
     ],
 )
 def test_values_out_of_range_are_refused(make: Callable[[], Flaw], message: str) -> None:
@@ -267,7 +267,7 @@ def test_values_out_of_range_are_refused(make: Callable[[], Flaw], message: str)
     [
         (
             [*flaw("temperature"), "references.prior.flaw.temperature=0"],
-            "flaw temperature must lie in [0.01, ∞), got 0",
+            "flaw.temperature must lie in [0.01, ∞), got 0",
         ),
         (
             [*flaw("token_bias"), "references.prior.flaw.tokens=[9,999]"],

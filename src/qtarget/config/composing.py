@@ -286,6 +286,11 @@ def config_error(error: Exception, config_name: str, overrides: Iterable[str]) -
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         return _unknown_key(unknown.group(1), config_name, overrides)
+    unmergeable = re.match(r"Error merging override (\S+?)=(.*)", str(error))
+    if unmergeable and isinstance(error.__cause__, OmegaConfBaseException):
+        key, value = unmergeable.groups()
+        why = str(error.__cause__).split("\n")[0]
+        return QTargetError(f"{key} can't be {value}: {why}. It has keys of its own: set {key}.KEY=VALUE")
     return QTargetError(str(error).split("\n    full_key")[0])
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from qtarget.config.names import our_trackers
-from qtarget.config.settings import FLAG
 from qtarget.errors import QTargetError
 from qtarget.model.policy import Policy
+from qtarget.settings import FLAG
 
 if TYPE_CHECKING:
     from qtarget.config.run_config import RunConfig

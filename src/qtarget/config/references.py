@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from qtarget import checks
 from qtarget.config.composing import instantiate, located
-from qtarget.config.settings import Choice, Node, Nullable, Part, Text, Whole, setting
 from qtarget.errors import QTargetError
 from qtarget.math.reference import TAILS
 from qtarget.math.target import Design, needs, wants_support
@@ -23,6 +22,7 @@ from qtarget.model.flaw import Flaw, NoFlaw
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
+from qtarget.settings import Choice, Node, Nullable, Part, Text, Whole, setting
 
 if TYPE_CHECKING:
     from qtarget.config.run_config import RunConfig

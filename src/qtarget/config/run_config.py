@@ -15,11 +15,12 @@ from qtarget.config.composing import compose_config, config_container, interpola
 from qtarget.config.cross_checks import check
 from qtarget.config.identity import config_hash
 from qtarget.config.names import LABELS, check_names, nodes
+from qtarget.config.part_checks import check_parts
 from qtarget.config.references import ReferenceConfig, read_references
-from qtarget.config.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
 from qtarget.errors import QTargetError
 from qtarget.evaluate.generate import Sampling
 from qtarget.model.provide import DTYPES
+from qtarget.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
 
 DTYPE = Choice(tuple(DTYPES))
 TEXT = Text()
@@ -263,6 +264,7 @@ class RunConfig(Node):
         if missing:
             raise QTargetError(f"{', '.join(missing)} must be set: add {missing[0]}=… to the command line")
         check_names(plain, interpolated_keys(node, LABELS))
+        check_parts(plain)
         parts = {kind.NODE_KEY: kind.read(plain.pop(kind.NODE_KEY, {})) for kind in NODES}
         references = read_references(plain.pop("references", {}))
         known = {setting.key for setting in cls.settings()}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, replace
 from itertools import accumulate, islice
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -28,6 +28,7 @@ from qtarget.data.sources.source import Sharing, Source, read
 from qtarget.data.tokenise import is_taught
 from qtarget.errors import QTargetError
 from qtarget.parallel import rank_and_world
+from qtarget.settings import Checked, Choice, Nullable, Option, Part, Whole, setting
 
 UNREAD = "unread_"
 FEW = 20
@@ -36,7 +37,7 @@ TRUNCATIONS = ("error", "drop", "cut")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Which demonstrations, how many, how noisy.
 
     rows: training demonstrations, to which noise is applied. reserve_rows: clean ones from a split of their own, added
@@ -49,27 +50,40 @@ class DataConfig:
     None: one each.
     """
 
-    source: Source
-    rows: int | None
-    reserve_rows: int = 0
-    heldout_rows: int | None = 400
-    noise: Noise = field(default_factory=NoNoise)
-    max_length: int | None = None
-    truncation: str = "error"
-    packing: int | None = None
-    heldout_source: Source | str | None = None
-    contamination: str = "error"
-    supervise: str = "all"
+    NODE_KEY: ClassVar[str] = "data"
+    source: Source = setting(MISSING, Option("data/source"), "where the rows come from")
+    rows: int | None = setting(
+        MISSING, Nullable(Whole(0)), "training rows, which the noise spoils; null: all there are"
+    )
+    reserve_rows: int = setting(0, Nullable(Whole(0)), "clean rows of a split of their own, added unspoilt")
+    heldout_rows: int | None = setting(400, Nullable(Whole(0)), "clean rows for evaluation; null: all there are")
+    noise: Noise = setting(NoNoise, Option("data/noise"), "what is made wrong in the training rows")
+    max_length: int | None = setting(
+        None, Nullable(Whole(1)), "tokens that a row may have; null: the context of the model"
+    )
+    truncation: str = setting("error", Choice(TRUNCATIONS), "what becomes of longer rows")
+    packing: int | None = setting(
+        None, Nullable(Whole(1)), "tokens of a training row that holds several demonstrations; null: one each"
+    )
+    heldout_source: Source | str | None = setting(
+        None,
+        Part("a file, or a part, +data/source@data.heldout_source=OPTION, or null"),
+        "where held-out rows come from; null: the source",
+    )
+    contamination: str = setting(
+        "error", Choice(CONTAMINATIONS), "what becomes of training rows that answer a held-out prompt"
+    )
+    supervise: str = setting(
+        "all", Choice(SUPERVISED), "the turns of the assistant that are taught: all, or the last one"
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.implements("data.source", self.source, Source)
         if isinstance(self.heldout_source, str):
             _check_file("data.heldout_source", self.heldout_source)
         elif self.heldout_source is not None:
             checks.implements("data.heldout_source", self.heldout_source, Source)
-        checks.choice("data.truncation", self.truncation, TRUNCATIONS)
-        checks.choice("data.contamination", self.contamination, CONTAMINATIONS)
-        checks.choice("data.supervise", self.supervise, SUPERVISED)
 
     @property
     def evaluated(self) -> Source:

@@ -6,20 +6,17 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from qtarget import checks
 from qtarget.math.tokens import ROLES
 from qtarget.math.view import TokenView
+from qtarget.settings import Checked, Choice
 
 REFERENCES = ROLES
 SOURCES = ("policy", *REFERENCES)
+ANY_SOURCE = Choice(SOURCES)
+ANY_REFERENCE = Choice(REFERENCES)
 
 
-def check(value: object, legal: tuple[str, ...] = SOURCES) -> None:
-    """Raise unless `value` names a distribution that holds a probability of the label."""
-    checks.choice("source", value, legal)
-
-
-class ReadsLabel:
+class ReadsLabel(Checked):
     """A part that reads scalars of the label under `source`."""
 
     source: str

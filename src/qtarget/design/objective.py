@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qtarget import checks
 from qtarget.design import inputs
 from qtarget.errors import QTargetError
-from qtarget.math.schedule import Scalar, scalar, written
+from qtarget.math.schedule import Scalar, Scheduled, written
 from qtarget.math.tokens import IGNORE
 from qtarget.math.view import TokenView
+from qtarget.settings import FLAG, Checked, Number, setting
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,7 @@ class ReverseKL(inputs.ReadsDistribution):
     """D = KL(p‖π_source): mode-seeking (MiniLLM, arXiv 2306.08543; towards the prior, RL's Razor, arXiv 2509.04259)."""
 
     wants_full_support: ClassVar[bool] = True
-    source: str = "teacher"
-
-    def __post_init__(self) -> None:
-        inputs.check(self.source, inputs.REFERENCES)
+    source: str = setting("teacher", inputs.ANY_REFERENCE, "whose distribution is read")
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         return kl(logp, view.of(self.source).logp)
@@ -43,16 +40,12 @@ class JensenShannon(inputs.ReadsDistribution):
     β=0 and β=1 are taken as KL(q‖p) and KL(p‖q), as TRL does: the divergence itself vanishes at both ends.
     """
 
-    beta: Scalar = 0.5
-    source: str = "teacher"
+    beta: Scalar = setting(0.5, Scheduled(0, 1), "share of the source in the mixture m; 0: forward KL, 1: reverse KL")
+    source: str = setting("teacher", inputs.ANY_REFERENCE, "whose distribution is read")
 
     @property
     def wants_full_support(self) -> bool:
         return self.beta == 1 or isinstance(self.beta, str)
-
-    def __post_init__(self) -> None:
-        scalar("beta", self.beta, 0, 1)
-        inputs.check(self.source, inputs.REFERENCES)
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         beta, logq = view.at(self.beta), view.of(self.source).logp
@@ -75,14 +68,9 @@ class TemperedKL(inputs.ReadsDistribution):
     The gradient is T·(p_T − q_T), or (p_T − q_T)/T. DistillKit multiplies by T², TRL doesn't.
     """
 
-    temperature: Scalar = 2.0
-    squared: bool = True
-    source: str = "teacher"
-
-    def __post_init__(self) -> None:
-        scalar("temperature", self.temperature, 1e-2)
-        checks.choice("squared", self.squared, (True, False))
-        inputs.check(self.source, inputs.REFERENCES)
+    temperature: Scalar = setting(2.0, Scheduled(1e-2), "T of both distributions")
+    squared: bool = setting(True, FLAG, "whether the loss is multiplied by T²")
+    source: str = setting("teacher", inputs.ANY_REFERENCE, "whose distribution is read")
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         t = view.at(self.temperature)
@@ -102,12 +90,8 @@ class SupportKL(inputs.ReadsDistribution):
     """
 
     wants_support: ClassVar[bool] = True
-    renormalised: bool = True
-    source: str = "teacher"
-
-    def __post_init__(self) -> None:
-        checks.choice("renormalised", self.renormalised, (True, False))
-        inputs.check(self.source, inputs.REFERENCES)
+    renormalised: bool = setting(True, FLAG, "whether both sum to 1 over the top k")
+    source: str = setting("teacher", inputs.ANY_REFERENCE, "whose distribution is read")
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         support = view.of(self.source).support
@@ -139,17 +123,14 @@ class NegativeEntropy:
 
 
 @dataclass(frozen=True)
-class Unlikelihood:
+class Unlikelihood(Checked):
     """D = −Σ_{c ∈ C} log(1 − p_c) (Welleck et al., arXiv 1908.04319), 1 − p_c at least `floor`.
 
     C is the set of negatives of the token without its label: in training the tokens before it, unless others are given.
     """
 
     wants_negatives: ClassVar[bool] = True
-    floor: float = 1e-5
-
-    def __post_init__(self) -> None:
-        checks.number("floor", self.floor, 1e-7, 1)
+    floor: float = setting(1e-5, Number(1e-7, 1), "least 1 − p_c, so that the loss stays finite")
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         if view.negatives is None:

@@ -15,19 +15,17 @@ from torch import Tensor
 from qtarget import checks
 from qtarget.design import inputs
 from qtarget.math.distribution import TOP
-from qtarget.math.schedule import Scalar, scalar, written
+from qtarget.math.schedule import Scalar, Scheduled, written
 from qtarget.math.scope_values import SCOPES, TokenTable
 from qtarget.math.view import TokenView
+from qtarget.settings import Checked, Choice, Either, Number, Text, Whole, setting
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Checked):
     """γ_t = value in [0, 1]: 1 is standard SFT, 0 leaves the residual alone (distillation)."""
 
-    value: Scalar = 1.0
-
-    def __post_init__(self) -> None:
-        scalar("value", self.value, 0, 1)
+    value: Scalar = setting(1.0, Scheduled(0, 1), "γ of every token")
 
     def __call__(self, view: TokenView) -> Tensor:
         return torch.full_like(view.label_logp, view.at(self.value))
@@ -37,13 +35,10 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Smoothing:
+class Smoothing(Checked):
     """γ_t = 1 − λ, with λ in [0, 1] (label smoothing with a uniform residual: Szegedy et al., arXiv 1512.00567)."""
 
-    smoothing: Scalar = 0.1
-
-    def __post_init__(self) -> None:
-        scalar("smoothing", self.smoothing, 0, 1)
+    smoothing: Scalar = setting(0.1, Scheduled(0, 1), "λ, the share that leaves the label")
 
     def __call__(self, view: TokenView) -> Tensor:
         return torch.full_like(view.label_logp, 1 - view.at(self.smoothing))
@@ -59,12 +54,8 @@ class Power(inputs.ReadsLabel):
     source: whose probability p is, "policy" or a reference ("prior" is PriFT's recipe, arXiv 2606.09396).
     """
 
-    alpha: Scalar = 1.0
-    source: str = "policy"
-
-    def __post_init__(self) -> None:
-        scalar("alpha", self.alpha, 0)
-        inputs.check(self.source)
+    alpha: Scalar = setting(1.0, Scheduled(0), "exponent of p(y); 0 is plain SFT, 1 is DFT")
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     def __call__(self, view: TokenView) -> Tensor:
         return (view.at(self.alpha) * view.of(self.source).label_logp).exp()
@@ -81,14 +72,9 @@ class OneMinus(inputs.ReadsLabel):
     Focal loss with its weight detached at source="policy" (arXiv 1708.02002); with "prior" the weight is frozen.
     """
 
-    power: Scalar = 1.0
-    source: str = "prior"
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        scalar("power", self.power, 0)
-        inputs.check(self.source)
-        checks.number("floor", self.floor, 0, 1)
+    power: Scalar = setting(1.0, Scheduled(0), "exponent of 1 − p(y)")
+    source: str = setting("prior", inputs.ANY_SOURCE, "whose probability of the label is read")
+    floor: float = setting(0.0, Number(0, 1), "least γ")
 
     def __call__(self, view: TokenView) -> Tensor:
         left = -torch.expm1(view.of(self.source).label_logp)
@@ -107,19 +93,20 @@ class Threshold(inputs.ReadsLabel):
     tokens, α=1: 1 − p. Beyond-log (arXiv 2510.00526), ProFiT (arXiv 2601.09195; p = τ counts, as in its code).
     """
 
-    threshold: Scalar = 0.1
-    keep: str = "above"
-    upper: float = 1.0
-    alpha: Scalar = 0.0
-    source: str = "policy"
+    threshold: Scalar = setting(0.1, Scheduled(0, 1), "probability of the label where the mask changes")
+    keep: str = setting(
+        "above",
+        Choice(("above", "below", "between")),
+        "which tokens are kept: those on this side of the threshold, or up to upper",
+    )
+    upper: float = setting(1.0, Number(0, 1), "of keep=between: largest probability that is kept")
+    alpha: Scalar = setting(0.0, Scheduled(0), "exponent of p(y) for a token that is kept")
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     def __post_init__(self) -> None:
-        scalar("threshold", self.threshold, 0, 1)
-        checks.choice("keep", self.keep, ("above", "below", "between"))
-        low = self.threshold if self.keep == "between" and not isinstance(self.threshold, str) else 0
-        checks.number("upper", self.upper, low, 1)
-        scalar("alpha", self.alpha, 0)
-        inputs.check(self.source)
+        super().__post_init__()
+        if self.keep == "between" and not isinstance(self.threshold, str):
+            checks.number("upper", self.upper, self.threshold, 1)
 
     def __call__(self, view: TokenView) -> Tensor:
         p, threshold = view.of(self.source).label_logp.exp(), view.at(self.threshold)
@@ -136,7 +123,7 @@ class Threshold(inputs.ReadsLabel):
 
 
 @dataclass(frozen=True)
-class RandomDrop(inputs.IsScopeValue):
+class RandomDrop(Checked, inputs.IsScopeValue):
     """γ_t = 0 for a random share `drop` of the tokens, 1 for the others: the control for every selection rule.
 
     Drawn anew for each batch, from its labels and the training progress: reproducible, the same for every chunk size,
@@ -144,12 +131,8 @@ class RandomDrop(inputs.IsScopeValue):
     """
 
     scope: ClassVar[str] = "batch"
-    drop: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks.number("drop", self.drop, 0, 1)
-        checks.whole("seed", self.seed, 0)
+    drop: float = setting(0.3, Number(0, 1), "share of the tokens with γ = 0")
+    seed: int = setting(0, Whole(0), "of the draws")
 
     def scope_value(self, table: TokenTable) -> Tensor:
         mark = hash((self.seed, table.progress, *table.labels.tolist()))  # of numbers: the same in every process
@@ -167,17 +150,12 @@ class TopEntropy(inputs.ReadsLabel):
     norm: "lnk", or a number in nats; the official code divides by 3.0, just above ln 20, so that γ < 1 for K ≤ 20.
     """
 
-    top: int = 20
-    norm: float | str = 3.0
-    alpha: Scalar = 1.0
-    source: str = "policy"
-
-    def __post_init__(self) -> None:
-        checks.whole("top", self.top, 2)
-        if self.norm != "lnk":
-            checks.number('norm ("lnk", or a number of nats)', self.norm, 1e-3)
-        scalar("alpha", self.alpha, 0)
-        inputs.check(self.source)
+    top: int = setting(20, Whole(2), "K, how many of the likeliest tokens")
+    norm: float | str = setting(
+        3.0, Either((Choice(("lnk",)), Number(1e-3))), "nats that the entropy is divided by; lnk: ln K"
+    )
+    alpha: Scalar = setting(1.0, Scheduled(0), "exponent of the quotient")
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     @property
     def detail(self) -> str:
@@ -193,10 +171,10 @@ class TopEntropy(inputs.ReadsLabel):
 
 
 @dataclass(frozen=True)
-class Column:
+class Column(Checked):
     """γ_t = a column of the data, in [0, 1]: which tokens count was settled beforehand (CFT, arXiv 2510.10974)."""
 
-    name: str = "critical"
+    name: str = setting("critical", Text(), "the data column, as data.source.columns names it")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -216,12 +194,8 @@ class MassAbove(inputs.ReadsLabel):
     The paper counts ties into u, the official code (and this) only the label's own mass besides strictly smaller ones.
     """
 
-    threshold: Scalar = 0.5
-    source: str = "prior"
-
-    def __post_init__(self) -> None:
-        scalar("threshold", self.threshold, 0, 1)
-        inputs.check(self.source)
+    threshold: Scalar = setting(0.5, Scheduled(0, 1), "least mass u of a token that is kept")
+    source: str = setting("prior", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     def __call__(self, view: TokenView) -> Tensor:
         known = view.of(self.source)
@@ -239,15 +213,11 @@ class Tempered(inputs.ReadsLabel):
     middle values, at least 1e-6.
     """
 
-    tau: float | str = "median"
-    floor: float = 0.01
-    source: str = "policy"
-
-    def __post_init__(self) -> None:
-        if self.tau != "median":
-            checks.number('tau ("median", or a number)', self.tau, 1e-6)
-        checks.number("floor", self.floor, 0, 1)
-        inputs.check(self.source)
+    tau: float | str = setting(
+        "median", Either((Choice(("median",)), Number(1e-6))), "temperature; median: that of the step's sequences"
+    )
+    floor: float = setting(0.01, Number(0, 1), "least γ")
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     @property
     def scope(self) -> str | None:
@@ -272,14 +242,9 @@ class ExcessLoss(inputs.ReadsLabel, inputs.IsScopeValue):
     scope: among the tokens of the "step", the "sequence" or the "batch". Of tokens that tie, the earlier ones are kept.
     """
 
-    keep: float = 0.6
-    source: str = "teacher"
-    scope: str = "step"
-
-    def __post_init__(self) -> None:
-        checks.number("keep", self.keep, 0, 1)
-        inputs.check(self.source, inputs.REFERENCES)
-        checks.choice("scope", self.scope, SCOPES)
+    keep: float = setting(0.6, Number(0, 1), "share of the tokens that is kept")
+    source: str = setting("teacher", inputs.ANY_REFERENCE, "whose probability of the label is read")
+    scope: str = setting("step", Choice(SCOPES), "among which tokens the share is taken")
 
     def scope_value(self, table: TokenTable) -> Tensor:
         excess = table.label_logp[self.source] - table.label_logp["policy"]
@@ -302,18 +267,15 @@ class EntropyPower(inputs.ReadsLabel):
     A label likelier than the policy's entropy suggests gets κ < 1, nearly plain SFT; an unlikely one up to p^high.
     """
 
-    beta: Scalar = 1.0
-    low: float = 0.1
-    high: float = 2.0
-    ramp: Scalar = 1.0
-    source: str = "policy"
+    beta: Scalar = setting(1.0, Scheduled(1e-6), "temperature of the exponent, nats")
+    low: float = setting(0.1, Number(0), "least exponent before the ramp")
+    high: float = setting(2.0, Number(0), "largest exponent before the ramp")
+    ramp: Scalar = setting(1.0, Scheduled(0, 1), "how far κ has moved from 1, DFT, to the exponent")
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     def __post_init__(self) -> None:
-        scalar("beta", self.beta, 1e-6)
-        checks.number("low", self.low, 0)
+        super().__post_init__()
         checks.number("high", self.high, self.low)
-        scalar("ramp", self.ramp, 0, 1)
-        inputs.check(self.source)
 
     def __call__(self, view: TokenView) -> Tensor:
         known = view.of(self.source)
@@ -333,14 +295,9 @@ class Gibbs(inputs.ReadsLabel):
     With the prior as residual the target is ∝ π_0·exp(β·1[v = y]) (GIFT, arXiv 2601.09233; its code's floor is 1e-10).
     """
 
-    beta: Scalar = 20.0
-    source: str = "prior"
-    floor: float = 1e-10
-
-    def __post_init__(self) -> None:
-        scalar("beta", self.beta, 0, 80)
-        inputs.check(self.source)
-        checks.number("floor", self.floor, 0, 1)
+    beta: Scalar = setting(20.0, Scheduled(0, 80), "nats that the label's odds are raised by")
+    source: str = setting("prior", inputs.ANY_SOURCE, "whose probability of the label is read")
+    floor: float = setting(1e-10, Number(0, 1), "least probability that is read")
 
     def __call__(self, view: TokenView) -> Tensor:
         odds = view.of(self.source).label_logp.exp().clamp_min(self.floor) * math.expm1(view.at(self.beta))
@@ -354,12 +311,8 @@ class Gibbs(inputs.ReadsLabel):
 class Concentration(inputs.ReadsLabel):
     """γ_t = p(y)^α·α/(α + eps), α = Σ_v p_v²: log loss where unsure, 1 − p where sure (DEFT, arXiv 2602.11424)."""
 
-    eps: float = 1e-6
-    source: str = "policy"
-
-    def __post_init__(self) -> None:
-        checks.number("eps", self.eps, 0)
-        inputs.check(self.source)
+    eps: float = setting(1e-6, Number(0), "added to Σp² where it is divided by")
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     def __call__(self, view: TokenView) -> Tensor:
         known = view.of(self.source)
@@ -378,12 +331,8 @@ class Cayley(inputs.ReadsLabel):
     depends on how a step is cut. Its three additions of 1e-8 are left out, less than 2e-5 of γ as α ≥ 0.001.
     """
 
-    scope: str = "batch"
-    source: str = "policy"
-
-    def __post_init__(self) -> None:
-        checks.choice("scope", self.scope, ("batch", "step"))
-        inputs.check(self.source)
+    scope: str = setting("batch", Choice(("batch", "step")), "tokens whose mean p(y) is taken")
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     def scope_value(self, table: TokenTable) -> Tensor:
         p = table.label_logp[self.source].exp()

@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qtarget.math.schedule import Scalar, scalar, written
+from qtarget.math.schedule import Scalar, Scheduled, written
 from qtarget.math.view import TokenView
+from qtarget.settings import Checked, setting
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,10 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(Checked):
     """π̃ ∝ p^{1−η}·π_T^η, η in [0, 1]: from the policy itself (0) to the teacher (1) (Target-SFT, arXiv 2606.11189)."""
 
-    eta: Scalar = 0.5
-
-    def __post_init__(self) -> None:
-        scalar("eta", self.eta, 0, 1)
+    eta: Scalar = setting(0.5, Scheduled(0, 1), "share of the teacher: 0 the policy itself, 1 the teacher")
 
     @property
     def needs(self) -> Mapping[str, str]:
@@ -94,13 +92,10 @@ class Guided:
 
 
 @dataclass(frozen=True)
-class Sharpened:
+class Sharpened(Checked):
     """π̃ ∝ p^{1/β}, β > 0: the policy at temperature β (GEM's rivals, arXiv 2408.16673; β=1 is the policy itself)."""
 
-    beta: Scalar = 0.7
-
-    def __post_init__(self) -> None:
-        scalar("beta", self.beta, 1e-2)
+    beta: Scalar = setting(0.7, Scheduled(1e-2), "temperature of the policy; 1 leaves it as it is")
 
     def __call__(self, view: TokenView) -> Tensor:
         return view.logp / view.at(self.beta)

@@ -10,19 +10,17 @@ from torch import Tensor
 
 from qtarget import checks
 from qtarget.design import inputs
-from qtarget.math.schedule import Scalar, scalar, written
+from qtarget.math.schedule import Scalar, Scheduled, written
 from qtarget.math.scope_values import TokenTable
 from qtarget.math.view import TokenView
+from qtarget.settings import Checked, Number, setting
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Checked):
     """w_t = value ≥ 0."""
 
-    value: Scalar = 1.0
-
-    def __post_init__(self) -> None:
-        scalar("value", self.value, 0)
+    value: Scalar = setting(1.0, Scheduled(0), "w of every token")
 
     def __call__(self, view: TokenView) -> Tensor:
         return torch.full_like(view.label_logp, view.at(self.value))
@@ -39,16 +37,14 @@ class SequenceRatio(inputs.ReadsLabel, inputs.IsScopeValue):
     """
 
     scope: ClassVar[str] = "sequence"
-    temperature: float = 1.0
-    low: float = 0.0
-    high: float = 16.0
-    source: str = "prior"
+    temperature: float = setting(1.0, Number(0), "factor of the mean log ratio, in the exponent")
+    low: float = setting(0.0, Number(0), "least w")
+    high: float = setting(16.0, Number(0), "largest w")
+    source: str = setting("prior", inputs.ANY_REFERENCE, "whose probability of the label is read")
 
     def __post_init__(self) -> None:
-        checks.number("temperature", self.temperature, 0)
-        checks.number("low", self.low, 0)
+        super().__post_init__()
         checks.number("high", self.high, self.low)
-        inputs.check(self.source, inputs.REFERENCES)
 
     def scope_value(self, table: TokenTable) -> Tensor:
         means, sequence = table.sequence_means(table.label_logp["policy"] - table.label_logp[self.source])
@@ -62,14 +58,13 @@ class SequenceRatio(inputs.ReadsLabel, inputs.IsScopeValue):
 class TokenRatio(inputs.ReadsLabel):
     """w_t = clip(p(y_t)/π_source(y_t), low, high): the token-wise variant of iw-SFT (arXiv 2507.12856)."""
 
-    low: float = 0.2
-    high: float = 1.8
-    source: str = "prior"
+    low: float = setting(0.2, Number(0), "least w")
+    high: float = setting(1.8, Number(0), "largest w")
+    source: str = setting("prior", inputs.ANY_REFERENCE, "whose probability of the label is read")
 
     def __post_init__(self) -> None:
-        checks.number("low", self.low, 0)
+        super().__post_init__()
         checks.number("high", self.high, self.low)
-        inputs.check(self.source, inputs.REFERENCES)
 
     def __call__(self, view: TokenView) -> Tensor:
         return (view.label_logp - view.of(self.source).label_logp).exp().clamp(self.low, self.high)
@@ -86,12 +81,8 @@ class ProximalRatio(inputs.ReadsLabel):
     every `references.old.every` optimizer steps; renewed at each, r = 1 and this is plain SFT.
     """
 
-    epsilon: Scalar = 0.28
-    source: str = "old"
-
-    def __post_init__(self) -> None:
-        scalar("epsilon", self.epsilon, 0)
-        inputs.check(self.source, inputs.REFERENCES)
+    epsilon: Scalar = setting(0.28, Scheduled(0), "how far above 1 a ratio may be before its token is left out")
+    source: str = setting("old", inputs.ANY_REFERENCE, "whose probability of the label is read")
 
     def __call__(self, view: TokenView) -> Tensor:
         ratio = (view.label_logp - view.of(self.source).label_logp).clamp(-20, 20).exp()
@@ -105,12 +96,8 @@ class ProximalRatio(inputs.ReadsLabel):
 class Inverse(inputs.ReadsLabel):
     """w_t = min(1/π_source(y_t), clip): inverse propensity, unnormalised; `normalize=weight_sum` fixes its scale."""
 
-    clip: Scalar = 10.0
-    source: str = "prior"
-
-    def __post_init__(self) -> None:
-        scalar("clip", self.clip, 0)
-        inputs.check(self.source)
+    clip: Scalar = setting(10.0, Scheduled(0), "largest w")
+    source: str = setting("prior", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     def __call__(self, view: TokenView) -> Tensor:
         return (-view.of(self.source).label_logp).exp().clamp_max(view.at(self.clip))
@@ -120,16 +107,13 @@ class Inverse(inputs.ReadsLabel):
 
 
 @dataclass(frozen=True)
-class FocalGradient:
+class FocalGradient(Checked):
     """w_t = (1 − p)^g − g·p·(1 − p)^{g−1}·ln p, p = p(y): what focal loss, differentiated whole, makes of plain SFT.
 
     arXiv 1708.02002. Exceeds 1 for labels of middling probability.
     """
 
-    gamma: Scalar = 2.0
-
-    def __post_init__(self) -> None:
-        scalar("gamma", self.gamma, 0)
+    gamma: Scalar = setting(2.0, Scheduled(0), "exponent of 1 − p(y); 0 is plain SFT")
 
     def __call__(self, view: TokenView) -> Tensor:
         gamma, p = view.at(self.gamma), view.label_logp.exp()

@@ -81,6 +81,21 @@ def scalar(name: str, value: object, low: float, high: float = float("inf")) -> 
     return checks.number(f"{name} ({value})", schedule.end, low, high)
 
 
+@dataclass(frozen=True)
+class Scheduled:
+    """What a setting may be: a number in [low, high], or a schedule between two such numbers."""
+
+    low: float = 0.0
+    high: float = float("inf")
+
+    @property
+    def text(self) -> str:
+        return f"number in {checks.interval(self.low, self.high)}, or a schedule"
+
+    def check(self, name: str, value: object) -> None:
+        scalar(name, value, self.low, self.high)
+
+
 def scheduled(design: object, progress: float, path: str = "") -> Iterator[tuple[str, float]]:
     """(dotted field, current value) of every field of a design and its parts that follows a schedule."""
     if not is_dataclass(design):

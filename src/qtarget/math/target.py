@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 import torch
 from torch import Tensor
 
-from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.math.distribution import dot, finite
 from qtarget.math.reference import DETAILS
-from qtarget.math.schedule import Scalar, scalar, written
+from qtarget.math.schedule import Scalar, Scheduled, written
 from qtarget.math.scope_values import design_parts
 from qtarget.math.view import TokenView
+from qtarget.settings import Checked, Choice, Option, setting
 
 Reliance = Callable[[TokenView], Tensor]  # → γ [n]
 Residual = Callable[[TokenView], Tensor | None]  # → unnormalised log π̃ [n, V], or None for the policy: π̃ = p
@@ -142,16 +142,15 @@ class InducedTarget:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Checked):
     """Q_t = γ_t·δ(y_t) + (1 − γ_t)·π̃_t with step size w_t (arXiv 2606.11189): the form of almost every method."""
 
-    reliance: Reliance
-    residual: Residual
-    weight: Weight
-    normalize: str = "tokens"
-
-    def __post_init__(self) -> None:
-        checks.choice("normalize", self.normalize, NORMALIZERS)
+    reliance: Reliance = setting(
+        MISSING, Option("target/reliance"), "γ, the share of the target that stays on the label"
+    )
+    residual: Residual = setting(MISSING, Option("target/residual"), "π̃, where the rest of the mass goes")
+    weight: Weight = setting(MISSING, Option("target/weight"), "w, the step size of a token")
+    normalize: str = setting("tokens", Choice(NORMALIZERS), "what the loss of an optimizer step is divided by")
 
     @property
     def residual_text(self) -> str:
@@ -163,22 +162,20 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Anchored:
+class Anchored(Checked):
     """L = w·(γ·CE(δ_y, p) + λ·CE(π̃, p)): a label term, and an anchor of strength λ = `anchor`.
 
     As a target: Q = (γ·δ + λ·π̃)/(γ + λ) with step size w·(γ + λ). These two are logged: with γ = w = 1 and λ = 0.1
     target/reliance is 0.91 and target/weight 1.1. SFT + λ·KL(π_0‖p) and ASFT (arXiv 2509.23753).
     """
 
-    reliance: Reliance
-    residual: Residual
-    weight: Weight
-    anchor: Scalar = 0.1
-    normalize: str = "tokens"
-
-    def __post_init__(self) -> None:
-        scalar("anchor", self.anchor, 0)
-        checks.choice("normalize", self.normalize, NORMALIZERS)
+    reliance: Reliance = setting(
+        MISSING, Option("target/reliance"), "γ, the share of the target that stays on the label"
+    )
+    residual: Residual = setting(MISSING, Option("target/residual"), "π̃, where the rest of the mass goes")
+    weight: Weight = setting(MISSING, Option("target/weight"), "w, the step size of a token")
+    anchor: Scalar = setting(0.1, Scheduled(0), "λ, the strength of the residual's term")
+    normalize: str = setting("tokens", Choice(NORMALIZERS), "what the loss of an optimizer step is divided by")
 
     @property
     def residual_text(self) -> str:
@@ -192,7 +189,7 @@ class Anchored:
 
 
 @dataclass(frozen=True)
-class Signed:
+class Signed(Checked):
     """L = −w·γ·Σ_v q_v·h_v·(log p_y − log p_v): the label against each rival v, drawn from the residual q.
 
     h = 1 ("linear") or σ(0.01·(z_v − z_y)) ("logsigmoid"), neither differentiated. With C = Σ_v q_v·h_v this is
@@ -200,15 +197,13 @@ class Signed:
     w·C. A residual that is the policy draws the rivals from p. GEM (arXiv 2408.16673): q ∝ p^{1/β}.
     """
 
-    reliance: Reliance
-    residual: Residual
-    weight: Weight
-    h: str = "linear"
-    normalize: str = "tokens"
-
-    def __post_init__(self) -> None:
-        checks.choice("h", self.h, ("linear", "logsigmoid"))
-        checks.choice("normalize", self.normalize, NORMALIZERS)
+    reliance: Reliance = setting(
+        MISSING, Option("target/reliance"), "γ, the share of the target that stays on the label"
+    )
+    residual: Residual = setting(MISSING, Option("target/residual"), "π̃, where the rest of the mass goes")
+    weight: Weight = setting(MISSING, Option("target/weight"), "w, the step size of a token")
+    h: str = setting("linear", Choice(("linear", "logsigmoid")), "factor of a rival: 1, or σ(0.01·(z_v − z_y))")
+    normalize: str = setting("tokens", Choice(NORMALIZERS), "what the loss of an optimizer step is divided by")
 
     @property
     def residual_text(self) -> str:
@@ -228,7 +223,7 @@ class Signed:
 
 
 @dataclass(frozen=True)
-class Induced:
+class Induced(Checked):
     """L = w·(γ·(−log p_y) + λ·D(p)) with λ = `strength` and D any differentiable objective.
 
     `objective(logp, view) → [n]` is differentiated inside the chunk: logp [n, V] carries a graph, what `view` holds
@@ -236,15 +231,13 @@ class Induced:
     a method `mass(view) → [n]`. As of Anchored, target/reliance logs γ/(γ + λ) and target/weight w·(γ + λ).
     """
 
-    reliance: Reliance
-    objective: Objective
-    weight: Weight
-    strength: Scalar = 1.0
-    normalize: str = "tokens"
-
-    def __post_init__(self) -> None:
-        scalar("strength", self.strength, 0)
-        checks.choice("normalize", self.normalize, NORMALIZERS)
+    reliance: Reliance = setting(
+        MISSING, Option("target/reliance"), "γ, the share of the target that stays on the label"
+    )
+    objective: Objective = setting(MISSING, Option("target/objective"), "D, a loss that is differentiated")
+    weight: Weight = setting(MISSING, Option("target/weight"), "w, the step size of a token")
+    strength: Scalar = setting(1.0, Scheduled(0), "λ, the strength of the objective")
+    normalize: str = setting("tokens", Choice(NORMALIZERS), "what the loss of an optimizer step is divided by")
 
     @property
     def residual_text(self) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.model.agreement import check_logits, measured_logits
 from qtarget.model.architecture import plain
 from qtarget.model.policy import Policy
+from qtarget.settings import ByName, Checked, Either, Listed, Number, Part, Text, Whole, setting
 
 OPTIONS = (
     "alpha_pattern",
@@ -47,23 +47,26 @@ MOVED = 0.02
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Checked):
     """W + (alpha/rank)·B·A in every layer named by `targets`; B starts at zero, so training starts at the model itself.
 
     targets: "all-linear" (all but the output layer), or names such as [q_proj, v_proj]. options: further fields of
     peft's LoraConfig by name, of those in `OPTIONS`.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: Any = "all-linear"
-    options: Mapping[str, Any] = field(default_factory=dict)
+    NODE_KEY: ClassVar[str] = "model.adapter"
+    rank: int = setting(16, Whole(1), "r, of the matrices A and B")
+    alpha: float = setting(32.0, Number(0), "the adapter is scaled by alpha/rank")
+    dropout: float = setting(0.0, Number(0, 1), "of the adapter's input")
+    targets: Any = setting(
+        "all-linear", Either((Text("a name"), Listed(Text("a name")))), "layers; all-linear: all but the output layer"
+    )
+    options: Mapping[str, Any] = setting(
+        {}, ByName(Part("fields of peft's LoraConfig")), "further settings of the adapter"
+    )
 
     def __post_init__(self) -> None:
-        checks.whole("model.adapter.rank", self.rank, 1)
-        checks.number("model.adapter.alpha", self.alpha, 0)
-        checks.number("model.adapter.dropout", self.dropout, 0, 1)
+        super().__post_init__()
         _check_options(self.options)
 
     def __call__(self, policy: Policy) -> Policy:

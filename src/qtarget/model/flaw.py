@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.math.head import Head
 from qtarget.model.policy import Policy
+from qtarget.settings import Checked, Listed, Nullable, Number, Whole, setting
 
 
 class Flaw(Protocol):
@@ -35,13 +35,11 @@ class NoFlaw(Flaw):
 
 
 @dataclass(frozen=True)
-class Temperature(Flaw):
+class Temperature(Checked, Flaw):
     """log π(v) ∝ z_v / T: above 1 the model is less sure of everything, below 1 more."""
 
-    temperature: float = 2.0
-
-    def __post_init__(self) -> None:
-        checks.number("flaw temperature", self.temperature, 0.01)
+    NODE_KEY: ClassVar[str] = "flaw"
+    temperature: float = setting(2.0, Number(0.01), "T, which logits are divided by; above 1 the model is less sure")
 
     def __call__(self, policy: Policy) -> Policy:
         return _Headed(policy, self._divided)
@@ -53,26 +51,18 @@ class Temperature(Flaw):
 
 
 @dataclass(frozen=True)
-class TokenBias(Flaw):
+class TokenBias(Checked, Flaw):
     """z_v + strength for some tokens v, whatever the context: words the model is too fond of, or avoids (nats).
 
     tokens: their ids; None: round(share·V) of the vocabulary, drawn by `seed`. A model that caps its logits has the
     bias in front of the cap.
     """
 
-    strength: float = 2.0
-    tokens: Sequence[int] | None = None
-    share: float = 0.01
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks.number("flaw strength", self.strength, -100, 100)
-        checks.number("flaw share", self.share, 0, 1)
-        checks.whole("flaw seed", self.seed, 0)
-        if self.tokens is not None and (isinstance(self.tokens, str) or not isinstance(self.tokens, Sequence)):
-            raise QTargetError(f"the flaw's tokens must be a list of token ids, or null, got {self.tokens!r}")
-        for token in self.tokens or ():
-            checks.whole("each of the flaw's tokens", token, 0)
+    NODE_KEY: ClassVar[str] = "flaw"
+    strength: float = setting(2.0, Number(-100, 100), "nats that are added to the logits of the tokens")
+    tokens: Sequence[int] | None = setting(None, Nullable(Listed(Whole(0))), "their ids; null: drawn")
+    share: float = setting(0.01, Number(0, 1), "of the vocabulary, where they are drawn")
+    seed: int = setting(0, Whole(0), "of the draws")
 
     def check(self, vocab_size: int) -> None:
         beyond = [token for token in self.tokens or () if token >= vocab_size]
@@ -93,15 +83,12 @@ class TokenBias(Flaw):
 
 
 @dataclass(frozen=True)
-class NoisyWeights(Flaw):
+class NoisyWeights(Checked, Flaw):
     """W + σ·std(W)·N(0, 1) for every weight matrix W, embeddings and head included, drawn by `seed`."""
 
-    sigma: float = 0.05
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks.number("flaw sigma", self.sigma, 0)
-        checks.whole("flaw seed", self.seed, 0)
+    NODE_KEY: ClassVar[str] = "flaw"
+    sigma: float = setting(0.05, Number(0), "standard deviation of the noise, in those of the weight matrix")
+    seed: int = setting(0, Whole(0), "of the draws")
 
     @torch.no_grad()
     def __call__(self, policy: Policy) -> Policy:

@@ -20,6 +20,7 @@ from qtarget.errors import QTargetError
 from qtarget.extras import require
 from qtarget.files import remove
 from qtarget.record.trackers import NoTracker, as_sent, bin_edges, counted_before, measured_before, name_before
+from qtarget.settings import Text, setting
 
 FLUSH_SECONDS = 10
 """How long TensorBoard's file may be behind the run."""
@@ -62,7 +63,7 @@ class Trackio(Local):
     run has no summary, so closing metrics are a row at the last step, and no state, so a run that failed has an alert.
     """
 
-    project: str = "qtarget"
+    project: str = setting("qtarget", Text(), "the project of trackio that runs go to")
     _run: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from qtarget.record.record import HISTOGRAMS, METRICS, Tracker
 from qtarget.record.runs import flatten, logged
 from qtarget.record.wandb_history import Sent, at_server, earlier, replace, row, sent
 from qtarget.record.wandb_sweep import WandbSweep, find_sweep, under_agent, unlogged
+from qtarget.settings import FLAG, Checked, Choice, Listed, Nullable, Text, setting
 
 BETTER = {"min": min, "max": max}
 
@@ -165,7 +166,7 @@ def bin_edges(histogram: Mapping[str, Any]) -> np.ndarray:
 
 
 @dataclass
-class Wandb:
+class Wandb(Checked):
     """A W&B run with the same values. offline writes beside the record (`wandb sync` uploads it later).
 
     The config is sent flattened to dotted keys, each group's choice under the group's name: a sweep that sets a group
@@ -176,11 +177,12 @@ class Wandb:
     artifact: the checkpoint is sent too.
     """
 
-    project: str = "qtarget"
-    entity: str | None = None
-    mode: str = "offline"
-    tags: Sequence[str] = ()
-    artifact: bool = False
+    NODE_KEY: ClassVar[str] = "tracker"
+    project: str = setting("qtarget", Text(), "the project of W&B that runs go to")
+    entity: str | None = setting(None, Nullable(Text()), "user or team; null: the default of the account")
+    mode: str = setting("offline", Choice(MODES), "online needs an account; offline: `wandb sync` sends it later")
+    tags: Sequence[str] = setting((), Listed(Text()), "of the run")
+    artifact: bool = setting(False, FLAG, "the checkpoint too, as an artifact of type model")
     _run: Any = field(default=None, init=False, repr=False)
     _sweep: WandbSweep | None = field(default=None, init=False, repr=False)
     _logged: set[str] = field(default_factory=set, init=False, repr=False)
@@ -188,10 +190,6 @@ class Wandb:
     _sent: Sent = field(default_factory=Sent, init=False, repr=False)
     _earlier: list[Path] = field(default_factory=list, init=False, repr=False)
     _begun: bool = field(default=False, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise QTargetError(f"tracker.mode must be one of {', '.join(MODES)}, got {self.mode!r}")
 
     def start(self, folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         import wandb  # slow to import, and optional

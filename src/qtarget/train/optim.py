@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from qtarget import checks
 from qtarget.errors import QTargetError
+from qtarget.settings import FLAG, Checked, Listed, Nullable, Number, setting
 from qtarget.train.normed_adamw import NormedAdamW
 
 NEARLY_1 = 1 - 1e-9
@@ -22,7 +22,7 @@ SHORTEST = 1e-6
 
 
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(Checked):
     """lr: peak learning rate; warmup: fraction of the steps; floor: final lr as a fraction of the peak.
 
     update_norm, in place of lr, which is then None: the peak of ‖θ_{t+1} − θ_t‖ / ‖θ_0‖, the length of a step over all
@@ -31,31 +31,31 @@ class AdamW:
     that is smaller than 2⁻⁹ of a weight rounds to nothing.
     """
 
-    lr: float | None = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    warmup: float = 0.1
-    floor: float = 0.0
-    update_norm: float | None = None
-    allow_bf16_rounding: bool = False
+    NODE_KEY: ClassVar[str] = "optim"
+    lr: float | None = setting(
+        1e-4, Nullable(Number(0, 1)), "learning rate at its peak; null where update_norm is given"
+    )
+    betas: tuple[float, float] = setting(
+        (0.9, 0.95), Listed(Number(0, NEARLY_1), 2), "decay of the means of gradients and of their squares"
+    )
+    eps: float = setting(1e-8, Number(SMALLEST_EPS, 1), "added to the root of the mean square")
+    weight_decay: float = setting(0.01, Number(0, 1), "of matrices; norms and biases are left alone")
+    warmup: float = setting(0.1, Number(0, 1), "share of the steps in which the rate rises")
+    floor: float = setting(0.0, Number(0, 1), "last learning rate, as a share of the peak")
+    update_norm: float | None = setting(
+        None, Nullable(Number(SHORTEST, 1)), "‖θ_{t+1} − θ_t‖ / ‖θ_0‖ at the peak of the schedule, in place of lr"
+    )
+    allow_bf16_rounding: bool = setting(
+        False, FLAG, "train weights that are bfloat16 themselves, in which small steps round to nothing"
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.lr is None) == (self.update_norm is None):
             raise QTargetError(
                 "exactly one of optim.lr and optim.update_norm says how large a step is, got "
                 f"{self.lr} and {self.update_norm}: set the other to null, or take optim=adamw or optim=equal_norm"
             )
-        sizes = {"lr": self.lr} if self.update_norm is None else {}
-        ranges = sizes | {"warmup": self.warmup, "floor": self.floor, "weight_decay": self.weight_decay}
-        for name, value in ranges.items():
-            checks.number(f"optim.{name}", value, 0, 1)
-        for beta in self.betas:
-            checks.number("optim.betas", beta, 0, NEARLY_1)
-        checks.choice("optim.allow_bf16_rounding", self.allow_bf16_rounding, (True, False))
-        checks.number("optim.eps", self.eps, SMALLEST_EPS, 1)
-        if self.update_norm is not None:
-            checks.number("optim.update_norm", self.update_norm, SHORTEST, 1)
 
     def configure(self, parameters: Iterable[nn.Parameter], steps: int) -> dict[str, Any]:
         """What LightningModule.configure_optimizers returns."""

@@ -7,31 +7,29 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import ClassVar
 
-from qtarget import checks
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration
-from qtarget.data.noise.base import Noise, check_common, draws, share, spoilable
+from qtarget.data.noise.base import Noise, draws, share, spoilable
 from qtarget.errors import QTargetError
+from qtarget.settings import Checked, Number, Whole, setting
 
 _LAST_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?=[^\d]*$)")
 
 
 @dataclass(frozen=True)
-class WrongAnswer(Noise):
+class WrongAnswer(Checked, Noise):
     """Makes the final number of a share of the answers wrong, by up to `spread`, as a careless annotator might.
 
     rate in [0, 1]: exactly round(rate·rows) rows are changed, chosen by `seed`; the error is uniform over ±1 … ±spread.
     A token is wrong from the first character that departs from the truth to the end of the wrong number.
     """
 
-    rate: float = 0.4
-    spread: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_common(self.rate, self.seed)
-        checks.whole("noise spread", self.spread, 1)
+    NODE_KEY: ClassVar[str] = "data.noise"
+    rate: float = setting(0.4, Number(0, 1), "share of the rows")
+    spread: int = setting(10, Whole(1), "largest error of a wrong number")
+    seed: int = setting(0, Whole(0), "of the draws")
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = random.Random(self.seed)
@@ -46,7 +44,7 @@ class WrongAnswer(Noise):
 
 
 @dataclass(frozen=True)
-class SwappedDemonstration(Noise):
+class SwappedDemonstration(Checked, Noise):
     """Gives a share of the rows the completion of another of them.
 
     rate in [0, 1]: exactly round(rate·rows) rows, at least two or none, go round in a circle, so no row keeps its own.
@@ -54,11 +52,9 @@ class SwappedDemonstration(Noise):
     to be equal nothing is wrong, and nothing is marked. What columns say of characters comes with the completion.
     """
 
-    rate: float = 0.4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_common(self.rate, self.seed)
+    NODE_KEY: ClassVar[str] = "data.noise"
+    rate: float = setting(0.4, Number(0, 1), "share of the rows")
+    seed: int = setting(0, Whole(0), "of the draws")
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         chosen = share(self.rate, spoilable(rows), len(rows), draws("swapped_demonstration", self.seed))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import MISSING, dataclass
+from typing import ClassVar, Protocol
 
-from qtarget import checks
 from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration, Example
 from qtarget.errors import QTargetError
+from qtarget.settings import Checked, Part, setting
 
 
 class Noise(Protocol):
@@ -31,15 +31,19 @@ class NoNoise(Noise):
 
 
 @dataclass(frozen=True)
-class Several(Noise):
+class Several(Checked, Noise):
     """Noises one after the other, in the order of `parts`: words first, by all of them, then tokens.
 
     What an earlier one made wrong stays wrong under the later ones.
     """
 
-    parts: Mapping[str, Noise]
+    NODE_KEY: ClassVar[str] = "data.noise"
+    parts: Mapping[str, Noise] = setting(
+        MISSING, Part("NAME: a noise, +data/noise@data.noise.parts.NAME=OPTION"), "the noises, in order"
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.parts, Mapping) or not self.parts or not all(map(callable, self.parts.values())):
             raise QTargetError(
                 f"data.noise.parts must hold at least one noise by name, got {self.parts!r}: add "
@@ -55,12 +59,6 @@ class Several(Noise):
         for part in self.parts.values():
             examples = part.tokens(examples, chat)
         return list(examples)
-
-
-def check_common(rate: object, seed: object) -> None:
-    """Raise QTargetError unless `rate` lies in [0, 1] and `seed` is a whole number."""
-    checks.number("noise rate", rate, 0, 1)
-    checks.whole("noise seed", seed, 0)
 
 
 def draws(kind: str, seed: int) -> random.Random:

@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import ClassVar
 
-from qtarget import checks
 from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Example
-from qtarget.data.noise.base import Noise, check_common, draws
+from qtarget.data.noise.base import Noise, draws
+from qtarget.settings import Checked, Choice, Number, Whole, setting
 
 WAYS = ("replace", "insert")
 
 
 @dataclass(frozen=True)
-class RandomToken(Noise):
+class RandomToken(Checked, Noise):
     """Puts random tokens instead of supervised ones, or in front of them.
 
     rate in [0, 1]: exactly round(rate·tokens) are written, `tokens` being all that are supervised but the ends of
@@ -26,15 +27,11 @@ class RandomToken(Noise):
     Rows are measured against data.max_length after this, so what was inserted counts.
     """
 
-    rate: float = 0.1
-    span: int = 1
-    how: str = "replace"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_common(self.rate, self.seed)
-        checks.whole("noise span", self.span, 1)
-        checks.choice("noise how", self.how, WAYS)
+    NODE_KEY: ClassVar[str] = "data.noise"
+    rate: float = setting(0.1, Number(0, 1), "share of the supervised tokens")
+    span: int = setting(1, Whole(1), "random tokens in a row")
+    how: str = setting("replace", Choice(WAYS), "in the place of tokens, or in front of them")
+    seed: int = setting(0, Whole(0), "of the draws")
 
     def tokens(self, examples: Sequence[Example], chat: ChatFormat) -> list[Example]:
         rng = draws("random_token", self.seed)

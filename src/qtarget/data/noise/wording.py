@@ -7,28 +7,28 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
 from qtarget.data.edit import WORD, Edit, edited
 from qtarget.data.example import FINAL, Demonstration
-from qtarget.data.noise.base import Noise, check_common, draws, share, spoilable
+from qtarget.data.noise.base import Noise, draws, share, spoilable
 from qtarget.errors import QTargetError
+from qtarget.settings import Checked, Listed, Number, Text, Whole, setting
 
 _KEYS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
 
 
 @dataclass(frozen=True)
-class Typo(Noise):
+class Typo(Checked, Noise):
     """Misspells a share of the words: two letters swapped, one dropped, doubled, or a neighbouring key instead.
 
     rate in [0, 1]: exactly round(rate·words) of all words are misspelt, chosen by `seed`; numbers are words too. Wrong
     are the characters that weren't there before, and after a letter that was dropped the one that comes too soon.
     """
 
-    rate: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_common(self.rate, self.seed)
+    NODE_KEY: ClassVar[str] = "data.noise"
+    rate: float = setting(0.1, Number(0, 1), "share of the words")
+    seed: int = setting(0, Whole(0), "of the draws")
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = draws("typo", self.seed)
@@ -76,18 +76,16 @@ def _neighbours(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Truncated(Noise):
+class Truncated(Checked, Noise):
     """Stops a share of the completions early: between two words, or, where there is one word only, inside it.
 
     rate in [0, 1]: exactly round(rate·rows) rows, chosen by `seed` among those of two characters or more. What is left
     is right; wrong is what closes the turn too soon, through its end-of-turn token.
     """
 
-    rate: float = 0.4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_common(self.rate, self.seed)
+    NODE_KEY: ClassVar[str] = "data.noise"
+    rate: float = setting(0.4, Number(0, 1), "share of the rows")
+    seed: int = setting(0, Whole(0), "of the draws")
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = draws("truncated", self.seed)
@@ -121,20 +119,21 @@ def _check_form_is_free(rows: Sequence[Demonstration]) -> None:
 
 
 @dataclass(frozen=True)
-class SpuriousMarker(Noise):
+class SpuriousMarker(Checked, Noise):
     """Puts `marker` somewhere into a share of the completions: before the first word, or behind any.
 
     rate in [0, 1]: exactly round(rate·rows) rows. Which rows and where is drawn apart from everything, so the marker
     says nothing of a row, nor of what other noises did to it. Wrong is the marker with the space that sets it off.
     """
 
-    rate: float = 0.4
-    marker: str = "[note]"
-    seed: int = 0
+    NODE_KEY: ClassVar[str] = "data.noise"
+    rate: float = setting(0.4, Number(0, 1), "share of the rows")
+    marker: str = setting("[note]", Text(), "the text that is put in")
+    seed: int = setting(0, Whole(0), "of the draws")
 
     def __post_init__(self) -> None:
-        check_common(self.rate, self.seed)
-        _check_phrases("noise marker", [self.marker])
+        super().__post_init__()
+        _check_phrases("data.noise.marker", [self.marker])
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         rng = draws("spurious_marker", self.seed)
@@ -148,7 +147,7 @@ class SpuriousMarker(Noise):
 
 
 @dataclass(frozen=True)
-class ParaphraseStyle(Noise):
+class ParaphraseStyle(Checked, Noise):
     """Opens a share of the completions with a set phrase, closes it with one, or both; the answer is what it was.
 
     rate in [0, 1]: exactly round(rate·rows) rows. A closing phrase stands before the line of the final answer (`####`),
@@ -156,15 +155,24 @@ class ParaphraseStyle(Noise):
     one that is judged as a whole becomes the line of a final answer. Wrong is all that was put in.
     """
 
-    rate: float = 0.4
-    openings: Sequence[str] = ("Sure!", "Let's work this out.", "Good question.", "Here is how I see it.")
-    closings: Sequence[str] = ("And that is it.", "So we are done.", "That settles it.", "Hence the result.")
-    seed: int = 0
+    NODE_KEY: ClassVar[str] = "data.noise"
+    rate: float = setting(0.4, Number(0, 1), "share of the rows")
+    openings: Sequence[str] = setting(
+        ("Sure!", "Let's work this out.", "Good question.", "Here is how I see it."),
+        Listed(Text()),
+        "phrases that open a completion",
+    )
+    closings: Sequence[str] = setting(
+        ("And that is it.", "So we are done.", "That settles it.", "Hence the result."),
+        Listed(Text()),
+        "phrases that close one",
+    )
+    seed: int = setting(0, Whole(0), "of the draws")
 
     def __post_init__(self) -> None:
-        check_common(self.rate, self.seed)
-        _check_phrases("noise openings", self.openings)
-        _check_phrases("noise closings", self.closings)
+        super().__post_init__()
+        _check_phrases("data.noise.openings", self.openings)
+        _check_phrases("data.noise.closings", self.closings)
 
     def __call__(self, rows: Sequence[Demonstration]) -> list[Demonstration]:
         _check_form_is_free(rows)

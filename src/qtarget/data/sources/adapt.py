@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from qtarget.data.sources.conversation import LETTERS
+from qtarget.settings import Checked, Text, setting
 
 Row = Mapping[str, Any]
 
@@ -41,13 +42,13 @@ class FirstVerified:
 
 
 @dataclass(frozen=True)
-class WorkedAnswer:
+class WorkedAnswer(Checked):
     r"""final: what follows the last `####` of a worked answer; solution: what stands before, closed by \boxed{final}.
 
     Calculator notes such as <<48/2=24>>, and the commas of numbers, go. openai/gsm8k.
     """
 
-    column: str = "answer"
+    column: str = setting("answer", Text("a column"), "the worked answer, its final number behind ####")
     gives: ClassVar = ("solution", "final")
 
     @property
@@ -64,13 +65,13 @@ class WorkedAnswer:
 
 
 @dataclass(frozen=True)
-class LetterOf:
+class LetterOf(Checked):
     """letter: that of an option's number, from 0; rows without one (−1: answers that are kept secret) are left out.
 
     openlifescienceai/medmcqa's `cop`.
     """
 
-    column: str = "cop"
+    column: str = setting("cop", Text("a column"), "the number of the right option, from 0")
     gives: ClassVar = ("letter",)
 
     @property

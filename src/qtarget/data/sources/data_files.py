@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from qtarget import checks
 from qtarget.data.example import Demonstration
 from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.adapt import Adapt, Row
@@ -20,9 +19,10 @@ from qtarget.data.sources.loading import check_not_guessed, is_file_name, loaded
 from qtarget.data.sources.mapping import ColumnMapping, option_columns
 from qtarget.data.sources.message import UNKNOWN, without_nulls
 from qtarget.data.sources.schema import SCHEMAS, SchemaRows, check_columns, schema_of
-from qtarget.data.sources.share import HeldOut, check_share, held_out
+from qtarget.data.sources.share import HeldOut, held_out
 from qtarget.data.verify.verdict import Verifier, verifier_name
 from qtarget.errors import QTargetError
+from qtarget.settings import FLAG, ByName, Checked, Choice, Either, Listed, Nullable, Part, Share, Text, Whole, setting
 
 Reader = Callable[[Row, int], Demonstration]
 MALFORMED = ("error", "drop")
@@ -33,7 +33,7 @@ SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(Checked):
     r"""Rows of files, of a folder, or of a data set of the hub (https://huggingface.co/datasets).
 
     path: a file (.jsonl, .json, .csv, .tsv, also packed as .gz, .bz2, .xz; .parquet, .arrow), a folder of such or of
@@ -62,40 +62,78 @@ class Files:
     Code that a data set brings is never run.
     """
 
-    path: str
-    name: str | None = None
-    revision: str | None = None
-    files: Mapping[str, Any] | None = None
-    train: str | None = "train"
-    heldout: str | None = None
-    heldout_share: float | None = None
-    messages: str | None = None
-    prompt: str | None = None
-    completion: str | None = None
-    system: str | None = None
-    verifier: str | Verifier | None = None
-    answer: str | None = None
-    options: Any = None
-    where: Mapping[str, Any] | None = None
-    pick: int | None = None
-    key: str | None = None
-    seed: int = 0
-    malformed: str = "error"
-    adapt: Adapt | None = None
-    delimiter: str | None = None
-    trust_scorer: bool = False
-    tools: str | bool | None = None
-    weight: str | bool | None = None
-    unknown: str | None = None
-    columns: Sequence[str] = ()
+    NODE_KEY: ClassVar[str] = "data.source"
+    path: str = setting(MISSING, Text("a file, a folder or a hub id"), "the data set")
+    name: str | None = setting(None, Nullable(Text()), "of the hub: its configuration")
+    revision: str | None = setting(None, Nullable(Text()), "branch, tag or commit; null: the newest")
+    files: Mapping[str, Any] | None = setting(
+        None,
+        Nullable(ByName(Part("each a file or a list of files"), "{SPLIT: FILE}")),
+        "files to read in place of the path",
+    )
+    train: str | None = setting("train", Nullable(Text()), "name of its training split; null: none")
+    heldout: str | None = setting(
+        None, Nullable(Text("a file or a split")), "rows to evaluate on, all of them; null: a share"
+    )
+    heldout_share: float | None = setting(
+        None, Nullable(Share()), "without them: share of the training rows, by a hash of the prompt; null: 0.1"
+    )
+    messages: str | None = setting(None, Nullable(Text("a column")), "conversations; in place of prompt and completion")
+    prompt: str | None = setting(
+        None,
+        Nullable(Text("a column or a template")),
+        "what is asked, such as {question}; null: the schema is recognised",
+    )
+    completion: str | None = setting(None, Nullable(Text("a column or a template")), "what is answered")
+    system: str | None = setting(
+        None, Nullable(Text()), "system message before prompt and completion; null: the template's own"
+    )
+    verifier: str | Verifier | None = setting(
+        None, Part("math, choice, exact or a class, or null"), "what judges answers; null: nothing"
+    )
+    answer: str | None = setting(
+        None, Nullable(Text("a column or a template")), "what it judges by; null: the column answer"
+    )
+    options: Any = setting(
+        None,
+        Part("a column, a list of columns or {LETTER: TEXT}, or null"),
+        "of verifier=choice: what there is to choose from",
+    )
+    where: Mapping[str, Any] | None = setting(
+        None, Nullable(ByName(Part("or a list of values each"), "{COLUMN: VALUE}")), "what rows must hold"
+    )
+    pick: int | None = setting(None, Nullable(Whole(1)), "so many training rows, by a hash of key; null: all")
+    key: str | None = setting(None, Nullable(Text("a column or a template")), "what pick hashes; null: the prompt")
+    seed: int = setting(0, Whole(0), "of the hash")
+    malformed: str = setting("error", Choice(MALFORMED), "what becomes of rows without text where text is asked for")
+    adapt: Adapt | None = setting(
+        None,
+        Part("a class of qtarget.data.sources.adapt, or null"),
+        "what is made of a row before its columns are read",
+    )
+    delimiter: str | None = setting(None, Nullable(Text("one character")), "of CSV; null: a comma, in a .tsv a tab")
+    trust_scorer: bool = setting(False, FLAG, "true: answers that are none, too, are put to the scorer")
+    tools: str | bool | None = setting(
+        None,
+        Either((Choice((None, False)), Text("a column"))),
+        "functions that may be called; null: the column tools, if there is one",
+    )
+    weight: str | bool | None = setting(
+        None,
+        Either((Choice((None, False)), Text("a column"))),
+        "factor of a row's loss; null: the column weight, if there is one",
+    )
+    unknown: str | None = setting(
+        None, Choice(UNKNOWN), "keys that nobody reads; null: an error in a message, named in a row"
+    )
+    columns: Sequence[str] = setting(
+        (), Listed(Text()), "of a recognised schema: keys with character spans of the last message"
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_verifier(self.verifier)
-        checks.choice("data.source.malformed", self.malformed, MALFORMED)
-        checks.choice("data.source.unknown", self.unknown, UNKNOWN)
-        if self.pick is not None:
-            checks.whole("data.source.pick", self.pick, 1)
-        if self.delimiter is not None and (not isinstance(self.delimiter, str) or len(self.delimiter) != 1):
+        if self.delimiter is not None and len(self.delimiter) != 1:
             raise QTargetError(f"data.source.delimiter must be one character, or null, got {self.delimiter!r}")
         check_columns(self.columns)
         self._check_splits()
@@ -308,8 +346,6 @@ class Files:
         return columns | dict.fromkeys(self.where or {}, "where") | dict.fromkeys(keyed, "key")
 
     def _check_splits(self) -> None:
-        if self.heldout_share is not None:
-            check_share(self.heldout_share)
         if self.heldout_share and (self.heldout or not self.train):
             raise QTargetError(
                 "data.source.heldout_share holds out rows of the training split: leave it at 0 where data.source."

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from qtarget import checks
 from qtarget.data.example import Demonstration
 from qtarget.data.sources.conversation import check_verifier, kind
 from qtarget.data.sources.data_files import Files
 from qtarget.data.sources.loading import is_file_name
 from qtarget.data.sources.message import UNKNOWN
 from qtarget.data.sources.schema import EXPECTED, SchemaRows, check_columns, schema_of
-from qtarget.data.sources.share import HeldOut, check_share, held_out
+from qtarget.data.sources.share import HeldOut, held_out
 from qtarget.data.sources.written import parsed
 from qtarget.data.verify.verdict import Verifier
 from qtarget.errors import QTargetError
+from qtarget.settings import FLAG, Checked, Choice, Listed, Nullable, Part, Share, Text, setting
 
 
 @dataclass(frozen=True)
-class Jsonl:
+class Jsonl(Checked):
     """A file of {"messages": [{"role", "content"}, …]}, {"prompt", "completion"} or {"instruction", "input", "output"}.
 
     All rows are of the first one's schema, see qtarget.data.sources.schema; for the keys of a message see
@@ -40,20 +40,30 @@ class Jsonl:
     by (and for choice, "options"); None: answers aren't judged.
     """
 
-    path: str
-    heldout_share: float = 0.1
-    system: str | None = None
-    columns: Sequence[str] = ()
-    verifier: str | Verifier | None = None
-    trust_scorer: bool = False
-    unknown: str | None = None
-    heldout: str | None = None
+    NODE_KEY: ClassVar[str] = "data.source"
+    path: str = setting(MISSING, Text("a file"), "JSON objects, one a line")
+    heldout_share: float = setting(0.1, Share(), "share of the rows that is held out, by a hash of the prompt")
+    system: str | None = setting(
+        None, Nullable(Text()), "system message of rows that have none; null: the template's own"
+    )
+    columns: Sequence[str] = setting((), Listed(Text()), "keys of a row that hold character spans of its last message")
+    verifier: str | Verifier | None = setting(
+        None,
+        Part("math, choice, exact or a class, or null"),
+        "what judges answers by the answer of a row; null: nothing",
+    )
+    trust_scorer: bool = setting(False, FLAG, "true: answers that are none, too, are put to the scorer")
+    unknown: str | None = setting(
+        None, Choice(UNKNOWN), "keys that nobody reads; null: an error in a message, named in a row"
+    )
+    heldout: str | None = setting(
+        None, Nullable(Text("a file")), "rows to evaluate on, all of them, in place of a share"
+    )
 
     def __post_init__(self) -> None:
-        check_share(self.heldout_share)
+        super().__post_init__()
         check_columns(self.columns)
         check_verifier(self.verifier)
-        checks.choice("data.source.unknown", self.unknown, UNKNOWN)
         if not Path(self.path).is_file():
             raise QTargetError(f"no data file at {self.path!r} (from {Path.cwd()}): set data.source.path=FILE.jsonl")
         if self.heldout is not None and not is_file_name(self.heldout):

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, replace
+from typing import ClassVar
 
 from qtarget import checks
 from qtarget.data.example import Demonstration
 from qtarget.data.sources.source import Source, read
 from qtarget.data.sources.splits import check_weights, interleaved
 from qtarget.errors import QTargetError
+from qtarget.settings import ByName, Checked, Nullable, Number, Part, setting
 
 
 @dataclass(frozen=True)
-class Mix:
+class Mix(Checked):
     """Rows of named parts in turn, every beginning in the proportions of `weights` (None: as many of each).
 
     Rows are numbered anew, and keep the data columns that all parts have.
     """
 
-    parts: Mapping[str, Source]
-    weights: Mapping[str, float] | None = None
+    NODE_KEY: ClassVar[str] = "data.source"
+    parts: Mapping[str, Source] = setting(
+        MISSING, Part("NAME: a source, +data/source@data.source.parts.NAME=OPTION"), "the sources"
+    )
+    weights: Mapping[str, float] | None = setting(
+        None, Nullable(ByName(Number(0), "{NAME: WEIGHT}")), "rows of each, in proportion; null: as many of each"
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.parts:
             raise QTargetError(
                 "a mixture needs parts: add +data/source@data.source.parts.NAME=SOURCE for each, and their "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 from qtarget import isolated
 from qtarget.data.example import Demonstration, Span
@@ -13,6 +13,7 @@ from qtarget.data.sources import splits
 from qtarget.data.sources.conversation import exchange, listed, trusted
 from qtarget.data.sources.splits import check_weights, interleaved
 from qtarget.errors import QTargetError
+from qtarget.settings import FLAG, ByName, Checked, Nullable, Part, Text, Whole, setting
 
 GENERATOR = "qtarget.data.sources.gym_problems"
 AT_ONCE = 16
@@ -22,7 +23,7 @@ GENERATION_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
-class ReasoningGym:
+class ReasoningGym(Checked):
     """Problems of reasoning-gym (https://github.com/open-thought/reasoning-gym, Apache-2.0), of one task or a mixture.
 
     task: its name; options: its own settings; answer: "answer" for the bare answer, or a key of the entry's metadata
@@ -31,15 +32,23 @@ class ReasoningGym:
     for the template's own.
     """
 
-    task: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    answer: str = "answer"
-    system: str | None = None
-    seed: int = 0
-    tasks: Mapping[str, Any] | None = None
-    trust_scorer: bool = False
+    NODE_KEY: ClassVar[str] = "data.source"
+    task: str | None = setting(None, Nullable(Text()), "its name, such as chain_sum; null where tasks names several")
+    options: Mapping[str, Any] = setting(
+        {}, ByName(Part("fields of the task's own configuration")), "settings of the task"
+    )
+    answer: str = setting("answer", Text(), "answer, or the key of the metadata with a worked solution")
+    system: str | None = setting(None, Nullable(Text()), "system message; null: the template's own")
+    seed: int = setting(0, Whole(0), "of the draws")
+    tasks: Mapping[str, Any] | None = setting(
+        None,
+        Nullable(ByName(Part("or {weight, options, answer} each"), "{TASK: WEIGHT}")),
+        "several tasks, in place of one",
+    )
+    trust_scorer: bool = setting(False, FLAG, "true: answers that are none, too, are put to the scorer")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.task is None) == (self.tasks is None):
             raise QTargetError(
                 "name one task, data.source.task=chain_sum, or several with their weights, "

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from qtarget.data.example import Demonstration
 from qtarget.data.overlap import position, prompt_text
-from qtarget.errors import QTargetError
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,3 @@ def held_out(rows: Iterable[Demonstration], share: float, count: int | None) -> 
     if not held and has_others:
         held = [nearest[1]]
     return HeldOut(prompts=frozenset(held))
-
-
-def check_share(share: object) -> None:
-    """Raise QTargetError for what is no share."""
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise QTargetError(f"data.source.heldout_share must lie in [0, 1), got {share!r}")

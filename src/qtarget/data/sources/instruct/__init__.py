@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from random import Random
+from typing import ClassVar
 
 from qtarget import checks
 from qtarget.data.edit import words
@@ -17,6 +18,7 @@ from qtarget.data.sources.conversation import exchange, trusted
 from qtarget.data.sources.instruct import forms, lexicon, tasks
 from qtarget.data.sources.instruct.forms import Check
 from qtarget.errors import QTargetError
+from qtarget.settings import FLAG, Checked, Nullable, Part, Text, Whole, setting
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Instruct:
+class Instruct(Checked):
     """Instructions with right demonstrations of a few words, and checks that judge any other answer.
 
     families: which of `format` (the form of the answer is the point: JSON, bullets, capitals, …), `order` (sort,
@@ -39,12 +41,18 @@ class Instruct:
     list or with weights; None: all alike, one name: that one. system: system message, None for the template's own.
     """
 
-    families: Mapping[str, float] | Sequence[str] | str | None = None
-    system: str | None = None
-    seed: int = 0
-    trust_scorer: bool = False
+    NODE_KEY: ClassVar[str] = "data.source"
+    families: Mapping[str, float] | Sequence[str] | str | None = setting(
+        None,
+        Part("a family, a list of them or {FAMILY: WEIGHT}, or null"),
+        "format, order, counting, transformation, combined; null: all alike",
+    )
+    system: str | None = setting(None, Nullable(Text()), "system message; null: the template's own")
+    seed: int = setting(0, Whole(0), "of the draws")
+    trust_scorer: bool = setting(False, FLAG, "true: answers that are none, too, are put to the scorer")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for family, weight in self._weights().items():
             checks.choice("an instruct family", family, tuple(FAMILIES))
             checks.number(f"the weight of the instruct family {family}", weight, 0)
