@@ -16,6 +16,7 @@ from test_report import HISTORY
 from test_swept import GRID, write_sweep
 
 from qtarget.compare.command import compare
+from qtarget.lens.command import lens
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -232,3 +233,26 @@ def test_a_click_on_a_header_sorts(chromium: Browser, reports: dict[str, Path]) 
         assert page.evaluate(names) == [LONG, "sft", "base"]
         head.click()
         assert page.evaluate(names) == ["base", "sft", LONG]
+
+
+@pytest.fixture(scope="module")
+def lens_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lens")
+    assert lens([f"out={folder}"]) == 0
+    return folder / "lens.html"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_lens_is_drawn_and_its_names_show_and_hide(chromium: Browser, lens_page: Path, width: str) -> None:
+    traces = "() => document.querySelectorAll('#plot-target .trace').length"
+    assert lens_page.stat().st_size < 1_500_000
+    with reading(chromium, lens_page, width) as page:
+        few = page.evaluate(traces)
+        assert page.evaluate(TOUCHING) == []
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        page.locator("#all").click()
+        assert page.evaluate(traces) > few
+        page.locator("#none").click()
+        assert page.evaluate(traces) == 1  # Q = p
+        page.locator("#slider").fill("40")
+        assert page.locator("#where").inner_text().startswith("p(y) = ")

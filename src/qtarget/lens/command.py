@@ -16,7 +16,7 @@ from qtarget.run.show import split_target, train_command
 if TYPE_CHECKING:
     from qtarget.lens.curves import Curve, World
     from qtarget.lens.token_table import Demonstrations
-    from qtarget.plot.figures import Mark
+    from qtarget.plot.looks import Mark
 
 OUT, ROWS = "outputs/lens", 4
 FEATURED = ("sft", "label_smoothing", "dft", "one_minus_prior", "kd", "target_sft")

@@ -20,7 +20,7 @@ from qtarget.lens.token_table import LENS_MEASURES, Alternative, Demonstrations,
 from qtarget.math.loss import IGNORE, LossOutput
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
-from qtarget.plot.figures import Mark
+from qtarget.plot.looks import Mark
 from qtarget.record.runs import without_absolute_paths
 from qtarget.run import build
 from qtarget.run.plan import Plan, make_plan

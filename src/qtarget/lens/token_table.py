@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtarget.measures import MEASURES
 from qtarget.plot.drawing import PNG_DPI, picture, plain
-from qtarget.plot.figures import Mark
+from qtarget.plot.looks import Mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,6 @@
 // Draws plots as SVG at the width they have on the page. `figures` holds what plot/chart_data.py writes.
+// Gives the page its buttons of names, and `show`, which hides and shows what carries them.
+const { keys, show } = (() => {
 const { axes, panels } = JSON.parse(document.getElementById("figures").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const FONT_SIZE = 12, LINE_HEIGHT = 15, TICK_GAP = 6, NAME_CHARACTERS = 24;
@@ -393,3 +395,5 @@ function show(runs, shown) {
   });
 }
 keys.forEach((key) => key.addEventListener("click", () => show(new Set([key.dataset.run]), key.getAttribute("aria-pressed") !== "true")));
+return { keys, show };
+})();
