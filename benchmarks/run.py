@@ -23,7 +23,7 @@ from pathlib import Path
 
 from table import Section, store
 
-from qtarget.run.train import prepare_process
+from qtarget.run.fit import prepare_process
 
 PARTS = {"a": "layer", "b": "steps", "c": "peers", "d": "sweep", "e": "rate"}
 """Part → the module beside this file whose `section(quick)` measures it."""

@@ -32,8 +32,7 @@ from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.frozen import FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import whole
-from qtarget.run import ranks
-from qtarget.run import train as application
+from qtarget.run import fit, ranks
 from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.optim import AdamW
 
@@ -131,7 +130,7 @@ def trained(case: Case, strategy: str, devices: int, accumulate: int) -> dict[st
     )
     seen, size = Seen(), ROWS // devices // accumulate
     data = SFTData(examples(case), 256, batch_size=size, accumulate=accumulate, seed=0)
-    application._lightning_fit(application._trainer(cfg, [seen]), module, data)
+    fit.lightning_fit(fit.make_trainer(cfg, [seen]), module, data)
     return {
         "gradients": seen.gradients,
         "weights": flat(module.policy.parameters()),
@@ -145,7 +144,7 @@ def trained(case: Case, strategy: str, devices: int, accumulate: int) -> dict[st
 
 def train_every_case(folder: str) -> None:
     """All of them in one pair of processes: starting one takes longer than what it has to do."""
-    application.prepare_process(0)
+    fit.prepare_process(0)
     found = {(name, *cut): trained(CASES[name], cut[0], 2, cut[1]) for name, *cut in RUNS}
     torch.save(found, f"{folder}/{dist.get_rank()}.pt")
 

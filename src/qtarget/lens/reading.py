@@ -23,9 +23,9 @@ from qtarget.model.policy import Policy
 from qtarget.plot.looks import Mark
 from qtarget.record.runs import without_absolute_paths
 from qtarget.run import build
+from qtarget.run.fit import prepare_process
 from qtarget.run.plan import Plan, make_plan
 from qtarget.run.stored_config import NO_NOISE, run_config
-from qtarget.run.train import prepare_process
 
 Made = TypeVar("Made")
 OTHERS = 3  # likeliest alternatives named per token

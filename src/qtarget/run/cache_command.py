@@ -13,8 +13,8 @@ from qtarget.config.run_config import RunConfig
 from qtarget.model.cached_scores import DETAILS_ON_DISK
 from qtarget.run import build
 from qtarget.run.caching import build_missing, described, role_of
+from qtarget.run.fit import prepare_process
 from qtarget.run.plan import make_plan
-from qtarget.run.train import prepare_process
 
 OWN = ("detail", "role")
 ROLES = ("prior", "teacher")

@@ -23,9 +23,10 @@ from qtarget.evaluate.samples import FILE, save_samples
 from qtarget.record.record import Record, stored_result
 from qtarget.record.trackers import NoTracker
 from qtarget.run import build
+from qtarget.run.fit import prepare_process
 from qtarget.run.plan import make_plan
 from qtarget.run.stored_config import NO_NOISE, check_not_trained_on, run_folder, trained_config
-from qtarget.run.train import load_finished, lock_folder, prepare_process
+from qtarget.run.train import load_finished, lock_folder
 
 FOLDER = "evaluations"
 JUDGED = ("heldout", "validation", "test", "like_validation")

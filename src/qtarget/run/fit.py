@@ -1,0 +1,215 @@
+"""One run, from its configuration to its closing metrics: plan, build, fit, save, evaluate."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import transformers
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+
+from qtarget.config.run_config import RunConfig, TrainerConfig
+from qtarget.data.batch import Collate
+from qtarget.data.module import SFTData
+from qtarget.evaluate.heldout import Evaluation, Evaluator
+from qtarget.evaluate.row_losses import save_row_losses
+from qtarget.evaluate.samples import save_samples
+from qtarget.math.scoring import graphs_compiled
+from qtarget.model.policy import Policy
+from qtarget.parallel import is_rank_zero
+from qtarget.record.record import NullRecord, Record
+from qtarget.resume_folders import STATE, newest
+from qtarget.run import build, ranks
+from qtarget.run.exported_model import CHECKPOINT, discard_checkpoint, save_checkpoint
+from qtarget.run.out_of_memory import explain_out_of_memory
+from qtarget.run.plan import Plan, make_plan
+from qtarget.train.callbacks import LastMetrics, Log, Meter, PeriodicEvaluation, ShowProgress, StepLogger
+from qtarget.train.lightning_module import QTargetModule
+from qtarget.train.memory import keep_freed_blocks
+from qtarget.train.resume_callback import ResumeCallback
+from qtarget.train.trust import trust_table
+
+TRUST_ROWS = 64
+"""Training rows that are read for the table of trust."""
+
+
+def train_and_evaluate(
+    cfg: RunConfig, record: Record | NullRecord, resume: ResumeCallback, title: str
+) -> dict[str, float]:
+    """The run itself, in this process; returns its closing metrics. title: what the run is called in what it prints."""
+    prepare_process(cfg.seed)
+    plan = make_plan(cfg)
+    how = plan.engine.description
+    record.note(
+        design=plan.described,
+        rows=plan.counts,
+        data=plan.prepared.described,
+        model=plan.model.location,
+        steps=plan.cfg.trainer.max_steps,
+        loss=how,
+        attention=plan.attention,
+    )
+    if is_rank_zero():
+        print(f"{title}: {plan.extent}; loss {how}")
+    if is_rank_zero() and resume.state:
+        left = ", the last: what is left is the evaluation" if resume.training_was_complete else ""
+        print(f"{title}: goes on from step {resume.state.step}{left}")
+    with explain_out_of_memory(plan):
+        return _run_plan(plan, record, resume, title)
+
+
+def _run_plan(plan: Plan, record: Record | NullRecord, resume: ResumeCallback, title: str) -> dict[str, float]:
+    cfg = plan.cfg
+    policy, frozen = build.load_models(plan)
+    module = build.module(plan, policy, frozen)
+    measured = LastMetrics(meter := Meter())
+    log = measured.passing_on(record.log)
+    shown = [ShowProgress(title, measured)] if is_rank_zero() else []
+    trainer = make_trainer(cfg, [meter, StepLogger(log, cfg.trainer.log_every), *shown, resume])
+    evaluator = build.evaluator(plan, frozen, trainer.strategy.root_device)
+    trainer.callbacks.append(_periodic_evaluation(cfg, evaluator, module, record, log))  # type: ignore[attr-defined]
+    with resume.save_when_stopped():
+        if cfg.trainer.max_steps:
+            _fit_counting_graphs(plan, trainer, module, record)
+        _save_trained(plan, trainer, module, resume)
+        evaluation = _evaluate(evaluator, policy.to(trainer.strategy.root_device), record.folder, title)
+    resume.stop.deferred = True  # what is left is short
+    record.note(calibration=evaluation.calibration)
+    if is_rank_zero():
+        save_samples(record.folder, evaluation.samples)
+        save_row_losses(record.folder, evaluation.row_losses)
+    record.table("samples", [asdict(sample) for sample in evaluation.samples])
+    record.table("calibration", evaluation.calibration)
+    if cfg.trainer.max_steps:
+        trust = _trust_rows(plan, module, evaluator)
+        record.note(trust=trust)
+        record.table("trust", trust)
+    if cfg.checkpoint.save:
+        record.checkpoint(record.folder / CHECKPOINT)
+    trained = module.whole_run.compute() | module.whole_detection.compute()
+    return {**evaluation.named("test"), **trained, **meter.metrics()}
+
+
+def _fit_counting_graphs(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord) -> None:
+    """Of a compiled loss the record says how many graphs it took."""
+    before = graphs_compiled() if plan.engine.compiled else 0  # counting them imports the compiler
+    lightning_fit(trainer, module, build.data(plan))
+    if plan.engine.compiled:
+        record.note(loss=f"{plan.engine.description}, {graphs_compiled() - before} graphs")
+
+
+def lightning_fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
+    """trainer.fit; raises KeyboardInterrupt where Ctrl-C ended it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # SFTData.resume_at is how
+        sigint = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(module, datamodule=data)
+        except SystemExit:  # Lightning's answer to Ctrl-C, which it leaves ignored from then on
+            signal.signal(signal.SIGINT, sigint)
+            raise KeyboardInterrupt from None
+
+
+def _save_trained(plan: Plan, trainer: L.Trainer, module: QTargetModule, resume: ResumeCallback) -> None:
+    """State and checkpoint, before the evaluation: if that fails, it can be done again without training."""
+    cfg, folder = plan.cfg, resume.holder.parent
+    if resume.training_was_complete and (not cfg.checkpoint.save or (folder / CHECKPOINT).is_dir()):
+        return
+    if is_rank_zero():
+        discard_checkpoint(folder)  # of an earlier attempt
+    if cfg.trainer.max_steps and not resume.training_was_complete:
+        resume.save_final(trainer, module)
+    if cfg.checkpoint.save:
+        with_optimizer = cfg.checkpoint.optimizer and trainer.optimizers and not resume.training_was_complete
+        save_checkpoint(plan, module.policy, folder, _optimizer_state(trainer) if with_optimizer else None)
+
+
+def _evaluate(evaluator: Evaluator, policy: Policy, folder: Path, title: str) -> Evaluation:
+    try:
+        return evaluator(policy)
+    except Exception:
+        if is_rank_zero() and newest(folder / STATE):
+            print(f"{title}: training is done and kept in {folder}: the same command evaluates again")
+        raise
+
+
+def prepare_process(seed: int) -> None:
+    """Seeds, and libraries that keep quiet."""
+    keep_freed_blocks()
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # one device needs no srun
+    L.seed_everything(seed, verbose=False)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, by us
+    transformers.utils.logging.disable_progress_bar()
+
+
+def make_trainer(cfg: RunConfig, callbacks: list[L.Callback]) -> L.Trainer:
+    return L.Trainer(
+        accelerator=cfg.trainer.accelerator,
+        devices=cfg.trainer.devices,
+        num_nodes=cfg.trainer.num_nodes,
+        strategy=_strategy(cfg.trainer),
+        # one process is one process, on a machine with srun or within an allocation too
+        plugins=ranks.environment() if cfg.trainer.processes > 1 else LightningEnvironment(),
+        precision=cfg.trainer.precision,
+        max_steps=cfg.trainer.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=cfg.trainer.accumulate,
+        gradient_clip_val=cfg.trainer.clip,
+        callbacks=callbacks,
+        use_distributed_sampler=False,  # the loader shards by itself, and carries StepWindows
+        limit_val_batches=0,  # evaluation is ours: the same code during and after training
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+
+
+def _strategy(trainer: TrainerConfig) -> Strategy | str:
+    """Lightning's, by our name: ddp where auto meets several devices."""
+    if trainer.strategy == "fsdp2":
+        world = trainer.processes
+        return ModelParallelStrategy(world, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return "ddp" if trainer.processes > 1 else "auto"
+
+
+def _periodic_evaluation(
+    cfg: RunConfig, evaluator: Evaluator, module: QTargetModule, record: Record | NullRecord, log: Log
+) -> PeriodicEvaluation:
+    def evaluate() -> dict[str, float]:
+        return evaluator(module.policy, limit=cfg.eval.problems_in_training, closing=False).named("val")
+
+    def log_with_histograms(step: int, metrics: dict[str, float]) -> None:
+        log(step, metrics)
+        record.histograms(step, module.histograms.tell())
+
+    return PeriodicEvaluation(evaluate, log_with_histograms, cfg.trainer.eval_every)
+
+
+def _trust_rows(plan: Plan, module: QTargetModule, evaluator: Evaluator) -> list[dict[str, Any]]:
+    """Which tokens of training rows, from all over the data, the design trusts least and most."""
+    rows, size = plan.prepared.rows, plan.cfg.trainer.batch_size
+    count = min(TRUST_ROWS, len(rows))
+    some: Any = [rows[index * len(rows) // count] for index in range(count)]
+    collate = Collate(int(plan.tokenizer.pad_token_id))
+    batches = [collate(some[start : start + size]) for start in range(0, len(some), size)]
+    with evaluator.autocast():
+        return trust_table(module, batches, plan.tokenizer.decode)
+
+
+def _optimizer_state(trainer: L.Trainer) -> dict[str, Any]:
+    (schedule,) = trainer.lr_scheduler_configs
+    return {
+        "step": trainer.global_step,
+        "optimizer": trainer.strategy.optimizer_state(trainer.optimizers[0]),
+        "schedule": schedule.scheduler.state_dict(),
+    }
