@@ -84,7 +84,7 @@ class Trained:
         self.module.on_fit_start()
         self.batches: Iterator[Batch] = itertools.cycle(list(build.data(plan).train_dataloader()))
         self.optimizer: torch.optim.Optimizer = self.module.configure_optimizers()["optimizer"]
-        self.said = plan.engine.said
+        self.said = plan.engine.description
 
     def __call__(self) -> None:
         self.loss(next(self.batches)).backward()

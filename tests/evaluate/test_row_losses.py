@@ -45,7 +45,7 @@ def evaluator(made: list[Demonstration], **options: Any) -> Evaluator:
     examples = [example for group in groups for example in group]
     of = [place for place, group in enumerate(groups) for _ in group]
     autocast = partial(torch.autocast, "cpu", enabled=False)
-    return Evaluator(tiny_tokenizer(), made, examples, None, autocast, of=of, batch_size=2, **options)
+    return Evaluator(tiny_tokenizer(), made, examples, None, autocast, row_of_example=of, batch_size=2, **options)
 
 
 @torch.no_grad()

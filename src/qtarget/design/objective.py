@@ -97,15 +97,15 @@ class SupportKL(inputs.ReadsDistribution):
         support = view.of(self.source).support
         assert support is not None  # checked before any chunk
         indices, logq = support
-        kept = logp.gather(1, indices)
-        return kl(logq.log_softmax(-1), kept.log_softmax(-1)) if self.renormalised else kl(logq, kept)
+        logp_topk = logp.gather(1, indices)
+        return kl(logq.log_softmax(-1), logp_topk.log_softmax(-1)) if self.renormalised else kl(logq, logp_topk)
 
     def mass(self, view: TokenView) -> Tensor:
         """What the target adds up to [n]: 1, or of a truncated one Σ_S q."""
         support = view.of(self.source).support
         assert support is not None
-        kept = support[1].logsumexp(-1).exp()
-        return torch.ones_like(kept) if self.renormalised else kept
+        mass = support[1].logsumexp(-1).exp()
+        return torch.ones_like(mass) if self.renormalised else mass
 
     def __str__(self) -> str:
         return f"KL over the top k of {self.source}{', both renormalised' if self.renormalised else ', truncated'}"

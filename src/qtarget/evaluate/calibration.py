@@ -36,9 +36,9 @@ class Reliability:
 
     def update(self, confidence: Tensor, hit: Tensor) -> None:
         """Both [N]."""
-        place = (confidence.double().cpu() * BINS).long().clamp_max(BINS - 1)
+        bins = (confidence.double().cpu() * BINS).long().clamp_max(BINS - 1)
         values = torch.stack([torch.ones_like(confidence), confidence, hit], dim=-1)
-        self._sums.index_add_(0, place, values.double().cpu())
+        self._sums.index_add_(0, bins, values.double().cpu())
 
     @property
     def error(self) -> float:
@@ -48,13 +48,13 @@ class Reliability:
 
     def bins(self) -> list[Bin]:
         """The reliability curve, for a diagram: confidence and accuracy are means over a bin's tokens, None of none."""
-        return [_bin(place, *sums) for place, sums in enumerate(self._sums.tolist())]
+        return [_bin(index, *sums) for index, sums in enumerate(self._sums.tolist())]
 
 
-def _bin(place: int, tokens: float, confidence: float, hits: float) -> Bin:
-    held = {"confidence": confidence / tokens, "accuracy": hits / tokens} if tokens else {}
-    edges = {"low": place / BINS, "high": (place + 1) / BINS, "tokens": int(tokens)}
-    return {**edges, "confidence": held.get("confidence"), "accuracy": held.get("accuracy")}
+def _bin(index: int, tokens: float, confidence: float, hits: float) -> Bin:
+    means = {"confidence": confidence / tokens, "accuracy": hits / tokens} if tokens else {}
+    edges = {"low": index / BINS, "high": (index + 1) / BINS, "tokens": int(tokens)}
+    return {**edges, "confidence": means.get("confidence"), "accuracy": means.get("accuracy")}
 
 
 @torch.no_grad()
@@ -123,8 +123,8 @@ def token_metrics(
     if not means.tokens:
         return {}
     perplexity = float(torch.tensor(means["nll"], dtype=torch.float64).exp())
-    found = {"nll": means["nll"], "perplexity": perplexity, "ece": reliability.error}
-    return found | {name: means[name] for name in names}
+    metrics = {"nll": means["nll"], "perplexity": perplexity, "ece": reliability.error}
+    return metrics | {name: means[name] for name in names}
 
 
 def retention_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Batch]) -> dict[str, float]:
@@ -138,6 +138,6 @@ def retention_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Ba
         means.update(out)
     if not means.tokens:
         return {}
-    found = {"nll": means["nll"]}
+    metrics = {"nll": means["nll"]}
     drift = {"kl_prior": means["kl_prior"], "nll_drift": means.difference("nll", "prior_nll")} if prior else {}
-    return found | drift
+    return metrics | drift

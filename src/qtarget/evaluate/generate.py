@@ -89,9 +89,9 @@ def generate(
     requests: list[Request] = [(prompt, sample) for prompt in by_length for sample in range(sampling.samples)]
     answers: dict[Request, GeneratedAnswer] = {}
     for part in watch([requests[start : start + batch] for start in range(0, len(requests), batch)]):
-        asked = [prompts[prompt] for prompt, _ in part]
+        batch_prompts = [prompts[prompt] for prompt, _ in part]
         seeds = [seed_of(sampling.seed, prompts[prompt], sample) for prompt, sample in part]
-        rows = _continued(policy, asked, pad, settings, _processors(policy, sampling, seeds))
+        rows = _continued(policy, batch_prompts, pad, settings, _processors(policy, sampling, seeds))
         answers |= {request: _up_to_end(row, ends) for request, row in zip(part, rows, strict=True)}
     return [[answers[prompt, sample] for sample in range(sampling.samples)] for prompt in range(len(prompts))]
 
@@ -121,9 +121,9 @@ class GumbelNoise(LogitsProcessor):
         uniform = scores.new_empty(len(scores), width)
         for row, generator in zip(uniform, self.generators, strict=True):
             row.uniform_(generator=generator)
-        drawn = scores.clone()
-        drawn[:, :width] -= uniform.log_().neg_().log_()
-        return drawn
+        noisy = scores.clone()
+        noisy[:, :width] -= uniform.log_().neg_().log_()
+        return noisy
 
 
 class TrueVocabulary(LogitsProcessor):
@@ -139,13 +139,13 @@ class TrueVocabulary(LogitsProcessor):
 
 
 def _processors(policy: Policy, sampling: Sampling, seeds: Sequence[int]) -> LogitsProcessorList:
-    found = LogitsProcessorList([TrueVocabulary(policy.vocab_size)])
+    processors = LogitsProcessorList([TrueVocabulary(policy.vocab_size)])
     if sampling.temperature:
-        found.append(TemperatureLogitsWarper(float(sampling.temperature)))
+        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
         if sampling.top_p < 1:
-            found.append(TopPLogitsWarper(float(sampling.top_p)))
-        found.append(GumbelNoise(seeds, policy.vocab_size, policy.lm.device))
-    return found
+            processors.append(TopPLogitsWarper(float(sampling.top_p)))
+        processors.append(GumbelNoise(seeds, policy.vocab_size, policy.lm.device))
+    return processors
 
 
 def _continued(

@@ -48,14 +48,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Held-out demonstrations, benchmarks beside them, and text outside the task.
+    """Measures a policy on held-out demonstrations, on benchmarks, and on text outside the task.
 
-    rows and examples are the same held-out demonstrations, as text and as tokens; of: the place among the rows of each
-    example (None: each is that of the same place); test: the places of those that
-    closing numbers are of, None: all; benchmarks: name → other problems; retention: text outside the task, with the
-    prior over it. autocast: the precision of training, so that the policy is judged as it was trained. new_tokens:
-    longest answer, in tokens; None: a few more than the longest demonstration of the held-out rows or the benchmark
-    has.
+    rows, examples: the held-out demonstrations as text and as tokens. row_of_example: for each example the index of its
+    row; None: example i is of row i. test: the indices of the rows that closing numbers are of; None: all.
+    benchmarks: name → problems of another kind. retention: text outside the task; retention_prior: the prior over it.
+    autocast: the precision of training, so that the policy is judged as it was trained.
+    new_tokens: the longest answer, in tokens; None: a few more than the longest demonstration among the held-out rows
+    and the benchmark's own.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -70,7 +70,7 @@ class Evaluator:
     retention: Sequence[Example] = ()
     retention_prior: Frozen | None = None
     test: Sequence[int] | None = None
-    of: Sequence[int] | None = None
+    row_of_example: Sequence[int] | None = None
 
     def __call__(self, policy: Policy, limit: int | None = None, *, closing: bool = True) -> Evaluation:
         """limit: only the first so many held-out rows, in place of those of `test`. closing=False: without benchmarks,
@@ -86,41 +86,45 @@ class Evaluator:
 
     def _evaluated(self, policy: Policy, limit: int | None, watch: Callable[..., Any], closing: bool) -> Evaluation:
         reliability = Reliability()
-        places = range(len(self.rows))[:limit] if self.test is None or limit is not None else self.test
-        metrics, row_losses = self._read(policy, places, reliability, watch)
+        indices = range(len(self.rows))[:limit] if self.test is None or limit is not None else self.test
+        metrics, row_losses = self._read(policy, indices, reliability, watch)
         outside = watch(self._batches(self.retention), title="retention")
-        kept = retention_metrics(policy, self.retention_prior, outside)
-        metrics |= {f"retention/{name}": value for name, value in kept.items()}
-        samples = list(self._answers(policy, HELDOUT, [self.rows[place] for place in places], watch))
+        retained = retention_metrics(policy, self.retention_prior, outside)
+        metrics |= {f"retention/{name}": value for name, value in retained.items()}
+        samples = list(self._answers(policy, HELDOUT, [self.rows[index] for index in indices], watch))
         metrics |= answer_metrics(samples)
         for name, problems in self.benchmarks.items() if closing else ():
-            found = list(self._answers(policy, name, problems, watch))
-            metrics |= {f"{name}/{metric}": value for metric, value in answer_metrics(found).items()}
-            samples += found
+            answers = list(self._answers(policy, name, problems, watch))
+            metrics |= {f"{name}/{metric}": value for metric, value in answer_metrics(answers).items()}
+            samples += answers
         return Evaluation(metrics, samples, reliability.bins(), row_losses)
 
     def _read(
-        self, policy: Policy, places: Sequence[int], reliability: Reliability, watch: Callable[..., Any]
+        self, policy: Policy, indices: Sequence[int], reliability: Reliability, watch: Callable[..., Any]
     ) -> tuple[dict[str, float], list[RowLoss]]:
         """What demonstrations of the held-out rows at `places` say, per token and row by row."""
-        nats = dict.fromkeys(places, 0.0)
-        chosen = [(example, place) for example, place in zip(self.examples, self._of, strict=True) if place in nats]
+        nats = dict.fromkeys(indices, 0.0)
+        chosen = [
+            (example, index)
+            for example, index in zip(self.examples, self._row_of_example, strict=True)
+            if index in nats
+        ]
         chosen.sort(key=lambda pair: len(pair[0]))  # the order of the batches
         heldout = watch(self._batches([example for example, _ in chosen]), title="held-out nll")
         by_example = ExampleNll()
         metrics = token_metrics(policy, self.prior, heldout, reliability, by_example)
-        for (_, place), nll in zip(chosen, by_example.nats, strict=True):
-            nats[place] += nll
-        losses = [RowLoss(**asdict(self._row_texts[place]), nll=nll) for place, nll in nats.items()]
+        for (_, index), nll in zip(chosen, by_example.nats, strict=True):
+            nats[index] += nll
+        losses = [RowLoss(**asdict(self._row_texts[index]), nll=nll) for index, nll in nats.items()]
         return metrics | row_metrics(losses), losses
 
     @property
-    def _of(self) -> Sequence[int]:
-        return range(len(self.examples)) if self.of is None else self.of
+    def _row_of_example(self) -> Sequence[int]:
+        return range(len(self.examples)) if self.row_of_example is None else self.row_of_example
 
     @cached_property
     def _row_texts(self) -> list[RowText]:
-        return described_rows(self.tokenizer, self.rows, self.examples, self._of)
+        return described_rows(self.tokenizer, self.rows, self.examples, self._row_of_example)
 
     def _batches(self, examples: Sequence[Example]) -> list[Batch]:
         collate = Collate(int(self.tokenizer.pad_token_id))

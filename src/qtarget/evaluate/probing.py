@@ -76,8 +76,8 @@ def _stated(answer: str, row: Demonstration) -> str:
 
 def _differs(text: str, own: Verdict, row: Demonstration) -> bool:
     """Whether the text is another answer than the row's own, in meaning: 0 is no other than 0.00."""
-    said = judge(text, row.entry or {}).answer
-    return said != own.answer and _number(final_answer(said)) != _number(own.answer)
+    stated = judge(text, row.entry or {}).answer
+    return stated != own.answer and _number(final_answer(stated)) != _number(own.answer)
 
 
 def _number(text: str) -> float | str:

@@ -43,14 +43,14 @@ def answer_problems(
     return [
         _judged(
             row,
-            one,
-            answer=str(tokenizer.decode(one.ids, skip_special_tokens=True)).strip(),
-            said=without_thought(tokenizer, prompt, one.ids).strip(),
+            written,
+            answer=str(tokenizer.decode(written.ids, skip_special_tokens=True)).strip(),
+            visible=without_thought(tokenizer, prompt, written.ids).strip(),
             source=source,
             sample=number,
         )
         for row, prompt, answers in zip(rows, prompts, written, strict=True)
-        for number, one in enumerate(answers)
+        for number, written in enumerate(answers)
     ]
 
 
@@ -62,17 +62,17 @@ def without_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], a
     """
     opened = opens_thought(str(tokenizer.decode(list(prompt))))
     marked = opened + str(tokenizer.decode(list(answer)))
-    said = after_thought(marked)
-    if said == marked:
+    visible = after_thought(marked)
+    if visible == marked:
         return str(tokenizer.decode(list(answer), skip_special_tokens=True))
     for special in set(answer) & set(tokenizer.all_special_ids):
-        said = said.replace(str(tokenizer.convert_ids_to_tokens(special)), "")
-    return said
+        visible = visible.replace(str(tokenizer.convert_ids_to_tokens(special)), "")
+    return visible
 
 
-def _judged(row: Demonstration, written: GeneratedAnswer, answer: str, said: str, **where: Any) -> Sample:
+def _judged(row: Demonstration, written: GeneratedAnswer, answer: str, visible: str, **where: Any) -> Sample:
     assert row.entry is not None
-    verdict = judge(said, row.entry)
+    verdict = judge(visible, row.entry)
     return Sample(
         **where,
         row=row.row,

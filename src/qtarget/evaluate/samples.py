@@ -50,10 +50,10 @@ class Sample:
 
 def by_prompt(samples: Iterable[Sample]) -> list[list[Sample]]:
     """The samples of each row of a source, in the order of the rows."""
-    found: dict[tuple[str, int], list[Sample]] = {}
+    groups: dict[tuple[str, int], list[Sample]] = {}
     for sample in samples:
-        found.setdefault((sample.source, sample.row), []).append(sample)
-    return list(found.values())
+        groups.setdefault((sample.source, sample.row), []).append(sample)
+    return list(groups.values())
 
 
 def values_of(prompts: Sequence[Sequence[Sample]]) -> dict[str, Values]:
@@ -64,15 +64,15 @@ def values_of(prompts: Sequence[Sequence[Sample]]) -> dict[str, Values]:
     """
     correct = np.array([[sample.correct for sample in group] for group in prompts], dtype=float)
     score = np.array([[sample.score for sample in group] for group in prompts])
-    found: dict[str, Values] = {"accuracy": correct.mean(1), "score": score.mean(1)}
+    metrics: dict[str, Values] = {"accuracy": correct.mean(1), "score": score.mean(1)}
     count = correct.shape[1]
     if count > 1:
         right = correct.sum(1).astype(int).tolist()
-        found[f"avg@{count}"] = found["accuracy"]
-        found |= {f"pass@{k}": scores.pass_at_k(right, count, k) for k in _powers_of_two(count)}
+        metrics[f"avg@{count}"] = metrics["accuracy"]
+        metrics |= {f"pass@{k}": scores.pass_at_k(right, count, k) for k in _powers_of_two(count)}
     if count > 1 and _named(prompts):
-        found[f"maj@{count}"] = np.array([scores.majority(*_votes(group)) for group in prompts])
-    return found
+        metrics[f"maj@{count}"] = np.array([scores.majority(*_votes(group)) for group in prompts])
+    return metrics
 
 
 def _powers_of_two(count: int) -> list[int]:
@@ -98,15 +98,15 @@ def answer_metrics(samples: Sequence[Sample]) -> dict[str, float]:
     if not samples:
         return {}
     prompts = by_prompt(samples)
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, values in values_of(prompts).items():
         score = scores.interval(values)
-        found |= {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
+        metrics |= {name: score.mean, f"{name}_low": score.low, f"{name}_high": score.high}
     count = len(prompts[0])
     if count > 1 and _named(prompts):
-        found[f"distinct@{count}"] = _mean([scores.distinct(_votes(group)[0]) for group in prompts])
+        metrics[f"distinct@{count}"] = _mean([scores.distinct(_votes(group)[0]) for group in prompts])
     lengths, ended = [sample.tokens for sample in samples], [sample.ended for sample in samples]
-    return found | {"length": _mean(lengths), "cut_off": 1 - _mean(ended)}
+    return metrics | {"length": _mean(lengths), "cut_off": 1 - _mean(ended)}
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -158,12 +158,12 @@ def by_problem(samples: Sequence[Sample], metric: str) -> dict[Problem, float]:
     if metric not in known:
         raise QTargetError(f"these samples have no metric {metric!r}: they have {', '.join(known)}")
     seen: Counter[tuple[str, str]] = Counter()
-    found = {}
+    by_key = {}
     for group, value in zip(prompts, known[metric], strict=True):
         text = (group[0].source, group[0].prompt)
-        found[(*text, seen[text])] = float(value)
+        by_key[(*text, seen[text])] = float(value)
         seen[text] += 1
-    return found
+    return by_key
 
 
 # Files

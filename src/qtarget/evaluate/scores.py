@@ -79,8 +79,8 @@ def interval(values: Values, low: float = 0.0, high: float = 1.0, seed: int = 0)
     if (low, high) == (0, 1) and np.isin(values, (0, 1)).all():
         return wilson(int(values.sum()), len(values))
     if np.ptp(values) < ROUNDING:
-        share = 1 - (1 - CONFIDENCE) ** (1 / len(values))  # of prompts that none of n would show 1 time in 20
-        return Score(mean, mean + share * (low - mean), mean + share * (high - mean))
+        unseen = 1 - (1 - CONFIDENCE) ** (1 / len(values))  # of prompts that none of n would show 1 time in 20
+        return Score(mean, mean + unseen * (low - mean), mean + unseen * (high - mean))
     return Score(mean, *_bootstrap(values, seed))
 
 

@@ -51,8 +51,8 @@ class _Attach(torch.autograd.Function):
                 "this loss has first derivatives only, and create_graph=True asks for more: a second derivative would "
                 f"come out as 0. Leave create_graph out; {WAY_ON}"
             )
-        one = upstream.device.type == "cpu" and float(upstream) == 1.0  # elsewhere looking would wait for the device
-        gradients = [gradient if one else upstream * gradient for gradient in ctx.saved_tensors]
+        is_one = upstream.device.type == "cpu" and float(upstream) == 1.0  # elsewhere looking would wait for the device
+        gradients = [gradient if is_one else upstream * gradient for gradient in ctx.saved_tensors]
         cast = [gradient.to(dtype) for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return upstream, None, *cast, *([None] * len(gradients))
 

@@ -208,21 +208,21 @@ class Reference:
             return self.indices, self.rows.to(policy_logp.dtype)
         if self.keep is None:
             return None
-        kept, indices = self._full(policy_logp).topk(min(self.keep, policy_logp.shape[1]), dim=-1)
-        return indices, kept
+        topk, indices = self._full(policy_logp).topk(min(self.keep, policy_logp.shape[1]), dim=-1)
+        return indices, topk
 
 
-def complete(indices: Tensor, kept: Tensor, policy_logp: Tensor, tail: str) -> Tensor:
+def complete(indices: Tensor, topk: Tensor, policy_logp: Tensor, tail: str) -> Tensor:
     """log π [n, V] from its k likeliest tokens: `kept` [n, k] at `indices`, the others by the rule `tail`."""
-    mass = kept.logsumexp(-1, keepdim=True)
+    mass = topk.logsumexp(-1, keepdim=True)
     others = policy_logp.scatter(1, indices, -torch.inf)
     if tail == "renormalised":
-        return torch.full_like(policy_logp, -torch.inf).scatter(1, indices, kept - mass)
-    left = (-torch.expm1(mass)).clamp_min(torch.finfo(kept.dtype).tiny).log()  # rounding may fill the k to 1 and above
+        return torch.full_like(policy_logp, -torch.inf).scatter(1, indices, topk - mass)
+    left = (-torch.expm1(mass)).clamp_min(torch.finfo(topk.dtype).tiny).log()  # rounding may fill the k to 1 and above
     if tail == "uniform":
         others = torch.where(torch.isneginf(others), others, 0.0)
     spread = others.logsumexp(-1, keepdim=True)
-    return (others + torch.where(torch.isneginf(spread), 0.0, left - spread)).scatter(1, indices, kept)
+    return (others + torch.where(torch.isneginf(spread), 0.0, left - spread)).scatter(1, indices, topk)
 
 
 def _align(logp: Tensor, vocab_size: int) -> Tensor:

@@ -308,7 +308,7 @@ def needs(design: object) -> dict[str, str]:
     return merged
 
 
-def check_references(design: object, held: Mapping[str, str], tails: Mapping[str, str]) -> None:
+def check_references(design: object, details: Mapping[str, str], tails: Mapping[str, str]) -> None:
     """Raise QTargetError where a part needs a role that isn't held (role → detail), or more or other than is.
 
     tails: role → tail rule, of the roles held as a top k.
@@ -317,15 +317,15 @@ def check_references(design: object, held: Mapping[str, str], tails: Mapping[str
         declared: Mapping[str, str] = getattr(part, "needs", {})
         for role, detail in declared.items():
             enough = DETAILS[DETAILS.index(detail) :]
-            if held.get(role) not in enough:
+            if details.get(role) not in enough:
                 name = type(part).__name__.lower()
-                raise QTargetError(f"{name} needs {role}: {' or '.join(enough)}; got {held.get(role, 'none')}")
+                raise QTargetError(f"{name} needs {role}: {' or '.join(enough)}; got {details.get(role, 'none')}")
             if tails.get(role) == "renormalised" and getattr(part, "wants_full_support", False):
                 raise QTargetError(
                     f"this target's divergence is infinite where the {role} has no probability, and tail=renormalised "
                     f"leaves it none outside its top k: set references.{role}.tail=bucket or uniform"
                 )
-            if getattr(part, "wants_support", False) and held[role] != "topk":
+            if getattr(part, "wants_support", False) and details[role] != "topk":
                 raise QTargetError(
                     f"this target compares the tokens that a top-k {role} kept, and this {role} holds all of them: set "
                     f"references.{role}.topk=50, or take target=kd"

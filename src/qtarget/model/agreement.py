@@ -80,7 +80,7 @@ def _few_tokens(lm: Any, vocab_size: int) -> Tensor:
     rows = min(vocab_size, lm.get_input_embeddings().weight.shape[0])
     named = set(_named_ids(lm.config.to_dict()))
     ids = [token for token in range(rows) if token not in named][: 4 * LENGTH] or [0]
-    chosen = [ids[(3 * place) % len(ids)] for place in range(LENGTH + 1)]
+    chosen = [ids[(3 * index) % len(ids)] for index in range(LENGTH + 1)]
     first, second = chosen[:LENGTH], [*chosen[: LENGTH - 1], chosen[LENGTH]]
     return torch.tensor([first, second], device=lm.device)
 
@@ -164,24 +164,24 @@ def _compare(lm: Any, ours: Tensor, own: Tensor) -> None:
     real = torch.isfinite(ours[0, 0, :width])  # padded rows are −∞
     tolerance = TOLERANCE.get(own.dtype if own.dtype == lm.dtype else lm.dtype, COARSE)
     half = LENGTH // 2
-    for places in (slice(0, half), slice(half, LENGTH)):
-        mine, theirs = (logits[:, places, :width][..., real].float() for logits in (ours, own))
+    for half_row in (slice(0, half), slice(half, LENGTH)):
+        mine, theirs = (logits[:, half_row, :width][..., real].float() for logits in (ours, own))
         error = (mine - theirs).abs()
         if not float(error.max()) <= tolerance * float(theirs.abs().max()):  # NaN too
             raise _differs(lm, mine.flatten(), theirs.flatten(), int(error.argmax()))
 
 
-def _differs(lm: Any, mine: Tensor, theirs: Tensor, place: int) -> QTargetError:
+def _differs(lm: Any, mine: Tensor, theirs: Tensor, index: int) -> QTargetError:
     return QTargetError(
         f"{named(lm)} makes other logits than its last hidden state and output layer do: where the model says "
-        f"{float(theirs[place]):.4g}, the loss would use {float(mine[place]):.4g}. What it does to its logits isn't "
+        f"{float(theirs[index]):.4g}, the loss would use {float(mine[index]):.4g}. What it does to its logits isn't "
         f"known here: {ANOTHER} and whose logits can be reproduced"
     )
 
 
 def _fails(policy: Policy, error: Exception) -> QTargetError:
-    told = next(iter(str(error).strip().splitlines()), "")
+    reason = next(iter(str(error).strip().splitlines()), "")
     return QTargetError(
-        f"{named(policy.lm)} can't read {LENGTH} tokens of text alone ({type(error).__name__}: {told}), so that its "
+        f"{named(policy.lm)} can't read {LENGTH} tokens of text alone ({type(error).__name__}: {reason}), so that its "
         f"logits can't be checked: {ANOTHER}"
     )

@@ -159,7 +159,7 @@ def _scored(
 ) -> dict[str, Tensor]:
     """The scores of a shard's tokens in their order, though rows of like length go through the model together."""
     first, count = rows[0].first_label, _tokens(rows)
-    found: dict[str, Tensor] = {}
+    scores: dict[str, Tensor] = {}
     done = first
     for members in _alike(rows):
         batch = plan.collate(members).to(policy.lm.device)
@@ -170,12 +170,12 @@ def _scored(
                     f"the model gives NaN ({name}) for one of the rows of up to {len(members[-1])} tokens: check its "
                     "weights, or score with trainer.precision=32-true"
                 )
-            if name not in found:
-                found[name] = torch.empty(count, *values.shape[1:], dtype=values.dtype)
-            found[name][indices] = values.cpu()
+            if name not in scores:
+                scores[name] = torch.empty(count, *values.shape[1:], dtype=values.dtype)
+            scores[name][indices] = values.cpu()
         done += len(indices)
         watch(done)
-    return found
+    return scores
 
 
 def _alike(rows: Sequence[CachedRow]) -> Iterator[list[CachedRow]]:
@@ -199,9 +199,9 @@ def _save_head(plan: CachePlan, head: Head) -> dict[str, Any]:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    held = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with _writing(path.parent), replacing(path, durable=True) as scratch:
-        save_file(held, scratch)
+        save_file(contiguous, scratch)
 
 
 def _write(path: Path, text: str) -> None:
@@ -252,10 +252,12 @@ class Cached:
 
     def reference(self, batch: Inputs) -> Reference:
         """What was kept of the supervised tokens of a batch."""
-        kept = batch.labels != IGNORE
-        held = {name: values.to(self._device) for name, values in self._rows(batch.label_indices[kept].cpu()).items()}
+        supervised = batch.labels != IGNORE
+        stored = {
+            name: values.to(self._device) for name, values in self._rows(batch.label_indices[supervised].cpu()).items()
+        }
         head = self._head if self.recipe.detail == "hidden" else None
-        return self.recipe.reference(held, batch.labels[kept], head, self.tail)
+        return self.recipe.reference(stored, batch.labels[supervised], head, self.tail)
 
     def exact(self, batch: Inputs) -> Reference:
         """The same, where it is the whole distribution."""
@@ -283,12 +285,12 @@ class Cached:
         """Rows of the shards, by indices among all tokens."""
         shard = torch.bucketize(indices, self._starts, right=True) - 1
         inside = indices - self._starts[shard]
-        found = {name: tensor.new_empty(len(indices), *tensor.shape[1:]) for name, tensor in self._shards[0].items()}
+        rows = {name: tensor.new_empty(len(indices), *tensor.shape[1:]) for name, tensor in self._shards[0].items()}
         for number in shard.unique().tolist():
             mine = shard == number
-            for name, values in found.items():
+            for name, values in rows.items():
                 values[mine] = self._shards[number][name][inside[mine]]
-        return found
+        return rows
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:
@@ -314,9 +316,11 @@ def _checked(plan: CachePlan) -> dict[str, Any]:
 
 
 def _differences(plan: CachePlan, manifest: Mapping[str, Any], names: Sequence[str]) -> str:
-    told = manifest.get("made_from", {})
+    made_from = manifest.get("made_from", {})
     changed = [
-        f"{key}: {told.get(key)!r}, now {value!r}" for key, value in plan.made_from.items() if told.get(key) != value
+        f"{key}: {made_from.get(key)!r}, now {value!r}"
+        for key, value in plan.made_from.items()
+        if made_from.get(key) != value
     ]
     return ", ".join(names or ["format"]) + (f" ({'; '.join(changed)})" if changed else "")
 

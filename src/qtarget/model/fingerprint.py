@@ -24,11 +24,11 @@ def model_folder(name: str) -> Path:
     for folder in (path, path / "checkpoint"):
         if (folder / "config.json").is_file():
             return folder
-    found = [run.parent for run in sorted(path.glob("*/result.json")) if _has_model(run)]
-    if len(found) == 1:
-        return found[0] / "checkpoint"
-    if found:
-        raise QTargetError(f"{path} holds {len(found)} finished runs; name one: {', '.join(map(str, found))}")
+    runs = [run.parent for run in sorted(path.glob("*/result.json")) if _has_model(run)]
+    if len(runs) == 1:
+        return runs[0] / "checkpoint"
+    if runs:
+        raise QTargetError(f"{path} holds {len(runs)} finished runs; name one: {', '.join(map(str, runs))}")
     raise QTargetError(
         f"no model at {path}: expected a folder with config.json (as save_pretrained writes), a run's folder, or a "
         "folder with one finished run"

@@ -52,13 +52,13 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
 
 def _watching(plan: Plan, prior: Frozen | None, policy: Policy) -> dict[str, Frozen]:
     """The prior over the rows on which drift from it is measured; prior: the live one that training has already."""
-    found: dict[str, Frozen] = {name: Cached(plan.caches[name]) for name in WATCHED if name in plan.caches}
+    priors: dict[str, Frozen] = {name: Cached(plan.caches[name]) for name in WATCHED if name in plan.caches}
     wanted = {HELDOUT: plan.prepared.heldout, RETENTION: plan.benchmarks.retention}
-    missing = [name for name, rows in wanted.items() if rows and name not in found]
+    missing = [name for name, rows in wanted.items() if rows and name not in priors]
     if missing and plan.cfg.eval.kl_prior and "prior" in plan.references:
         live = prior or _frozen(plan, HELDOUT, policy)
-        found |= dict.fromkeys(missing, live)
-    return found
+        priors |= dict.fromkeys(missing, live)
+    return priors
 
 
 def has_flaw(plan: Plan, role: str) -> bool:
@@ -175,7 +175,7 @@ def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) ->
         tokenizer=plan.tokenizer,
         rows=plan.prepared.heldout_rows,
         examples=plan.prepared.heldout,
-        of=plan.prepared.heldout_of,
+        row_of_example=plan.prepared.heldout_of,
         prior=priors.get(HELDOUT),
         autocast=partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=mixed),
         new_tokens=plan.cfg.eval.new_tokens,

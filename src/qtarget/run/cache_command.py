@@ -48,8 +48,8 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _build_role(cfg: RunConfig, role: str) -> None:
-    asked = replace(cfg.eval, benchmarks={})  # nothing is
-    plan = make_plan(replace(cfg, eval=asked), cached=(role,))
+    no_benchmarks = replace(cfg.eval, benchmarks={})  # nothing is
+    plan = make_plan(replace(cfg, eval=no_benchmarks), cached=(role,))
     for name, cache in plan.caches.items():
         print(described(name, cache, plan.references[role_of(name)]))
     if all(cache.is_built for cache in plan.caches.values()):

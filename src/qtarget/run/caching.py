@@ -49,9 +49,9 @@ def cache_plans(
     def planned(name: str, rows: Sequence[Example], detail: str) -> CachePlan:
         return _plan(cfg, name, sources[role_of(name)], rows, detail=detail, tokenizer=tokenizer)
 
-    found = {role: planned(role, train, detail) for role, detail in details.items()}
+    plans = {role: planned(role, train, detail) for role, detail in details.items()}
     drift = cfg.eval.kl_prior and "prior" in sources and isinstance(cfg.references["prior"], CachedReference)
-    return found | {name: planned(name, rows, "hidden") for name, rows in watched.items() if drift and rows}
+    return plans | {name: planned(name, rows, "hidden") for name, rows in watched.items() if drift and rows}
 
 
 def _plan(
@@ -112,8 +112,8 @@ def size_of(plan: CachePlan, source: provide.ModelSource) -> int:
 def described(role: str, plan: CachePlan, source: provide.ModelSource) -> str:
     """A cache in one line."""
     state = "held" if plan.is_built else "to be built"
-    kept, size = plan.recipe.detail, in_bytes(size_of(plan, source))
-    return f"{role}: {kept} of {plan.tokens} tokens, {size}, {state} in {plan.folder}"
+    detail, size = plan.recipe.detail, in_bytes(size_of(plan, source))
+    return f"{role}: {detail} of {plan.tokens} tokens, {size}, {state} in {plan.folder}"
 
 
 def check_built(plans: Mapping[str, CachePlan]) -> None:

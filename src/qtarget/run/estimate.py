@@ -30,7 +30,7 @@ SIDES = {"cpu": 1024, "cuda": 8192}
 
 def estimate(trainer: TrainerConfig, operations: float) -> str:
     """How long `operations` take, and what that assumes; without trainer.device_tflops this machine is measured."""
-    share, count = f"{100 * trainer.utilisation:g} %", trainer.processes
+    utilisation, count = f"{100 * trainer.utilisation:g} %", trainer.processes
     each = trainer.device_tflops
     if each is None:
         device = "cuda" if trainer.on_gpu else "cpu"
@@ -41,7 +41,7 @@ def estimate(trainer: TrainerConfig, operations: float) -> str:
         at = f"{each:g} TFLOP/s each"
     seconds = operations / (count * each * 1e12 * trainer.utilisation)
     devices = "1 device" if count == 1 else f"{count} devices"
-    return f"about {in_time(seconds)} on {devices} at {share} of {at} {KEYS}; attention and evaluation left out"
+    return f"about {in_time(seconds)} on {devices} at {utilisation} of {at} {KEYS}; attention and evaluation left out"
 
 
 def product_rate(device: str, precision: str) -> float:
@@ -91,8 +91,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _references(plan: Plan) -> Iterator[tuple[str, str]]:
     for role in plan.references:
-        told = "" if role in needs(plan.design) else ", for measuring drift from it"
-        yield "reference", f"{role}: {plan.cfg.references[role].kind}{told}"
+        purpose = "" if role in needs(plan.design) else ", for measuring drift from it"
+        yield "reference", f"{role}: {plan.cfg.references[role].kind}{purpose}"
     for name, cache in plan.caches.items():
         yield "cache", described(name, cache, plan.references[role_of(name)])
         yield "", f"{in_bytes(free_bytes(cache.folder))} free there"
@@ -147,8 +147,8 @@ def _memory(plan: Plan, policy: Policy) -> int:
         node = plan.cfg.references[role_of(role)]
         copies += DTYPES[node.dtype].itemsize * size if node.HOLDS_A_COPY else 0
     optimizer = OPTIMIZER_BYTES + (width if plan.optim.update_norm else 0)  # it copies the weights of a step
-    held = width * _size(policy) + optimizer * _trained(policy)
-    return held // shares + copies + 4 * CHUNK_BYTES
+    of_policy = width * _size(policy) + optimizer * _trained(policy)
+    return of_policy // shares + copies + 4 * CHUNK_BYTES
 
 
 def in_count(number: float) -> str:

@@ -119,9 +119,12 @@ def stopping(chat: ChatFormat) -> Any:
 def _written(tokenizer: Any) -> list[Any]:
     chat: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     template = ChatFormat(tokenizer).template
-    asked, talk = [*template.opening, *chat[:1]], [*template.opening, *chat]
+    prompt, talk = [*template.opening, *chat[:1]], [*template.opening, *chat]
     ids = tokenizer("a b", add_special_tokens=True)["input_ids"]
-    written = [template.attempt(asked, reply=True), *(template.attempt(t, reply=False) for t in (talk, [*talk, *chat]))]
+    written = [
+        template.attempt(prompt, reply=True),
+        *(template.attempt(t, reply=False) for t in (talk, [*talk, *chat])),
+    ]
     return [*written, ids]
 
 

@@ -82,11 +82,11 @@ class Plan:
     @property
     def _made_of(self) -> str:
         """Of what the rows are made that training reads, where they aren't those of the data."""
-        held, examples, packed = self.prepared.counts["train"], len(self.prepared.train), len(self.prepared.rows)
-        by_turn = f"{held} conversations, turn by turn"
+        rows, examples, packed = self.prepared.counts["train"], len(self.prepared.train), len(self.prepared.rows)
+        by_turn = f"{rows} conversations, turn by turn"
         if packed != examples:
-            return f" that hold {held} demonstrations" if examples == held else f" that hold {examples} of {by_turn}"
-        return "" if examples == held else f" of {by_turn}"
+            return f" that hold {rows} demonstrations" if examples == rows else f" that hold {examples} of {by_turn}"
+        return "" if examples == rows else f" of {by_turn}"
 
     @property
     def _rounded(self) -> str:
@@ -110,22 +110,22 @@ class Plan:
         """
         if self.test is None:
             return self.prepared.counts
-        held, validation = len(self.prepared.heldout_rows), self.cfg.eval.problems_in_training or 0
+        heldout, validation = len(self.prepared.heldout_rows), self.cfg.eval.problems_in_training or 0
         split = {
             "validation": validation,
             "test": len(self.test),
-            "like_validation": held - validation - len(self.test),
+            "like_validation": heldout - validation - len(self.test),
         }
         return self.prepared.counts | split
 
     @property
     def described(self) -> dict[str, str]:
         """The design as run, in words."""
-        told = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")}
-        told["residual"] = str(getattr(self.design, "residual_text", "–"))
+        texts = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")}
+        texts["residual"] = str(getattr(self.design, "residual_text", "–"))
         passes = extra_forward_passes(self.design)
         step = {"before_each_step": f"{passes} scoring pass{'es' * (passes > 1)}"} if passes else {}
-        return told | step | {"repr": repr(self.design)}
+        return texts | step | {"repr": repr(self.design)}
 
 
 def check_design(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.ModelSource]]:
@@ -188,23 +188,23 @@ def _test_rows(node: EvalConfig, prepared: Prepared) -> Sequence[int] | None:
     """The places of the held-out rows to test on, None: all; validation reads the first ones."""
     if node.problems_in_training is None or node.test_on == "all" or not prepared.heldout_rows:
         return None
-    found = unseen(prepared.heldout_rows, node.problems_in_training)
-    if not found:
+    rest = unseen(prepared.heldout_rows, node.problems_in_training)
+    if not rest:
         raise QTargetError(
             f"eval.test_on=rest leaves nothing to test on: of {len(prepared.heldout_rows)} held-out rows validation "
             f"takes the first {node.problems_in_training}, and none of the others asks anything new. Raise "
             "data.heldout_rows, or lower eval.problems_in_training"
         )
-    return found
+    return rest
 
 
 def _check_benchmarks(node: EvalConfig, prepared: Prepared, beside: Benchmarks) -> None:
     """With eval.test_on=rest what validation asks is asked nowhere else."""
     if node.test_on == "all":
         return
-    asked = prepared.heldout_rows[: node.problems_in_training]
+    validation = prepared.heldout_rows[: node.problems_in_training]
     for name, rows in beside.benchmarks.items():
-        if len(unseen([*asked, *rows], len(asked))) < len(rows):
+        if len(unseen([*validation, *rows], len(validation))) < len(rows):
             raise QTargetError(
                 f"eval.test_on=rest keeps validation rows out of the test, and eval.benchmarks.{name} asks some of "
                 "them: leave the benchmark out, or take other held-out rows (data.heldout_source)"
@@ -249,20 +249,21 @@ def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) ->
             raise QTargetError(
                 f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
             )
-    held = {role: cfg.references[role].held(design) for role, name in configured.items() if name}
-    tails = {role: cfg.references[role].tail_rule for role, detail in held.items() if detail == "topk"}
-    check_references(design, held, tails)
+    details = {role: cfg.references[role].held(design) for role, name in configured.items() if name}
+    tails = {role: cfg.references[role].tail_rule for role, detail in details.items() if detail == "topk"}
+    check_references(design, details, tails)
     if cfg.eval.kl_prior and configured["prior"]:
         wanted.setdefault("prior", "full")
     return {role: provide.resolve(name) for role, name in configured.items() if role in wanted and name}
 
 
 def _check_columns(design: Design, prepared: Prepared) -> None:
-    held = prepared.train[0].columns if prepared.train else {}
-    if not held:
+    names = prepared.train[0].columns if prepared.train else {}
+    if not names:
         return  # nothing is trained on
-    for name in sorted(columns(design) - set(held)):
+    for name in sorted(columns(design) - set(names)):
         raise QTargetError(
-            f"this target needs the data column {name!r} and the rows carry {', '.join(held)}: with data=jsonl, give "
-            f"rows {name!r}: [[start, stop], …], characters of the last message, and set data.source.columns=[{name}]"
+            f"this target needs the data column {name!r} and the rows carry {', '.join(names)}: with data=jsonl, "
+            f"give rows {name!r}: [[start, stop], …], characters of the last message, and set "
+            f"data.source.columns=[{name}]"
         )

@@ -97,9 +97,9 @@ def connect(init_method: str | None = None) -> None:
 
 def as_rank_0(value: Any) -> Any:
     """What `value` is on rank 0."""
-    held = [value]
-    dist.broadcast_object_list(held)
-    return held[0]
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def start(count: int, run: Callable[..., Any], *given: Any) -> None:

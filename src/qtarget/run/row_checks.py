@@ -34,26 +34,26 @@ def check_answer_length(
     }
     chat = ChatFormat(tokenizer)
     for name, rows in problems.items():
-        asked = list(chat.asked(rows))
-        if not asked:
+        prompts = list(chat.asked(rows))
+        if not prompts:
             continue
-        prompt = max(len(ids) for _, ids in asked)
-        new = new_tokens or longest_answer(tokenizer, [row for row, _ in asked], prepared.heldout)
+        prompt = max(len(ids) for _, ids in prompts)
+        new = new_tokens or longest_answer(tokenizer, [row for row, _ in prompts], prepared.heldout)
         if prompt + new - 1 > context:
             _exceeded(name, prompt, new, context, bounded=is_bounded(model, len(tokenizer), context))
 
 
 def _exceeded(name: str, prompt: int, new: int, context: int, *, bounded: bool) -> None:
     room = context + 1 - prompt
-    told = (
+    fact = (
         f"the model has {context} positions, and the longest prompt of {name} has {prompt} tokens that up to {new} new "
         f"ones follow"
     )
     if not bounded:
-        warnings.warn(f"{told}: it goes on beyond them, where it was not trained", stacklevel=4)
+        warnings.warn(f"{fact}: it goes on beyond them, where it was not trained", stacklevel=4)
         return
     way = f"set eval.new_tokens={room} or fewer" if room > 0 else "leave such rows out"
-    raise QTargetError(f"{told}: {way}, or take a model with a longer context")
+    raise QTargetError(f"{fact}: {way}, or take a model with a longer context")
 
 
 NAMED = 5
@@ -117,8 +117,8 @@ def sizes(
     config: Any, model: provide.ModelSource, references: Mapping[str, provide.ModelSource]
 ) -> dict[str, int | None]:
     """Rows of embeddings by name of the model. config: of the policy's."""
-    found = {"the model": provide.embedding_rows(config)}
-    return found | {
+    own = {"the model": provide.embedding_rows(config)}
+    return own | {
         f"the {role}": provide.embedding_rows(provide.load_config(source))
         for role, source in references.items()
         if source != model

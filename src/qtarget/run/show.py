@@ -33,8 +33,8 @@ def show(arguments: Sequence[str]) -> int:
         raise QTargetError(f"{USAGE}; got {others[0]!r}{hint}")
     if not names:
         table = Table("target", "formula", "paper", "year", title="target designs")
-        for name, told in list_designs().items():
-            table.add_row(*map(Text, (name, told["formula"], told["paper"], str(told["year"]))))
+        for name, facts in list_designs().items():
+            table.add_row(*map(Text, (name, facts["formula"], facts["paper"], str(facts["year"]))))
         console.print(table)
         console.print("next: qtarget show target=NAME")
         return 0
@@ -61,14 +61,14 @@ def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     """Field → text, for one design."""
     from qtarget.math.target import needs
 
-    design, told = instantiate_design(compose_target(name, changes)), about(name)
+    design, facts = instantiate_design(compose_target(name, changes)), about(name)
     wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())
     return {
-        "formula" if not changes else "formula as shipped": told["formula"],
+        "formula" if not changes else "formula as shipped": facts["formula"],
         **{title: str(getattr(design, slot)) for slot, title in SLOTS.items() if hasattr(design, slot)},
         "needs": wanted or "nothing beside the policy",
-        "paper": f"{told['paper']} ({told['year']})",
-        "differs": str(told["differs"]),
+        "paper": f"{facts['paper']} ({facts['year']})",
+        "differs": str(facts["differs"]),
         "as run": repr(design),
     }
 

@@ -131,9 +131,9 @@ def _at(cfg: Any, key: str) -> Any:
 
 def _saved(file: Path) -> dict[str, Any]:
     """The configuration that a record holds, text as the text it is: OmegaConf's own reader takes 1e5 for a number."""
-    held = yaml.safe_load(file.read_text(encoding="utf-8"))
-    numbers = {key: str(held[key]) for key in OF_A_RUN if held.get(key) is not None}  # in runs of earlier builds
-    return config_container(held | numbers)
+    saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+    numbers = {key: str(saved[key]) for key in OF_A_RUN if saved.get(key) is not None}  # in runs of earlier builds
+    return config_container(saved | numbers)
 
 
 def _picks_option(override: str) -> bool:

@@ -96,9 +96,9 @@ class NoiseDetection:
 
     def pop(self) -> dict[str, float]:
         """`compute`, then start again."""
-        found = self.compute()
+        metrics = self.compute()
         self._restart()
-        return found
+        return metrics
 
     def _everyone(self) -> Tensor:
         """[tokens, suspicions and truth] of all ranks, thinned alike."""
@@ -117,13 +117,13 @@ def _told_apart(rows: Tensor) -> dict[str, float]:
     wrong = rows[:, -1].bool()
     if not wrong.any() or wrong.all():  # a thinned sample may have lost the few there were
         return {}
-    found = {}
+    metrics = {}
     for column, ending in enumerate(SUSPICIONS):
         score = rows[:, column]
         if not score.isnan().any():  # there is no prior
-            found[f"detection/auroc{ending}"] = auroc(score, wrong)
-            found[f"detection/average_precision{ending}"] = average_precision(score, wrong)
-    return found
+            metrics[f"detection/auroc{ending}"] = auroc(score, wrong)
+            metrics[f"detection/average_precision{ending}"] = average_precision(score, wrong)
+    return metrics
 
 
 def auroc(score: Tensor, positive: Tensor) -> float:
@@ -144,5 +144,5 @@ def _rank(score: Tensor) -> Tensor:
 
     torchmetrics 1.9 takes scores beyond [0, 1] for logits: after its sigmoid, nlls of 18 and 19 would be a tie.
     """
-    place = score.unique(return_inverse=True)[1]
-    return place.double() / len(score)
+    rank = score.unique(return_inverse=True)[1]
+    return rank.double() / len(score)

@@ -46,10 +46,10 @@ class TokenHistograms:
             self._counts.zero_()
             self._told = False
         values = (out.reliance, out.weight, (-out.nll).exp())
-        for counts, held, (low, high) in zip(self._counts, values, RANGES.values(), strict=True):
-            known = held[~held.isnan()]
-            place = ((known - low) * (BINS / (high - low))).clamp(0, BINS - 1).long()
-            counts.add_(torch.bincount(place, minlength=BINS))
+        for counts, per_token, (low, high) in zip(self._counts, values, RANGES.values(), strict=True):
+            known = per_token[~per_token.isnan()]
+            bins = ((known - low) * (BINS / (high - low))).clamp(0, BINS - 1).long()
+            counts.add_(torch.bincount(bins, minlength=BINS))
 
     def tell(self) -> dict[str, Histogram]:
         """Those that hold a token, by name; the next tokens start anew. Collective."""

@@ -26,21 +26,21 @@ def trust_table(module: QTargetModule, batches: Iterable[Batch], decode: Decode)
     Statistics of a step are those of a batch here.
     """
     with evaluating(module.policy):
-        found = [row for batch in batches for row in _rows(module, batch.to(module.policy.lm.device), decode)]
-    found.sort(key=lambda row: float(row["trust"]))
-    each = min(EACH, len(found) // 2)
-    least, most = found[:each], found[::-1][:each]
+        rows = [row for batch in batches for row in _rows(module, batch.to(module.policy.lm.device), decode)]
+    rows.sort(key=lambda row: float(row["trust"]))
+    each = min(EACH, len(rows) // 2)
+    least, most = rows[:each], rows[::-1][:each]
     return [{"trusted": "least", **row} for row in least] + [{"trusted": "most", **row} for row in most]
 
 
 def _rows(module: QTargetModule, batch: Batch, decode: Decode) -> Iterator[dict[str, Any]]:
     """The extremes of one batch: no more of them can be among those of all."""
     out = module.token_loss(batch, compiled=False)  # compiled it would be compiled once more, for these few tokens
-    kept = batch.labels != IGNORE
-    spots, wrong = kept.nonzero().tolist(), batch.columns["wrong"][kept].tolist()
+    supervised = batch.labels != IGNORE
+    spots, wrong = supervised.nonzero().tolist(), batch.columns["wrong"][supervised].tolist()
     order = out.trust.argsort(stable=True).tolist()
-    for place in sorted({*order[:EACH], *order[-EACH:]}):
-        yield {**_in_context(batch, spots[place], decode), "wrong": wrong[place], **_said(out, place)}
+    for token in sorted({*order[:EACH], *order[-EACH:]}):
+        yield {**_in_context(batch, spots[token], decode), "wrong": wrong[token], **_said(out, token)}
 
 
 def _in_context(batch: Batch, spot: tuple[int, int], decode: Decode) -> dict[str, str]:
@@ -54,7 +54,7 @@ def _in_context(batch: Batch, spot: tuple[int, int], decode: Decode) -> dict[str
     }
 
 
-def _said(out: LossOutput, place: int) -> dict[str, float]:
+def _said(out: LossOutput, token: int) -> dict[str, float]:
     """What the design makes of a token; p is the policy's probability of it."""
-    values = {measure.name: float(out.of(measure.name)[place]) for measure in MEASURES if measure.in_lens}
-    return {**values, "p": float((-out.nll[place]).exp())}
+    values = {measure.name: float(out.of(measure.name)[token]) for measure in MEASURES if measure.in_lens}
+    return {**values, "p": float((-out.nll[token]).exp())}
