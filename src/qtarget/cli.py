@@ -173,6 +173,12 @@ def _export(rest: list[str]) -> int:
     return export(rest)
 
 
+def _clean(rest: list[str]) -> int:
+    from qtarget.run.clean import clean
+
+    return clean(rest)
+
+
 def _show(rest: list[str]) -> int:
     from qtarget.run.show import show
 
@@ -219,6 +225,7 @@ COMMAND_FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "export": _export,
+    "clean": _clean,
     "agents": _agents,
     "dashboard": _dashboard,
     "show": _show,

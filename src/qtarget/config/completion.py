@@ -58,7 +58,7 @@ KEYS: dict[str, dict[str, tuple[str, ...] | None]] = {
 }
 """Command → the keys of its own and their values; None: a path."""
 CONFIGS = {"train": "train", "cache": "train", "evaluate": "train", "lens": "train", "sweep": "train", "show": "design"}
-PATHS = ("sweep", "compare", "export")
+PATHS = ("sweep", "compare", "export", "clean")
 """Commands whose words may be files."""
 
 

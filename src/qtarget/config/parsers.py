@@ -19,6 +19,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
   qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
   qtarget export RUN --to WHERE      the trained model with a model card, as a folder or at the hub (hub:OWNER/NAME)
+  qtarget clean [DIR…] [--yes]       what of runs and caches nobody needs any more: listed, and with --yes freed
   qtarget agents SWEEP --gpus 0-7    a W&B agent per GPU, for a sweep that `wandb sweep sweeps/NAME.yaml` made
   qtarget dashboard --project NAME   a workspace and a report at W&B that set the project's designs side by side
   qtarget show target=NAME           a target design in words: formula, γ, residual, w, what it needs, paper
@@ -38,6 +39,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "export",
+    "clean",
     "agents",
     "dashboard",
     "show",
@@ -183,6 +185,24 @@ def export_parser() -> Parser:
     return parser
 
 
+def clean_parser() -> Parser:
+    parser = Parser(
+        prog="qtarget clean", description="List what nobody needs any more; configurations and results stay, always."
+    )
+    parser.add_argument("paths", nargs="*", metavar="DIR", help="folders of results (default: outputs)")
+    parser.add_argument("--yes", action="store_true", help="free what is listed")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="also this finished run's checkpoint; repeatable",
+    )
+    parser.add_argument("--optimizer", action="store_true", help="also optimizer.pt in checkpoints of finished runs")
+    parser.add_argument("--caches", action="store_true", help="also the scores of references in QTARGET_CACHE")
+    return parser
+
+
 def agents_parser() -> Parser:
     parser = Parser(prog="qtarget agents", description="W&B agents on this machine, one per GPU.")
     parser.add_argument("sweep", metavar="ENTITY/PROJECT/ID", help="what `wandb sweep FILE` has printed")
@@ -210,6 +230,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "evaluate": partial(keys_parser, "evaluate"),
     "compare": compare_parser,
     "export": export_parser,
+    "clean": clean_parser,
     "agents": agents_parser,
     "dashboard": dashboard_parser,
 }
