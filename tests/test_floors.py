@@ -37,7 +37,7 @@ LIBRARIES = {
     "wandb": {"record", "compare/workspace.py"},
     "wandb_workspaces": {"compare/workspace.py"},
     "hydra": {"config", "launch/launcher.py", "launch/multirun.py", "run/stored_config.py", "sweep/points.py"},
-    "omegaconf": {"config/composing.py", "config/keys.py", "launch/launcher.py", "launch/multirun.py"},
+    "omegaconf": {"config/composing.py", "config/keys.py", "launch"},
     "matplotlib": {"plot", "lens"},
     "rich": {"progress.py", "evaluate/heldout.py", "compare", "run", "sweep/command.py"},
     "datasets": {"data/sources/loading.py"},

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
+
+from qtarget.units import in_time
 
 SILENCE = 20.0
 """Seconds between lines where there is no terminal."""
@@ -65,3 +68,23 @@ def _bar() -> Any:
     columns = (MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     console = Console(stderr=True)
     return Bar(TextColumn("{task.description}"), BarColumn(), *columns, console=console, transient=True)
+
+
+@dataclass
+class TimeLeft:
+    """How long it takes until all jobs have ended, from how long those took that ran. left: how many haven't ended."""
+
+    left: int
+    at_once: int = 1
+    _seconds: list[float] = field(default_factory=list)
+
+    def ended(self, seconds: float) -> None:
+        self.left -= 1
+        self._seconds.append(seconds)
+
+    def __str__(self) -> str:
+        """Behind other words; empty before a job has ended, and where none is left."""
+        if not self._seconds or self.left <= 0:
+            return ""
+        mean = sum(self._seconds) / len(self._seconds)
+        return f", {in_time(mean * max(1.0, self.left / self.at_once))} left"

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from qtarget.checks import class_name, implements
 from qtarget.errors import QTargetError
+from qtarget.launch.announcing import Announcer, JobChecks
 from qtarget.launch.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -92,17 +93,32 @@ def launchers_by_class() -> Iterator[None]:
     def instantiate_launcher(hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> Launcher:
         node = config.hydra.launcher
         if node and str(node.get("_target_")) in plugins.class_name_to_class:
-            made: Launcher = original(hydra_context=hydra_context, task_function=task_function, config=config)
-            return made
-        launcher = _users_launcher(node)
-        launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        return launcher
+            launcher: Launcher = original(hydra_context=hydra_context, task_function=task_function, config=config)
+        else:
+            launcher = _users_launcher(node)
+            launcher.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        return announced(launcher, hydra_context, task_function, config)
 
     plugins.instantiate_launcher = instantiate_launcher  # of this one object
     try:
         yield
     finally:
         plugins.instantiate_launcher = original
+
+
+def announced(launcher: Launcher, context: HydraContext, task: TaskFunction, config: DictConfig) -> Launcher:
+    """The launcher, which looks at all of its jobs before it starts one; the task has an `Announcer` from then on."""
+    checks, launch = JobChecks(context), launcher.launch
+
+    def launch_checked(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        if len(job_overrides) > 1 and not config.trainer.dry:
+            announcer = Announcer.of(job_overrides, checks.of(config, job_overrides))
+            task.announcer = announcer  # type: ignore[attr-defined]
+            announcer.say_what_cannot_run()
+        return launch(job_overrides, initial_job_idx=initial_job_idx)
+
+    launcher.launch = launch_checked  # type: ignore[method-assign]
+    return launcher
 
 
 def _users_launcher(node: Any) -> JobsLauncher:

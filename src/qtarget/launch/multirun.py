@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,6 +36,7 @@ from qtarget.config.identity import register_resolvers
 from qtarget.config.names import as_typed
 from qtarget.config.overrides import check_ranges
 from qtarget.errors import FULL_ERROR, QTargetError
+from qtarget.launch.announcing import Announcer, print_results, speaks
 from qtarget.launch.launcher import check_no_agent, launchers_by_class
 from qtarget.launch.outcome import Outcome
 
@@ -95,7 +97,8 @@ def _make_task(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
         choices = {group: option for group, option in settings.runtime.choices.items() if "hydra/" not in group}
         label = " ".join(overrides) or "defaults"
         try:
-            result = _run_or_dry(composed, folder, choices, overrides)
+            with _announced(job, settings):
+                result = _run_or_dry(composed, folder, choices, overrides)
             if result is None:
                 return None
         except Exception as error:
@@ -110,6 +113,22 @@ def _make_task(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
 
     job.outcomes = outcomes  # type: ignore[attr-defined]  # where a launcher of processes notes what became of them
     return job
+
+
+@contextmanager
+def _announced(task: Any, settings: Any) -> Iterator[None]:
+    """Say which job of a multirun in this process begins, and note how long it takes."""
+    announcer: Announcer | None = getattr(task, "announcer", None)
+    if announcer is None:
+        yield
+        return
+    number, began = int(settings.job.num), time.monotonic()
+    if speaks():
+        print(announcer.begins(number))
+    try:
+        yield
+    finally:
+        announcer.ended(number, time.monotonic() - began)
 
 
 def _run_or_dry(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any] | None:
@@ -165,6 +184,7 @@ def _summary(outcomes: list[Outcome]) -> int:
         raise QTargetError(failed[0].error)
     for outcome in done:
         print(f"finished  {outcome}")
+    print_results(outcomes)
     for outcome in failed:
         trace = outcome.folder / "traceback.txt"
         print(f"FAILED    {outcome}", file=sys.stderr)

@@ -24,6 +24,7 @@ from qtarget.config.composing import search_path
 from qtarget.config.identity import config_hash
 from qtarget.errors import QTargetError
 from qtarget.launch.outcome import Outcome
+from qtarget.progress import TimeLeft
 from qtarget.record.record import make_folder, stored_result
 from qtarget.signals import GRACE, LIFELINE, Stop
 
@@ -154,7 +155,8 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], retry: int = 0) -> list
     checks.whole("hydra.launcher.retry", retry, 0)
     outcomes: dict[int, Outcome] = {}
     waiting = deque(enumerate(jobs))
-    with Stop(), JobPool(slots, len(jobs), retry) as pool:
+    time_left = TimeLeft(sum(not job.finished for job in jobs), len(slots))
+    with Stop(), JobPool(slots, len(jobs), retry, time_left) as pool:
         while waiting or pool.running:
             while waiting and pool.free:
                 number, job = waiting.popleft()
@@ -168,8 +170,9 @@ def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], retry: int = 0) -> list
     return [outcomes[number] for number in range(len(jobs))]
 
 
-def say(number: int, total: int, job: Job, what: str) -> None:
-    print(f"[{number + 1}/{total}] {what}: {job.label}  →  {job.folder}", file=sys.stderr, flush=True)
+def say(number: int, total: int, job: Job, what: str, left: TimeLeft | str = "") -> None:
+    """left: `TimeLeft` of all jobs."""
+    print(f"job {number + 1} of {total}{left}: {what}: {job.label}  →  {job.folder}", file=sys.stderr, flush=True)
 
 
 @dataclass(eq=False)
@@ -185,6 +188,7 @@ class RunningJob:
     process: subprocess.Popen[bytes]
     tries: int
     kill_deadline: float | None = None
+    began: float = field(default_factory=time.monotonic)
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM to the job and to processes of its own, once."""
@@ -202,12 +206,13 @@ class RunningJob:
 class JobPool:
     """The slots, and the jobs that run in them. Leaving it ends those that still do.
 
-    total: how many jobs there are, for the lines that are printed.
+    total: how many jobs there are, and time_left until all have ended, for what is said of them.
     """
 
     slots: Sequence[Slot]
     total: int
     retry: int = 0
+    time_left: TimeLeft | None = None
     running: list[RunningJob] = field(default_factory=list)
 
     def __enter__(self) -> JobPool:
@@ -244,8 +249,11 @@ class JobPool:
                 running_job.kill_if_overdue()
                 continue
             self._forget(running_job)
+            again = running_job.tries and code not in (0, BAD_INPUT) and running_job.kill_deadline is None
+            if self.time_left and not again:
+                self.time_left.ended(time.monotonic() - running_job.began)
             self._say_ended(running_job, code)
-            if running_job.tries and code not in (0, BAD_INPUT) and running_job.kill_deadline is None:
+            if again:
                 _signal(running_job.process, signal.SIGKILL)  # what it has left would hold the device
                 self._launch(running_job.number, running_job.job, running_job.slot, running_job.tries - 1)
             else:
@@ -259,7 +267,7 @@ class JobPool:
             )
 
     def say(self, number: int, job: Job, what: str) -> None:
-        say(number, self.total, job, what)
+        say(number, self.total, job, what, self.time_left or "")
 
     def stop(self) -> None:
         """Ask every job to stop, its own processes too; kill those that are overdue."""

@@ -1,0 +1,158 @@
+"""What a multirun says: which of its jobs can't run, before the first one does; how far it is; what came of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from omegaconf.errors import OmegaConfBaseException
+
+from qtarget.errors import QTargetError
+from qtarget.launch.outcome import Outcome
+from qtarget.measures import direction
+from qtarget.progress import TimeLeft
+from qtarget.units import in_time
+
+if TYPE_CHECKING:
+    from qtarget.compare.formats import Table
+
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """error: why it can't run, in words; finished: its result is there."""
+
+    error: str = ""
+    finished: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether it takes time."""
+        return not self.error and not self.finished
+
+
+class JobChecks:
+    """What composing a multirun's jobs shows of each: Hydra's sweeper composes all of them before it launches any."""
+
+    def __init__(self, context: Any) -> None:
+        self._checked: dict[tuple[str, ...], CheckedJob] = {}
+        self._loader: Any = context.config_loader
+        self._compose = self._loader.load_sweep_config
+        self._loader.load_sweep_config = self._compose_and_check
+
+    def _compose_and_check(self, master_config: Any, sweep_overrides: list[str]) -> Any:
+        composed = self._compose(master_config, sweep_overrides)
+        if tuple(sweep_overrides) not in self._checked:
+            self._checked[tuple(sweep_overrides)] = _check(composed, sweep_overrides)
+        return composed
+
+    def of(self, config: Any, jobs: Sequence[Sequence[str]]) -> list[CheckedJob]:
+        """In their order; sweepers of others may not have composed them yet."""
+        for overrides in jobs:
+            if tuple(overrides) not in self._checked:
+                self._compose_and_check(config, list(overrides))
+        return [self._checked[tuple(overrides)] for overrides in jobs]
+
+
+def _check(composed: Any, overrides: Sequence[str]) -> CheckedJob:
+    """All that can be told before data is read. A finished job is returned whatever this build makes of it."""
+    from qtarget.config.run_config import RunConfig
+    from qtarget.launch.slots import Job
+    from qtarget.run.plan import check_design
+
+    if composed.trainer.dry:
+        return CheckedJob()
+    try:
+        if Job.from_config(composed, overrides).finished:
+            return CheckedJob(finished=True)
+        check_design(RunConfig.read(composed))
+    except QTargetError as error:
+        return CheckedJob(str(error))
+    except (
+        OmegaConfBaseException
+    ):  # such as an interpolation that only a running job can resolve: the job itself will tell
+        return CheckedJob()
+    return CheckedJob()
+
+
+@dataclass
+class Announcer:
+    """Of the jobs of one multirun, in the process that launches them."""
+
+    labels: list[str]
+    checked: list[CheckedJob]
+    time_left: TimeLeft
+
+    @classmethod
+    def of(cls, jobs: Sequence[Sequence[str]], checked: Sequence[CheckedJob]) -> Announcer:
+        return cls(distinct_labels(jobs), list(checked), TimeLeft(sum(job.runs for job in checked)))
+
+    def say_what_cannot_run(self) -> None:
+        """Where some jobs can: those that can't will fail in their turn, and the rest is worth its time or not."""
+        wrong = [(n, job.error) for n, job in enumerate(self.checked) if job.error]
+        total = len(self.checked)
+        if not wrong or len(wrong) == total or not speaks():
+            return
+        for number, error in wrong:
+            print(f"job {number + 1} of {total} can't run: {self.labels[number]}: {error}", file=sys.stderr)
+        print(f"the other {total - len(wrong)} go on; Ctrl-C stops them", file=sys.stderr)
+
+    def begins(self, number: int) -> str:
+        """job 7 of 36, 12 min left: target=dft seed=2"""
+        return f"job {number + 1} of {len(self.labels)}{self.time_left}: {self.labels[number]}"
+
+    def ended(self, number: int, seconds: float) -> None:
+        if self.checked[number].runs:
+            self.time_left.ended(seconds)
+
+
+def speaks() -> bool:
+    """Whether this process is rank 0, or the only one, of those that torchrun or srun started."""
+    from qtarget.run.ranks import environment
+
+    started = environment()
+    return started is None or started.global_rank() == 0
+
+
+def distinct_labels(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """The overrides of each job that not all jobs have."""
+    shared = set.intersection(*map(set, jobs)) if jobs else set()
+    return [" ".join(one for one in job if one not in shared) or "defaults" for job in jobs]
+
+
+def results_table(outcomes: Sequence[Outcome]) -> Table | None:
+    """What finished jobs gave, best first by accuracy, or by nll where nothing was answered; None of fewer than 2."""
+    from qtarget.compare.columns import columns_of
+    from qtarget.compare.formats import Table
+    from qtarget.compare.sweeps import usual_metric
+    from qtarget.record.runs import read_run
+
+    now = datetime.now(UTC)
+    runs = [read_run(outcome.folder, now) for outcome in outcomes if not outcome.error]
+    if len(runs) < 2:
+        return None
+    metric = usual_metric(runs)
+    sign = -1 if direction(metric) == "max" else 1
+    labels = dict(zip((run.folder for run in runs), distinct_labels([run.overrides for run in runs]), strict=True))
+    runs.sort(key=lambda run: sign * run.metrics.get(metric, sign * float("inf")))
+    columns = [column for column in columns_of(runs) if column.group == "result" and column.numeric]
+    columns = [column for column in columns if any(column.value(run) is not None for run in runs)]
+    titles = ["job", *(column.title for column in columns), "training"]
+    lines = [[labels[run.folder], *(column.text(run) for column in columns), _time(run.metrics)] for run in runs]
+    return Table(titles, lines, [False, *[True] * (len(titles) - 1)], title=f"Results, best {metric} first")
+
+
+def _time(metrics: Mapping[str, float]) -> str:
+    seconds = metrics.get("train/seconds")
+    return "–" if seconds is None else in_time(seconds)
+
+
+def print_results(outcomes: Sequence[Outcome]) -> None:
+    from qtarget.compare.formats import terminal
+
+    with suppress(QTargetError, OSError):  # a table that fails takes nothing from what has been done
+        if table := results_table(outcomes):
+            terminal().print(table.rich(overflow="fold"))
