@@ -21,12 +21,14 @@ class Case:
     design: str
     changes: dict[str, Any] = field(default_factory=dict)
     references: tuple[str, ...] = ()
+    prior: str = "frozen"  # or "another": under a prior that is the policy itself a ranking of excess loss has ties
 
     def load(self) -> Any:
         return qtarget.load_design(self.design, **self.changes)
 
     def given(self) -> dict[str, Any]:
-        stand = {"prior": "frozen", "teacher": tiny.teacher(), "old": f"snapshot:{tiny.EVERY}"}
+        prior = "frozen" if self.prior == "frozen" else tiny.teacher()
+        stand = {"prior": prior, "teacher": tiny.teacher(), "old": f"snapshot:{tiny.EVERY}"}
         return {role: stand[role] for role in self.references}
 
 
@@ -39,7 +41,7 @@ CASES = {
     "a schedule": Case("dft", {"reliance.alpha": "linear:0:1"}),
     "the old policy": Case("psft", references=("old",)),
     "whole sequences": Case("talr"),
-    "the whole step, kept tokens": Case("rho1", {"reliance.source": "prior"}, ("prior",)),
+    "the whole step, kept tokens": Case("rho1", {"reliance.source": "prior"}, ("prior",), "another"),
     "the sum of weights": Case("iw_sft_token", {"normalize": "weight_sum"}, ("prior",)),
     "a mean of sequences": Case("sft", {"normalize": "sequences"}),
     "negatives": Case("unlikelihood"),
