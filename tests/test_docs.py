@@ -51,6 +51,7 @@ def test_command_lines_of_the_design_page_compose(command: list[str]) -> None:
     assert instantiate_design(compose_config("train", command).target)
 
 
+@pytest.mark.slow
 def test_the_minimal_example_learns(tmp_path: Path) -> None:
     """As a reader runs it: from any folder. It begins near the uniform ln 256 = 5.5."""
     script = Path(__file__).parents[1] / "examples" / "minimal.py"

@@ -81,6 +81,7 @@ def test_a_fault_of_tensors_and_branches_is_made(source: str, change: str) -> No
     assert change in [mutation.after for mutation in mutations(ast.parse(source))]
 
 
+@pytest.mark.slow
 def test_a_fault_that_tests_notice_is_killed_and_one_that_changes_nothing_survives(module: Path) -> None:
     source = "def larger(a):\n    return a if a > 0 else 0\n"
     law = "assert [larger(a) for a in (-2, 0, 1, 5)] == [0, 0, 1, 5]"

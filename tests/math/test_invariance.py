@@ -179,7 +179,7 @@ def test_products_cast_beforehand_give_the_same_bits() -> None:
 # Adapters
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", few_at_once(DESIGNS))
 def test_an_adapter_starts_where_full_fine_tuning_does(design: str) -> None:
     """With B = 0 nothing has changed yet; and ∂L/∂B = alpha/rank · ∂L/∂W · Aᵀ, the full gradient seen through A."""
     rows = batches(eight_rows(), batch_size=8)

@@ -8,7 +8,7 @@ from torch import Tensor
 from worlds import World, load_design
 
 import qtarget
-from qtarget.config.composing import list_designs
+from qtarget.config.composing import about
 
 
 def truncated(world: World, keep: int) -> dict[str, qtarget.Reference]:
@@ -54,4 +54,4 @@ def test_what_cayley_trans_leaves_out_of_the_official_code_is_as_small_as_is_sai
     world = World.random(4, count=200, scale=scale)
     out = qtarget.dense_loss(world.logits, world.labels, load_design("cayley_trans"))
     torch.testing.assert_close(out.reliance, official_cayley((-out.nll).exp()), atol=0, rtol=2e-5)
-    assert "1e-8" in list_designs()["cayley_trans"]["differs"]
+    assert "1e-8" in about("cayley_trans")["differs"]

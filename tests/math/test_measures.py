@@ -112,6 +112,7 @@ def test_nothing_supervised_is_nothing_measured() -> None:
     assert (out.of("hit").numel(), out.nll.numel()) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_measure_of_ones_own_is_one_edit(tmp_path: Path) -> None:
     """A copy of the sources with one entry more: log, evaluation, table and lens have it."""
     package = Path(qtarget.__file__).parent

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training import batches, close, eight_rows, live, one_step, tiny_policy
-from worlds import NEEDS_TOP_K, TOP_K, World, load_design
+from worlds import NEEDS_TOP_K, TOP_K, World, few_at_once, load_design
 
 import qtarget
 from qtarget import Head, QTargetError, Reference
@@ -179,6 +179,7 @@ MISTAKES: dict[int, tuple[str, ...]] = {
 
 DESIGNS = options("target")
 every_design = pytest.mark.parametrize("name", DESIGNS)
+few_designs_at_once = pytest.mark.parametrize("name", few_at_once(DESIGNS))
 THRESHOLD = 0.004  # a random model gives no label a tenth
 CHANGES = {name: {"reliance.threshold": THRESHOLD} for name in ("profit", "beyond_log_threshold")}
 SYMBOLS = {"profit": {"tau": THRESHOLD}, "beyond_log_threshold": {"q": THRESHOLD}}
@@ -290,7 +291,7 @@ def fits_trainers(name: str) -> bool:
     return not (needs(design) or columns(design) or wants_negatives(design))
 
 
-@every_design
+@few_designs_at_once
 def test_every_loss_gives_the_same_step(name: str) -> None:
     """In other trainers a target works beside one loss and crashes beside the default one (TRL)."""
     policy, batch = tiny_policy(), whole_batch()
@@ -330,7 +331,7 @@ def test_compiled_losses_give_the_same_step(name: str) -> None:
 # Row 3: nothing supervised
 
 
-@every_design
+@few_designs_at_once
 def test_a_micro_batch_without_a_supervised_token_adds_zeros(name: str) -> None:
     """In other trainers its loss has no graph, and the run ends there (LLaMA-Factory's DFT)."""
     batch = whole_batch()
@@ -630,7 +631,7 @@ def test_no_gradient_goes_through_a_target(name: str, kind: str) -> None:
 # Row 17: evaluation
 
 
-@every_design
+@few_designs_at_once
 def test_validation_has_the_scale_of_training(name: str) -> None:
     """In other trainers evaluation crashes, or is off by a thousand, under DFT (TRL #4096, axolotl #3271)."""
     made, batch = trained(name), whole_batch()

@@ -12,6 +12,7 @@ from worlds import World, load_design
 
 import qtarget
 from qtarget import QTargetError
+from qtarget.config.composing import options
 from qtarget.math.schedule import parse, scheduled, value_at
 
 shares = st.floats(0, 1)
@@ -70,7 +71,7 @@ def test_a_scheduled_design_is_the_plain_one_of_that_moment(progress: float) -> 
 def test_what_follows_progress_is_found_wherever_it_stands() -> None:
     assert dict(scheduled(load_design("idft"), 0.25)) == {"reliance.ramp": pytest.approx(0.5)}
     assert dict(scheduled(load_design("sft_kl", anchor="step:0.2:0.1:0.5"), 0.5)) == {"anchor": 0.1}
-    for name in qtarget.list_designs():
+    for name in options("target"):
         assert set(dict(scheduled(load_design(name), 0.5))) == ({"reliance.ramp"} if name == "idft" else set())
 
 

@@ -179,8 +179,8 @@ def test_hyperband_stops_a_run_that_learns_nothing(warm: None, wandb_server: Bac
         "grid",
         {
             "optim.lr": {"values": [1e-2, 0.0]},
-            "trainer.max_steps": {"value": 400},
-            "trainer.eval_every": {"value": 10},
+            "trainer.max_steps": {"value": 160},
+            "trainer.eval_every": {"value": 5},
         },
         early_terminate={"type": "hyperband", "min_iter": 2, "eta": 3},
     )
@@ -191,7 +191,7 @@ def test_hyperband_stops_a_run_that_learns_nothing(warm: None, wandb_server: Bac
         file.parent for file in Path().glob("outputs/runs/*/result.json") if '"optim.lr=0.0"' in file.read_text()
     )
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
-    assert 20 <= history(folder)[-1]["step"] < 400
+    assert 10 <= history(folder)[-1]["step"] < 160
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import lightning as L
 import pytest
 import torch
 from training import eight_rows, fit, live, tiny_policy
-from worlds import load_design
+from worlds import few_at_once, load_design
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import options
@@ -75,7 +75,7 @@ def equal(**changes: Any) -> AdamW:
     return AdamW(**{"lr": None, "update_norm": ASKED, "warmup": 0.5, "weight_decay": 0.1} | changes)
 
 
-@pytest.mark.parametrize("design", options("target"))
+@pytest.mark.parametrize("design", few_at_once(options("target")))
 def test_every_design_moves_the_weights_as_far_as_asked(design: str) -> None:
     path = walked(design, equal())
     assert path.lengths == pytest.approx([ASKED * share for share in SHARES], rel=1e-4)
