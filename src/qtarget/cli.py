@@ -123,6 +123,12 @@ def _file_and_overrides(words: list[str]) -> tuple[str, list[str]]:
     return files[0], words
 
 
+def _data(rest: list[str]) -> int:
+    from qtarget.run.data_command import data
+
+    return data(rest)
+
+
 def _cache(rest: list[str]) -> int:
     from qtarget.run.cache_command import cache
 
@@ -221,6 +227,7 @@ def _completion(rest: list[str]) -> int:
 COMMAND_FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "sweep": _sweep,
+    "data": _data,
     "cache": _cache,
     "evaluate": _evaluate,
     "compare": _compare,

@@ -57,7 +57,15 @@ KEYS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "lens": {"out": None, "checkpoint": None, "rows": ()},
 }
 """Command → the keys of its own and their values; None: a path."""
-CONFIGS = {"train": "train", "cache": "train", "evaluate": "train", "lens": "train", "sweep": "train", "show": "design"}
+CONFIGS = {
+    "train": "train",
+    "data": "train",
+    "cache": "train",
+    "evaluate": "train",
+    "lens": "train",
+    "sweep": "train",
+    "show": "design",
+}
 PATHS = ("sweep", "compare", "export", "clean")
 """Commands whose words may be files."""
 

@@ -15,6 +15,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
                                      qtarget train -m target=sft,dft,target_sft model=tiny
   qtarget sweep FILE [--slots N] …   a W&B sweep file without W&B: grid, random, bayes, early_terminate; --list
                                      names those that are shipped
+  qtarget data data=… model=…        what training would read: rows, lengths, and some of them with what is supervised
   qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
   qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
@@ -35,6 +36,7 @@ HYDRA_FULL_ERROR=1 shows full tracebacks.
 COMMANDS = (
     "train",
     "sweep",
+    "data",
     "cache",
     "evaluate",
     "compare",
@@ -47,6 +49,16 @@ COMMANDS = (
     "doctor",
     "completion",
 )
+
+DATA = """qtarget data: what training would read, before anything is trained
+
+  KEY=VALUE, GROUP=OPTION     any override of `qtarget train`: data, model, …
+  --rows N                    rows that are shown as the model reads them, supervised text marked (default: 3)
+  --out FILE                  the same as a page, FILE.html
+  --cfg job                   print the configuration, read nothing
+
+  qtarget data data=files data.source.path=rows.jsonl data.source.heldout=val.jsonl model=path model.name=MODEL
+It ends with exit code 2 where training would refuse the rows, and says why."""
 
 CACHE = """qtarget cache: score a data set once with the prior or a teacher, before the runs that share the scores
 
@@ -87,6 +99,7 @@ COMPLETION = """qtarget completion SHELL: print the completion script of bash, z
   qtarget completion fish | source        in ~/.config/fish/config.fish"""
 
 TEXTS = {
+    "data": DATA,
     "cache": CACHE,
     "evaluate": EVALUATE,
     "show": SHOW + SHOW_EXAMPLES,
@@ -110,6 +123,13 @@ def keys_parser(name: str) -> Parser:
     parser = Parser(prog=f"qtarget {name}", add_help=False)
     parser.add_argument("keys", nargs="*")
     parser.add_argument("--cfg", "-c", choices=("job",))
+    return parser
+
+
+def data_parser() -> Parser:
+    parser = keys_parser("data")
+    parser.add_argument("--rows", type=int, default=3, metavar="N")
+    parser.add_argument("--out", metavar="FILE")
     return parser
 
 
@@ -226,6 +246,7 @@ def dashboard_parser() -> Parser:
 PARSERS: dict[str, Callable[[], Parser]] = {
     "train": train_parser,
     "sweep": sweep_parser,
+    "data": data_parser,
     "cache": partial(keys_parser, "cache"),
     "evaluate": partial(keys_parser, "evaluate"),
     "compare": compare_parser,

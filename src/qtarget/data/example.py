@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,16 @@ class Demonstration:
     @property
     def completion(self) -> str:
         return str(self.messages[-1]["content"])
+
+
+def roles(rows: Iterable[Demonstration]) -> dict[str, int]:
+    """How many messages of each role rows have, and how many rows have tools, or several replies."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        counts.update(str(message["role"]) for message in row.messages)
+        counts["rows with tools"] += bool(row.tools)
+        counts["rows of several replies"] += sum(message["role"] == "assistant" for message in row.messages) > 1
+    return {name: count for name, count in counts.items() if count}
 
 
 @dataclass(frozen=True)

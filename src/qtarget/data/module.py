@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, replace
 from itertools import accumulate, islice
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from qtarget import checks
 from qtarget.data.batch import Collate, Pack, WindowedLoader, pack
 from qtarget.data.chat import SUPERVISED, ChatFormat
 from qtarget.data.epochs import EpochPlan
-from qtarget.data.example import Demonstration, Example
+from qtarget.data.example import Demonstration, Example, roles
 from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.overlap import CONTAMINATIONS, apart
 from qtarget.data.sources.conversation import listed
@@ -118,7 +118,7 @@ class Prepared:
     heldout_asked = heldout + heldout_dropped_too_long + heldout_untaught; what a source left out stands under source_…,
     rows with a key that nobody reads under unread_…. A row may be several examples:
     heldout_of says which of heldout_rows a held-out example is of. described: what the source takes its rows to be.
-    notes: what reaches the tokens otherwise than it stands in the rows.
+    notes: what reaches the tokens otherwise than it stands in the rows. roles: messages of the training rows by role.
     """
 
     train: Sequence[Example]
@@ -129,6 +129,7 @@ class Prepared:
     described: str = ""
     heldout_of: Sequence[int] = ()
     notes: Sequence[str] = ()
+    roles: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def few_in_words(self) -> str:
@@ -205,7 +206,9 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     described = getattr(config.source, "described", "")
     of = [index for index, group in enumerate(held.groups) for _ in group]
     notes = chat.notes([*train.rows, *held.rows])
-    return Prepared(placed, _with_first_labels(held.examples), held.rows, counts, rows, described, of, notes)
+    return Prepared(
+        placed, _with_first_labels(held.examples), held.rows, counts, rows, described, of, notes, roles(train.rows)
+    )
 
 
 def check_heldout(config: DataConfig, prepared: Prepared) -> None:

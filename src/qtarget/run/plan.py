@@ -129,7 +129,7 @@ class Plan:
 
 
 def check_design(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.ModelSource]]:
-    """What can be told without epoch_plan data: design and references. Raises QTargetError where they don't fit."""
+    """What can be told without reading data: design and references. Raises QTargetError where they don't fit."""
     instantiate(cfg.optim)
     design = instantiate_design(cfg.target)
     return design, _reference_sources(cfg, design, cached)

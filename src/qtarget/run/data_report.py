@@ -1,0 +1,137 @@
+"""What a configuration makes of its data, before anything is trained: rows, lengths, and what is supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from qtarget.config.composing import instantiate
+from qtarget.config.run_config import RunConfig
+from qtarget.data.example import Example
+from qtarget.data.module import DataConfig, Prepared, check_heldout, prepare
+from qtarget.errors import QTargetError
+from qtarget.model import provide
+
+UNLIMITED = 1 << 62
+"""Tokens: no row is too long to be measured."""
+QUANTILES = {"shortest": 0.0, "median": 0.5, "90 %": 0.9, "99 %": 0.99, "longest": 1.0}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a row's text. kind: "context", "supervised", or "wrong", which noise has made so."""
+
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Rows as they are before any is left out for its length or as contaminated.
+
+    limit: tokens that a row may have. contaminated: training rows that answer a held-out prompt.
+    """
+
+    config: DataConfig
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+    limit: int
+    contaminated: int
+
+    def rows(self) -> list[tuple[str, int, int | str]]:
+        """(what, of the training rows, of the held-out rows)."""
+        counts = self.prepared.counts
+        train, heldout = map(self._too_long, self._examples)
+        untaught = ("nothing in them has a weight above 0", counts["dropped_untaught"], counts["heldout_untaught"])
+        left_out = [(f"left out by the source: {name}", count, "") for name, count in self._left_out]
+        lines: list[tuple[str, int, int | str]] = [
+            ("read", counts["asked"], counts["heldout_asked"]),
+            *left_out,
+            untaught,
+            ("answer a held-out prompt", self.contaminated, ""),
+            (f"longer than {self.limit} tokens", train, heldout),
+            ("made wrong by noise", counts["noisy"], ""),
+        ]
+        return [lines[0], *(line for line in lines[1:] if line[1] or line[2])]
+
+    @property
+    def _left_out(self) -> Iterator[tuple[str, int]]:
+        """What the source left out, by reason."""
+        known = {"source_read", "source_other_split"}
+        for name, count in self.prepared.counts.items():
+            if name.startswith("source_") and name not in known and count:
+                yield name.removeprefix("source_"), count
+
+    @property
+    def _examples(self) -> tuple[Sequence[Example], Sequence[Example]]:
+        return self.prepared.train, self.prepared.heldout
+
+    def _too_long(self, examples: Sequence[Example]) -> int:
+        return len({example.row for example in examples if len(example) > self.limit})
+
+    def lengths(self) -> list[tuple[str, list[int]]]:
+        """(of what, QUANTILES of it) in tokens a row; rows that aren't there have none."""
+        supervised = [example.labels for example in self.prepared.train]
+        named = {
+            "training rows": [len(example) for example in self.prepared.train],
+            "of these supervised": supervised,
+            "held-out rows": [len(example) for example in self.prepared.heldout],
+        }
+        return [(name, _quantiles(lengths)) for name, lengths in named.items() if lengths]
+
+    def problems(self) -> list[str]:
+        """Why training would refuse these rows, each with a way on."""
+        problems = []
+        if self.config.truncation == "error" and (count := sum(map(self._too_long, self._examples))):
+            problems.append(
+                f"{count} rows are longer than {self.limit} tokens: set data.truncation=drop or =cut, or raise "
+                "data.max_length up to the model's context"
+            )
+        if self.config.contamination == "error" and self.contaminated:
+            problems.append(
+                f"{self.contaminated} training rows have the prompt of a held-out row: set data.contamination=drop to "
+                "leave them out of training, or =allow"
+            )
+        try:
+            check_heldout(self.config, self.prepared)
+        except QTargetError as error:
+            problems.append(str(error))
+        return problems
+
+    def pieces(self, example: Example) -> list[Piece]:
+        """The text of an example as the model reads it."""
+        kinds = [
+            ("wrong" if wrong else "supervised") if supervised else "context"
+            for supervised, wrong in zip(example.supervised, example.wrong, strict=True)
+        ]
+        pieces = []
+        for kind, members in groupby(zip(kinds, example.input_ids, strict=True), key=lambda member: member[0]):
+            ids = [token for _, token in members]
+            text: Any = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            pieces.append(Piece(text, kind))
+        return pieces
+
+
+def data_report(cfg: RunConfig) -> DataReport:
+    """Reads and tokenises the rows of a configuration. Raises QTargetError for rows that can't be read."""
+    config = instantiate(cfg.data)
+    assert isinstance(config, DataConfig)
+    model = provide.resolve(cfg.model.name)
+    tokenizer = provide.load_tokenizer(model, cfg.model.chat_template)
+    context = provide.context_length(provide.load_config(model))
+    whole = replace(config, max_length=None, packing=None)
+    drops = replace(whole, contamination="drop")
+    dropped = prepare(drops, tokenizer, UNLIMITED)
+    contaminated = dropped.counts["dropped_contaminated"]
+    keeps = config.contamination != "drop" and contaminated > 0
+    prepared = prepare(replace(whole, contamination="allow"), tokenizer, UNLIMITED) if keeps else dropped
+    return DataReport(config, prepared, tokenizer, min(config.max_length or context, context), contaminated)
+
+
+def _quantiles(lengths: Sequence[int]) -> list[int]:
+    ordered = sorted(lengths)
+    return [ordered[round(share * (len(ordered) - 1))] for share in QUANTILES.values()]
