@@ -6,12 +6,14 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from hub_server import Hub, serving
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -153,6 +155,55 @@ def test_an_upload_that_fails_says_what_it_needs_and_never_the_token(
         assert "--dry-run shows what would be uploaded" in err
         assert "can't upload to hub:" in err
         assert "hf_secretsecret" not in out + err
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub for huggingface_hub's own client, which reads where it is when it is imported."""
+    with serving() as hub:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+        yield hub
+
+
+def test_an_upload_holds_what_a_folder_would_in_a_private_repository(
+    trained: Path, exported: Path, hub: Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert qtarget_cli(["export", str(trained), "--to", "hub:me/my_model"]) == 0
+    held = {name: data for name, data in hub.files["me/my_model"].items() if name != ".gitattributes"}
+    wanted = {path.name: path.read_bytes() for path in exported.iterdir()}
+    wanted["README.md"] = wanted["README.md"].replace(b"# my_model", b"# me/my_model")
+    wanted["README.md"] = wanted["README.md"].replace(b'model="my_model"', b'model="me/my_model"')
+    assert held == wanted
+    assert hub.private == {"me/my_model": True}
+    assert hub.tokens == {"Bearer hf_secretsecret"}
+    out, err = capfd.readouterr()
+    assert out == f"uploaded to {hub.address}/me/my_model\n"
+    assert "hf_secretsecret" not in err
+    assert qtarget_cli(["export", str(trained), "--to", "hub:me/other", "--public"]) == 0
+    assert hub.private["me/other"] is False
+
+
+def test_a_repository_that_holds_something_is_refused(
+    trained: Path, hub: Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.files["me/full"] = {"model.safetensors": b"mine"}
+    assert qtarget_cli(["export", str(trained), "--to", "hub:me/full"]) == 2
+    assert "holds 1 files: name a new repository, or empty it" in capfd.readouterr().err
+    assert hub.files["me/full"] == {"model.safetensors": b"mine"}
+
+
+def test_a_hub_that_refuses_and_repeats_the_token_has_it_left_out(
+    trained: Path, hub: Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hub.refuses = True
+    assert qtarget_cli(["export", str(trained), "--to", "hub:me/mine"]) == 2
+    out, err = capfd.readouterr()
+    assert "can't upload to hub:me/mine" in err
+    assert "no: Bearer …" in err
+    assert "hf_secretsecret" not in out + err
+    assert not hub.files
 
 
 def no_checkpoint(run: Path) -> None:
