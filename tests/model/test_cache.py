@@ -23,7 +23,7 @@ from qtarget.math.loss import IGNORE
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import cache, provide
-from qtarget.model.cache import Cached, CachePlan, check_answer_length, ensure
+from qtarget.model.cache import Cached, CachePlan, check_room, ensure
 from qtarget.model.cached_scores import Recipe
 from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
@@ -173,7 +173,7 @@ def test_a_disk_without_room_is_told_before_anything_is_scored(tmp_path: Path, m
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(QTargetError, match=r"needs 2\.5 MB \(2500000 bytes\) and 1\.0 MB \(1000000 bytes\) are free"):
-        check_answer_length(tmp_path / "not" / "yet", 2_500_000)
+        check_room(tmp_path / "not" / "yet", 2_500_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     monkeypatch.chdir(tmp_path)
     assert qtarget_cli(["train", "target=one_minus_prior", CACHED, *SMALL]) == 2

@@ -91,7 +91,7 @@ def measured(design: str, *, limit: int = 1 << 20, parts: int = 1, **references:
     detection = NoiseDetection(limit)
     for rows in torch.arange(60).tensor_split(parts):
         detection.update(scored(world.at(rows), design), wrong[rows])
-        assert sum(map(len, detection._kept)) <= limit
+        assert sum(map(len, detection._stored)) <= limit
     return detection.compute()
 
 

@@ -42,26 +42,26 @@ def test_counts_are_numpys_and_what_lies_outside_is_in_the_outermost_bins() -> N
     for half in (slice(0, 200), slice(200, None)):
         part = replace(out, reliance=out.reliance[half], weight=out.weight[half], nll=out.nll[half])
         counted.update(part, torch.zeros(len(part.nll), dtype=torch.bool))
-    found = counted.tell()
+    found = counted.compute_until_next()
     values = (out.reliance[7:], out.weight, (-out.nll).exp())
     for (name, (low, high)), held in zip(RANGES.items(), values, strict=True):
         expected, _ = np.histogram(held.clamp(low, high).numpy(), bins=BINS, range=(low, high))
         assert (found[name].low, found[name].high, found[name].counts) == (low, high, expected.tolist())
-    assert counted.tell() == found  # nothing has come since
+    assert counted.compute_until_next() == found  # nothing has come since
     counted.update(out, torch.zeros(len(out.nll), dtype=torch.bool))
-    assert counted.tell() == found
+    assert counted.compute_until_next() == found
 
 
 def test_counts_go_on_from_a_saved_state() -> None:
     out, whole, before, after = spread(), TokenHistograms(), TokenHistograms(), TokenHistograms()
     wrong = torch.zeros(len(out.nll), dtype=torch.bool)
     before.update(out, wrong)
-    before.tell()
+    before.compute_until_next()
     after.load_state_dict(before.state_dict())
     after.update(out, wrong)
     whole.update(out, wrong)
     whole.update(out, wrong)
-    assert after.tell() == whole.tell()
+    assert after.compute_until_next() == whole.compute_until_next()
 
 
 def test_a_run_counts_every_token_once_and_keeps_the_counts(workdir: Path) -> None:
@@ -135,4 +135,4 @@ def test_training_goes_on_as_if_nobody_had_looked() -> None:
     trust_table(trained, batches(eight_rows(), batch_size=8), tiny_tokenizer().decode)
     assert trained.policy.training
     assert torch.equal(torch.get_rng_state(), before)
-    assert trained.histograms.tell() == {}
+    assert trained.histograms.compute_until_next() == {}

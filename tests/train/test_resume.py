@@ -58,14 +58,14 @@ def in_step(done: int, happening: Callable[[], None]) -> Patch:
 
 def in_look(step: int, happening: Callable[[], None]) -> Patch:
     """In the evaluation that follows a step."""
-    original = PeriodicEvaluation._look
+    original = PeriodicEvaluation._evaluate_if_due
 
     def interrupted(self: PeriodicEvaluation, trainer: L.Trainer) -> None:
         if trainer.global_step == step and self._evaluated != step:
             happening()
         original(self, trainer)
 
-    return lambda patch: patch.setattr(PeriodicEvaluation, "_look", interrupted)
+    return lambda patch: patch.setattr(PeriodicEvaluation, "_evaluate_if_due", interrupted)
 
 
 def in_closing_evaluation(happening: Callable[[], None]) -> Patch:

@@ -80,7 +80,7 @@ class Evaluator:
         policy.eval()
         try:
             with torch.no_grad(), self.autocast():
-                return self._evaluated(policy, limit, partial(_watched, hidden=not closing), closing)
+                return self._evaluated(policy, limit, partial(_with_progress, hidden=not closing), closing)
         finally:
             policy.train(was_training)
 
@@ -157,7 +157,7 @@ def longest_answer(
     return SPARE_TOKENS + max([*shown, *(sum(example.supervised) for example in heldout)])
 
 
-def _watched(batches: list[Any], *, title: str, hidden: bool) -> Iterable[Any]:
+def _with_progress(batches: list[Any], *, title: str, hidden: bool) -> Iterable[Any]:
     """A bar with the time left on a terminal; nothing while the training's own bar is up, or where nobody watches."""
     quiet = hidden or not is_rank_zero() or not sys.stderr.isatty()
     return track(batches, title, console=Console(stderr=True), transient=True, disable=quiet)

@@ -45,7 +45,7 @@ class Sample:
     ended: bool
 
 
-# What they say
+# Metrics
 
 
 def by_prompt(samples: Iterable[Sample]) -> list[list[Sample]]:
@@ -67,17 +67,13 @@ def values_of(prompts: Sequence[Sequence[Sample]]) -> dict[str, Values]:
     metrics: dict[str, Values] = {"accuracy": correct.mean(1), "score": score.mean(1)}
     count = correct.shape[1]
     if count > 1:
+        sizes = sorted({2**power for power in range(1, count.bit_length())} | {count})
         right = correct.sum(1).astype(int).tolist()
         metrics[f"avg@{count}"] = metrics["accuracy"]
-        metrics |= {f"pass@{k}": scores.pass_at_k(right, count, k) for k in _powers_of_two(count)}
+        metrics |= {f"pass@{k}": scores.pass_at_k(right, count, k) for k in sizes}
     if count > 1 and _named(prompts):
         metrics[f"maj@{count}"] = np.array([scores.majority(*_votes(group)) for group in prompts])
     return metrics
-
-
-def _powers_of_two(count: int) -> list[int]:
-    """2, 4, 8, … up to `count`, and `count` itself."""
-    return sorted({2**power for power in range(1, count.bit_length())} | {count})
 
 
 def _named(prompts: Sequence[Sequence[Sample]]) -> bool:

@@ -1,10 +1,10 @@
-"""What a frozen model says of a data set, scored once, kept on disk, and shared by every run on the same rows.
+"""Scores of a frozen model over a data set: computed once, stored on disk, shared by all runs on the same rows.
 
     FOLDER/manifest.json               what was scored and how; written last, so that a folder with one is whole
     FOLDER/shard-00000.safetensors     the supervised tokens of consecutive rows, in their order
     FOLDER/head.safetensors            beside hidden states: the output layer that makes distributions of them
 
-A shard appears under its name once it is whole, so a build that was killed goes on after its last shard.
+A shard gets its name once it is whole: a build that was killed goes on behind its last shard.
 """
 
 from __future__ import annotations
@@ -98,16 +98,17 @@ def ensure(
 ) -> None:
     """Build the cache if it is missing; of several processes one builds and the others wait.
 
-    load: the model, asked for only where something is left to score, and told how many supervised tokens an earlier
-    attempt left. watch: told how many are done. say: told once where another process is building. needed: disk bytes.
-    Raises QTargetError where the folder can't be written, and, before anything is scored, where it has no room.
+    load(done): the model, called where something is left to score, with the number of supervised tokens that an
+    earlier attempt has scored. watch(done): called as they get more. say(text): called once where another process is
+    building. needed: bytes on disk. Raises QTargetError where the folder can't be written, and, before anything is
+    scored, where the disk has less room.
     """
     with _writing(plan.folder):
         plan.folder.mkdir(parents=True, exist_ok=True)
     busy = f"another process is building {plan.folder}: waiting for it"
     with locked(plan.folder / ".lock", busy, wait=0, say=say):
         if not plan.is_built:
-            check_answer_length(plan.folder, needed - plan.bytes_held)
+            check_room(plan.folder, needed - plan.bytes_held)
             _build(plan, load, watch)
 
 
@@ -213,7 +214,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "digest": sampled_digest(path)}
 
 
-def check_answer_length(folder: Path, needed: int) -> None:
+def check_room(folder: Path, needed: int) -> None:
     """Raise QTargetError, before anything is scored, where the disk hasn't `needed` bytes left."""
     free = free_bytes(folder)
     if needed > free:
@@ -234,9 +235,9 @@ def free_bytes(folder: Path) -> int:
 
 
 class Cached:
-    """What a frozen model said of the supervised tokens of a data set; memory-mapped, checked when it is opened.
+    """The stored scores of a data set's supervised tokens; memory-mapped, checked when it is opened.
 
-    tail: what a top k says of the other tokens. Raises QTargetError for a folder that is missing, damaged, or made
+    tail: the rule for tokens outside a top k. Raises QTargetError for a folder that is missing, damaged, or made
     from something else than `plan` says.
     """
 
@@ -251,7 +252,7 @@ class Cached:
         return self
 
     def reference(self, batch: Inputs) -> Reference:
-        """What was kept of the supervised tokens of a batch."""
+        """The stored reference at the supervised tokens of a batch."""
         supervised = batch.labels != IGNORE
         stored = {
             name: values.to(self._device) for name, values in self._rows(batch.label_indices[supervised].cpu()).items()
@@ -300,7 +301,7 @@ def _mapped(path: Path) -> dict[str, Tensor]:
 
 
 def _checked(plan: CachePlan) -> dict[str, Any]:
-    """The manifest, if the folder is what it says and what is wanted."""
+    """The manifest. Raises QTargetError where the files aren't those it lists, or it is of another plan."""
     again = "remove the folder to have it built again"
     try:
         manifest: dict[str, Any] = json.loads((plan.folder / "manifest.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What is kept of a frozen model at each supervised token, and how it is read back."""
+"""What a cache stores of a frozen model at each supervised token, and how it is read back."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ ON_DISK = "statistics"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much is kept of each token, thinnest first, and how exactly.
+    """How much is stored of each token, and how exactly. detail, thinnest first:
 
-    label: the five scalars of `LABEL_SCALARS`, fp32, 20 bytes. topk: the k likeliest token ids (int32) and their
-    log-probabilities (fp32), 8·k bytes; their sum says the tail's mass. hidden: the last hidden state in `dtype`, from
-    which one product with the head, kept once beside it, makes the exact distribution.
+        label     the five scalars of `LABEL_SCALARS`, fp32: 20 bytes
+        topk      the `topk` likeliest token ids (int32) and their log-probabilities (fp32): 8·k bytes
+        hidden    the last hidden state in `dtype`; a product with the head, stored once, gives the exact distribution
+
     precision: of the model's products while it scores, as trainer.precision.
     """
 

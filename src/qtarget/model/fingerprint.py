@@ -44,18 +44,14 @@ BLOCK = 1 << 16
 
 
 def fingerprint(name: str) -> str:
-    """What a name stands for: the content of a local file or model; the name itself for anything else."""
+    """A digest of the content of a local file or model (its config and weights); any other name as it is."""
     try:
         folder = model_folder(name) if names_a_folder(name) and Path(name).is_dir() else None
     except QTargetError:
         return name  # the job itself says what is missing, and how to get it
-    files = _files_of(folder) if folder else [Path(name)] if Path(name).is_file() else []
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder else []
+    files = [folder / "config.json", *weights] if folder else [Path(name)] if Path(name).is_file() else []
     return ", ".join(map(sampled_digest, files)) or name
-
-
-def _files_of(folder: Path) -> list[Path]:
-    """What makes a model say what it says: its weights, and how they are put together."""
-    return [folder / "config.json", *sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])]
 
 
 def sampled_digest(path: Path) -> str:

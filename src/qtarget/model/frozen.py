@@ -27,9 +27,9 @@ class Inputs(Protocol):
 
 
 class Frozen(Protocol):
-    """Whatever can say what a frozen model makes of a batch: run beside the policy, or read from disk.
+    """A distribution that isn't trained, at the positions of a batch: run beside the policy, or read from disk.
 
-    reference: as far as it is kept for the design. exact: the whole distribution; QTargetError where that isn't held.
+    reference: as much of it as the design reads. exact: the whole distribution; QTargetError where less is stored.
     """
 
     def reference(self, batch: Inputs) -> Reference: ...
@@ -38,9 +38,9 @@ class Frozen(Protocol):
 
 
 class FrozenModel:
-    """A model in eval mode without gradients. Not an nn.Module: whoever holds it does not train, save or switch it.
+    """A model in eval mode without gradients. No nn.Module, so that a module that holds it doesn't train or save it.
 
-    topk: how many of the likeliest tokens a reference keeps, the others by the rule `tail`; None: all, exactly.
+    topk: how many of the likeliest tokens a reference has, the others by the rule `tail`; None: all, exactly.
     """
 
     def __init__(self, policy: Policy, topk: int | None = None, tail: str = "bucket") -> None:
@@ -52,18 +52,18 @@ class FrozenModel:
         return self
 
     def reference(self, batch: Inputs) -> Reference:
-        """What this model says at the B·T positions of a batch, as far as it is kept."""
+        """Its distribution at the B·T positions of a batch, cut to `topk`."""
         exact = self.exact(batch)
         return exact if self.topk is None else exact.truncated(self.topk, self.tail)
 
     @torch.no_grad()
     def exact(self, batch: Inputs) -> Reference:
-        """What this model says at the B·T positions of a batch."""
+        """Its distribution at the B·T positions of a batch."""
         return Reference.hidden(self.policy(batch.input_ids, batch.position_ids), self.policy.head)
 
 
 class AdapterOff:
-    """The model that an adapter is trained on: the policy's own weights with the adapter switched off, no second copy.
+    """The policy with its adapter switched off: the model that the adapter is trained on, without a second copy.
 
     Dropout is off too. Raises QTargetError for a policy without an adapter: its weights are the ones being trained.
     """
@@ -95,7 +95,7 @@ class AdapterOff:
 
 
 class Snapshot(FrozenModel):
-    """The policy as it was a few optimizer steps ago: copied anew every `every` steps (PSFT's old policy)."""
+    """A copy of the policy, renewed every `every` optimizer steps (PSFT's old policy)."""
 
     def __init__(self, policy: Policy, every: int) -> None:
         super().__init__(policy)

@@ -17,7 +17,7 @@ from qtarget.model import architecture
 
 @contextmanager
 def evaluating(policy: nn.Module) -> Iterator[None]:
-    """Dropout off meanwhile, and nothing left behind that training would trip over."""
+    """Dropout off meanwhile; the mode and autocast's cache are afterwards as training needs them."""
     was_training = policy.training
     policy.eval()
     try:

@@ -46,7 +46,7 @@ def resolve(name: str) -> ModelSource:
 
 
 def load_tokenizer(source: ModelSource, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """chat_template: in place of the tokenizer's own."""
+    """The model's tokenizer, always with a padding token; chat_template: in place of its own, where given."""
     tokenizer: PreTrainedTokenizerBase = (
         tiny_tokenizer() if source.is_tiny else _from_hub_or_folder(AutoTokenizer, source)
     )
@@ -67,7 +67,7 @@ def check_same_tokenizer(role: str, theirs: PreTrainedTokenizerBase, ours: PreTr
 
 
 def load_config(source: ModelSource) -> Any:
-    """Raises QTargetError where the configuration tells that this is no causal language model."""
+    """transformers' configuration of the model. Raises QTargetError for what is no causal language model."""
     if source.is_tiny:
         return tiny_config(len(tiny_tokenizer()))
     config = _from_hub_or_folder(AutoConfig, source)
@@ -136,8 +136,9 @@ def embedding_rows(config: Any) -> int | None:
 
 
 def context_length(config: Any) -> int:
-    """Tokens that a model was made for, by whatever name its configuration has for them (MPT says max_seq_len), in the
-    text's own part of it where the model also sees or hears; 2**20 where it says nothing (ALiBi, recurrent models).
+    """How many tokens a model was made for: the first of the keys CONTEXT, in its text config and then in its own.
+
+    2**20 where its configuration has none (ALiBi, recurrent models).
     """
     text = config.get_text_config(decoder=True)
     given = (getattr(node, name, None) for node in (text, config) for name in CONTEXT)

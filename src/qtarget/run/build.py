@@ -21,9 +21,9 @@ from qtarget.model.flaw import NoFlaw
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy, cast_products, check_packing
 from qtarget.run.caching import (
+    DRIFT_SETS,
     HELDOUT,
     RETENTION,
-    WATCHED,
     build_missing,
     role_of,
 )
@@ -32,7 +32,7 @@ from qtarget.train.lightning_module import QTargetModule
 
 
 def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy, dict[str, Frozen]]:
-    """The policy, and what the design (by role) and the evaluation (`WATCHED`: the prior) look at beside it.
+    """The policy, and what the design (by role) and the evaluation (`DRIFT_SETS`: the prior) look at beside it.
 
     roles: those to load; by default those the design reads. Caches that are missing are built first, while nothing
     else is in memory.
@@ -47,12 +47,12 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
     policy.train()  # transformers hands models out in eval mode
     frozen = {role: _frozen(plan, role, policy) for role in plan.references if role in wanted}
     live = None if has_flaw(plan, "prior") else frozen.get("prior")
-    return policy, frozen | _watching(plan, live, policy)
+    return policy, frozen | _priors_for_drift(plan, live, policy)
 
 
-def _watching(plan: Plan, prior: Frozen | None, policy: Policy) -> dict[str, Frozen]:
+def _priors_for_drift(plan: Plan, prior: Frozen | None, policy: Policy) -> dict[str, Frozen]:
     """The prior over the rows on which drift from it is measured; prior: the live one that training has already."""
-    priors: dict[str, Frozen] = {name: Cached(plan.caches[name]) for name in WATCHED if name in plan.caches}
+    priors: dict[str, Frozen] = {name: Cached(plan.caches[name]) for name in DRIFT_SETS if name in plan.caches}
     wanted = {HELDOUT: plan.prepared.heldout, RETENTION: plan.benchmarks.retention}
     missing = [name for name, rows in wanted.items() if rows and name not in priors]
     if missing and plan.cfg.eval.kl_prior and "prior" in plan.references:
@@ -104,7 +104,7 @@ def reloaded(plan: Plan, folder: Path) -> Policy:
 
 @dataclass(frozen=True)
 class _Models:
-    """What a kind of reference makes its distribution of. name: a role, or one of `WATCHED`."""
+    """What a kind of reference makes its distribution of. name: a role, or one of `DRIFT_SETS`."""
 
     plan: Plan
     name: str
@@ -129,10 +129,10 @@ def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:
 def _still(plan: Plan, name: str) -> Policy:
     """A role's model that stays as it is, with its flaw, ready for the precision of training.
 
-    One of `WATCHED`: the prior without its flaw, because drift is measured from where training really started.
+    One of `DRIFT_SETS`: the prior without its flaw, because drift is measured from where training really started.
     """
     node = plan.cfg.references[role_of(name)]
-    flaw = NoFlaw() if name in WATCHED else node.made_flaw
+    flaw = NoFlaw() if name in DRIFT_SETS else node.made_flaw
     model = flaw(_load(plan, plan.references[role_of(name)], node.dtype))
     if plan.cfg.trainer.is_mixed:
         cast_products(model, torch.bfloat16)
@@ -170,7 +170,7 @@ def data(plan: Plan) -> SFTData:
 def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) -> Evaluator:
     """What judges the policy on held-out demonstrations, at the precision of training."""
     mixed = plan.cfg.trainer.is_mixed
-    priors = {name: frozen[name].to(device) for name in WATCHED if name in frozen}
+    priors = {name: frozen[name].to(device) for name in DRIFT_SETS if name in frozen}
     return Evaluator(
         tokenizer=plan.tokenizer,
         rows=plan.prepared.heldout_rows,

@@ -26,12 +26,12 @@ from qtarget.progress import Progress
 from qtarget.units import in_bytes
 
 HELDOUT, RETENTION = "heldout", "retention"
-WATCHED = (HELDOUT, RETENTION)
-"""Beside the roles: the prior over the rows on which drift from it is measured, whole and without its flaw."""
+DRIFT_SETS = (HELDOUT, RETENTION)
+"""Caches beside those of the roles: the prior over rows on which drift from it is measured, whole, without a flaw."""
 
 
 def cached_details(cfg: RunConfig, roles: Iterable[str], design: Design) -> dict[str, str]:
-    """Cached role → how much is kept of it."""
+    """Cached role → how much is stored of it."""
     return {role: node.kept(design) for role in roles if isinstance(node := cfg.references[role], CachedReference)}
 
 
@@ -40,18 +40,18 @@ def cache_plans(
     sources: Mapping[str, provide.ModelSource],
     details: Mapping[str, str],
     train: Sequence[Example],
-    watched: Mapping[str, Sequence[Example]],
+    drift_rows: Mapping[str, Sequence[Example]],
     *,
     tokenizer: Any,
 ) -> dict[str, CachePlan]:
-    """The caches a run reads: by role over the training rows, with its detail, and by `WATCHED`."""
+    """The caches a run reads: by role over the training rows, with its detail, and by `DRIFT_SETS`."""
 
     def planned(name: str, rows: Sequence[Example], detail: str) -> CachePlan:
         return _plan(cfg, name, sources[role_of(name)], rows, detail=detail, tokenizer=tokenizer)
 
     plans = {role: planned(role, train, detail) for role, detail in details.items()}
     drift = cfg.eval.kl_prior and "prior" in sources and isinstance(cfg.references["prior"], CachedReference)
-    return plans | {name: planned(name, rows, "hidden") for name, rows in watched.items() if drift and rows}
+    return plans | {name: planned(name, rows, "hidden") for name, rows in drift_rows.items() if drift and rows}
 
 
 def _plan(
@@ -65,7 +65,7 @@ def _plan(
 ) -> CachePlan:
     node = cfg.references[role_of(name)]
     assert isinstance(node, CachedReference)
-    flaw = {} if name in WATCHED or node.made_flaw == NoFlaw() else {"flaw": repr(node.made_flaw)}
+    flaw = {} if name in DRIFT_SETS or node.made_flaw == NoFlaw() else {"flaw": repr(node.made_flaw)}
     exact = "bfloat16" if cfg.trainer.is_mixed else "float32"  # what the product with the head takes anyway
     recipe = node.recipe(detail, cfg.trainer.precision, exact)
     identity = {
@@ -138,12 +138,12 @@ def build_missing(
 
 
 def role_of(name: str) -> str:
-    return "prior" if name in WATCHED else name
+    return "prior" if name in DRIFT_SETS else name
 
 
 def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) -> None:
     shown = Progress(f"scoring {len(plan.rows)} rows for the {name} cache", plan.tokens, "tokens")
-    say = print if is_rank_zero() else _nothing
+    say = print if is_rank_zero() else _silent
 
     def begin(done: int) -> Policy:
         policy = load()
@@ -157,5 +157,5 @@ def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) 
     say(f"{name} cache: {plan.tokens} tokens, {in_bytes(plan.bytes_held)} in {plan.folder}")
 
 
-def _nothing(text: str) -> None:
-    """What the ranks say that train beside rank 0."""
+def _silent(text: str) -> None:
+    """What other ranks than 0 print."""

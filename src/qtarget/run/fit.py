@@ -190,7 +190,7 @@ def _periodic_evaluation(
 
     def log_with_histograms(step: int, metrics: dict[str, float]) -> None:
         log(step, metrics)
-        record.histograms(step, module.histograms.tell())
+        record.histograms(step, module.histograms.compute_until_next())
 
     return PeriodicEvaluation(evaluate, log_with_histograms, cfg.trainer.eval_every)
 

@@ -23,12 +23,9 @@ def explain_out_of_memory(plan: Plan) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if isinstance(error, torch.OutOfMemoryError) or CPU_ALLOCATOR in str(error):
-            raise QTargetError(f"out of memory ({_first_line(error)}). What takes less: {advice(plan)}") from error
+            first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise QTargetError(f"out of memory ({first_line}). What takes less: {advice(plan)}") from error
         raise
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def advice(plan: Plan) -> str:

@@ -167,8 +167,8 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
     details = cached_details(cfg, [*cached, *(role for role in references if role in needs(design))], design)
-    watched = {HELDOUT: prepared.heldout, RETENTION: beside.retention}
-    caches = cache_plans(cfg, references, details, prepared.train, watched, tokenizer=tokenizer)
+    drift_rows = {HELDOUT: prepared.heldout, RETENTION: beside.retention}
+    caches = cache_plans(cfg, references, details, prepared.train, drift_rows, tokenizer=tokenizer)
     check_built(caches)
     optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
     return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside, test, wanted)

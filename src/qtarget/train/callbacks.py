@@ -84,7 +84,7 @@ class Meter(L.Callback):
 
 
 class StepLogger(L.Callback):
-    """Logs the means since the last time every `every` optimizer steps, and at the last one."""
+    """Logs every `every` optimizer steps, and after the last one, the means over the steps since it last logged."""
 
     def __init__(self, record: Log, every: int) -> None:
         self.record, self.every = record, every
@@ -101,7 +101,7 @@ class StepLogger(L.Callback):
             return
         assert isinstance(pl_module, QTargetModule)
         self._logged = step
-        # asked, because the optimizer already holds the next step's rate
+        # computed, because the optimizer already holds the next step's rate
         size = pl_module.optim.step_size_metrics(step - 1, pl_module.total_steps, trainer.optimizers[0])
         followed = scheduled(pl_module.design, pl_module.progress_at(step - 1))
         now = {f"target/{field}": value for field, value in followed}
@@ -112,7 +112,7 @@ class StepLogger(L.Callback):
 class PeriodicEvaluation(L.Callback):
     """Calls `evaluate()` before training, every `every` optimizer steps, and after the last; every=0: never.
 
-    A run that goes on from a state was stopped before it had looked at that step: it does so first.
+    A resumed run evaluates the step that it resumes from first: the state was saved before that evaluation.
     """
 
     def __init__(self, evaluate: Callable[[], dict[str, float]], record: Log, every: int) -> None:
@@ -121,17 +121,17 @@ class PeriodicEvaluation(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step:  # perhaps no step is left, and training does not start
-            self._look(trainer)
+            self._evaluate_if_due(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._look(trainer)
+        self._evaluate_if_due(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self._look(trainer)
+        self._evaluate_if_due(trainer)
 
-    def _look(self, trainer: L.Trainer) -> None:
+    def _evaluate_if_due(self, trainer: L.Trainer) -> None:
         step = trainer.global_step
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and step != self._evaluated:

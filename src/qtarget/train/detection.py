@@ -17,9 +17,9 @@ from qtarget.parallel import all_gather_objects, all_reduce_sum
 from qtarget.train.normed_adamw import exact
 
 LIMIT = 1 << 20
-"""Tokens that are kept at most: 16 MB. Of more, every second is let go, then every fourth, evenly over time."""
+"""Tokens that are stored at most: 16 MB. Of more, one of two is stored, then one of four, evenly over time."""
 SUSPICIONS = {"": ("trust", -1.0), "_policy": ("nll", 1.0), "_prior": ("prior_nll", 1.0)}
-"""Ending of a metric's name → what is high where a label is thought wrong: a field of the loss, and its sign.
+"""Suffix of a metric → the score that is high where a label is suspected to be wrong: a field of the loss, and a sign.
 
 To beat: the probability that the policy and the prior give the label, which no design is needed for.
 """
@@ -28,7 +28,7 @@ To beat: the probability that the policy and the prior give the label, which no 
 class NoiseDetection:
     """How well low trust tells which tokens noise made wrong, over the tokens of all ranks.
 
-    Kept of a token, on the CPU: its suspicions and the truth.
+    Stores a row per token on the CPU: its scores, in the order of SUSPICIONS, and whether it is wrong.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -38,9 +38,9 @@ class NoiseDetection:
 
     def _restart(self) -> None:
         self._norms.zero_()
-        self._kept: list[Tensor] = []
-        self._stride = 1  # one of so many tokens is kept
-        self._seen = self._held = 0
+        self._stored: list[Tensor] = []
+        self._stride = 1  # one of so many tokens is stored
+        self._seen = self._count = 0
 
     def to(self, device: torch.device) -> NoiseDetection:
         self._norms = self._norms.to(device, exact(device))
@@ -53,20 +53,20 @@ class NoiseDetection:
             self._norms[kind, 0] += (norm * chosen).sum()
             self._norms[kind, 1] += chosen.sum()
         suspicions = [sign * getattr(out, field).float() for field, sign in SUSPICIONS.values()]
-        self._keep(torch.stack([*suspicions, wrong.float()], dim=1))
+        self._store(torch.stack([*suspicions, wrong.float()], dim=1))
 
-    def _keep(self, rows: Tensor) -> None:
+    def _store(self, rows: Tensor) -> None:
         chosen = rows[-self._seen % self._stride :: self._stride].cpu()
-        self._kept.append(chosen)
+        self._stored.append(chosen)
         self._seen += len(rows)
-        self._held += len(chosen)
-        while self._held > self.limit:
-            self._kept = [torch.cat(self._kept)[::2]]
-            self._held = len(self._kept[0])
+        self._count += len(chosen)
+        while self._count > self.limit:
+            self._stored = [torch.cat(self._stored)[::2]]
+            self._count = len(self._stored[0])
             self._stride *= 2
 
     def compute(self) -> dict[str, float]:
-        """What is known so far; nothing without a wrong token and a clean one. Collective.
+        """Metrics of the tokens so far; {} without a wrong token and a clean one. Collective.
 
         "detection/auroc": the probability that a wrong token is trusted less than a clean one, ties counting half;
         "detection/average_precision": the precision at each wrong token's trust, averaged; both also by the label's
@@ -77,22 +77,22 @@ class NoiseDetection:
         (clean_norm, clean), (wrong_norm, wrong) = all_reduce_sum(self._norms).tolist()
         if not clean or not wrong:
             return {}
-        shares = {"detection/wrong_share": wrong / (clean + wrong)}
+        metrics = {"detection/wrong_share": wrong / (clean + wrong)}
         if clean_norm + wrong_norm:
-            shares["detection/gradient_share"] = wrong_norm / (clean_norm + wrong_norm)
-        return shares | _told_apart(self._everyone())
+            metrics["detection/gradient_share"] = wrong_norm / (clean_norm + wrong_norm)
+        return metrics | _ranking_metrics(self._all_ranks())
 
     def state_dict(self) -> dict[str, Any]:
         return {"norms": self._norms.clone(), "kept": self._rows(), "stride": self._stride, "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._norms.copy_(state["norms"])
-        self._kept, self._held = [state["kept"]], len(state["kept"])
+        self._stored, self._count = [state["kept"]], len(state["kept"])
         self._stride, self._seen = state["stride"], state["seen"]
 
     def _rows(self) -> Tensor:
-        """[tokens kept, suspicions and truth]."""
-        return torch.cat(self._kept) if self._kept else torch.zeros(0, len(SUSPICIONS) + 1)
+        """[tokens stored, scores and truth]."""
+        return torch.cat(self._stored) if self._stored else torch.zeros(0, len(SUSPICIONS) + 1)
 
     def pop(self) -> dict[str, float]:
         """`compute`, then start again."""
@@ -100,11 +100,11 @@ class NoiseDetection:
         self._restart()
         return metrics
 
-    def _everyone(self) -> Tensor:
-        """[tokens, suspicions and truth] of all ranks, thinned alike."""
-        everyone = all_gather_objects((self._stride, self._rows()))
-        coarsest = max(stride for stride, _ in everyone)
-        return torch.cat([rows[:: coarsest // stride] for stride, rows in everyone])
+    def _all_ranks(self) -> Tensor:
+        """[tokens, scores and truth] of all ranks, every rank thinned to the coarsest stride."""
+        pairs = all_gather_objects((self._stride, self._rows()))
+        coarsest = max(stride for stride, _ in pairs)
+        return torch.cat([rows[:: coarsest // stride] for stride, rows in pairs])
 
 
 def gradient_norm(out: LossOutput) -> Tensor:
@@ -112,8 +112,8 @@ def gradient_norm(out: LossOutput) -> Tensor:
     return 2 * (out.weight * out.gap).abs()
 
 
-def _told_apart(rows: Tensor) -> dict[str, float]:
-    """rows [tokens, suspicions and truth]."""
+def _ranking_metrics(rows: Tensor) -> dict[str, float]:
+    """rows [tokens, scores and truth]."""
     wrong = rows[:, -1].bool()
     if not wrong.any() or wrong.all():  # a thinned sample may have lost the few there were
         return {}
@@ -140,7 +140,7 @@ def average_precision(score: Tensor, positive: Tensor) -> float:
 
 
 def _rank(score: Tensor) -> Tensor:
-    """The place of each score among the distinct ones, in [0, 1), float64.
+    """The rank of each score among the distinct ones, in [0, 1), float64.
 
     torchmetrics 1.9 takes scores beyond [0, 1] for logits: after its sigmoid, nlls of 18 and 19 would be a tie.
     """

@@ -26,34 +26,34 @@ class Histogram:
 
 
 class TokenHistograms:
-    """Histograms over the tokens of all ranks since they were last told.
+    """Histograms over the tokens of all ranks since `compute_until_next` was last called.
 
-    What was told is let go with the next tokens, not at once: a state that is saved in between belongs to the run
-    before its evaluation, which will ask again.
+    Counts go back to 0 with the next tokens, not at once. A state saved in between is of the run before its evaluation,
+    which logs these histograms once more.
     """
 
     def __init__(self) -> None:
         self._counts = torch.zeros(len(RANGES), BINS, dtype=torch.int64)
-        self._told = False
+        self._is_logged = False
 
     def to(self, device: torch.device) -> TokenHistograms:
         self._counts = self._counts.to(device)
         return self
 
     def update(self, out: LossOutput, wrong: Tensor) -> None:
-        """out: measures of N tokens. wrong is not looked at."""
-        if self._told:
+        """out: measures of N tokens. wrong isn't used."""
+        if self._is_logged:
             self._counts.zero_()
-            self._told = False
+            self._is_logged = False
         values = (out.reliance, out.weight, (-out.nll).exp())
         for counts, per_token, (low, high) in zip(self._counts, values, RANGES.values(), strict=True):
             known = per_token[~per_token.isnan()]
             bins = ((known - low) * (BINS / (high - low))).clamp(0, BINS - 1).long()
             counts.add_(torch.bincount(bins, minlength=BINS))
 
-    def tell(self) -> dict[str, Histogram]:
-        """Those that hold a token, by name; the next tokens start anew. Collective."""
-        self._told = True
+    def compute_until_next(self) -> dict[str, Histogram]:
+        """Name → histogram, of those that hold a token; the next tokens start new ones. Collective."""
+        self._is_logged = True
         counted = zip(RANGES.items(), all_reduce_sum(self._counts).tolist(), strict=True)
         return {name: Histogram(low, high, counts) for (name, (low, high)), counts in counted if any(counts)}
 

@@ -1,4 +1,4 @@
-"""AdamW whose steps have the length that is asked for: designs that shrink gradients don't move the weights less."""
+"""AdamW whose steps have a given length: designs that shrink gradients move the weights as far as others."""
 
 from __future__ import annotations
 
@@ -20,23 +20,21 @@ def exact(device: torch.device) -> torch.dtype:
 
 
 class NormedAdamW(torch.optim.AdamW):
-    """AdamW's direction, at a length of our own: with θ all trained weights as one vector,
+    """AdamW's direction at a given length. With θ all trained weights as one vector:
 
         θ_{t+1} = θ_t + ν_t · ‖θ_0‖₂ · u_t / ‖u_t‖₂        ν_t = update_norm · (the schedule's factor at t)
 
     where u_t = −(m̂_t / (√v̂_t + ε) + λ·θ_t) is AdamW's step at a learning rate of 1, its weight decay λ included. So
     ‖θ_{t+1} − θ_t‖ = ν_t·‖θ_0‖ whatever the gradients are.
 
-    It is the trust ratio of LARS (arXiv 1708.03888) and LAMB (arXiv 1904.00962), φ(‖θ‖)·u/‖u‖, with two differences.
-    It is taken over all weights at once, not layer by layer: the direction stays AdamW's. And the length is measured by
-    the weights training started from, not by the present ones, so that all designs go the same way in absolute terms,
-    step by step and in sum.
+    This is the trust ratio of LARS (arXiv 1708.03888) and LAMB (arXiv 1904.00962), φ(‖θ‖)·u/‖u‖, but for two things.
+    It is taken over all weights at once, not layer by layer: the direction stays AdamW's. And its unit is ‖θ_0‖, not
+    the present ‖θ‖: all designs move the weights equally far, step by step and in sum.
 
     The learning rate of the groups is the schedule's factor, 1 at its peak; ‖θ_0‖ is taken before the first step and is
-    part of the state. A step needs a copy of the trained weights for as long as it takes. Where AdamW would not move
-    at all but by weight decay, because no gradient has ever been other than 0, there is no direction: the weights stay,
-    with a warning.
-    Weights are fp32, and so the length is the one asked for to a few parts in a million of ‖θ_t‖.
+    part of the state. A step holds a copy of the trained weights while it runs. As long as every gradient has been 0
+    there is no direction: the weights stay, with a warning.
+    Weights are fp32, which gives the length to a few parts in a million of ‖θ_t‖.
     """
 
     def __init__(self, groups: list[dict[str, Any]], update_norm: float, **settings: Any) -> None:
@@ -54,15 +52,12 @@ class NormedAdamW(torch.optim.AdamW):
         super().step()
         for weight, old in zip(weights, before, strict=True):
             weight.sub_(old)
-        ratio = _ratio(length, norm(weights) if self._has_direction() else 0.0)
+        moments = [state["exp_avg"] for state in self.state.values() if "exp_avg" in state]
+        ratio = _ratio(length, norm(weights) if norm(moments) > 0 else 0.0)
         for weight, old in zip(weights, before, strict=True):
             weight.mul_(ratio).add_(old)
         self.rate = ratio * self.lr_factor
         return loss
-
-    def _has_direction(self) -> bool:
-        """Whether any gradient has been other than 0; weight decay alone is none."""
-        return norm(state["exp_avg"] for state in self.state.values() if "exp_avg" in state) > 0
 
     @property
     def lr_factor(self) -> float:

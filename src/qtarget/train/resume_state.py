@@ -1,14 +1,14 @@
-"""What a run is between two optimizer steps: all that its later steps and its closing numbers depend on.
+"""A run between two optimizer steps, on disk: all that its later steps and its closing numbers depend on.
 
 weights.safetensors   what is trained, as it is trained
-old.safetensors       the same of the policy as it was, where the design looks at that
+old.safetensors       the same of the snapshot that the design reads as "old", where it reads one
 rest.pt               optimizer, schedule, random numbers, running means, and what callbacks remember
 state.json            the step, and what the record says of itself
 
-After the last step a shorter one is enough, also of several ranks: the weights in one piece, and in rest.pt what every
-rank has measured. From there a run is evaluated; no step is taken.
+The state after the last step is shorter, and may be of several ranks: the weights in one piece, and in rest.pt what
+each rank has measured. A run is evaluated from it; no step is taken.
 
-Not Lightning's checkpoints, which resume as exactly: kept until several devices share the states of a run.
+Lightning's own checkpoints resume as exactly. These stay until several devices can share the states of a run.
 """
 
 from __future__ import annotations
@@ -111,7 +111,11 @@ def save_final_state(holder: Path, trainer: L.Trainer, module: QTargetModule, fa
     Raises QTargetError where there is no room for it.
     """
     reshard(module.policy)
-    weights = {name: tensor for name, part in _trained(module.policy, module.policy).items() for tensor in _here(part)}
+    weights = {}
+    for name, part in _trained(module.policy, module.policy).items():
+        piece = whole(part)  # on every rank: it is a collective call
+        if is_rank_zero():
+            weights[name] = piece.cpu()
     ranks = all_gather_objects({**_measured(trainer, module), RNG: rng_state(module.device)})
     if not is_rank_zero():
         return
@@ -126,13 +130,6 @@ def save_final_state(holder: Path, trainer: L.Trainer, module: QTargetModule, fa
         publish(holder, facts["step"], write)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise QTargetError(f"can't save what was trained in {holder}: {error}") from error
-
-
-def _here(weight: Tensor) -> Iterator[Tensor]:
-    """A weight in one piece on the CPU of rank 0; nothing elsewhere. Collective."""
-    piece = whole(weight)
-    if is_rank_zero():
-        yield piece.cpu()
 
 
 def _save(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -160,7 +157,7 @@ def _measured(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
 
 
 def _trained(policy: Policy, like: Policy) -> dict[str, Tensor]:
-    """The weights of a policy that `like` is trained in, by name; what the two share is not kept."""
+    """A policy's weights by name, of those that are trained in `like`; frozen ones the two share."""
     names = {name for name, tensor in like.named_parameters() if tensor.requires_grad}
     return {name: tensor.detach() for name, tensor in policy.named_parameters() if name in names}
 
@@ -195,7 +192,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore(state: ResumeState, trainer: L.Trainer, module: QTargetModule) -> None:
-    """Make a run that was set up anew the one that was saved. Raises QTargetError for a damaged state."""
+    """Put a saved state into a run that was set up anew. Raises QTargetError for a damaged state."""
     with _readable(state.folder):
         saved = torch.load(state.folder / REST, weights_only=True, map_location="cpu")
         _fill(_trained(module.policy, module.policy), state.folder / WEIGHTS)
@@ -234,7 +231,7 @@ def _fill(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _like(piece: Tensor, weight: Tensor) -> Tensor:
-    """A whole weight, which every rank has read, as the weight is spread over ranks."""
+    """A whole weight, which every rank has read, sharded as `weight` is."""
     if not isinstance(weight, DTensor):
         return piece
     return distribute_tensor(piece.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)

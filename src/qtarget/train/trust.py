@@ -21,9 +21,9 @@ BEFORE, AFTER = 16, 8  # tokens of context
 
 @torch.no_grad()
 def trust_table(module: QTargetModule, batches: Iterable[Batch], decode: Decode) -> list[dict[str, Any]]:
-    """The EACH least trusted tokens of some training rows, and the EACH most trusted ones, the extremes first.
+    """The EACH least trusted tokens of some training rows, then the EACH most trusted ones, the extremes first.
 
-    Statistics of a step are those of a batch here.
+    A part with step scope takes each batch for a step.
     """
     with evaluating(module.policy):
         rows = [row for batch in batches for row in _rows(module, batch.to(module.policy.lm.device), decode)]
@@ -34,13 +34,13 @@ def trust_table(module: QTargetModule, batches: Iterable[Batch], decode: Decode)
 
 
 def _rows(module: QTargetModule, batch: Batch, decode: Decode) -> Iterator[dict[str, Any]]:
-    """The extremes of one batch: no more of them can be among those of all."""
+    """The extremes of one batch; those of all batches are among them."""
     out = module.token_loss(batch, compiled=False)  # compiled it would be compiled once more, for these few tokens
     supervised = batch.labels != IGNORE
     spots, wrong = supervised.nonzero().tolist(), batch.columns["wrong"][supervised].tolist()
     order = out.trust.argsort(stable=True).tolist()
     for token in sorted({*order[:EACH], *order[-EACH:]}):
-        yield {**_in_context(batch, spots[token], decode), "wrong": wrong[token], **_said(out, token)}
+        yield {**_in_context(batch, spots[token], decode), "wrong": wrong[token], **_measures_of(out, token)}
 
 
 def _in_context(batch: Batch, spot: tuple[int, int], decode: Decode) -> dict[str, str]:
@@ -54,7 +54,7 @@ def _in_context(batch: Batch, spot: tuple[int, int], decode: Decode) -> dict[str
     }
 
 
-def _said(out: LossOutput, token: int) -> dict[str, float]:
-    """What the design makes of a token; p is the policy's probability of it."""
+def _measures_of(out: LossOutput, token: int) -> dict[str, float]:
+    """A token's measures that the lens shows, and p, the policy's probability of it."""
     values = {measure.name: float(out.of(measure.name)[token]) for measure in MEASURES if measure.in_lens}
     return {**values, "p": float((-out.nll[token]).exp())}
