@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qtarget.math.scoring import Scored
+    from qtarget.math.scoring import ChunkTokens
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Measure:
     unit: str
     better: str | None
     about: str
-    read: Callable[[Scored], Tensor]
+    read: Callable[[ChunkTokens], Tensor]
     logged: str | None = None
     apart: bool = False
     evaluated: bool = False

@@ -390,14 +390,14 @@ def test_the_record_names_the_design_that_the_loss_was_given(
 ) -> None:
     """In other trainers nothing tells that the objective asked for is not the one that ran (LLaMA-Factory's ASFT)."""
     ran: set[tuple[str, str]] = set()
-    original = loss.scorer
+    original = loss.chunk_loss
 
     def watched(design: Any, *, wants_gradient: bool, compiled: bool = False, **others: Any) -> Any:
         if wants_gradient:  # held-out nll is measured the same way for every design
             ran.add((repr(design), "compiled" if compiled else "eager"))
         return original(design, wants_gradient=wants_gradient, compiled=compiled, **others)
 
-    monkeypatch.setattr(loss, "scorer", watched)
+    monkeypatch.setattr(loss, "chunk_loss", watched)
     few = ["model=tiny", "trainer.max_steps=1", "trainer.eval_every=0", "data.rows=16", "data.heldout_rows=0"]
     assert qtarget_cli(["train", f"target={name}", *few, "checkpoint.save=false"]) == 0
     (path,) = workdir.glob("outputs/runs/*/result.json")

@@ -14,7 +14,7 @@ from qtarget.math.derivatives import attach, check_first_order
 from qtarget.math.head import Head, matmul_dtype, product
 from qtarget.math.schedule import scheduled
 from qtarget.math.scope_values import TokenTable, scope_values_of, scoped_parts
-from qtarget.math.scoring import Score, scorer
+from qtarget.math.scoring import ChunkLoss, chunk_loss
 from qtarget.math.target import Design, check_references
 from qtarget.math.tokens import IGNORE, LossInputs, Tokens
 from qtarget.measures import MEASURES, Measure
@@ -71,20 +71,28 @@ def dense_loss(
     measures: Sequence[Measure] = (),
     **given: Unpack[LossInputs],
 ) -> LossOutput:
-    """The loss of `design` from logits [..., V] and labels [...] (already shifted; −100 is not supervised).
+    """The loss of `design` from logits [..., V] and labels [...], already shifted; −100 is not supervised.
 
-    references: role → Reference over the same positions, flattened. columns: name → per-token data, shaped as labels.
-    sequence_ids: shaped as labels; by default each row of [B, T] labels is a sequence. negatives: [..., K] token ids,
-    −100 for none. progress in [0, 1] of the training run, for designs with schedules. scope_values: part → [N], what a
-    part with step scope made of the whole step; by default of the N tokens given (`statistics` is its earlier name).
+        out = dense_loss(logits, labels, design, references={"teacher": Reference.full(logp)})
+        (out.total / len(out.nll)).backward()
+
+    chunk_size: tokens that go through the design at a time; None: as many as fit CHUNK_BYTES.
+    compiled: a chunk goes through torch.compile: the same objective in fewer passes over memory.
+    measures: measured of every token beside the usual ones, see `qtarget.measures`; they are the output's `others`.
+    references: role → Reference over the same positions, flattened.
+    columns: name → per-token data, shaped as labels.
+    sequence_ids: shaped as labels; by default each row of [B, T] labels is a sequence.
+    negatives: [..., K] token ids, −100 for none.
+    progress: of the training run, in [0, 1], for designs with schedules.
+    scope_values: part → [N], what a part with step scope made of the whole step; by default of these N tokens.
+    `statistics` is its earlier name.
     token_scale: s_t, a number or shaped as labels.
-    compiled: what a design makes of a chunk goes through torch.compile: the same objective in fewer passes over memory.
-    measures: read of every token beside the usual ones, see `qtarget.measures`; they are `others` of the output.
-    Returns the measures of the N supervised positions. `total` is a sum; what to divide it by, the design's `normalize`
-    says (`len(out.loss)` for tokens, (out.mass > 0).sum() for kept, out.mass.sum() for weight_sum).
+
+    Returns the measures of the N supervised positions, and `total` = Σ_t s_t·loss_t. What to divide it by, the design's
+    `normalize` says: len(out.loss) for tokens, (out.mass > 0).sum() for kept, out.mass.sum() for weight_sum.
     logits are float64, float32, bfloat16 or float16; all is computed in float32, of float64 logits in float64.
-    Raises QTargetError for labels outside the vocabulary, NaN logits, mismatched shapes, and references that hold less
-    than the design needs; for a second derivative, forward-mode derivatives and torch.func's transforms, too.
+    Raises QTargetError for labels outside the vocabulary, NaN logits, shapes that differ, and references that hold less
+    than the design reads; also for a second derivative, forward-mode derivatives and torch.func's transforms.
     """
     _check_floating(logits=logits)
     dtype = computed_in(logits.dtype)
@@ -96,7 +104,7 @@ def dense_loss(
     chunks = tokens.chunks(chunk_size, logits.shape[-1])
     tokens = _with_scope_values(tokens, design, chunks, lambda rows: compute[rows])
     every = (*MEASURES, *measures)
-    score = scorer(design, wants_gradient=gradient is not None, compiled=compiled, measures=every)
+    score = chunk_loss(design, wants_gradient=gradient is not None, compiled=compiled, measures=every)
     pieces = []
     for rows in chunks:
         piece, grad_logits = _score(score, every, compute[rows], tokens, rows)
@@ -119,11 +127,14 @@ def linear_loss(
 ) -> LossOutput:
     """`dense_loss` from hidden states [..., D] and a head (weight [V, D] or `Head`), never holding N × V.
 
-    The gradient of each chunk is formed in the forward and pushed through the head at once; only gradients of the
-    hidden states [N, D] and of the head [V, D] (fp32) stay. Where neither wants a gradient (validation) or the head is
-    frozen, that work is skipped. Unsupervised positions never reach the head. A design that looks at whole sequences
-    goes through the head once more beforehand, for the labels' probabilities. float16 is multiplied in float32, since
-    its range would lose gradients; bfloat16 is faster.
+        out = linear_loss(hidden, lm_head.weight, labels, design)
+        (out.total / len(out.nll)).backward()
+
+    Each chunk's gradient is formed in the forward and multiplied by the head at once. What stays are the gradients of
+    the hidden states [N, D] and of the head [V, D], in fp32; what needs none (a frozen head, validation) costs none.
+    Unsupervised positions never reach the head. A design that looks at whole sequences goes through the head twice,
+    first for the labels' probabilities. float16 is multiplied in float32, since its range would lose gradients;
+    bfloat16 is faster.
     """
     head = _as_head(head, hidden)
     dtype = matmul_dtype(hidden)
@@ -135,7 +146,7 @@ def linear_loss(
     chunks = tokens.chunks(chunk_size, head.weight.shape[0])
     tokens = _with_scope_values(tokens, design, chunks, lambda rows: cast.logits(states[rows], dtype))
     every = (*MEASURES, *measures)
-    score = scorer(design, wants_gradient=grads.wanted, compiled=compiled, measures=every)
+    score = chunk_loss(design, wants_gradient=grads.wanted, compiled=compiled, measures=every)
     pieces = []
     for rows in chunks:
         with torch.no_grad():
@@ -235,7 +246,7 @@ def _with_scope_values(
 
 @torch.no_grad()
 def _score(
-    score: Score, measures: Sequence[Measure], logits: Tensor, tokens: Tokens, rows: slice
+    score: ChunkLoss, measures: Sequence[Measure], logits: Tensor, tokens: Tokens, rows: slice
 ) -> tuple[TokenMeasures, Tensor | None]:
     """One chunk: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
     with torch.autocast(logits.device.type, enabled=False):  # it would round sums to bf16

@@ -16,12 +16,12 @@ from qtarget.math.view import TokenView
 from qtarget.measures import MEASURES, Measure
 
 BACKEND = "inductor"  # Triton on NVIDIA GPUs, C++ on CPUs
-Scores = tuple[tuple[Tensor, ...], Tensor | None]
-Score = Callable[[Tensor, Tokens], Scores]
+ChunkResult = tuple[tuple[Tensor, ...], Tensor | None]
+ChunkLoss = Callable[[Tensor, Tokens], ChunkResult]
 
 
 @dataclass(frozen=True)
-class Scored:
+class ChunkTokens:
     """n tokens, and what a design made of them."""
 
     view: TokenView
@@ -44,9 +44,9 @@ class Scored:
         return torch.full_like(self.view.label_logp, torch.nan) if prior is None else -prior.label_logp
 
 
-def scorer(
+def chunk_loss(
     design: Design, *, wants_gradient: bool, measures: tuple[Measure, ...] = MEASURES, compiled: bool = False
-) -> Score:
+) -> ChunkLoss:
     """(logits [n, V], tokens) → the measures in their order, and s·∂loss/∂logits [n, V] where wanted."""
     if compiled:
         return partial(_run_compiled, design, wants_gradient, measures)
@@ -55,19 +55,19 @@ def scorer(
 
 def evaluate(
     design: Design, wants_gradient: bool, measures: tuple[Measure, ...], logits: Tensor, tokens: Tokens
-) -> Scores:
+) -> ChunkResult:
     """No side effects and no look at a value, so that torch.compile makes one graph of it."""
     logp = torch.log_softmax(logits, dim=-1)
     view = tokens.view(logp)
     target = design(view)
     gradient = target.gradient(view)
-    scored = Scored(view, target, *target.distances(view, gradient))
+    scored = ChunkTokens(view, target, *target.distances(view, gradient))
     values = tuple([measure.read(scored) for measure in measures])
     return values, gradient.mul_(tokens.scale[:, None]) if wants_gradient else None
 
 
 @lru_cache(maxsize=64)
-def _compiled(design: Design, wants_gradient: bool, measures: tuple[Measure, ...]) -> Score:
+def _compiled(design: Design, wants_gradient: bool, measures: tuple[Measure, ...]) -> ChunkLoss:
     return torch.compile(partial(evaluate, design, wants_gradient, measures), fullgraph=True, backend=BACKEND)
 
 
@@ -78,7 +78,7 @@ def graphs_compiled() -> int:
 
 def _run_compiled(
     design: Design, wants_gradient: bool, measures: tuple[Measure, ...], logits: Tensor, tokens: Tokens
-) -> Scores:
+) -> ChunkResult:
     if len(logits) == 1:  # torch.compile makes a graph of its own for one row
         return evaluate(design, wants_gradient, measures, logits, tokens)
     for tensor in (logits, *tokens.tensors()):

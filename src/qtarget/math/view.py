@@ -1,4 +1,4 @@
-"""What a design may look at."""
+"""What a design reads of n tokens."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from qtarget.errors import QTargetError
-from qtarget.math.distribution import Distribution
-from qtarget.math.lazy import lazy
+from qtarget.math.distribution import Distribution, lazy
 from qtarget.math.schedule import Scalar, value_at
 
 

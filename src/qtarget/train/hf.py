@@ -125,15 +125,21 @@ def hf_loss(
     progress: Callable[[], float] | None = None,
     sequences: str = "auto",
 ) -> HFLoss:
-    """A loss for `Trainer(compute_loss_func=…)`: Σ loss over the supervised tokens, divided as the design says.
+    """A loss for transformers' Trainer: Σ loss over the supervised tokens, divided as the design says.
 
-    The Trainer hands over the number of items of the whole accumulated step, so any gradient_accumulation_steps gives
-    the same gradient. true_vocab: logits from there on belong to padded vocabulary rows and are cut off. progress: the
-    share of training done, for designs with schedules. sequences, for designs that look at whole sequences (talr): the
-    Trainer doesn't hand over position_ids, so "auto" takes a row for a sequence where its supervised tokens stand in
-    one piece, and refuses it otherwise; "rows" says that every row is one. In a compute_loss of your own, call
-    loss(outputs, labels, num_items_in_batch, position_ids=…) or (…, sequence_ids=…), each [B, T].
-    Raises QTargetError for designs that look at more than logits and labels, for normalize=sequences, and, when called,
-    for designs that look at the whole step while the call holds a part of it, or at sequences that it can't tell apart.
+        Trainer(model, args, compute_loss_func=hf_loss(load_design("dft")), …)
+
+    The Trainer passes the number of items of the whole accumulated step, so that every gradient_accumulation_steps
+    gives the same gradient.
+
+    true_vocab: logits from there on belong to padded vocabulary rows and are cut off.
+    progress: returns the fraction of training that is done, for designs with schedules.
+    sequences: for designs that look at whole sequences (talr). The Trainer passes no position_ids. "auto" takes a row
+    for one sequence where its supervised tokens stand in one piece, and refuses it otherwise. "rows": each row is one.
+    In a compute_loss of your own, call loss(outputs, labels, num_items_in_batch, position_ids=…) or
+    (…, sequence_ids=…), each [B, T].
+
+    Raises QTargetError for designs that read more than logits and labels, and for normalize=sequences. When called, for
+    designs that look at the whole step where the call holds a part of it, or at sequences that it can't tell apart.
     """
     return HFLoss(design, true_vocab, progress, sequences)
