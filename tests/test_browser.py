@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from test_report import HISTORY
 from test_swept import GRID, write_sweep
 
 from qtarget.compare.command import compare
+from qtarget.compare.watch import HOST, LivePage, serve
 from qtarget.lens.command import lens
 
 if TYPE_CHECKING:
@@ -256,3 +258,22 @@ def test_the_lens_is_drawn_and_its_names_show_and_hide(chromium: Browser, lens_p
         assert page.evaluate(traces) == 1  # Q = p
         page.locator("#slider").fill("40")
         assert page.locator("#where").inner_text().startswith("p(y) = ")
+
+
+def test_a_watched_page_moves_on_and_keeps_what_was_chosen(chromium: Browser, tmp_path: Path) -> None:
+    for name in ("sft", "dft"):
+        folder = test_runs.write_run(tmp_path, name, name * 4, history=HISTORY)
+    server = serve(LivePage([tmp_path], every=0.2))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = chromium.new_page()
+    page.goto(f"http://{HOST}:{server.server_address[1]}")
+    page.locator(".keys button", has_text="sft").click()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('\n{"step": 99, "train/nll": 0.5}')
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#plot-nll .ticks text')].some((t) => t.textContent === '100')"
+    )
+    assert [name.strip() for name in page.locator(".keys button[aria-pressed='false']").all_inner_texts()] == ["sft"]
+    server.shutdown()
+    server.server_close()
+    page.close()

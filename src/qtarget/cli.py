@@ -185,6 +185,23 @@ def _clean(rest: list[str]) -> int:
     return clean(rest)
 
 
+def _watch(rest: list[str]) -> int:
+    from qtarget.config.parsers import watch_parser
+
+    parser = watch_parser()
+    options = parser.parse_intermixed_args(rest)
+    if options.every < 0.2:
+        parser.error(f"--every takes at least 0.2 seconds, got {options.every:g}")
+    if not 0 <= options.port <= 65535:
+        parser.error(f"--port takes 0 to 65535, got {options.port}")
+    from qtarget.compare.command import CompareOptions
+    from qtarget.compare.watch import watch
+
+    keys = [key for key in options.group_by.split(",") if key]
+    compared = CompareOptions(group_by=keys, metric=options.metric)
+    return watch(options.paths, compared, port=options.port, every=options.every, browser=not options.no_browser)
+
+
 def _show(rest: list[str]) -> int:
     from qtarget.run.show import show
 
@@ -231,6 +248,7 @@ COMMAND_FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
     "cache": _cache,
     "evaluate": _evaluate,
     "compare": _compare,
+    "watch": _watch,
     "export": _export,
     "clean": _clean,
     "agents": _agents,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,30 @@ if TYPE_CHECKING:
 
 FORMATS = ("rich", "md", "csv", "tex")
 TABLE_TITLES = {"result": "Result", "loss": "What the loss trusted, and what it cost"}
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared, as `compare` says it."""
+
+    group_by: Sequence[str] = ()
+    metric: str | None = None
+    against: Sequence[str] = ()
+    best_of: Sequence[str] = ()
+    by: str | None = None
+
+
+def compared(
+    paths: Sequence[str | Path], options: CompareOptions
+) -> tuple[Sequence[Run], Grouped | None, Swept | None]:
+    """The runs under `paths`, in table order; their groups, where they are grouped; else what was swept."""
+    runs = [_with_changes(run) for run in read_runs(paths)]
+    if options.best_of and not options.group_by:
+        raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
+    if not options.group_by or not finished(runs):
+        return runs, None, read_swept(runs, options.metric)
+    metric, by = options.metric or usual_metric(runs), options.by or usual_validation(runs)
+    return runs, grouped_rows(runs, Grouping(options.group_by, metric, options.against, options.best_of, by)), None
 
 
 def compare(
@@ -62,12 +86,7 @@ def compare(
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
-    runs = [_with_changes(run) for run in read_runs(paths)]
-    if best_of and not group_by:
-        raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
-    grouping = Grouping(group_by, metric or usual_metric(runs), against, best_of, by or usual_validation(runs))
-    grouped = grouped_rows(runs, grouping) if group_by and finished(runs) else None
-    swept = None if grouped else read_swept(runs, metric)
+    runs, grouped, swept = compared(paths, CompareOptions(group_by, metric, against, best_of, by))
     if grouped:
         print_groups(grouped, format)
     elif format == "rich":

@@ -19,6 +19,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
   qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
   qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
+  qtarget watch DIR…                 the same page live, on this machine alone, while runs go on
   qtarget export RUN --to WHERE      the trained model with a model card, as a folder or at the hub (hub:OWNER/NAME)
   qtarget clean [DIR…] [--yes]       what of runs and caches nobody needs any more: listed, and with --yes freed
   qtarget agents SWEEP --gpus 0-7    a W&B agent per GPU, for a sweep that `wandb sweep sweeps/NAME.yaml` made
@@ -40,6 +41,7 @@ COMMANDS = (
     "cache",
     "evaluate",
     "compare",
+    "watch",
     "export",
     "clean",
     "agents",
@@ -191,6 +193,17 @@ def compare_parser() -> Parser:
     return parser
 
 
+def watch_parser() -> Parser:
+    parser = Parser(prog="qtarget watch", description="The page of the runs below folders, live while they go on.")
+    parser.add_argument("paths", nargs="+", metavar="DIR", help="folders that hold runs, or will")
+    parser.add_argument("--group-by", metavar="KEY,…", default="", help="as of `qtarget compare`")
+    parser.add_argument("--metric", help="as of `qtarget compare`")
+    parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1 (default: a free one)")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks (default: 2)")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    return parser
+
+
 def export_parser() -> Parser:
     parser = Parser(prog="qtarget export", description="The trained model of a run as others load it, with a card.")
     parser.add_argument("run", metavar="RUN", help="a finished run's folder, or a folder with one such run")
@@ -250,6 +263,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "cache": partial(keys_parser, "cache"),
     "evaluate": partial(keys_parser, "evaluate"),
     "compare": compare_parser,
+    "watch": watch_parser,
     "export": export_parser,
     "clean": clean_parser,
     "agents": agents_parser,
