@@ -269,13 +269,13 @@ def test_an_adapter_on_bf16_weights_merges_in_fp32(workdir: Path) -> None:
 def test_a_merge_that_goes_wrong_is_told_and_loses_nothing(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from qtarget.run import checkpoint
+    from qtarget.run import exported_model
 
     def wrong(made: Policy) -> None:
         merge(made)
         made.lm.get_submodule("model.layers.0.self_attn.q_proj").weight.data.mul_(3)
 
-    monkeypatch.setattr(checkpoint, "merge", wrong)
+    monkeypatch.setattr(exported_model, "merge", wrong)
     assert qtarget_cli(RUN) == 2
     assert "the adapter makes other logits than it made in training: they differ by" in capfd.readouterr().err
     run = only_run(Path("outputs"))
