@@ -73,9 +73,14 @@ class Job:
         return [sys.executable, "-m", "qtarget", "train", *self.overrides, *search, *one_run]
 
     @property
+    def status(self) -> str | None:
+        """Of this very configuration, as its record has it; None where there is no record of it."""
+        result = stored_result(self.folder) or {}
+        return str(result["status"]) if result.get("config_hash") == self.identity else None
+
+    @property
     def finished(self) -> bool:
-        result = stored_result(self.folder)
-        return bool(result and result["status"] == "finished" and result.get("config_hash") == self.identity)
+        return self.status == "finished"
 
 
 def make_slots(count: int | None, devices: Sequence[int] | None) -> list[Slot]:
@@ -262,9 +267,8 @@ class JobPool:
 
     def _say_ended(self, running_job: RunningJob, code: int) -> None:
         if running_job.kill_deadline is None:
-            self.say(
-                running_job.number, running_job.job, "finished" if code == 0 else f"FAILED ({exit_code_in_words(code)})"
-            )
+            how = "finished" if code == 0 else f"FAILED ({exit_code_in_words(code)})"
+            self.say(running_job.number, running_job.job, how)
 
     def say(self, number: int, job: Job, what: str) -> None:
         say(number, self.total, job, what, self.time_left or "")

@@ -50,8 +50,7 @@ class SweepPoint:
     @property
     def settled(self) -> bool:
         """Finished, or stopped by the sweep: not to be run again."""
-        result = stored_result(self.job.folder)
-        return bool(result and result["status"] in SETTLED and result.get("config_hash") == self.job.identity)
+        return self.job.status in SETTLED
 
     def to_dict(self) -> dict[str, Any]:
         """As `sweep.json` has it."""
