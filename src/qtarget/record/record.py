@@ -22,13 +22,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
 from qtarget.errors import QTargetError
 from qtarget.files import settle, write_atomically
-from qtarget.train.histograms import Histogram
+
+if TYPE_CHECKING:
+    from qtarget.train.histograms import Histogram  # torch comes in there
 
 PACKAGES = ("qtarget", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb", "reasoning-gym")
 METRICS, HISTOGRAMS = "metrics.jsonl", "histograms.jsonl"

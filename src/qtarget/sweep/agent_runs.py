@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qtarget.errors import QTargetError
+from qtarget.record.record import stored_result
 from qtarget.record.wandb_sweep import WandbSweep, states, under_agent
 
 VALUES_FILE = "WANDB_SWEEP_PARAM_PATH"
@@ -147,8 +148,7 @@ def _end(state: str, recorded: str, stopped: bool) -> str:
 
 def _records() -> dict[str, Recorded]:
     """The records in outputs/, by the id of the run at W&B."""
-    from qtarget.record.record import stored_result
-    from qtarget.record.trackers import name_before  # torch comes in here, and every command imports this file
+    from qtarget.record.trackers import name_before  # numpy comes in here, and every command imports this file
 
     results = ((path.parent, stored_result(path.parent) or {}) for path in Path().glob(RESULTS))
     return {

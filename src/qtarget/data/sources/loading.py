@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.file_rows import FORMATS, PACKED, FilePart, FileRows, Table, Typed, form
 from qtarget.errors import QTargetError
-from qtarget.parallel import is_rank_zero
 
 TYPED = {".parquet": "parquet", ".arrow": "arrow"}
 BUILDERS = {"Csv": "csv", "Json": "json"}
@@ -166,6 +165,8 @@ def _own_delimiter(config: Any) -> str | None:
 def _asked(source: Named, split: str, *, built: bool = False, **named: Any) -> Any:
     """What `datasets` gives: a table; or its builder, which has read nothing but names."""
     import datasets  # takes a second, and only this source needs it
+
+    from qtarget.parallel import is_rank_zero  # torch comes in here
 
     if not is_rank_zero() or not sys.stderr.isatty():
         datasets.disable_progress_bars()
