@@ -114,11 +114,7 @@ def _list_scheduler(file: SweepFile, folder: Path, checked: Sequence[tuple[Value
     for values, job in checked:
         by_identity.setdefault(job.identity, (values, job))
     points = [SweepPoint(number, values, job) for number, (values, job) in enumerate(by_identity.values())]
-
-    def ignore(point: SweepPoint) -> None:
-        """The points don't depend on results."""
-
-    return SweepScheduler(file, iter(points), points, len(points), ignore, partial(_save_points, folder, file, points))
+    return SweepScheduler(file, iter(points), points, len(points), partial(_save_points, folder, file, points))
 
 
 def _bayes_scheduler(factory: JobFactory, folder: Path, max_points: int | None, seed: int) -> SweepScheduler:
@@ -133,7 +129,7 @@ def _bayes_scheduler(factory: JobFactory, folder: Path, max_points: int | None, 
         search.tell(point.number, point.value)
 
     proposals = _proposed(search, factory, points, total)
-    return SweepScheduler(file, proposals, points, total, report_result, partial(_save_points, folder, file, points))
+    return SweepScheduler(file, proposals, points, total, partial(_save_points, folder, file, points), report_result)
 
 
 def _proposed(search: Bayes, factory: JobFactory, points: list[SweepPoint], total: int) -> Iterator[SweepPoint]:

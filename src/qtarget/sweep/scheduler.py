@@ -92,16 +92,17 @@ class SweepScheduler:
     """Runs the points of a sweep.
 
     proposals: the points in order; a Bayesian search makes them up one by one, from the results so far. points: those
-    proposed so far. total: how many there will be. report_result: called with each point that has its result. save:
-    called whenever a point has changed.
+    proposed so far. total: how many there will be.
+    save: called whenever a point has changed. report_result: called with each point that has its result; None where
+    proposals don't depend on results.
     """
 
     file: SweepFile
     proposals: Iterator[SweepPoint]
     points: list[SweepPoint]
     total: int
-    report_result: Callable[[SweepPoint], None]
     save: Callable[[], None]
+    report_result: Callable[[SweepPoint], None] | None = None
     _next_point: SweepPoint | None = None
     _metric_seen: bool = False
     _histories: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -167,7 +168,8 @@ class SweepScheduler:
             result = stored_result(point.job.folder) or {}
             point.state, point.error = result["status"], str(result.get("error") or "")
             self._require_metric(measured.names)
-            self.report_result(point)
+            if self.report_result:
+                self.report_result(point)
         else:
             point.state, point.error = "failed", outcome(point.job, code).error
         self.save()
