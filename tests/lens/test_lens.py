@@ -287,7 +287,7 @@ def demonstration(text: str, **changes: Any) -> Demonstrations:
         "alternatives": (Alternative(text, 0.125),),
     }
     tokens = (Token(text, supervised=False), Token(text, True, True, **told), Token("\n", True, False, **told))
-    pulls = (Pull(-3.0, 0.5, 2.0), Pull(1.0, 1.0, 1.0))
+    pulls = (Pull((-3.0, 0.5, 2.0)), Pull((1.0, 1.0, 1.0)))
     return Demonstrations(text, (TokenRow(7, tokens, (DesignReading(marks([text])[0], pulls),)),), **changes)
 
 

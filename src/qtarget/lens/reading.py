@@ -128,13 +128,7 @@ def _readings(
     }
     for row in range(len(counts)):
         yield tuple(
-            DesignReading(
-                marks[name],
-                tuple(
-                    Pull(trust, reliance, weight, tuple(others))
-                    for trust, reliance, weight, *others in zip(*(c[row].tolist() for c in own), strict=True)
-                ),
-            )
+            DesignReading(marks[name], tuple(map(Pull, zip(*(values[row].tolist() for values in own), strict=True))))
             for name, own in columns.items()
         )
 

@@ -49,21 +49,21 @@ class Token:
     alternatives: tuple[Alternative, ...] = ()
 
 
-PULL_MEASURES = ("trust", "reliance", "weight")
-_OTHERS = tuple(measure.name for measure in MEASURES if measure.in_lens and measure.name not in PULL_MEASURES)
-LENS_MEASURES = (*PULL_MEASURES, *_OTHERS)
-"""The measures that are said of a design at a token."""
-TITLES = tuple(measure.title for name in LENS_MEASURES for measure in MEASURES if measure.name == name)
+LENS_MEASURES = tuple(measure.name for measure in MEASURES if measure.in_lens)
+"""The measures that are shown of a design at a token."""
+TITLES = tuple(measure.title for measure in MEASURES if measure.in_lens)
+TRUST = LENS_MEASURES.index("trust")
 
 
 @dataclass(frozen=True)
 class Pull:
-    """What a design makes of one supervised token, by `LENS_MEASURES`."""
+    """What a design makes of one supervised token: the value of each of `LENS_MEASURES`."""
 
-    trust: float
-    reliance: float
-    weight: float
-    others: tuple[float, ...] = ()
+    values: tuple[float, ...]
+
+    @property
+    def trust(self) -> float:
+        return self.values[TRUST]
 
 
 @dataclass(frozen=True)
@@ -168,15 +168,10 @@ def details(row: TokenRow) -> list[dict[str, Any]]:
             "prior": token.prior,
             "nll": token.nll,
             "alternatives": [{"text": quoted(other.text), "p": other.p} for other in token.alternatives],
-            "pulls": [_values(reading.pulls[index]) for reading in row.readings],
+            "pulls": [list(reading.pulls[index].values) for reading in row.readings],
         }
         for index, token in enumerate(row.supervised)
     ]
-
-
-def _values(pull: Pull) -> list[float]:
-    """In the order of `LENS_MEASURES`."""
-    return [pull.trust, pull.reliance, pull.weight, *pull.others]
 
 
 # The PNG
