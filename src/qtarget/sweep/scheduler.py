@@ -106,7 +106,6 @@ class SweepScheduler:
     _next_point: SweepPoint | None = None
     _metric_seen: bool = False
     _histories: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    _began: dict[int, float] = field(default_factory=dict)
     _seconds: list[float] = field(default_factory=list)
 
     @property
@@ -125,7 +124,7 @@ class SweepScheduler:
                 if not pool.running:  # with free slots and nothing running, nothing is left to start
                     return
                 for running_job, code in pool.reap():
-                    self._seconds.append(time.monotonic() - self._began[running_job.number])
+                    self._seconds.append(time.monotonic() - running_job.began)
                     self._close(self._point(running_job), code)
                     self._print_progress(len(slots))
                 if time.monotonic() - last_check > CHECK_SECONDS:
@@ -136,7 +135,6 @@ class SweepScheduler:
     def _fill(self, pool: JobPool) -> None:
         """Start points while there is a free slot and a point that may run."""
         while pool.free and (point := self._take_next(pool.running)):
-            self._began[point.number] = time.monotonic()
             point.state = "running"
             pool.start(point.number, point.job)
             self.save()
