@@ -36,7 +36,8 @@ from pathlib import Path
 
 folder, identity, *overrides = sys.argv[1:]
 told = dict(override.partition("=")[::2] for override in overrides)
-rate, steps = float(told.get("optim.lr", 1)), int(told.get("trainer.max_steps", 3))
+rate = round(20 * float(told.get("optim.lr", 0.05)), 9)
+steps = int(told.get("trainer.max_steps", 3))
 folder = Path(folder)
 with open("starts.txt", "a") as starts:
     starts.write(folder.name + "\\n")
@@ -74,7 +75,7 @@ def composed(config_name: str, overrides: Sequence[str], *, with_hydra: bool = F
 
 @pytest.fixture
 def stand_ins(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder in which jobs are stand-ins: val/nll falls from optim.lr over trainer.max_steps steps."""
+    """A working folder in which jobs are stand-ins: val/nll falls from 20·optim.lr over trainer.max_steps steps."""
     script = workdir / "stand_in.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(sweep_points, "compose_config", composed)
@@ -92,7 +93,7 @@ def sweep_file(folder: Path, **changes: Any) -> str:
     content = {
         "method": "grid",
         "metric": {"name": "val/nll"},
-        "parameters": {"optim.lr": {"values": [3.0, 1.0, 2.0]}, "seed": {"values": [0, 1]}},
+        "parameters": {"optim.lr": {"values": [0.15, 0.05, 0.1]}, "seed": {"values": [0, 1]}},
         "command": COMMAND,
     }
     path = folder / "mine.yaml"
@@ -118,10 +119,10 @@ def test_a_grid_runs_once_and_says_what_is_best(stand_ins: Path, capsys: pytest.
     command = ["sweep", sweep_file(stand_ins), "--slots", "2"]
     assert qtarget_cli(command) == 0
     told = capsys.readouterr()
-    assert "6 of 6 points done; best val/nll 0.33333 at optim.lr=1.0 seed=0" in told.err
+    assert "6 of 6 points done; best val/nll 0.33333 at optim.lr=0.05 seed=0" in told.err
     assert "6 points: 6 finished; results in outputs/mine" in told.out
     assert "next: qtarget compare outputs/mine" in told.out
-    assert [tuple(point["values"].values()) for point in points(stand_ins)][:3] == [(3.0, 0), (3.0, 1), (1.0, 0)]
+    assert [tuple(point["values"].values()) for point in points(stand_ins)][:3] == [(0.15, 0), (0.15, 1), (0.05, 0)]
     assert {point["state"] for point in points(stand_ins)} == {"finished"}
     assert [point["value"] for point in points(stand_ins)] == pytest.approx([1.0, 1.0, 1 / 3, 1 / 3, 2 / 3, 2 / 3])
     assert len(set(started(stand_ins))) == 6
@@ -131,7 +132,7 @@ def test_a_grid_runs_once_and_says_what_is_best(stand_ins: Path, capsys: pytest.
 
 
 def test_random_search_goes_on_where_it_was(stand_ins: Path) -> None:
-    parameters = {"optim.lr": {"min": 0.5, "max": 1.5}}
+    parameters = {"optim.lr": {"min": 0.025, "max": 0.075}}
     file = sweep_file(stand_ins, method="random", parameters=parameters, run_cap=3)
     assert qtarget_cli(["sweep", file]) == 0
     three = points(stand_ins)
@@ -141,20 +142,20 @@ def test_random_search_goes_on_where_it_was(stand_ins: Path) -> None:
 
 
 def test_a_failed_point_is_named_and_run_again(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["sweep", sweep_file(stand_ins, parameters={"optim.lr": {"values": [1.0, 13.0]}})]
+    command = ["sweep", sweep_file(stand_ins, parameters={"optim.lr": {"values": [0.05, 0.65]}})]
     assert qtarget_cli(command) == 1
     told = capsys.readouterr()
-    assert "FAILED    optim.lr=13.0" in told.err
+    assert "FAILED    optim.lr=0.65" in told.err
     assert "2 points: 1 finished, 1 failed" in told.out
     assert qtarget_cli([*command, "--retry", "1"]) == 1
     assert len(started(stand_ins)) == 4
 
 
 def test_points_without_a_finite_value_are_named(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert qtarget_cli(["sweep", sweep_file(stand_ins, parameters={"optim.lr": {"values": [11.0, 1.0]}})]) == 0
+    assert qtarget_cli(["sweep", sweep_file(stand_ins, parameters={"optim.lr": {"values": [0.55, 0.05]}})]) == 0
     told = capsys.readouterr()
     (line, reason) = told.err[told.err.index("NO VALUE") :].splitlines()[:2]
-    assert "optim.lr=11.0  →  outputs/mine/" in line
+    assert "optim.lr=0.55  →  outputs/mine/" in line
     assert reason.strip().startswith("val/nll was never a finite number")
     assert told.err.count("NO VALUE") == 1
     assert "2 points: 2 finished" in told.out
@@ -189,14 +190,14 @@ def test_a_mended_metric_keeps_what_has_finished(stand_ins: Path) -> None:
 def test_hyperband_stops_a_bad_run_which_is_not_run_again(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = sweep_file(
         stand_ins,
-        parameters={"optim.lr": {"values": [1.0, 9.0, 0.5]}},
+        parameters={"optim.lr": {"values": [0.05, 0.45, 0.025]}},
         early_terminate={"type": "hyperband", "min_iter": 2},
     )
     command = ["sweep", file, "trainer.max_steps=8", "trainer.clip=0.4"]
     assert qtarget_cli(command) == 0
     told = capsys.readouterr()
     assert "3 points: 2 finished, 1 stopped" in told.out
-    bad = next(point for point in points(stand_ins) if point["values"] == {"optim.lr": 9.0})
+    bad = next(point for point in points(stand_ins) if point["values"] == {"optim.lr": 0.45})
     stored = json.loads(Path(bad["folder"], "result.json").read_text())
     assert stored["status"] == "stopped"
     assert 1 <= stored["stopped_at_step"] < 7
@@ -271,7 +272,7 @@ def test_a_search_without_an_end_is_refused(stand_ins: Path, capsys: pytest.Capt
 
 def test_bayes_learns_and_goes_on(stand_ins: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna")
-    parameters = {"optim.lr": {"min": 0.0001, "max": 10.0}, "seed": {"values": [0, 1, 2]}}
+    parameters = {"optim.lr": {"min": 0.000005, "max": 0.5}, "seed": {"values": [0, 1, 2]}}
     file = sweep_file(stand_ins, method="bayes", parameters=parameters, run_cap=20)
     assert qtarget_cli(["sweep", file, "--count", "6", "--slots", "3"]) == 0
     six = [point["values"] for point in points(stand_ins)]
@@ -291,13 +292,13 @@ def test_bayes_leaves_out_what_is_not_legal_together(
     checked = sweep_points.JobFactory.make_job
 
     def refusing(jobs: sweep_points.JobFactory, values: dict[str, Any]) -> slots.Job:
-        if values["optim.lr"] == 2.0 and values["seed"] == 1:
+        if values["optim.lr"] == 0.1 and values["seed"] == 1:
             raise QTargetError("not together")
         return checked(jobs, values)
 
     monkeypatch.setattr(sweep_points.JobFactory, "make_job", refusing)
     file = sweep_file(stand_ins, method="bayes", run_cap=12)
-    monkeypatch.setattr(sweep_command, "corners", lambda space: [{"optim.lr": 1.0, "seed": 0}])
+    monkeypatch.setattr(sweep_command, "corners", lambda space: [{"optim.lr": 0.05, "seed": 0}])
     for _ in range(2):
         assert qtarget_cli(["sweep", file]) == 0
         assert "left out: not together" in capsys.readouterr().err

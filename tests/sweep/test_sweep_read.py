@@ -225,7 +225,7 @@ def check_all(jobs: JobFactory, points: Iterable[Mapping[str, Any]]) -> None:
         ({"optim.lrr": {"values": [1.0, 2.0]}}, (), "optim.lrr=1.0: unknown key 'optim.lrr': did you mean 'lr'"),
         ({"target": {"values": ["dft", "dfft"]}}, (), "target=dfft: unknown target 'dfft': did you mean 'dft'"),
         ({"target/residual": {"values": ["priors"]}}, ("target=target_sft",), "unknown target/residual 'priors'"),
-        ({"target.reliance.alpha": {"values": [-1.0, 0.5]}}, ("target=dft",), r"alpha=-1\.0: alpha must"),
+        ({"target.reliance.alpha": {"values": [-1.0, 0.5]}}, ("target=dft",), r"=-1\.0: target\.reliance\.alpha must"),
         ({"trainer.max_steps": {"values": [None, 5]}}, (), r"max_steps=null: "),
         ({"seed": {"values": [0, 1]}}, ("trainer=dry",), "trainer=dry leaves no results"),
         ({"seed": {"values": [0, 1]}}, ("seed=3",), "sweeps seed: change it there"),
