@@ -52,8 +52,8 @@ def _by_configuration(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
         members.setdefault(same if run.config else run.folder, []).append(run)
     together = [group for group in members.values() if len({run.seed for run in group}) == len(group)]
     alone = [[run] for group in members.values() if group not in together for run in group]
-    place = {run.folder: index for index, run in enumerate(runs)}
-    return sorted(map(tuple, together + alone), key=lambda group: place[group[0].folder])
+    rank = {run.folder: index for index, run in enumerate(runs)}
+    return sorted(map(tuple, together + alone), key=lambda group: rank[group[0].folder])
 
 
 def _label(group: Sequence[Run], others: Sequence[Sequence[Run]]) -> str:

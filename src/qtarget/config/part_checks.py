@@ -20,17 +20,17 @@ def check_parts(config: Mapping[str, Any]) -> None:
 
     What a class of the user's takes is that class's to say.
     """
-    for place, node in nodes(config):
+    for dotted, node in nodes(config):
         path = str(node.get("_target_", ""))
         if path.startswith("qtarget."):
-            _check(place, located(f"{place}._target_", MOVED.get(path, path)), node)
+            _check(dotted, located(f"{dotted}._target_", MOVED.get(path, path)), node)
 
 
-def _check(place: str, part: Any, node: Mapping[str, Any]) -> None:
+def _check(dotted: str, part: Any, node: Mapping[str, Any]) -> None:
     if not isinstance(part, type) or not any(settings_of(part)):
         return
     known = [one.name for one in fields(part) if one.init]
     for key in node:
         if key not in known and not key.startswith("_") and key != DOCUMENTED:
-            raise QTargetError(f"unknown key '{place}.{key}'{nearest(key, known)}")
-    check_values(place, part, node)
+            raise QTargetError(f"unknown key '{dotted}.{key}'{nearest(key, known)}")
+    check_values(dotted, part, node)

@@ -84,9 +84,9 @@ def marks(pairs: Sequence[tuple[str, str]], first_index: int = 0) -> list[Mark]:
     of_design = looks(design for design, _ in pairs)
     labels: dict[str, list[str]] = {}
     for design, label in pairs:
-        held = labels.setdefault(design, [])
-        if label not in held:
-            held.append(label)
+        own_labels = labels.setdefault(design, [])
+        if label not in own_labels:
+            own_labels.append(label)
     index = {pair: first_index + count for count, pair in enumerate(dict.fromkeys(pairs))}
     return [
         Mark(index[design, label], label, *of_design[design], DASHES[labels[design].index(label) % len(DASHES)])

@@ -27,12 +27,12 @@ class RunTable(list[Run]):
         name (test/nll) and the resolved configuration by dotted keys (optim.lr), with the types of config.yaml.
         differing: of groups and configuration only what differs between these runs.
         """
-        held = [_values(run) for run in self]
-        keys = dict.fromkeys(key for values in held for key in values)
+        values_by_run = [_values(run) for run in self]
+        keys = dict.fromkeys(key for values in values_by_run for key in values)
         if differing:
             wanted = {*OWN, *differing_keys(self), *(key for run in self for key in run.metrics), *_groups(self)}
             keys = {key: None for key in keys if key in wanted}
-        return [{key: values.get(key) for key in keys} for values in held]
+        return [{key: values.get(key) for key in keys} for values in values_by_run]
 
     def history(self) -> list[dict[str, Any]]:
         """A mapping a step of a run: `run`, `step`, and what was measured there by name."""

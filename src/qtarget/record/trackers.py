@@ -296,9 +296,9 @@ class Wandb(Checked):
     def _check_sweep(self) -> None:
         """Say once, and as early as can be known, that the sweep waits for a metric that never comes."""
         sweep, self._sweep = self._sweep, None
-        said = unlogged(sweep.metric, self._logged) if sweep and sweep.metric else None
-        if said:
-            warnings.warn(said, stacklevel=2)
+        message = unlogged(sweep.metric, self._logged) if sweep and sweep.metric else None
+        if message:
+            warnings.warn(message, stacklevel=2)
 
     def histograms(self, step: int, counted: Mapping[str, Mapping[str, Any]]) -> None:
         if row(step, counted) not in self._sent.rows:
@@ -318,8 +318,8 @@ class Wandb(Checked):
         self._send({name: _table(rows)})
         if name in DRAWN:
             x, y, title = DRAWN[name]
-            held = [row for row in rows if row[x] is not None]
-            self._send({f"{name}_curve": wandb.plot.line(_table(held), x, y, title=title)})
+            drawn = [row for row in rows if row[x] is not None]
+            self._send({f"{name}_curve": wandb.plot.line(_table(drawn), x, y, title=title)})
 
     def finish(self, metrics: Mapping[str, float], *, failed: bool) -> None:
         if self._run is None:
