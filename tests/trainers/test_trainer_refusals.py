@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_trainers as tiny
 import torch
+import transformers
 import yaml
 
 import qtarget
@@ -18,8 +19,9 @@ from qtarget import extras
 from qtarget.config.composing import compose_target
 from qtarget.config.design_file import design_of
 from qtarget.errors import QTargetError
+from qtarget.model.builtin import tiny_tokenizer
 from qtarget.trainers.collated import batch_of
-from qtarget.trainers.trainer_settings import check_given
+from qtarget.trainers.trainer_settings import check_given, check_trainer
 
 REFUSED = {
     'loss_type can\'t be honoured.*design="dft"': {"loss_type": "dft"},
@@ -53,6 +55,28 @@ def test_another_loss_beside_a_design_is_refused_before_trl_warns_of_it(tmp_path
         tiny.QTargetTrainer(model_init=tiny.tiny, design="sft")
     with pytest.raises(QTargetError, match="chunk_size must be"):
         tiny.QTargetTrainer(tiny.tiny(), design="sft", chunk_size=0)
+
+
+def test_a_mixture_of_experts_loses_no_loss_of_its_router_in_silence(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(vocab_size=len(tiny_tokenizer()), num_key_value_heads=2, **sizes)
+    with pytest.raises(QTargetError, match=r"load-balancing loss of its router.*router_aux_loss_coef=0.0"):
+        tiny.sft_trainer(tmp_path, "sft", given={"model": transformers.MixtralForCausalLM(config)})
+    model = transformers.MixtralForCausalLM(config)
+    trainer = tiny.sft_trainer(tmp_path, "sft", given={"model": model}, router_aux_loss_coef=0.0, max_steps=1)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(trainer.state.log_history[0]["nll"], rel=1e-5)
+
+
+def test_images_in_the_data_set_and_several_gpus_in_a_process_are_refused() -> None:
+    usual = {"is_model_parallel": False, "args": SimpleNamespace(n_gpu=1), "model": object()}
+    for changed, message in (
+        ({"_is_vision_dataset": True}, "the data set has images"),
+        ({"args": SimpleNamespace(n_gpu=2)}, "one process sees 2 GPUs.*torchrun"),
+        ({"is_model_parallel": True}, "device_map spreads the model over several devices"),
+    ):
+        with pytest.raises(QTargetError, match=message):
+            check_trainer(SimpleNamespace(**usual | changed))
 
 
 ROLES: dict[str, tuple[str, Any]] = {

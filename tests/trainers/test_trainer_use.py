@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import runpy
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +197,54 @@ def test_what_trl_masks_is_context(only: str, tmp_path: Path) -> None:
     assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
+def test_wrapped_packing_cuts_rows_as_trl_does(tmp_path: Path) -> None:
+    """packing_strategy="wrapped" (TRL 1.16): documents see each other in rows of max_length; sft is TRL's own loss."""
+    settings = {"packing": True, "packing_strategy": "wrapped", "max_length": 64, "max_steps": 1}
+    ours = tiny.sft_trainer(tmp_path, "sft", given={"model": tiny.tiny().float()}, **settings)
+    theirs = tiny.trl.SFTTrainer(
+        tiny.tiny().float(),
+        ours.args,
+        train_dataset=Dataset.from_list(tiny.rows()),
+        processing_class=tiny_tokenizer(),
+    )
+    tiny.assert_same(tiny.trained(ours), tiny.trained(theirs), atol=2e-5)
+    mine, other = (made.state.log_history[0]["loss"] for made in (ours, theirs))
+    assert mine == pytest.approx(other, rel=1e-5)
+
+
+def test_a_part_of_ones_own_reads_a_column_of_the_batch(tmp_path: Path) -> None:
+    """Columns are aligned with input_ids; a collator of one's own brings them."""
+    trainer = tiny.plain_trainer(tmp_path, replace(qtarget.load_design("sft"), reliance=Told()))
+    collate = trainer.data_collator
+
+    def with_column(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = dict(collate(rows))
+        return {**batch, "told": batch["input_ids"] % 2 == 0}
+
+    trainer.data_collator = with_column
+    labels = [label for row in tiny.rows() for label in row["labels"][1:] if label != -100]
+    expected = sum(label % 2 == 0 for label in labels) / len(labels)
+    assert trainer.evaluate()["eval_target/reliance"] == pytest.approx(expected)
+    trainer.data_collator = collate
+    with pytest.raises(QTargetError, match="the batch has no told: give a data_collator"):
+        trainer.train()
+
+
+@dataclass(frozen=True)
+class Told:
+    """γ_t as the data says."""
+
+    columns = ("told",)
+
+    def __call__(self, view: Any) -> torch.Tensor:
+        told: torch.Tensor = view.column("told").to(view.logp.dtype)
+        return told
+
+
 # Examples
 
 
-@pytest.mark.parametrize("name", ["trl_prior", "trl_teacher"])
+@pytest.mark.parametrize("name", ["trl_prior", "trl_teacher", "trainer_prior"])
 def test_an_example_runs_and_learns(
     name: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
