@@ -180,6 +180,7 @@ def cache(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QTARGET_CACHE", str(holder))
     for name in ("whole", "building"):
         fill(holder / "references" / name, "manifest.json", "shard-00000.safetensors", "head.safetensors", ".lock")
+    fill(holder / "references" / "whole", ".shard-00001.safetensors.host.12", "notes.md")
     fill(workdir / "outside", "manifest.json", "shard-00000.safetensors")
     (holder / "references" / "link").symlink_to(workdir / "outside", target_is_directory=True)
     fill(holder / "models" / "converted", "model.safetensors")
@@ -194,10 +195,8 @@ def test_caches_go_only_where_asked_and_none_under_a_lock(
     assert files(cache, workdir / "outside") == before
     with locked(cache / "references" / "building" / ".lock", "busy", wait=0):
         cleaned(capsys, "--yes", "--caches")
-    gone = {
-        f"{cache}/references/whole/{name}" for name in ("manifest.json", "shard-00000.safetensors", "head.safetensors")
-    }
-    assert before - files(cache, workdir / "outside") == gone
+    names = ("manifest.json", "shard-00000.safetensors", "head.safetensors", ".shard-00001.safetensors.host.12")
+    assert before - files(cache, workdir / "outside") == {f"{cache}/references/whole/{name}" for name in names}
 
 
 def test_no_cache_goes_while_a_run_is_at_work_that_may_read_it(

@@ -23,7 +23,7 @@ from qtarget.resume_folders import STATE, newest
 from qtarget.units import in_bytes
 
 CHECKPOINT, OPTIMIZER, LOCK = "checkpoint", "optimizer.pt", ".lock"
-UNFINISHED_WRITE = re.compile(r"\.(\w+\.(json|jsonl|yaml|txt)|adapter)\.[^/]+\.\d+|\.checkpoint\.new")
+UNFINISHED_WRITE = re.compile(r"\.([\w-]+\.(json|jsonl|yaml|txt|safetensors)|adapter)\.[^/]+\.\d+|\.checkpoint\.new")
 """Names that files and folders have while they are written (qtarget.files.replacing): .result.json.HOST.PID."""
 
 
@@ -159,9 +159,12 @@ def _of_caches(runs: Sequence[Path]) -> list[Item]:
 
 def _parts(cache: Path) -> tuple[Path, ...]:
     """The manifest first: what is left of a cache is none. The folder stays, with the lock that is held."""
-    files = [path for path in cache.iterdir() if path.name == "manifest.json" or path.suffix == ".safetensors"]
-    mine = [path for path in files if not path.is_symlink()]
+    mine = [path for path in cache.iterdir() if _is_of_a_cache(path.name) and not path.is_symlink()]
     return tuple(sorted(mine, key=lambda path: (path.name != "manifest.json", path.name)))
+
+
+def _is_of_a_cache(name: str) -> bool:
+    return name == "manifest.json" or name.endswith(".safetensors") or bool(UNFINISHED_WRITE.fullmatch(name))
 
 
 # Locks
