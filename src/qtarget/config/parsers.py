@@ -57,6 +57,9 @@ DATA = """qtarget data: what training would read, before anything is trained
   KEY=VALUE, GROUP=OPTION     any override of `qtarget train`: data, model, …
   --rows N                    rows that are shown as the model reads them, supervised text marked (default: 3)
   --out FILE                  the same as a page, FILE.html
+  --audit                     score the rows with the model, once for all runs on them: which contradict it most, which
+                              repeat or contradict another, end as if cut or hold marks of a template
+  --suspicious FILE           with --audit: those rows as JSON lines, to be mended by hand
   --cfg job                   print the configuration, read nothing
 
   qtarget data data=files data.source.path=rows.jsonl data.source.heldout=val.jsonl model=path model.name=MODEL
@@ -132,6 +135,8 @@ def data_parser() -> Parser:
     parser = keys_parser("data")
     parser.add_argument("--rows", type=int, default=3, metavar="N")
     parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("--audit", action="store_true")
+    parser.add_argument("--suspicious", metavar="FILE")
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from qtarget.config.parsers import data_parser
 from qtarget.config.run_config import RunConfig
 from qtarget.data.example import Example
 from qtarget.errors import QTargetError
+from qtarget.run.audit import CACHED, Audit, audit
 from qtarget.run.data_report import QUANTILES, DataReport, data_report
+from qtarget.run.fit import prepare_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +32,11 @@ LONGEST = 2000
 
 def data(arguments: Sequence[str]) -> int:
     """Print the report of the rows that `qtarget train` with the same keys would read. Exit code 2: it would refuse."""
-    options = data_parser().parse_intermixed_args(arguments)
-    composed = compose_config("train", options.keys)
+    parser = data_parser()
+    options = parser.parse_intermixed_args(arguments)
+    if options.suspicious and not options.audit:
+        parser.error("--suspicious writes what --audit finds: give that too")
+    composed = compose_config("train", [*CACHED, *options.keys] if options.audit else options.keys)
     if options.cfg:
         print(to_yaml(composed), end="")
         return 0
@@ -42,9 +48,55 @@ def data(arguments: Sequence[str]) -> int:
     problems = report.problems()
     for problem in problems:
         print(f"training would stop: {problem}")
-    if not problems:
-        print(f"next: {shlex.join(['qtarget', 'train', *options.keys])}")
-    return 2 if problems else 0
+    if problems:
+        return 2
+    keys = [] if not options.audit else _audited(RunConfig.read(composed), options.rows, options.suspicious)
+    print(f"next: {shlex.join(['qtarget', 'train', *keys, *options.keys])}")
+    return 0
+
+
+def _audited(cfg: RunConfig, rows: int, path: str | None) -> list[str]:
+    """Print what the model contradicts; the keys of a comparison that this suggests."""
+    prepare_process(cfg.seed)
+    result = audit(cfg)
+    _print_audit(result, terminal(), rows)
+    if path is not None:
+        _write_suspicious(result, Path(path))
+        print(f"suspicious rows: {path}")
+    words, designs = result.advice()
+    print(f"nll {result.nll:.2f} nats a token before training: {words} (docs/results, Prior strength)")
+    return ["-m", f"target={designs}"] if "," in designs else [f"target={designs}"]
+
+
+def _print_audit(result: Audit, console: Console, rows: int) -> None:
+    from rich.text import Text
+
+    console.print("\nthe rows that contradict the model most, and of each the token that it thinks least likely:")
+    for row in result.ranked()[:rows]:
+        before, token, behind, probability = result.around_worst(row)
+        opened, closed = MARKS["wrong"]
+        text = Text(f"row {row.example.row}, nll {row.nll:.2f}, p {probability:.1e}: …{_printable(before)}")
+        text.append(f"{opened}{_printable(token)}{closed}", STYLES["wrong"]).append(f"{_printable(behind)}…")
+        console.print(text, soft_wrap=True)
+    odd = [row for row in result.ranked() if row.reasons]
+    console.print(f"\n{len(odd)} rows repeat or contradict another, end as if cut, or hold marks of a template")
+    for row in odd[:rows]:
+        reasons = _printable("; ".join(row.reasons))
+        console.print(f"row {row.example.row}: {reasons}", markup=False, soft_wrap=True)
+    for what, area in result.detection().items():
+        console.print(f"the ranking finds {what} with an AUROC of {area:.2f}")
+
+
+def _write_suspicious(result: Audit, path: Path) -> None:
+    lines = [
+        {"row": row.example.row, "nll": row.nll, "reasons": row.reasons, "prompt": row.prompt, "completion": row.answer}
+        for row in result.suspicious()
+    ]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise QTargetError(f"can't write {path}: {error}") from error
 
 
 def _write_page(report: DataReport, path: Path, rows: int) -> None:
