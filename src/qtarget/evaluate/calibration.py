@@ -1,4 +1,4 @@
-"""The policy reads demonstrations: how well its probabilities are calibrated, and what it kept of the model it was.
+"""Measures of the policy on demonstrations: nll, calibration, and drift from the prior.
 
 The calibration error is computed here, not by torchmetrics: the reliability curve needs the sums of its bins, which
 torchmetrics doesn't give, and it would keep the confidence of every token.

@@ -1,4 +1,4 @@
-"""Can a scorer tell? Answers that are none are put to it before training."""
+"""Checks of scorers before training: wrong texts must not score, a task's own answers must."""
 
 from __future__ import annotations
 

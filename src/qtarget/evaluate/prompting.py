@@ -1,4 +1,4 @@
-"""Problems put to a model, its answers judged."""
+"""Answers of a model to verifiable problems, each judged."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def answer_problems(
 
 
 def without_thought(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], answer: Sequence[int]) -> str:
-    """What the ids of an answer say after its thought; "" where the thought has no end.
+    """The text of an answer after its thought; "" where the thought has no end.
 
     The prompt may open the thought (DeepSeek-R1, QwQ), and special tokens may mark it (Command A Reasoning, Apertus):
     neither stands in the answer's text.

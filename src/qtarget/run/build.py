@@ -32,10 +32,9 @@ from qtarget.train.lightning_module import QTargetModule
 
 
 def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy, dict[str, Frozen]]:
-    """The policy, and what the design (by role) and the evaluation (`DRIFT_SETS`: the prior) look at beside it.
+    """The policy, and its references by name: roles for the design, `DRIFT_SETS` (the prior) for the evaluation.
 
-    roles: those to load; by default those the design reads. Caches that are missing are built first, while nothing
-    else is in memory.
+    roles: those to load; by default those the design reads. Missing caches are built first, with no model in memory.
     """
     cfg, wanted = plan.cfg, set(roles or _read_in_training(plan))
     build_missing(plan.caches, plan.references, partial(scoring_model, plan))
@@ -51,7 +50,7 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
 
 
 def _priors_for_drift(plan: Plan, prior: Frozen | None, policy: Policy) -> dict[str, Frozen]:
-    """The prior over the rows on which drift from it is measured; prior: the live one that training has already."""
+    """DRIFT_SETS → the prior over their rows; prior: the live one, where training has loaded it already."""
     priors: dict[str, Frozen] = {name: Cached(plan.caches[name]) for name in DRIFT_SETS if name in plan.caches}
     wanted = {HELDOUT: plan.prepared.heldout, RETENTION: plan.benchmarks.retention}
     missing = [name for name, rows in wanted.items() if rows and name not in priors]
@@ -83,14 +82,14 @@ def _load(plan: Plan, source: provide.ModelSource, dtype: str, *, compiled: bool
 
 
 def adapted(plan: Plan, policy: Policy) -> Policy:
-    """With the adapter that is to be trained, where there is one."""
+    """The policy with the configured adapter; without one, the policy."""
     adapter = plan.cfg.model.adapter
     adapted: Policy = instantiate(adapter)(policy) if adapter else policy
     return adapted
 
 
 def rebuilt(plan: Plan, weights: Mapping[str, Tensor]) -> Policy:
-    """The policy in one piece, from its gathered weights. Leaves random states as they are."""
+    """An unsharded policy with these gathered weights. Draws no random number."""
     with torch.random.fork_rng(devices=[]):
         policy = adapted(plan, _load(plan, plan.model, plan.cfg.model.dtype))
     policy.lm.load_state_dict(weights)
@@ -98,7 +97,7 @@ def rebuilt(plan: Plan, weights: Mapping[str, Tensor]) -> Policy:
 
 
 def reloaded(plan: Plan, folder: Path) -> Policy:
-    """A checkpoint of this run's, read again."""
+    """A checkpoint of this run, loaded anew."""
     return _load(plan, provide.ModelSource(str(folder)), plan.cfg.checkpoint.dtype)
 
 
@@ -127,9 +126,9 @@ def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:
 
 
 def _still(plan: Plan, name: str) -> Policy:
-    """A role's model that stays as it is, with its flaw, ready for the precision of training.
+    """The model of a role, frozen, with its flaw, in the precision of training.
 
-    One of `DRIFT_SETS`: the prior without its flaw, because drift is measured from where training really started.
+    Of one of `DRIFT_SETS`: the prior without its flaw, as drift is measured from the model that training started from.
     """
     node = plan.cfg.references[role_of(name)]
     flaw = NoFlaw() if name in DRIFT_SETS else node.made_flaw
@@ -140,7 +139,7 @@ def _still(plan: Plan, name: str) -> Policy:
 
 
 def scoring_model(plan: Plan, name: str) -> Policy:
-    """The model of a cache, by the cache's name, where it scores fastest."""
+    """The model that scores a cache, by the cache's name; on the GPU where training has one."""
     model = _still(plan, name)
     return model.to("cuda") if plan.cfg.trainer.on_gpu else model
 

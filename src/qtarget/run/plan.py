@@ -56,9 +56,9 @@ class Plan:
     caches: Mapping[str, CachePlan] = field(default_factory=dict)
     benchmarks: Benchmarks = field(default_factory=Benchmarks)
     test: Sequence[int] | None = None
-    """The places of the held-out rows that closing numbers are of; None: all."""
+    """Indices of the held-out rows that test/… is of; None: all."""
     wanted: float | None = None
-    """Epochs that the configuration asks for; None: steps, which `cfg` has in any case."""
+    """trainer.epochs as configured, None where max_steps was; `cfg` has max_steps in any case."""
 
     @property
     def epochs(self) -> float:
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def _made_of(self) -> str:
-        """Of what the rows are made that training reads, where they aren't those of the data."""
+        """What the rows that training reads are made of, where they aren't rows of the data."""
         rows, examples, packed = self.prepared.counts["train"], len(self.prepared.train), len(self.prepared.rows)
         by_turn = f"{rows} conversations, turn by turn"
         if packed != examples:
@@ -90,7 +90,7 @@ class Plan:
 
     @property
     def _rounded(self) -> str:
-        """That whole steps read more than the epochs that were wanted, where it shows."""
+        """A note where whole steps read over 5 % more than the configured epochs."""
         if self.wanted is None or self.epochs <= 1.05 * self.wanted:
             return ""
         return f"; trainer.epochs={self.wanted:g} is rounded up to whole steps"
@@ -129,16 +129,16 @@ class Plan:
 
 
 def check_design(cfg: RunConfig, cached: Sequence[str] = ()) -> tuple[Design, dict[str, provide.ModelSource]]:
-    """What can be told without reading data: design and references. Raises QTargetError where they don't fit."""
+    """Design and references, checked without reading data. Raises QTargetError where they don't fit."""
     instantiate(cfg.optim)
     design = instantiate_design(cfg.target)
     return design, _reference_sources(cfg, design, cached)
 
 
 def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
-    """Check a configuration and prepare its data. Raises QTargetError for what the user has to mend.
+    """Check a configuration and prepare its data. Raises QTargetError for whatever the user has to change.
 
-    cached: roles whose caches are wanted whether the design looks at them or not.
+    cached: roles that are cached even where the design doesn't read them.
     """
     design, references = check_design(cfg, cached)
     data_config = instantiate(cfg.data)
@@ -185,7 +185,7 @@ def _check_rows(cfg: RunConfig, prepared: Prepared) -> None:
 
 
 def _test_rows(node: EvalConfig, prepared: Prepared) -> Sequence[int] | None:
-    """The places of the held-out rows to test on, None: all; validation reads the first ones."""
+    """Indices of the held-out rows to test on, None: all; validation reads the first ones."""
     if node.problems_in_training is None or node.test_on == "all" or not prepared.heldout_rows:
         return None
     rest = unseen(prepared.heldout_rows, node.problems_in_training)

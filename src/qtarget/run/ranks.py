@@ -1,4 +1,4 @@
-"""Several processes for one run: started here, or by torchrun or srun; and what went wrong in one of them.
+"""The processes of a run on several devices: started here, or by torchrun or srun; and which of them failed, and how.
 
 Not torch's elastic_launch: its workers are in sessions of their own, and after a SIGKILL of their parent they write on.
 """
@@ -31,12 +31,12 @@ PATIENCE = 5.0
 
 
 class RankError(Exception):
-    """What a process of the run died of, where that isn't the user's to mend."""
+    """A process of the run failed, by no fault of the configuration."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a rank tells of its failure; exceptions themselves don't all travel between processes."""
+    """A rank's failure as plain data: not every exception can be pickled."""
 
     rank: int
     message: str
@@ -50,7 +50,7 @@ class Report:
 
 
 def environment() -> ClusterEnvironment | None:
-    """Who made this process one of several: torchrun (or `start`, with the same variables), or srun; None: nobody."""
+    """Which launcher made this process one of several: torchrun (`start` sets its variables), srun, or None."""
     if {"RANK", "LOCAL_RANK"} <= set(os.environ) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return TorchElasticEnvironment()
     # of this step: an allocation for many tasks says nothing of a command that srun did not start
@@ -137,7 +137,7 @@ def _rank(rank: int, count: int, meeting: str, reports: Any, run: Callable[[], A
 
 
 def _wait(processes: Sequence[SpawnProcess]) -> list[int | None]:
-    """Exit codes by rank. When one has failed, the others have PATIENCE to notice; None: still running after that."""
+    """Exit codes by rank. Once one has failed, the others have PATIENCE seconds; None: still running after that."""
     running, patience = set(processes), None
     while running and wait([process.sentinel for process in running], patience):
         running = {process for process in running if process.is_alive()}
@@ -157,7 +157,7 @@ def _raise(codes: Sequence[int | None], reports: Any) -> None:
 
 
 def _end(processes: Sequence[SpawnProcess]) -> None:
-    """Whoever is left may close its record: Ctrl-C reached it too where it was typed. Then it has to go."""
+    """End those still running: first they may close their records, then they are terminated, then killed."""
     for send in ("terminate", "kill"):
         deadline = time.monotonic() + PATIENCE
         for process in processes:

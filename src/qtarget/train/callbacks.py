@@ -86,8 +86,8 @@ class Meter(L.Callback):
 class StepLogger(L.Callback):
     """Logs every `every` optimizer steps, and after the last one, the means over the steps since it last logged."""
 
-    def __init__(self, record: Log, every: int) -> None:
-        self.record, self.every = record, every
+    def __init__(self, log: Log, every: int) -> None:
+        self.log_metrics, self.every = log, every
         self._logged = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,7 +106,7 @@ class StepLogger(L.Callback):
         followed = scheduled(pl_module.design, pl_module.progress_at(step - 1))
         now = {f"target/{field}": value for field, value in followed}
         means, detected = pl_module.recent.pop(), pl_module.recent_detection.pop()
-        self.record(step, means | detected | size | now)
+        self.log_metrics(step, means | detected | size | now)
 
 
 class PeriodicEvaluation(L.Callback):
@@ -115,8 +115,8 @@ class PeriodicEvaluation(L.Callback):
     A resumed run evaluates the step that it resumes from first: the state was saved before that evaluation.
     """
 
-    def __init__(self, evaluate: Callable[[], dict[str, float]], record: Log, every: int) -> None:
-        self.evaluate, self.record, self.every = evaluate, record, every
+    def __init__(self, evaluate: Callable[[], dict[str, float]], log: Log, every: int) -> None:
+        self.evaluate, self.log_metrics, self.every = evaluate, log, every
         self._evaluated: int | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -135,7 +135,7 @@ class PeriodicEvaluation(L.Callback):
         step = trainer.global_step
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and step != self._evaluated:
-            self.record(step, self.evaluate())
+            self.log_metrics(step, self.evaluate())
             self._evaluated = step
 
     def state_dict(self) -> dict[str, int | None]:
