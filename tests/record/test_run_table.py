@@ -35,6 +35,20 @@ def test_a_row_has_state_choices_metrics_and_the_configuration_with_its_types(tw
     assert Path(dft["folder"]) == (two_runs / "demo" / ("b" * 12)).resolve()
 
 
+def test_a_part_of_a_design_and_the_metric_of_that_name_both_stand_in_a_row(tmp_path: Path) -> None:
+    """target/reliance is the group that γ was chosen from, and the mean γ."""
+    choices = {"target": "dft", "target/reliance": "power", "data/common@data": "base", "data": "gsm8k"}
+    choices |= {"reference@references.prior": "frozen", "tracker": "csv"}
+    write_run(tmp_path, "dft", "a" * 12, choices=choices, metrics={"target/reliance": 0.25})
+    (row,) = qtarget.read_runs(tmp_path).rows()
+    assert (row["target.reliance"], row["target/reliance"]) == ("power", 0.25)
+    assert (row["data"], row["references.prior"]) == ("gsm8k", "frozen")
+    write_run(tmp_path, "sft", "b" * 12, choices={**choices, "target/reliance": "one", "tracker": "local"})
+    rows = qtarget.read_runs(tmp_path).rows(differing=True)
+    assert {row["target.reliance"] for row in rows} == {"power", "one"}
+    assert not rows[0].keys() & {"tracker", "data", "references.prior"}
+
+
 def test_only_what_differs_leaves_out_the_configuration_that_all_share(two_runs: Path) -> None:
     rows = qtarget.read_runs(two_runs).rows(differing=True)
     assert set(rows[0]) - set(OWN) - {name for name in rows[0] if "/" in name} == {"target", "optim.lr", "optim.betas"}

@@ -11,7 +11,7 @@ import yaml
 from qtarget.errors import QTargetError
 from qtarget.extras import is_installed
 from qtarget.record import runs as run_folders
-from qtarget.record.runs import Run, differing_keys, flatten
+from qtarget.record.runs import Run, describes_only, differing_keys, flatten
 
 OWN = ("run", "status", "role", "task", "experiment", "seed", "step", "folder")
 """The first columns: what a run is called, whether it finished, the last step with a measurement, where it is."""
@@ -23,8 +23,8 @@ class RunTable(list[Run]):
     def rows(self, *, differing: bool = False) -> list[dict[str, Any]]:
         """A mapping a run, all of the same keys; None where a run has no value.
 
-        Its keys are those of `OWN`, groups with the option that was chosen (target, data, model), closing metrics by
-        name (test/nll) and the resolved configuration by dotted keys (optim.lr), with the types of config.yaml.
+        Its keys are those of `OWN`, groups with the option that was chosen (target, model, data.noise), closing metrics
+        by name (test/nll) and the resolved configuration by dotted keys (optim.lr), with the types of config.yaml.
         differing: of groups and configuration only what differs between these runs.
         """
         values_by_run = [_values(run) for run in self]
@@ -63,7 +63,15 @@ def _values(run: Run) -> dict[str, Any]:
         "step": int(run.history[-1]["step"]) if run.history else None,
         "folder": str(run.folder),
     }
-    return {**own, **run.choices, **run.metrics, **_typed_config(run.folder / "config.yaml"), **own}
+    config = _typed_config(run.folder / "config.yaml")
+    return {**own, **_chosen(run), **run.metrics, **{key: config[key] for key in config if config[key] != {}}, **own}
+
+
+def _chosen(run: Run) -> dict[str, str]:
+    """Where an option stands in the configuration → its name. With dots: target/reliance is a metric, too."""
+    plain = {group.replace("/", "."): option for group, option in run.choices.items() if "@" not in group}
+    placed = {group.partition("@")[2]: option for group, option in run.choices.items() if "@" in group}
+    return placed | plain
 
 
 def _typed_config(path: Path) -> dict[str, Any]:
@@ -76,6 +84,7 @@ def _typed_config(path: Path) -> dict[str, Any]:
 
 
 def _groups(runs: Sequence[Run]) -> set[str]:
-    """Groups of which not all runs have the same option."""
-    names = {group for run in runs for group in run.choices}
-    return {group for group in names if len({run.choices.get(group) for run in runs}) > 1}
+    """Places of which not all runs have the same option."""
+    chosen = [_chosen(run) for run in runs]
+    places = {place for one in chosen for place in one if not describes_only(place)}
+    return {place for place in places if len({one.get(place) for one in chosen}) > 1}
