@@ -33,13 +33,14 @@ def test_an_experiment_runs_to_its_table(name: str, workdir: Path, capsys: pytes
         assert qtarget_cli(["train", f"experiment={stage}", *SMALL, *RESERVE]) == 0
     model = ["model=tiny"] if name in ("noisy_instruct", "data_efficiency") else ["model=path"]
     starts = ["model.name=tiny,outputs/prior_strength_warm"] if name == "prior_strength" else []
-    command = ["train", f"experiment={name}", *ROWS, *SMALL[1:], *model, *starts, *part, "seed=0,1"]
+    seeds = "0,1" if name == "noisy_instruct" else "0"  # what a table makes of seeds is the same for all
+    command = ["train", f"experiment={name}", *ROWS, *SMALL[1:], *model, *starts, *part, f"seed={seeds}"]
     assert qtarget_cli(command) == 0
     capsys.readouterr()
     assert qtarget_cli(["compare", f"outputs/{name}", "--group-by", keys, "--format", "md"]) == 0
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + (2 if name == "prior_flaw" else 4)
-    assert all("| 2 |" in line for line in table[2:])  # seeds
+    assert all(f"| {len(seeds.split(','))} |" in line for line in table[2:])
 
 
 FAIR = {
