@@ -11,6 +11,7 @@ from typing import Any
 from qtarget.config.composing import config_container, register_resolver
 from qtarget.config.heldout_changes import names_heldout_file
 from qtarget.config.names import LABELS, as_hashed
+from qtarget.config.own_source import own_sources
 from qtarget.config.versions import sources, versions, without_unchanged
 from qtarget.model.fingerprint import fingerprint, sampled_digest
 
@@ -21,8 +22,11 @@ ONLY_SAID = ("device_tflops", "utilisation")
 """Of trainer: what a dry run reckons with."""
 
 
-def config_hash(cfg: Mapping[Any, Any]) -> str:
-    """12 hex digits of what makes a run what it is. cfg: composed, as plain data or as Hydra's."""
+def config_hash(cfg: Mapping[Any, Any], *, with_sources: bool = True) -> str:
+    """12 hex digits of what makes a run what it is. cfg: composed, as plain data or as Hydra's.
+
+    with_sources: with the source of parts outside the package.
+    """
     identity = config_container(cfg)
     for key in NOT_IDENTITY:
         _leave_out(identity, *key.split("."))
@@ -30,6 +34,7 @@ def config_hash(cfg: Mapping[Any, Any]) -> str:
     identity["target"].pop("about", None)
     for key in ONLY_SAID:
         identity["trainer"].pop(key, None)
+    own = own_sources(identity) if with_sources else {}
     without_unchanged(identity)
     changed = versions(identity)
     for holder, key in _named_inputs(identity):
@@ -40,8 +45,7 @@ def config_hash(cfg: Mapping[Any, Any]) -> str:
             source["heldout"] = _content(source["heldout"])
     if isinstance(identity["data"].get("heldout_source"), str):
         identity["data"]["heldout_source"] = _content(identity["data"]["heldout_source"])
-    if changed:
-        identity["versions"] = changed
+    identity |= {key: value for key, value in {"versions": changed, "sources": own}.items() if value}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -62,13 +62,16 @@ def _check(composed: Any, overrides: Sequence[str]) -> CheckedJob:
     from qtarget.config.run_config import RunConfig
     from qtarget.launch.slots import Job
     from qtarget.run.plan import check_design
+    from qtarget.run.ranks import check_devices
 
     if composed.trainer.dry:
         return CheckedJob()
     try:
         if Job.from_config(composed, overrides).finished:
             return CheckedJob(finished=True)
-        check_design(RunConfig.read(composed))
+        cfg = RunConfig.read(composed)
+        check_devices(cfg.trainer)
+        check_design(cfg)
     except QTargetError as error:
         return CheckedJob(str(error))
     except (

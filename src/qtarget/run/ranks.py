@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from qtarget.config.run_config import TrainerConfig
@@ -78,6 +79,33 @@ def check_started(trainer: TrainerConfig) -> None:
         raise QTargetError(
             f"{here.world_size()} processes were started, and trainer.devices={trainer.devices} × "
             f"trainer.num_nodes={trainer.num_nodes} is {wanted}: make them the same"
+        )
+
+
+def check_devices(trainer: TrainerConfig) -> None:
+    """Raise QTargetError for an accelerator that this machine lacks, and for more processes than a CPU has cores."""
+    _check_accelerator(trainer.accelerator)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu = not trainer.on_gpu and trainer.accelerator in ("cpu", "auto")
+    if on_cpu and environment() is None and trainer.devices > max(2, cores):
+        raise QTargetError(
+            f"trainer.devices={trainer.devices} starts a process a device, and this machine has no GPU and {cores} "
+            f"core{'s' * (cores > 1)}: at most {max(2, cores)}, or more rows per step by trainer.batch_size and "
+            "trainer.accumulate"
+        )
+
+
+def _check_accelerator(name: str) -> None:
+    """name: one of Lightning's, "gpu" for the one there is, or "auto"."""
+    known = AcceleratorRegistry.available_accelerators()
+    if name not in (*known, "auto", "gpu"):
+        raise QTargetError(f"trainer.accelerator={name} is not known: auto, gpu, or one of {', '.join(sorted(known))}")
+    here = [one for one in known if AcceleratorRegistry[one]["accelerator"].is_available()]
+    wanted = {"auto": here, "gpu": ["cuda", "mps"]}.get(name, [name])
+    if not set(wanted) & set(here):
+        raise QTargetError(
+            f"trainer.accelerator={name}, and this machine has none: it has {', '.join(sorted(here))}; "
+            "set trainer.accelerator=auto for the best there is"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from qtarget.config.identity import config_hash
 from qtarget.config.names import check_names
+from qtarget.config.own_source import edited_since, own_sources
 from qtarget.config.parts import make_tracker
 from qtarget.config.run_config import RunConfig
 from qtarget.config.versions import versions
@@ -48,6 +49,9 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
             if under_agent():
                 replay(folder, make_tracker(cfg.tracker))  # the sweep waits for this run's values
             return stored
+        ranks.check_devices(cfg.trainer)
+        for line in edited_since(info.get("sources", {}), info.get("hash_without_sources", ""), folder):
+            print(f"{info['name']}: {line}")
         return _start_ranks(cfg, folder, info) if several else _run_with_record(cfg, folder, info, stop)
 
 
@@ -148,8 +152,15 @@ def _info(config: Mapping[str, Any], choices: Mapping[str, Any], overrides: list
         "seed": config["seed"],
         "config_hash": config_hash(config),
         "mends": versions(config),
+        **_own_sources(config),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }
+
+
+def _own_sources(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of parts outside the package; nothing where there is none."""
+    own = own_sources({key: value for key, value in config.items() if key != "tracker"})
+    return {"sources": own, "hash_without_sources": config_hash(config, with_sources=False)} if own else {}
 
 
 def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
