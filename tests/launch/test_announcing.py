@@ -108,6 +108,15 @@ def test_the_table_of_results_has_the_best_first(tmp_path: Path, metric: str, or
     assert len(table.titles) == 3  # columns that no job fills are left out
 
 
+def test_jobs_of_equal_accuracy_are_told_apart_by_nll(tmp_path: Path) -> None:
+    outcomes = [
+        outcome(tmp_path, name, {"test/accuracy": 0.0, "test/nll": nll}) for name, nll in (("a", 2.0), ("b", 1.0))
+    ]
+    table = results_table(outcomes)
+    assert table is not None
+    assert [line[0] for line in table.lines] == ["target=b", "target=a"]
+
+
 def test_a_job_without_the_metric_stands_last(tmp_path: Path) -> None:
     outcomes = [outcome(tmp_path, "a", {"train/seconds": 1.0}), outcome(tmp_path, "b", {"test/nll": 3.0})]
     table = results_table(outcomes)

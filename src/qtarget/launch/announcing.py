@@ -127,7 +127,7 @@ def distinct_labels(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 
 def results_table(outcomes: Sequence[Outcome]) -> Table | None:
-    """What finished jobs gave, best first by accuracy, or by nll where nothing was answered; None of fewer than 2."""
+    """What finished jobs gave; None of fewer than 2. The best comes first: by accuracy, then by nll."""
     from qtarget.compare.columns import columns_of
     from qtarget.compare.formats import Table
     from qtarget.compare.sweeps import usual_metric
@@ -140,7 +140,8 @@ def results_table(outcomes: Sequence[Outcome]) -> Table | None:
     metric = usual_metric(runs)
     sign = -1 if direction(metric) == "max" else 1
     labels = dict(zip((run.folder for run in runs), distinct_labels([run.overrides for run in runs]), strict=True))
-    runs.sort(key=lambda run: sign * run.metrics.get(metric, sign * float("inf")))
+    worst = float("inf")
+    runs.sort(key=lambda run: (sign * run.metrics.get(metric, sign * worst), run.metrics.get("test/nll", worst)))
     columns = [column for column in columns_of(runs) if column.group == "result" and column.numeric]
     columns = [column for column in columns if any(column.value(run) is not None for run in runs)]
     titles = ["job", *(column.title for column in columns), "training"]
