@@ -297,6 +297,21 @@ def test_a_validation_file_is_taken_whole_and_all_rows_are_trained_on(
     assert result.heldout_rows[24].prompt[-1]["content"] == "judge 24"
 
 
+@pytest.mark.parametrize("make", [Files, Jsonl])
+@pytest.mark.parametrize("kind", ["shards", "named", "saved", "dict"])
+def test_a_validation_folder_is_taken_whole_whatever_its_split_is_called(own_files: None, make: Any, kind: str) -> None:
+    if kind == "named":
+        Path("val").mkdir()
+        Path("val/test.jsonl").write_bytes(lines(PAIRS[:7]))
+    elif kind == "dict":
+        datasets.DatasetDict(dev=datasets.Dataset.from_list(PAIRS[:7])).save_to_disk("val")
+    else:
+        FORMATS[kind](Path("val"), PAIRS[:7])
+    assert texts(make("rows.jsonl", heldout="./val").rows("heldout", None)) == [
+        (row["prompt"], row["completion"]) for row in PAIRS[:7]
+    ]
+
+
 def test_a_validation_file_goes_with_any_source(own_files: None) -> None:
     result = prepared("data=arithmetic", "data.rows=5", "data.heldout_rows=null", "data.heldout_source=val.csv")
     assert (result.counts["train"], result.counts["heldout"]) == (5, 25)

@@ -15,7 +15,7 @@ from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.adapt import Adapt, Row
 from qtarget.data.sources.conversation import check_verifier, columns_of, filled, listed
 from qtarget.data.sources.file_rows import Cells, Table, is_same, other_delimiter
-from qtarget.data.sources.loading import check_not_guessed, is_file_name, loaded
+from qtarget.data.sources.loading import check_not_guessed, is_file_name, loaded, only_split
 from qtarget.data.sources.mapping import ColumnMapping, option_columns
 from qtarget.data.sources.message import UNKNOWN, without_nulls
 from qtarget.data.sources.schema import SCHEMAS, SchemaRows, check_columns, schema_of
@@ -190,7 +190,7 @@ class Files(Checked):
             path=path,
             files=None,
             name=None,
-            train="train",
+            train=only_split(path),
             heldout=None,
             heldout_share=0.0,
             where=None,

@@ -92,7 +92,7 @@ class Jsonl(Checked):
         if split == "reserve" and count:
             raise QTargetError("data=jsonl has no reserve of clean rows: leave data.reserve_rows at 0")
         if split == "heldout" and self.heldout:
-            return self._other_file.read("train", count)
+            return self._other_file.read("heldout", count)
         side = self.side(heldout_rows)
         rows = [row for row in self._parse() if side.holds(row) == (split == "heldout")]
         if count is not None and len(rows) < count:
@@ -106,7 +106,7 @@ class Jsonl(Checked):
     @property
     def _other_file(self) -> Files:
         fields = ("system", "columns", "verifier", "trust_scorer", "unknown")
-        return Files(str(self.heldout), heldout_share=0.0, **{field: getattr(self, field) for field in fields})
+        return Files(self.path, train=None, heldout=self.heldout, **{field: getattr(self, field) for field in fields})
 
     @cached_property
     def _schema(self) -> str:

@@ -63,6 +63,24 @@ def _has_suffix(name: str) -> bool:
     return form(Path(name)) is not None or Path(name).suffix.lower() in TYPED
 
 
+def only_split(path: str) -> str:
+    """The split of a folder that has one, whatever it is called; "train" of a file and of any other folder."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return "train"
+    import datasets
+
+    try:
+        if _is_saved(folder):
+            saved = datasets.load_from_disk(str(folder))
+            names = list(saved) if isinstance(saved, datasets.DatasetDict) else []
+        else:
+            names = list(datasets.load_dataset_builder(str(folder)).config.data_files or ())
+    except Exception:  # loading it says what is wrong
+        return "train"
+    return str(names[0]) if len(names) == 1 else "train"
+
+
 def _is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` of `datasets` has written a folder."""
     return (folder / "dataset_dict.json").is_file() or all(
