@@ -9,6 +9,7 @@
 # make screenshots      docs/compare.png anew, from 36 runs of the tiny model: a few minutes
 # make check            formatting, lint, types: what CI runs before the tests
 # make notebooks        runs notebooks/*.ipynb and writes docs/notebooks
+# make docs            the docs as a site: site/index.html, built strictly; also readable as they are
 # make bench            the benchmarks, into benchmarks/RESULTS.md: about forty minutes on two idle cores
 # make setup            only the environment (.venv); all of the above call it
 
@@ -25,7 +26,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak mutants screenshots check bench notebooks format clean
+.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak mutants screenshots check bench docs notebooks format clean
 
 setup: $(STAMP)
 
@@ -114,9 +115,14 @@ bench: setup
 notebooks: setup
 	$(BIN)/python notebooks/render.py
 
+docs: setup
+	$(BIN)/python -m qtarget.config.manual > docs/configuration.md
+	$(BIN)/python docs/site/api.py > docs/api.md
+	$(BIN)/mkdocs build --strict --quiet
+
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
