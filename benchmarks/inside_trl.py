@@ -99,9 +99,10 @@ def step_of(trainer: Any) -> timing.Step:
     inputs = next(iter(trainer.get_train_dataloader()))
     items = torch.tensor(ROWS * (LENGTH - 1))
 
-    def step() -> None:
-        trainer.training_step(lm, dict(inputs), items)
+    def step() -> torch.Tensor:
+        loss: torch.Tensor = trainer.training_step(lm, dict(inputs), items)
         lm.zero_grad()
+        return loss
 
     return step
 

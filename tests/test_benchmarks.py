@@ -168,3 +168,16 @@ def test_rate_and_breakdown_of_a_step() -> None:
     assert 0 < float(rates[2]["share"]) < 1
     assert {"decoder alone", "loss", "backward", "clipping", "optimizer"} == {row["phase"] for row in phases}
     assert sum(float(row["share"]) for row in kinds) == pytest.approx(1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # TRL's own, of what it deprecates
+def test_designs_inside_trl_are_compared_on_one_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    import inside_trl
+
+    monkeypatch.setattr(inside_trl, "VOCABULARY", 600)
+    names = (inside_trl.TRL_DFT, "TRL, compute_loss_func=hf_loss(dft)", "QTargetSFTTrainer, dft")
+    losses = [float(inside_trl.step_of(inside_trl.CONTENDERS[name][0](str(tmp_path)))()) for name in names]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-2)  # bf16
+    assert all(beside in inside_trl.CONTENDERS for _, beside in inside_trl.CONTENDERS.values())
