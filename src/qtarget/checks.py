@@ -19,10 +19,12 @@ def number(name: str, value: object, low: float, high: float = float("inf")) -> 
         raise QTargetError(f"{name} must lie in {interval(low, high)}, got {value!r}")
 
 
-def whole(name: str, value: object, low: int) -> None:
-    """Raise unless `value` is a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise QTargetError(f"{name} must be a whole number of at least {low}, got {value!r}")
+def whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise unless `value` is a whole number of at least `low`, and at most `high` where there is one."""
+    fits = isinstance(value, int) and not isinstance(value, bool) and low <= value
+    if not fits or (high is not None and isinstance(value, int) and value > high):
+        most = "" if high is None else f" and at most {high}"
+        raise QTargetError(f"{name} must be a whole number of at least {low}{most}, got {value!r}")
 
 
 def choice(name: str, value: object, legal: Sequence[object]) -> None:

@@ -22,16 +22,17 @@ class Kind(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole number of at least `least`."""
+    """A whole number of at least `least`, and at most `most` where there is one."""
 
     least: int = 0
+    most: int | None = None
 
     @property
     def text(self) -> str:
-        return f"whole number ≥ {self.least}"
+        return f"whole number ≥ {self.least}" + ("" if self.most is None else f" and ≤ {self.most}")
 
     def check(self, name: str, value: Any) -> None:
-        checks.whole(name, value, self.least)
+        checks.whole(name, value, self.least, self.most)
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ class RunConfig(Node):
         "runs", TEXT, "results lie in output_dir/experiment_name/<hash of this configuration>"
     )
     output_dir: str = setting("outputs", Text("a folder"), "where results lie")
-    seed: int = setting(0, Whole(0), "of weights that begin random, of the order of rows and of dropout")
+    seed: int = setting(0, Whole(0, 2**32 - 1), "of weights that begin random, of the order of rows and of dropout")
     resume: str = setting(
         "auto",
         Choice(("auto", "never")),
