@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    # torch takes every core for itself: two workers on two cores would wait for each other's threads, twice the time.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+# torch takes every core for itself: two workers on two cores would wait for each other's threads, twice the time. One
+# process beside other work would, too, and the tiny model has no work for a second thread.
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", os.cpu_count() or 1))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A background job of a shell, and nohup, begin with SIGINT ignored, and so would every process that a test starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
