@@ -28,6 +28,7 @@ REFUSED = {
     "label_smoothing_factor can't be honoured.*reliance.smoothing": {"label_smoothing_factor": 0.1},
     "use_liger_kernel can't be honoured.*use_kernels": {"use_liger_kernel": True},
     "torch_compile can't be honoured": {"torch_compile": True},
+    "activation_offloading can't be honoured.*activation_checkpointing": {"activation_offloading": True},
     "deepspeed can't be honoured.*DDP": {"deepspeed": "zero3.json"},
     "fsdp can't be honoured.*qtarget train trainer.strategy=fsdp2": {"fsdp": "full_shard"},
     "parallelism_config can't be honoured": {"parallelism_config": object()},

@@ -47,6 +47,11 @@ ARGUMENTS = (
         "it would compile a forward that the loss doesn't call: set it to False",
     ),
     Refused(
+        "activation_offloading",
+        lambda args: bool(_get(args, "activation_offloading")),
+        "it isn't tested with a design's loss: set it to False; activation_checkpointing, TRL's default, works",
+    ),
+    Refused(
         "deepspeed",
         lambda args: bool(_get(args, "deepspeed")),
         "the loss reads the output layer's weight, which DeepSpeed may have put away: use DDP (torchrun, accelerate "
