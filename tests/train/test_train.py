@@ -332,7 +332,7 @@ def test_a_multirun_keeps_what_worked_and_names_what_failed(workdir: Path, capfd
     assert "1 of 3 jobs failed" in captured.err
     assert "Traceback" not in captured.err
     assert qtarget_cli(["compare", "outputs/runs"]) == 0
-    assert (workdir / "outputs/runs/report.html").stat().st_size > 1e6
+    assert (workdir / "outputs/runs/report.html").stat().st_size > 1e4
 
 
 def test_a_crash_in_one_job_does_not_stop_the_next(
