@@ -190,15 +190,17 @@ def _watch(rest: list[str]) -> int:
 
     parser = watch_parser()
     options = parser.parse_intermixed_args(rest)
-    if options.every < 0.2:
-        parser.error(f"--every takes at least 0.2 seconds, got {options.every:g}")
+    if not 0.2 <= options.every <= 3600:
+        parser.error(f"--every takes 0.2 to 3600 seconds, got {options.every:g}")
     if not 0 <= options.port <= 65535:
         parser.error(f"--port takes 0 to 65535, got {options.port}")
     from qtarget.compare.command import CompareOptions
     from qtarget.compare.watch import watch
 
     keys = [key for key in options.group_by.split(",") if key]
-    compared = CompareOptions(group_by=keys, metric=options.metric)
+    if options.against and not keys:
+        parser.error("--against names a group: give --group-by KEY too")
+    compared = CompareOptions(group_by=keys, metric=options.metric, against=options.against)
     return watch(options.paths, compared, port=options.port, every=options.every, browser=not options.no_browser)
 
 

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from test_runs import NOW, write_run
 
+from qtarget.compare.group_table import Grouping, grouped_rows
 from qtarget.compare.run_groups import run_groups
 from qtarget.plot.figures import metric_panels, nll_panel, progress_panel
 from qtarget.plot.looks import DASHES, KNOWN, look, looks, marks
-from qtarget.record.runs import read_runs
+from qtarget.record.runs import differing_but_seeds, read_runs
 
 TARGETS = Path(__file__).parents[2] / "conf" / "target"
 
@@ -90,6 +91,42 @@ def test_every_other_recorded_metric_can_be_chosen(tmp_path: Path) -> None:
         "train/lr",
         "val/kl_prior",
     ]
+
+
+UNLIKE = {
+    "a class": ({"target": {"residual": {"_target_": "a.Uniform"}}}, {"target": {"residual": {"_target_": "a.Self"}}}),
+    "a folder": ({"data": {"path": "/home/a/en/r.jsonl"}}, {"data": {"path": "/home/a/de/r.jsonl"}}),
+}
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_runs_that_differ_in_a_class_or_a_folder_are_no_seeds_of_one_another(tmp_path: Path, what: str) -> None:
+    """Neither shows among the keys: classes are left out of them, and paths are cut to their last part."""
+    for seed, config in enumerate(UNLIKE[what]):
+        write_run(tmp_path / "demo", "sft", f"{seed:012x}", seed=seed, config={"seed": seed, **config})
+    runs = read_runs([tmp_path], NOW)
+    groups = run_groups(runs)
+    assert [len(group.runs) for group in groups] == [1, 1]
+    assert len({group.mark.label for group in groups}) == 2
+    assert differing_but_seeds(runs) == ["a path or a class"]
+    grouped = grouped_rows(runs, Grouping(["target"], "test/nll"))
+    assert "The runs of sft differ in more than their seed: a path or a class" in grouped.note
+
+
+def test_seeds_and_what_changes_no_number_may_differ(tmp_path: Path) -> None:
+    for seed in range(2):
+        config = {"seed": seed, "experiment_name": f"e{seed}", "tracker": {"mode": f"m{seed}"}}
+        write_run(tmp_path / "demo", "sft", f"{seed:012x}", seed=seed, config=config)
+    runs = read_runs([tmp_path], NOW)
+    assert [len(group.runs) for group in run_groups(runs)] == [2]
+    assert "more than their seed" not in grouped_rows(runs, Grouping(["target"], "test/nll")).note
+
+
+def test_evaluations_of_different_checkpoints_are_different(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        config = {"seed": seed, "checkpoint": f"outputs/runs/{name}"}
+        write_run(tmp_path / "demo", "sft", name * 12, seed=seed, task="evaluate", config=config)
+    assert [len(group.runs) for group in run_groups(read_runs([tmp_path], NOW))] == [1, 1]
 
 
 def test_a_sweep_of_the_seed_alone_is_named_by_the_design(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,8 +16,9 @@ from test_runs import write_run
 from qtarget.cli import run as qtarget_cli
 from qtarget.compare import watch as watch_module
 from qtarget.compare.command import CompareOptions
-from qtarget.compare.watch import HOST, LivePage, serve
+from qtarget.compare.watch import HOST, LivePage, _counts, serve
 from qtarget.errors import QTargetError
+from qtarget.record.runs import STALE, files_below
 
 HISTORY = '{"step": 1, "time": 1.0, "train/nll": 2.0}'
 
@@ -95,6 +98,39 @@ def test_the_command_says_where_and_how_far(
     assert "1 finished, 1 failed" in printed
 
 
-def test_a_folder_that_isnt_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert qtarget_cli(["watch", str(tmp_path / "none")]) == 2
-    assert "No folder" in capsys.readouterr().err
+def test_it_may_be_started_before_the_first_run(tmp_path: Path) -> None:
+    page = LivePage([tmp_path / "none"])
+    assert "No folder" in page.text()
+    assert _counts([tmp_path / "none"]) == f"no runs yet: {tmp_path / 'none'} isn't there yet"
+    write_run(tmp_path / "none", "sft", "a" * 12)
+    assert "Comparison of demo" in page.text()
+    assert _counts([tmp_path / "none"]) == "1 finished"
+
+
+def test_a_run_that_has_gone_quiet_is_told_of_though_no_file_has_changed(tmp_path: Path) -> None:
+    """A killed run writes nothing more; its result.json is no longer renewed every minute."""
+    result = write_run(tmp_path, "sft", "a" * 12, status="running") / "result.json"
+    page = LivePage([tmp_path])
+    before = page.version()
+    long_ago = time.time() - 2 * STALE.total_seconds()
+    os.utime(result, (long_ago, long_ago))
+    assert page.version() != before
+
+
+def test_states_that_go_while_it_looks_are_passed_by(tmp_path: Path) -> None:
+    """pathlib's rglob (3.11) raises where a folder is removed during its walk; a run removes old states."""
+    folder = write_run(tmp_path, "sft", "a" * 12)
+    (folder / "state" / "step-3").mkdir(parents=True)
+    (folder / "state" / "step-3" / "result.json").write_text("{}")
+    assert list(files_below(tmp_path, ("result.json",))) == [folder / "result.json"]
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_shown(tmp_path: Path) -> None:
+    bad = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")
+    write_run(Path(bad), "sft", "a" * 12)
+    assert "??/aaaaaaaaaaaa" in LivePage([tmp_path]).text().encode("utf-8").decode()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
+def test_the_seconds_between_two_looks_have_bounds(value: str, tmp_path: Path) -> None:
+    assert qtarget_cli(["watch", str(tmp_path), f"--every={value}"]) == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qtarget.compare.columns import MISSING, PER_BYTE, differing_tokenizers, numeric
@@ -12,7 +12,7 @@ from qtarget.compare.selection import choose
 from qtarget.errors import QTargetError
 from qtarget.evaluate.scores import Score
 from qtarget.measures import direction
-from qtarget.record.runs import Run
+from qtarget.record.runs import Run, differing_but_seeds
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,18 @@ def grouped_rows(runs: Sequence[Run], grouping: Grouping) -> Grouped:
         if value not in values:
             raise QTargetError(f"--against {key}={value}: no group has that; {key} is {', '.join(values)}")
     table_rows = tuple(rows(groups, grouping.metric, baseline))
-    return best_first(Grouped(table_rows, grouping.metric, tuple(grouping.against), choice.remarks if choice else ()))
+    remarks = (*(choice.remarks if choice else ()), *_mixed(groups))
+    return best_first(Grouped(table_rows, grouping.metric, tuple(grouping.against), remarks))
+
+
+def _mixed(groups: Sequence[Group]) -> Iterator[str]:
+    """A remark for each group whose runs are not seeds of one configuration."""
+    for group in groups:
+        if keys := differing_but_seeds(group.runs):
+            yield (
+                f"The runs of {group.label} differ in more than their seed: {', '.join(keys[:3])}. Their mean is of "
+                "unlike runs; name that in --group-by."
+            )
 
 
 def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from qtarget.evaluate.scores import (
     ratio_difference,
     ratio_over_seeds,
 )
-from qtarget.record.runs import Run, check_metric, differing_keys, finished
+from qtarget.record.runs import Run, check_metric, differing_but_seeds, finished
 
 MOST_PROBLEMS = 12
 """Problems on a page."""
@@ -256,7 +256,7 @@ def _check_seeds(members: Iterable[Run]) -> None:
     seen: dict[int | None, Run] = {}
     for run in members:
         if run.seed in seen:
-            apart = ", ".join(differing_keys([seen[run.seed], run])[:5]) or "nothing that the record shows"
+            apart = ", ".join(differing_but_seeds([seen[run.seed], run])[:5]) or "nothing that the record shows"
             raise QTargetError(
                 f"{seen[run.seed].short_path} and {run.short_path} fall into one group and share the seed {run.seed}; "
                 f"they differ in {apart}: add that to --group-by"

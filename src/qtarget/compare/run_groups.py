@@ -9,7 +9,7 @@ from qtarget.compare.group_table import Grouped
 from qtarget.compare.groups import GroupRow
 from qtarget.plot.figures import RunGroup
 from qtarget.plot.looks import GREY, Mark, marks
-from qtarget.record.runs import Run, describes_only, differing_keys, finished, unfinished
+from qtarget.record.runs import Run, differing, differing_keys, finished, is_seed, unfinished
 
 MOST_KEYS = 3
 """Keys that a label names; where more differ it has the start of the first run's hash."""
@@ -39,17 +39,11 @@ def row_design(grouped: Grouped, row: GroupRow) -> str:
     return row.group.key.get("target") or grouped.design(row)
 
 
-def is_seed(key: str) -> bool:
-    """Whether a configuration key is a seed: of the run, of its data or of its noise."""
-    return key.rpartition(".")[2] == "seed"
-
-
 def _by_configuration(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     members: dict[object, list[Run]] = {}
     for run in runs:
-        config = {item for item in run.config.items() if not describes_only(item[0]) and not is_seed(item[0])}
-        same = (run.name, run.role, run.status, run.outdated, frozenset(config))
-        members.setdefault(same if run.config else run.folder, []).append(run)
+        same = (run.name, run.role, run.status, run.outdated, run.but_seed)
+        members.setdefault(same if run.but_seed else run.folder, []).append(run)
     together = [group for group in members.values() if len({run.seed for run in group}) == len(group)]
     alone = [[run] for group in members.values() if group not in together for run in group]
     rank = {run.folder: index for index, run in enumerate(runs)}
@@ -62,9 +56,11 @@ def _label(group: Sequence[Run], others: Sequence[Sequence[Run]]) -> str:
         return group[0].display_name
     namesakes = [other[0] for other in others if other[0].name == group[0].name]
     keys = [key for key in differing_keys(namesakes) if not is_seed(key)]
+    options = differing([run.choices for run in namesakes])
     values = [f"{key.rpartition('.')[2]}={group[0].config.get(key, '–')}" for key in keys]
-    apart = f" ({', '.join(values)})" * bool(keys)
-    if len(keys) > MOST_KEYS:
+    values += [f"{key.rpartition('/')[2]}={group[0].choices.get(key, '–')}" for key in sorted(options)]
+    apart = f" ({', '.join(values)})" * bool(values)
+    if not 0 < len(values) <= MOST_KEYS and len(namesakes) > 1:
         apart = f" ({group[0].folder.name[:6]}…)"
     return replace(group[0], label=f"{group[0].name}{apart}").display_name
 

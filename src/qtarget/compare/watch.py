@@ -18,7 +18,7 @@ from qtarget.compare.command import CompareOptions, compared
 from qtarget.compare.formats import terminal
 from qtarget.compare.report import render
 from qtarget.errors import QTargetError
-from qtarget.record.runs import read_runs, unfinished
+from qtarget.record.runs import STALE, files_below, read_runs, unfinished
 
 HOST = "127.0.0.1"
 WATCHED = ("result.json", "metrics.jsonl", "sweep.json")
@@ -44,10 +44,13 @@ class LivePage:
     _text: str = ""
 
     def version(self) -> str:
-        """A hash of the names and sizes of the files read: every logged line is longer than none."""
-        files = sorted(file for path in self.paths for name in WATCHED for file in path.rglob(name))
-        sizes = [(str(file), _size(file)) for file in files]
-        return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
+        """A hash of the names and sizes of the files read, and of which of them have been quiet for long.
+
+        A logged line changes a size; a run at work writes its result.json every minute.
+        """
+        files = sorted(file for path in self.paths for file in files_below(path, WATCHED))
+        state = [(str(file), *_size_and_silence(file)) for file in files]
+        return hashlib.sha256(repr(state).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def text(self) -> str:
         """The page; while there is none, what it waits for."""
@@ -74,11 +77,12 @@ def _script() -> str:
     return SCRIPT.read_text(encoding="utf-8")
 
 
-def _size(file: Path) -> int:
+def _size_and_silence(file: Path) -> tuple[int, bool]:
     try:
-        return file.stat().st_size
+        status = file.stat()
     except OSError:  # replaced at this moment
-        return -1
+        return -1, False
+    return status.st_size, time.time() - status.st_mtime > STALE.total_seconds()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -138,9 +142,6 @@ def watch(
 ) -> int:
     """Serve the page until Ctrl-C, with a line in the terminal whenever the count of runs changes."""
     folders = [Path(path) for path in paths]
-    for folder in folders:
-        if not folder.is_dir():
-            raise QTargetError(f"No folder {folder}: name one that holds runs, or will, such as outputs/demo.")
     page = LivePage(folders, options, every)
     server = serve(page, port)
     address = f"http://{HOST}:{server.server_address[1]}"
@@ -150,7 +151,7 @@ def watch(
     if browser:
         webbrowser.open(address)
     try:
-        _report_counts(folders, every, report)
+        _report_counts(page, report)
     except KeyboardInterrupt:
         return 0
     finally:
@@ -159,21 +160,23 @@ def watch(
     return 0
 
 
-def _report_counts(folders: Sequence[Path], every: float, report: Callable[[str], None]) -> None:
-    before = ""
+def _report_counts(page: LivePage, report: Callable[[str], None]) -> None:
+    last_version, last_line = "", ""
     while True:
-        line = _counts(folders)
-        if line != before:
+        version = page.version()
+        line = last_line if version == last_version else _counts(page.paths)
+        if line != last_line:
             report(line)
-        before = line
-        time.sleep(every)
+        last_version, last_line = version, line
+        time.sleep(page.every)
 
 
 def _counts(folders: Sequence[Path]) -> str:
     try:
         runs = read_runs(folders)
     except QTargetError:
-        return "no runs yet"
+        missing = [str(folder) for folder in folders if not folder.is_dir()]
+        return "no runs yet" + f": {', '.join(missing)} isn't there yet" * bool(missing)
     others = unfinished(runs)
     counts = {
         status: sum(run.status == status for run in others) for status in dict.fromkeys(run.status for run in others)

@@ -203,6 +203,7 @@ def watch_parser() -> Parser:
     parser.add_argument("paths", nargs="+", metavar="DIR", help="folders that hold runs, or will")
     parser.add_argument("--group-by", metavar="KEY,…", default="", help="as of `qtarget compare`")
     parser.add_argument("--metric", help="as of `qtarget compare`")
+    parser.add_argument("--against", metavar="KEY=VALUE", action="append", default=[], help="as of `qtarget compare`")
     parser.add_argument("--port", type=int, default=0, help="on 127.0.0.1 (default: a free one)")
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks (default: 2)")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")

@@ -7,8 +7,10 @@ but for those of the command itself: what is built from a run doesn't carry them
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -63,6 +65,9 @@ class Run:
     metrics: Mapping[str, float] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, str] = field(default_factory=dict)  # flattened to dotted keys
+    but_seed: str = (
+        ""  # a hash of the whole configuration but its seeds: runs of one such hash are seeds of one another
+    )
     history: tuple[Mapping[str, float], ...] = ()
     resume_step: int | None = None  # the optimizer step that an unfinished run would go on from
     outdated: tuple[str, ...] = ()  # what this build computes in another way than the one that made the run
@@ -70,7 +75,7 @@ class Run:
     @property
     def short_path(self) -> str:
         """Experiment folder and hash: enough to find the run, without the machine's own path."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        return _printable(f"{self.folder.parent.name}/{self.folder.name}")
 
     @property
     def command(self) -> str:
@@ -125,9 +130,17 @@ def run_folders(paths: Sequence[str | Path]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise QTargetError(f"No folder {path}: name a run folder or a folder of runs, such as outputs/demo.")
-        results = [path] if path.name == "result.json" else path.rglob("result.json")
+        results = [path] if path.name == "result.json" else files_below(path, ("result.json",))
         folders.update(result.resolve().parent for result in results)
     return sorted(folders, key=lambda folder: (folder.parent.name, folder.name, str(folder)))
+
+
+def files_below(path: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Files of these names below a folder. What a run at work removes meanwhile, and a run's weights, are passed by."""
+    for folder, folders, files in os.walk(path):  # pathlib's rglob raises where a folder goes while it looks
+        if "result.json" in files:
+            folders[:] = [name for name in folders if name not in (STATE, "checkpoint")]
+        yield from (Path(folder) / name for name in names if name in files)
 
 
 def read_run(folder: Path, now: datetime) -> Run:
@@ -138,7 +151,8 @@ def read_run(folder: Path, now: datetime) -> Run:
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
         result = {"status": "failed", "error": f"result.json cannot be read: {error}"}
-    name = without_absolute_paths(str(result.get("name") or folder.name))
+    name = without_absolute_paths(_printable(str(result.get("name") or folder.name)))
+    config = _config(folder / "config.yaml")
     seed = result.get("seed")
     return Run(
         folder=folder,
@@ -157,7 +171,8 @@ def read_run(folder: Path, now: datetime) -> Run:
         rows={key: int(value) for key, value in _numbers(result.get("rows")).items()},
         metrics=_numbers(result.get("metrics")),
         versions=_texts(result.get("versions")),
-        config=_config(folder / "config.yaml"),
+        config={key: without_absolute_paths(value) for key, value in config.items()},
+        but_seed=_hash_but_seeds(config, str(result.get("task") or "train")),
         history=_history(folder / "metrics.jsonl"),
         resume_step=_resume_step(folder, result),
     )
@@ -223,7 +238,25 @@ def _config(path: Path) -> dict[str, str]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}  # the table stands without it; only "what differs" is poorer
     values = flatten(config) if isinstance(config, dict) else {}
-    return {key: without_absolute_paths("null" if value is None else str(value)) for key, value in values.items()}
+    return {key: "null" if value is None else str(value) for key, value in values.items()}
+
+
+def _hash_but_seeds(config: Mapping[str, str], task: str) -> str:
+    """Of classes and whole paths too, and for an evaluation of the checkpoint; "" where there is no config.yaml."""
+    passed = {*CONFIG_NOISE} - {"_target_"} - ({"checkpoint"} if task == "evaluate" else set())
+    parts = {key: re.split(r"[./@]", key) for key in config if key not in ("name", "role") and not is_seed(key)}
+    same = sorted((key, config[key]) for key, words in parts.items() if passed.isdisjoint(words))
+    return hashlib.sha256(repr(same).encode("utf-8", "surrogateescape")).hexdigest()[:16] if config else ""
+
+
+def is_seed(key: str) -> bool:
+    """Whether a configuration key is a seed: of the run, of its data or of its noise."""
+    return key.rpartition(".")[2] == "seed"
+
+
+def _printable(text: str) -> str:
+    """A name of the file system with bytes that are no UTF-8 shown as question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -243,11 +276,12 @@ def with_labels(runs: Sequence[Run]) -> list[Run]:
     by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(run.name, []).append(run)
-    return [run if len(by_name[run.name]) == 1 else _with_distinct_label(run, by_name[run.name]) for run in runs]
+    keys = {name: differing_keys(namesakes) for name, namesakes in by_name.items() if len(namesakes) > 1}
+    return [_with_distinct_label(run, keys[run.name]) if run.name in keys else run for run in runs]
 
 
-def _with_distinct_label(run: Run, namesakes: Sequence[Run]) -> Run:
-    keys = differing_keys(namesakes)
+def _with_distinct_label(run: Run, keys: Sequence[str]) -> Run:
+    """keys: those that differ between the runs of its name."""
     if not 1 <= len(keys) <= 2:
         return replace(run, label=f"{run.name} ({run.folder.name[:6]})")
     values = dict.fromkeys(f"{key.rsplit('.', 1)[-1]}={run.config.get(key, '–')}" for key in keys)
@@ -263,6 +297,14 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys of flat configs whose values differ, but for those that only name, place or describe a run."""
     keys = {key for config in configs for key in config if not describes_only(key)}
     return [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
+
+
+def differing_but_seeds(runs: Sequence[Run]) -> list[str]:
+    """What else differs between runs that are taken for seeds of one another: keys and options."""
+    if len({run.but_seed for run in runs if run.but_seed}) < 2:
+        return []
+    keys = [key for key in differing_keys(runs) if not is_seed(key)]
+    return keys + sorted(differing([run.choices for run in runs])) or ["a path or a class"]
 
 
 def of_design(key: str) -> bool:
