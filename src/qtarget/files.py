@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ def replacing(path: Path, scratch: Path | None = None, *, durable: bool = False)
     durable: it becomes `path` only once it is on disk: a machine that stops leaves the old or the new. Otherwise such a
     machine may lose the newest.
     """
-    scratch = scratch or path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    scratch = scratch or path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # see replaced_name
     if scratch.is_dir():  # a killed process has left it
         shutil.rmtree(scratch)
     try:
@@ -32,6 +33,12 @@ def replacing(path: Path, scratch: Path | None = None, *, durable: bool = False)
     except BaseException:
         remove(scratch)  # on a full disk it would be in the way
         raise
+
+
+def replaced_name(scratch: str) -> str | None:
+    """What a file was to be called that `replacing` wrote on this machine under the name `scratch`; else None."""
+    match = re.fullmatch(rf"\.(.+)\.{re.escape(socket.gethostname())}\.[0-9]+", scratch)
+    return match[1] if match else None
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ Nothing here needs torch: a list of runs says how far the state of each is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +20,12 @@ SCRATCH = ".new"
 
 def newest(holder: Path) -> Path | None:
     """The last state in a run's folder of states, or None."""
-    states = [path for path in holder.glob("step-*") if (path / MANIFEST).is_file()]
-    return max(states, key=step_of, default=None)
+    return max((path for path in states(holder) if (path / MANIFEST).is_file()), key=step_of, default=None)
+
+
+def states(holder: Path) -> list[Path]:
+    """Folders step-NUMBER, whole or not. Another name beside them, such as step-old, is somebody's own."""
+    return [path for path in holder.glob("step-*") if re.fullmatch("step-[0-9]+", path.name)]
 
 
 def step_of(state: Path) -> int:
@@ -42,16 +47,16 @@ def publish(holder: Path, step: int, write: Callable[[Path], None]) -> None:
         scratch.mkdir()
         write(scratch)
     settle(holder)
-    for earlier in holder.glob("step-*"):
+    for earlier in states(holder):
         if earlier != final:
             _remove(earlier)
 
 
 def discard(holder: Path) -> None:
     """Take all states away."""
-    for path in holder.glob("*"):
+    for path in (*states(holder), holder / SCRATCH):
         _remove(path)
-    with suppress(OSError):  # there is none, or a network file system still holds a name in it
+    with suppress(OSError):  # there is none, or it holds something of somebody's, or a name of a network file system
         holder.rmdir()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,8 +14,13 @@ import pytest
 from test_runs import write_run
 
 from qtarget.cli import run as qtarget_cli
-from qtarget.files import locked
+from qtarget.files import locked, write_atomically
+from qtarget.record.runs import read_runs
+from qtarget.run import clean
 
+HERE = socket.gethostname()
+STATE_FILES = ("state/step-4/state.json", "state/step-4/w.pt")
+CUT_OFF = f".result.json.{HERE}.12"
 RECORD = ("config.yaml", "result.json", "metrics.jsonl")
 KEPT = (*RECORD, "histograms.jsonl", "samples.jsonl", "heldout_nll.jsonl", "log.txt", "traceback.txt", "adapter/a.bin")
 
@@ -28,7 +35,7 @@ def fill(folder: Path, *names: str, size: int = 1000) -> None:
 def run_folder(status: str, digest: str, **changes: object) -> Path:
     folder = write_run(Path("outputs/demo"), "sft", digest, status=status, **changes)
     fill(folder, *(name for name in KEPT if name not in RECORD), "checkpoint/model.safetensors")
-    fill(folder, "checkpoint/config.json", "checkpoint/optimizer.pt", "state/step-4/state.json", "state/step-4/w.pt")
+    fill(folder, "checkpoint/config.json", "checkpoint/optimizer.pt", *STATE_FILES)
     return folder
 
 
@@ -46,7 +53,7 @@ def cleaned(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.fixture
 def finished(workdir: Path) -> Path:
     folder = run_folder("finished", "f" * 12)
-    fill(folder, ".result.json.host.12", ".checkpoint.new/model.safetensors")
+    fill(folder, CUT_OFF, ".checkpoint.new/model.safetensors")
     return folder
 
 
@@ -153,7 +160,7 @@ def test_folders_that_are_no_runs_are_left_alone(workdir: Path, capsys: pytest.C
     fill(
         workdir / "outputs" / "mine",
         "state/step-1/w.pt",
-        ".result.json.host.1",
+        CUT_OFF,
         "checkpoint/optimizer.pt",
         "result.json",
     )
@@ -170,6 +177,108 @@ def test_a_file_that_another_name_holds_is_not_counted_as_freed(
     assert Path("kept.pt").stat().st_size == 1000
 
 
+def test_folders_that_overlap_are_cleaned_once(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = ("outputs", "outputs/demo", str(finished), "outputs/../outputs")
+    assert cleaned(capsys, *paths).splitlines()[-1].startswith("4.0 kB in 3 places")
+    assert cleaned(capsys, *paths, "--yes").splitlines()[-1] == "freed 4.0 kB"
+
+
+def test_what_vanishes_meanwhile_is_nothing_to_free(
+    finished: Path, interrupted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once between the list and the sizes, where a whole run goes, and once just before a state is removed."""
+    listed, removed = clean._of_run, clean.remove
+
+    def emptied(run: Path, *options: bool, **more: bool) -> list[clean.Item]:
+        items = list(listed(run, *options, **more))
+        if run == interrupted.resolve():
+            shutil.rmtree(run)
+        return items
+
+    def late(path: Path) -> None:
+        if (path / "step-4").is_dir():
+            shutil.rmtree(path / "step-4")
+            raise FileNotFoundError(2, "as rmtree says it where another process removes, too")
+        removed(path)
+
+    monkeypatch.setattr(clean, "_of_run", emptied)
+    monkeypatch.setattr(clean, "remove", late)
+    assert cleaned(capsys, "--yes").splitlines()[-1] == "freed 4.0 kB"
+    assert not interrupted.exists()
+    assert not (finished / "state").exists()
+
+
+def test_what_may_not_be_removed_is_left_and_the_rest_goes(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = clean.remove
+
+    def refused(path: Path) -> None:
+        if path.name == "state":
+            raise PermissionError(13, "Permission denied")  # root, as in a container, is refused nothing by mode bits
+        removed(path)
+
+    monkeypatch.setattr(clean, "remove", refused)
+    told = cleaned(capsys, "--yes")
+    assert f"{finished}/state  (Permission denied: left)" in told
+    assert told.splitlines()[-1] == "freed 2.0 kB"
+
+
+@pytest.mark.parametrize("kind", ["a link", "a link to nothing", "a folder"])
+def test_a_run_of_which_the_lock_is_no_file_is_in_use(
+    finished: Path, workdir: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = finished / ".lock"
+    fill(workdir, "target")
+    lock.mkdir() if kind == "a folder" else lock.symlink_to(workdir / ("target" if kind == "a link" else "none"))
+    before = files(workdir)
+    assert "nothing to free" in cleaned(capsys, "--yes", "--optimizer", "--checkpoint", str(finished))
+    assert files(workdir) == before
+
+
+def test_a_run_of_which_the_lock_is_another_users_is_in_use(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """open(2) of a file that is another user's: EACCES. Root, as in a container, is never told so."""
+    (finished / ".lock").touch()
+    opened = os.open
+
+    def refused(path: object, *arguments: object, **more: object) -> int:
+        if str(path).endswith(".lock"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert "nothing to free" in cleaned(capsys, "--yes")
+    assert (finished / "state").is_dir()
+
+
+def test_a_folder_among_the_states_that_is_no_step_is_left_and_runs_are_read(
+    finished: Path, interrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody's copy of a state."""
+    for run in (finished, interrupted):
+        fill(run, "state/step-old/state.json", "state/step-/state.json")
+    assert [run.resume_step for run in read_runs("outputs") if run.folder.name == interrupted.name] == [4]
+    cleaned(capsys, "--yes")
+    assert {path.name for path in (finished / "state").iterdir()} == {"step-old", "step-"}
+    assert {path.name for path in (interrupted / "state").iterdir()} == {"step-4", "step-old", "step-"}
+
+
+def test_only_the_very_names_of_unfinished_writes_are_cut_off_writes(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = (".result.json.before-edit.1", f".notes.json.{HERE}.1", f".result.json.{HERE}.x", f"result.json.{HERE}.1")
+    fill(finished, *mine, f".result.json.not-{HERE}.1", f".result.json.{HERE}.1.bak", f".samples.jsonl.{HERE}.77")
+    before = files(finished)
+    cleaned(capsys, "--yes")
+    gone = {CUT_OFF, f".samples.jsonl.{HERE}.77", ".checkpoint.new/model.safetensors", *STATE_FILES}
+    assert before - files(finished) == {f"{finished}/{name}" for name in gone}
+    monkeypatch.setattr(os, "replace", lambda scratch, path: None)  # as if the process ended here
+    write_atomically(finished / "config.yaml", "new")
+    assert f"/.config.yaml.{HERE}.{os.getpid()}\n" in cleaned(capsys)
+
+
 # Caches
 
 
@@ -180,7 +289,7 @@ def cache(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QTARGET_CACHE", str(holder))
     for name in ("whole", "building"):
         fill(holder / "references" / name, "manifest.json", "shard-00000.safetensors", "head.safetensors", ".lock")
-    fill(holder / "references" / "whole", ".shard-00001.safetensors.host.12", "notes.md")
+    fill(holder / "references" / "whole", f".shard-00001.safetensors.{HERE}.12", "notes.md")
     fill(workdir / "outside", "manifest.json", "shard-00000.safetensors")
     (holder / "references" / "link").symlink_to(workdir / "outside", target_is_directory=True)
     fill(holder / "models" / "converted", "model.safetensors")
@@ -195,7 +304,7 @@ def test_caches_go_only_where_asked_and_none_under_a_lock(
     assert files(cache, workdir / "outside") == before
     with locked(cache / "references" / "building" / ".lock", "busy", wait=0):
         cleaned(capsys, "--yes", "--caches")
-    names = ("manifest.json", "shard-00000.safetensors", "head.safetensors", ".shard-00001.safetensors.host.12")
+    names = ("manifest.json", "shard-00000.safetensors", "head.safetensors", f".shard-00001.safetensors.{HERE}.12")
     assert before - files(cache, workdir / "outside") == {f"{cache}/references/whole/{name}" for name in names}
 
 

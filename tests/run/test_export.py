@@ -54,6 +54,15 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_name_that_the_file_system_refuses_ends_with_an_error_that_says_so(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("x" * 300, "x" * 300 + "/model", "x" * 250):  # 255 bytes are allowed; the last is, but for its scratch
+        assert qtarget_cli(["export", str(trained), "--to", str(tmp_path / name)]) == 2
+        assert "File name too long" in capsys.readouterr().err
+        assert not list(tmp_path.glob("x*"))
+
+
 @pytest.fixture
 def copied(trained: Path, tmp_path: Path) -> Path:
     """A run's folder to be changed."""

@@ -10,21 +10,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from qtarget.config.parsers import clean_parser
 from qtarget.errors import QTargetError
-from qtarget.files import locked, remove
+from qtarget.files import locked, remove, replaced_name
 from qtarget.record.runs import read_run
-from qtarget.resume_folders import STATE, newest
+from qtarget.resume_folders import SCRATCH as STATE_SCRATCH
+from qtarget.resume_folders import STATE, newest, states
 from qtarget.units import in_bytes
 
 CHECKPOINT, OPTIMIZER, LOCK = "checkpoint", "optimizer.pt", ".lock"
-UNFINISHED_WRITE = re.compile(r"\.([\w-]+\.(json|jsonl|yaml|txt|safetensors)|adapter)\.[^/]+\.\d+|\.checkpoint\.new")
-"""Names that files and folders have while they are written (qtarget.files.replacing): .result.json.HOST.PID."""
+CHECKPOINT_SCRATCH = ".checkpoint.new"
+OF_A_RUN = re.compile(r"config\.yaml|result\.json|samples\.jsonl|heldout_nll\.jsonl")
+OF_A_CACHE = re.compile(r"manifest\.json|head\.safetensors|shard-[0-9]{5,}\.safetensors")
+"""Files that are written under another name until they are whole (qtarget.files.replacing)."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,23 @@ class Item:
     @property
     def size(self) -> int:
         """Bytes; those that another name holds too (hard links) aren't freed, and not counted."""
-        every = [path for part in self.removed for path in (part, *part.rglob("*"))]
-        stats = [path.lstat() for path in every if path.is_symlink() or not path.is_dir()]
-        return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
+        return sum(map(_bytes_freed, chain.from_iterable(map(_files_of, self.removed))))
 
 
 def clean(arguments: Sequence[str]) -> int:
     """List what would be freed; free it with --yes. Raises QTargetError for what the user has to mend."""
     options = clean_parser().parse_intermixed_args(arguments)
     roots = [_root(Path(name).expanduser()) for name in options.paths or ["outputs"]]
-    runs = [run for root in roots for run in _runs_below(root)]
+    runs = list(dict.fromkeys(run for root in roots for run in _runs_below(root)))  # of roots that overlap, once
     named = {_named_run(Path(name).expanduser(), runs) for name in options.checkpoint}
     items = [item for run in runs for item in _of_run(run, run in named, optimizer=options.optimizer)]
     items += _of_caches(runs) if options.caches else []
     freed = 0
     for item in items:
         size = item.size
-        done = _free(item) if options.yes else True
-        print(f"{in_bytes(size):>10}  {item.what:<40}  {_shown(item.path)}{'' if done else '  (in use now: left)'}")
-        freed += size if done else 0
+        left = _free(item) if options.yes else ""
+        print(f"{in_bytes(size):>10}  {item.what:<40}  {_shown(item.path)}{f'  ({left}: left)' if left else ''}")
+        freed += 0 if left else size
     print(_closing(len(items), freed, yes=options.yes))
     return 0
 
@@ -123,16 +125,24 @@ def _of_run(run: Path, is_named: bool, *, optimizer: bool) -> Iterator[Item]:
 
 
 def _unfinished_writes(run: Path) -> list[Path]:
-    return sorted(path for path in run.iterdir() if UNFINISHED_WRITE.fullmatch(path.name))
+    return sorted(
+        path for path in run.glob("*") if path.name == CHECKPOINT_SCRATCH or _is_unfinished(path.name, OF_A_RUN)
+    )
+
+
+def _is_unfinished(name: str, known: re.Pattern[str]) -> bool:
+    """.result.json.HOST.PID of this machine, whatever the process; what another machine left is its own to clean."""
+    return bool(known.fullmatch(replaced_name(name) or ""))
 
 
 def _old_states(run: Path, finished: bool) -> list[Path]:
-    """All that a finished run has left; else what lies beside the last whole one."""
+    """All that a finished run has left; else what lies beside the last whole one. What is no state isn't ours."""
     holder = run / STATE
-    if finished:
+    mine = [*states(holder), holder / STATE_SCRATCH]
+    if finished and set(holder.glob("*")) <= set(mine):
         return [holder]
     last = newest(holder)
-    return sorted(path for path in holder.glob("*") if path != last) if last else []
+    return sorted(path for path in mine if path != last or finished) if finished or last else []
 
 
 def _passes_a_link(path: Path, top: Path) -> bool:
@@ -159,12 +169,12 @@ def _of_caches(runs: Sequence[Path]) -> list[Item]:
 
 def _parts(cache: Path) -> tuple[Path, ...]:
     """The manifest first: what is left of a cache is none. The folder stays, with the lock that is held."""
-    mine = [path for path in cache.iterdir() if _is_of_a_cache(path.name) and not path.is_symlink()]
+    mine = [path for path in cache.glob("*") if _is_of_a_cache(path.name) and not path.is_symlink()]
     return tuple(sorted(mine, key=lambda path: (path.name != "manifest.json", path.name)))
 
 
 def _is_of_a_cache(name: str) -> bool:
-    return name == "manifest.json" or name.endswith(".safetensors") or bool(UNFINISHED_WRITE.fullmatch(name))
+    return bool(OF_A_CACHE.fullmatch(name)) or _is_unfinished(name, OF_A_CACHE)
 
 
 # Locks
@@ -174,7 +184,7 @@ def _is_held(folder: Path) -> bool:
     """Whether a process is at work in a folder. A run that is another machine's says so by its heartbeat."""
     if (folder / "result.json").is_file() and read_run(folder, datetime.now(UTC)).status == "running":
         return True
-    if not (folder / LOCK).exists():
+    if not os.path.lexists(folder / LOCK):
         return False
     with _lock(folder) as free:
         return not free
@@ -182,11 +192,11 @@ def _is_held(folder: Path) -> bool:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[bool]:
-    """The folder to this process alone, where that can be had at once."""
+    """The folder to this process alone, where that can be had at once: not where the lock is a link or another's."""
     holding = locked(folder / LOCK, "busy", wait=0)
     try:
         holding.__enter__()
-    except QTargetError:
+    except (QTargetError, OSError):
         yield False
         return
     try:
@@ -195,13 +205,48 @@ def _lock(folder: Path) -> Iterator[bool]:
         holding.__exit__(None, None, None)
 
 
-def _free(item: Item) -> bool:
-    """Remove it, unless its folder has come into use since."""
+# Files
+
+
+def _free(item: Item) -> str:
+    """Remove it. Returns why it is still there, if it is: its folder has come into use, or may not be written."""
+    if not item.holder.is_dir():
+        return ""  # and a lock would make it anew
     with _lock(item.holder) as free:
-        for path in item.removed if free else ():
-            if not _passes_a_link(path, item.holder):
-                remove(path)
-        return free
+        if not free:
+            return "in use now"
+        try:
+            for path in item.removed:
+                if not _passes_a_link(path, item.holder):
+                    _remove(path)
+        except OSError as error:
+            return str(error.strerror or error)
+        return ""
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):  # it goes on vanishing, by another hand: what remains is removed below
+        remove(path)
+    remove(path)
+
+
+def _files_of(part: Path) -> Iterator[Path]:
+    """The files and links in a folder; or the file or link that it is."""
+    if part.is_symlink() or not part.is_dir():
+        yield part
+        return
+    for folder, below, names in os.walk(part):
+        yield from (Path(folder, name) for name in names)
+        yield from (path for path in (Path(folder, name) for name in below) if path.is_symlink())
+
+
+def _bytes_freed(path: Path) -> int:
+    """Of a file or link; 0 where another name holds it too, or where it has vanished."""
+    try:
+        stat = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return stat.st_size if stat.st_nlink == 1 else 0
 
 
 def _shown(path: Path) -> Path:

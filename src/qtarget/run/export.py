@@ -77,7 +77,11 @@ def exported_files(checkpoint: Path) -> dict[str, Path]:
 
 
 def _empty_folder(folder: Path) -> Path:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise QTargetError(f"can't export to {folder}: {error.strerror}; name another folder") from error
+    if taken:
         raise QTargetError(f"{folder} is there and isn't empty: name a new folder, or empty it")
     return folder
 
