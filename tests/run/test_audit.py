@@ -59,6 +59,16 @@ def test_rows_that_repeat_contradict_stop_short_or_leak_are_named() -> None:
     }
 
 
+def test_each_pair_of_rows_that_ask_the_same_is_told_by_itself() -> None:
+    ask = "What is 4 + 4?"
+    write(*({"prompt": ask, "completion": answer} for answer in ("8", " 8", "9")), {"prompt": "q", "completion": "8"})
+    assert reasons(audited()) == {
+        0: ["the same as row 1", "another answer than row 2"],
+        1: ["the same as row 0", "another answer than row 2"],
+        2: ["another answer than row 0, 1"],
+    }
+
+
 def test_answers_without_a_closing_mark_are_not_cut_where_that_is_the_way_of_the_data() -> None:
     write(*({"prompt": f"q {index}", "completion": "word " * (10 + index)} for index in range(10)))
     assert reasons(audited()) == {}

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -147,17 +148,22 @@ def _of_labels(example: Example, column: Sequence[bool]) -> list[bool]:
 
 
 def _mark_same_prompts(rows: Sequence[AuditedRow]) -> None:
-    """Rows that ask the same, but for case and spaces, and answer the same, or something else."""
+    """Rows that ask the same, but for case and spaces, and answer the same, or something else: row by row."""
     groups: dict[str, list[AuditedRow]] = defaultdict(list)
     for row in rows:
         groups[_plain(row.prompt)].append(row)
     for group in groups.values():
-        answers = {_plain(row.answer) for row in group}
+        by_answer: dict[str, list[int]] = defaultdict(list)
         for row in group:
-            others = [other.example.row for other in group[:NAMED_ROWS] if other.example.row != row.example.row]
-            if others:
-                relation = "another answer than" if len(answers) > 1 else "the same as"
-                row.reasons.append(f"{relation} row {', '.join(map(str, others))}")
+            by_answer[_plain(row.answer)].append(row.example.row)
+        first = sorted((number, answer) for answer, held in by_answer.items() for number in held[: NAMED_ROWS + 1])
+        for row in group:
+            own = _plain(row.answer)
+            same = (number for number in by_answer[own] if number != row.example.row)
+            others = (number for number, answer in first if answer != own)
+            for relation, numbers in (("the same as", same), ("another answer than", others)):
+                if named := ", ".join(map(str, islice(numbers, NAMED_ROWS))):
+                    row.reasons.append(f"{relation} row {named}")
 
 
 def _plain(text: str) -> str:
