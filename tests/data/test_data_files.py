@@ -131,6 +131,34 @@ def test_what_cannot_be_read_is_refused_in_words(workdir: Path) -> None:
             Files(path).rows("train", None)
 
 
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def broken(data: bytes) -> bytes:
+    return data[:20] + bytes(byte ^ 255 for byte in data[20:60]) + data[60:]
+
+
+@pytest.mark.parametrize("damage", [cut, broken, gzip.decompress])
+@pytest.mark.parametrize(("name", "content"), [("rows.jsonl.gz", lines), ("rows.csv.gz", of_csv)])
+def test_a_damaged_packed_file_is_refused_by_name(
+    damage: Callable[[bytes], bytes], name: str, content: Callable[[Rows], bytes]
+) -> None:
+    Path(name).write_bytes(damage(gzip.compress(content(PAIRS))))
+    source = Files(name)
+    for read in (lambda: source.rows("train", None), lambda: source.rows("heldout", None)):
+        with pytest.raises(QTargetError, match=f"can't read {name}: .*damaged"):
+            read()
+
+
+@pytest.mark.parametrize(("name", "pack"), [("rows.csv.bz2", bz2.compress), ("rows.csv.xz", lzma.compress)])
+def test_packed_files_of_every_kind_are_refused_where_they_are_cut(name: str, pack: Callable[[bytes], bytes]) -> None:
+    for damage in (cut, broken):
+        Path(name).write_bytes(damage(pack(of_csv(PAIRS))))
+        with pytest.raises(QTargetError, match=f"can't read {name}: "):
+            Files(name).rows("train", None)
+
+
 # Schemas
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}

@@ -12,7 +12,9 @@ import csv
 import gzip
 import json
 import lzma
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -74,10 +76,7 @@ class FileRows:
                 yield row if self.columns is None else row.only(self.columns)
 
     def _rows(self, file: Path) -> Iterator[Cells]:
-        try:
-            yield from _csv(file, self.delimiter) if self.form == "csv" else _json(file)
-        except (OSError, EOFError, lzma.LZMAError) as error:
-            raise QTargetError(f"can't read {file}: {error}") from error
+        yield from _csv(file, self.delimiter) if self.form == "csv" else _json(file)
 
     @property
     def column_names(self) -> list[str]:
@@ -300,14 +299,23 @@ def _row(value: Any, file: Path, location: str) -> Cells:
     return Cells(value, f"{file.name}, {location}", is_text=False)
 
 
-def _opened(file: Path) -> IO[str]:
-    """The file as text, its line ends as they are; bytes that aren't UTF-8 as lone surrogates."""
+@contextmanager
+def _opened(file: Path) -> Iterator[IO[str]]:
+    """The file as text, its line ends as they are; bytes that aren't UTF-8 as lone surrogates.
+
+    Raises QTargetError, also while it is read: for UTF-16, and for a packed file that is damaged or cut.
+    """
     opener: Any = PACKED.get(file.suffix, open)
-    with opener(file, "rb") as raw:
-        if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise QTargetError(f"{file} is UTF-16: save it as UTF-8")
-    text: IO[str] = opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
-    return text
+    try:
+        with opener(file, "rb") as raw:
+            if raw.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                raise QTargetError(f"{file} is UTF-16: save it as UTF-8")
+        with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+            yield text
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        damaged = file.suffix in PACKED and getattr(error, "errno", None) is None
+        way = ": it is damaged, or not packed as its name says" if damaged else ""
+        raise QTargetError(f"can't read {file}: {error}{way}") from error
 
 
 def form(file: Path) -> str | None:
