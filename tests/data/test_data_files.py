@@ -159,6 +159,57 @@ def test_packed_files_of_every_kind_are_refused_where_they_are_cut(name: str, pa
             Files(name).rows("train", None)
 
 
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (["train.jsonl", "more.jsonl"], "more.jsonl"),
+        (["train_1.jsonl", "part2.jsonl"], "part2.jsonl"),
+        (["train/a.csv", "b.csv", "README.md"], "b.csv"),
+    ],
+)
+def test_a_file_of_a_folder_that_would_not_be_read_is_refused_by_name(names: list[str], left: str) -> None:
+    """datasets 5.2 reads the files with a split's name alone, where one has such a name."""
+    for name in names:
+        file = Path("both", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(of_csv(PAIRS[:10]) if name.endswith("csv") else lines(PAIRS[:10]))
+    with pytest.raises(QTargetError, match=rf"both: {left} would not be read, since {names[0]} bear"):
+        Files("both").rows("train", None)
+    named = Files("both", files={"train": [f"both/{name}" for name in names[:2]]}, heldout_share=0)
+    assert len(named.rows("train", None)) == 20
+
+
+def test_splits_hidden_files_and_files_that_a_card_leaves_out_are_no_files_left_out() -> None:
+    for name in ("train.jsonl", "val.jsonl", ".cache/old.jsonl", "__old__/a.jsonl", "config.json"):
+        Path("both", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("both", name).write_bytes(lines(PAIRS[:10]))
+    assert len(Files("both", heldout_share=0).rows("train", None)) == 10
+    Path("both/more.jsonl").write_bytes(lines(PAIRS))
+    Path("both/README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: train.jsonl\n---\n")
+    assert len(Files("both", heldout_share=0).rows("train", None)) == 10
+
+
+@pytest.mark.parametrize("copy", ["a.jsonl.bak", "a.jsonl.swp", "a.jsonl.1", "a.jsonl.zip"])
+def test_a_copy_beside_the_data_is_not_trained_on(copy: str) -> None:
+    """datasets 5.2 reads a.jsonl.bak beside a.jsonl."""
+    Path("folder").mkdir()
+    for name in ("a.jsonl", copy, "a.jsonl~", "notes.txt"):
+        Path("folder", name).write_bytes(lines(PAIRS))
+    with pytest.raises(QTargetError, match=f"folder holds {copy}, which would be read as data, too: move"):
+        Files("folder").rows("train", None)
+    Path("folder", copy).unlink()
+    assert len(Files("folder", heldout_share=0).rows("train", None)) == 40
+
+
+def test_brackets_in_a_name_are_no_pattern() -> None:
+    for folder, rows in (("v1", PAIRS), ("v[1]", PAIRS[:3])):
+        Path(folder).mkdir()
+        datasets.Dataset.from_list(rows).to_parquet(f"{folder}/rows.parquet")
+    assert len(Files("v[1]/rows.parquet", heldout_share=0).rows("train", None)) == 3
+    with pytest.raises(QTargetError, match=r"v\[1\]: the signs .* are read as a pattern .*: rename the folder"):
+        Files("v[1]").rows("train", None)
+
+
 # Schemas
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}

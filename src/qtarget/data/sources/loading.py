@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from qtarget.errors import QTargetError
 TYPED = {".parquet": "parquet", ".arrow": "arrow"}
 BUILDERS = {"Csv": "csv", "Json": "json"}
 """Class of a builder of `datasets` 5 → the format whose types it guesses."""
+CHECKED = {*BUILDERS, "Parquet", "Arrow"}
+"""Builders whose files are known by the endings of their names."""
 SAID = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "metadata.json", "config.json")
 """Files that say something of a data set and are none of its data."""
 READ = ("data_files", "data_dir", "features", "name", "version", "description", "sep", "delimiter")
@@ -111,7 +114,7 @@ def _of_files(source: Named, files: list[Path], split: str) -> Table:
         return FileRows((FilePart(tuple(files)),), written, source.delimiter)
     named: dict[str, Any] = {
         "path": TYPED[files[0].suffix.lower()],
-        "data_files": {split: [str(file) for file in files]},
+        "data_files": {split: [glob.escape(str(file)) for file in files]},
     }
     return Typed(_asked(source, split, cache_dir=_cache(files), **named))
 
@@ -119,8 +122,11 @@ def _of_files(source: Named, files: list[Path], split: str) -> Table:
 def _of_folder(source: Named, folder: Path, split: str) -> Table:
     """A folder, whose card and names of files say what belongs to a split."""
     named: dict[str, Any] = {"path": str(folder), "name": source.name}
+    _check_no_pattern(folder)
     builder = _asked(source, split, built=True, **named)
-    _check_left_out(source, folder, builder)
+    if builder.config.data_files is not None:
+        _check_names(source, builder)
+        _check_left_out(source, folder, builder)
     written = next((BUILDERS[base.__name__] for base in type(builder).__mro__ if base.__name__ in BUILDERS), None)
     if written is None:
         cache = _cache([file for file in folder.rglob("*") if file.is_file()])
@@ -131,21 +137,72 @@ def _of_folder(source: Named, folder: Path, split: str) -> Table:
     return FileRows(_parts(source, files, split, written, delimiter), written, delimiter)
 
 
-def _check_left_out(source: Named, folder: Path, builder: Any) -> None:
-    """Raise QTargetError for a folder without a card in which `datasets` chooses one format and drops the others."""
-    if (folder / "README.md").exists() or builder.config.data_files is None:
+def _check_no_pattern(folder: Path) -> None:
+    """`datasets` 5 looks for a folder's files by patterns that begin with its path: v[1] is read as v1."""
+    path = folder.resolve()
+    if glob.has_magic(str(path)):
+        raise QTargetError(
+            f"{path}: the signs [, * and ? in the name of a folder are read as a pattern of other folders' names: "
+            "rename the folder, or name its files in data.source.files={SPLIT: [FILE, …]}"
+        )
+
+
+def _check_names(source: Named, builder: Any) -> None:
+    """Raise QTargetError for files that `datasets` takes for data though their names only hold an ending: a.jsonl.bak.
+
+    Builders of other kinds, such as of plain text, read what they are made for.
+    """
+    if not {base.__name__ for base in type(builder).__mro__} & CHECKED:
         return
-    read = {Path(file).resolve() for held in builder.config.data_files.values() for file in held}
-    formats = {form(file) or TYPED.get(file.suffix.lower()) for file in read}
-    others = (
-        file for file in folder.rglob("*") if (form(file) or TYPED.get(file.suffix.lower())) not in {None, *formats}
-    )
-    left = sorted(str(file.relative_to(folder)) for file in others if file.name not in SAID)
-    if left:
+    read = {Path(file).name: _format(Path(file)) for held in builder.config.data_files.values() for file in held}
+    if others := sorted(name for name, known in read.items() if known is None):
+        raise QTargetError(
+            f"{source.called} holds {listed(others)}, which would be read as data, too: move such copies out of the "
+            f"folder, unpack archives, or rename data so that it ends in one of {listed([*TYPED, *FORMATS])}, or in "
+            f"one of the latter and {listed(PACKED)}"
+        )
+
+
+def _check_left_out(source: Named, folder: Path, builder: Any) -> None:
+    """Raise QTargetError for a folder without a card of which `datasets` reads one format, or some names, alone."""
+    if _has_card(folder):
+        return
+    root = folder.resolve()
+    read = {Path(file) for held in builder.config.data_files.values() for file in held}
+    formats = {_format(file) for file in read}
+    others = [file for file in _data_files(root) if file not in read]
+    if left := sorted(str(file.relative_to(root)) for file in others if _format(file) not in formats):
         raise QTargetError(
             f"{source.called} holds files of several formats, and {listed(left)} would not be read: name the files "
             "in data.source.files={SPLIT: [FILE, …]}, or put each format into a folder of its own"
         )
+    if left := sorted(str(file.relative_to(root)) for file in others):
+        names = sorted(str(file.relative_to(root)) for file in read)
+        raise QTargetError(
+            f"{source.called}: {listed(left)} would not be read, since {listed(names)} bear the names of splits: name "
+            "all that belong to a split in data.source.files={SPLIT: [FILE, …]}, or the one file in data.source.path, "
+            "or move those that are not to be read out of the folder"
+        )
+
+
+def _has_card(folder: Path) -> bool:
+    """Whether a README begins with the settings of a data card, which say what is read; one of words alone doesn't."""
+    readme = folder / "README.md"
+    return readme.is_file() and readme.read_text(encoding="utf-8", errors="replace").lstrip("\ufeff").startswith("---")
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    """Files of data by their names, without those that are hidden, as `datasets` looks at them."""
+    for file in folder.rglob("*"):
+        parts = file.relative_to(folder).parts
+        hidden = any(part.startswith((".", "__")) for part in parts)
+        if _format(file) and file.name not in SAID and not hidden and file.is_file():
+            yield file
+
+
+def _format(file: Path) -> str | None:
+    """By the ending of its name; None: not of data."""
+    return form(file) or TYPED.get(file.suffix.lower())
 
 
 def _parts(
@@ -230,7 +287,7 @@ def _checked_files(given: Mapping[Any, Any], split: str) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise QTargetError(f"no data file at {file} (from {Path.cwd()}): set data.source.files")
-    formats = {form(file) or TYPED.get(file.suffix.lower()) for file in files}
+    formats = {_format(file) for file in files}
     if any(file.suffix.lower() in PACKED and file.with_suffix("").suffix.lower() in TYPED for file in files):
         raise QTargetError(
             f"{listed([file.name for file in files])}: Parquet and Arrow files are packed inside already; unpack them, "
