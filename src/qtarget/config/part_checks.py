@@ -18,11 +18,12 @@ DOCUMENTED = "about"
 def check_parts(config: Mapping[str, Any]) -> None:
     """Raise QTargetError for a key that a part hasn't, and for a value that it can't be. config: resolved, plain data.
 
-    What a class of the user's takes is that class's to say.
+    What a class of the user's takes is that class's to say, and references.py says it of a reference.
     """
+    references = {f"references.{role}" for role in config.get("references", ())}
     for dotted, node in nodes(config):
         path = str(node.get("_target_", ""))
-        if path.startswith("qtarget."):
+        if path.startswith("qtarget.") and dotted not in references:
             _check(dotted, located(f"{dotted}._target_", MOVED.get(path, path)), node)
 
 
