@@ -127,6 +127,33 @@ def test_a_launcher_of_the_users_is_given_the_jobs_of_a_multirun(
     assert out.err.count("waits in jobs.txt") == 1
 
 
+DEFAULTS = "defaults: [{reliance: one}, {residual: self}, {weight: one}, _self_]\nnormalize: tokens\n"
+COMMANDS = (["show"], ["lens"], ["train", *TINY])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_design_whose_yaml_names_no_class_is_refused_with_the_classes_there_are(
+    workdir: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    write("conf/target/unnamed.yaml", DEFAULTS)
+    assert qtarget_cli([*command, "target=unnamed"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "qtarget: target=unnamed: conf/target/unnamed.yaml has no _target_; write one of "
+        "qtarget.math.target.Mixture, Anchored, Signed, Induced"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_field_that_the_chosen_part_of_a_design_lacks_names_its_fields_and_the_option_that_has_it(
+    workdir: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    write("conf/target/mixed_up.yaml", f"{DEFAULTS}_target_: qtarget.math.target.Mixture\nreliance:\n  alpha: 0.5\n")
+    assert qtarget_cli([*command, "target=mixed_up"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("qtarget: unknown key 'target.reliance.alpha'. Allowed: value. Options with alpha: power, ")
+    assert "write `override reliance: power` into the defaults" in err
+
+
 PART = "from qtarget.record.trackers import NoTracker\nfrom qtarget.launch.launcher import JobsLauncher\n"
 LAUNCHER = PART + "class Own(JobsLauncher):\n    def {}\n"
 TARGET = "_target_: badpart.Own\n"

@@ -27,6 +27,7 @@ IS_HYDRA_1_3 = hydra_version.startswith("1.3.")
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if IS_HYDRA_1_3 else {}
 """What Hydra is told of the version that its defaults are of: 1.4 warns wherever it is."""
 SEARCH_PATH = "hydra.searchpath"
+DESIGN_CLASSES = "qtarget.math.target.Mixture, Anchored, Signed, Induced"
 
 
 def conf_dir() -> Path:
@@ -180,7 +181,16 @@ def load_design(name: str, /, **changes: Any) -> Any:
 
 def instantiate_design(target: Mapping[str, Any]) -> Any:
     """The design a composed `target` node describes. `about` is documentation and stays behind."""
+    check_is_design(target)
     return instantiate({key: value for key, value in target.items() if key != "about"})
+
+
+def check_is_design(target: Any, name: str | None = None) -> None:
+    """Raise QTargetError for a target that names no class. name: of its yaml; None: not known."""
+    if not isinstance(target, Mapping) or isinstance(target.get("_target_"), str):
+        return
+    place = f"target={name}: conf/target/{name}.yaml" if name else "target: its yaml, conf/target/NAME.yaml,"
+    raise QTargetError(f"{place} has no _target_; write one of {DESIGN_CLASSES}")
 
 
 def instantiate(node: Mapping[Any, Any]) -> Any:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtarget.compare.command import near
-from qtarget.config.composing import about, compose_target, instantiate_design, options
+from qtarget.config.composing import about, options
 from qtarget.config.parsers import LENS as USAGE
+from qtarget.config.part_checks import checked_design
 from qtarget.errors import QTargetError
 from qtarget.run.show import split_target, train_command
 
@@ -91,7 +92,7 @@ def traced(request: Request, world: World) -> tuple[Curve, ...]:
     from qtarget.lens.curves import marks
 
     names = request.names or every_name()
-    designs = [instantiate_design(compose_target(name, request.changes)) for name in names]
+    designs = [checked_design(name, request.changes) for name in names]
     return tuple(_traced(design, mark, world) for design, mark in zip(designs, marks(names), strict=True))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtarget.config.composing import about, compose_target, instantiate_design, list_designs, options
+from qtarget.config.composing import about, list_designs, options
 from qtarget.config.parsers import SHOW as USAGE
+from qtarget.config.part_checks import checked_design
 from qtarget.errors import QTargetError
 
 SLOTS = {
@@ -51,7 +52,7 @@ def train_command(names: Sequence[str], changes: Sequence[str]) -> str:
     """The command that trains these designs, with what they need beside what every run has."""
     from qtarget.math.target import needs
 
-    wanted = {role for name in names for role in needs(instantiate_design(compose_target(name, changes)))}
+    wanted = {role for name in names for role in needs(checked_design(name, changes))}
     teacher = ["reference@references.teacher=frozen", "references.teacher.name=MODEL"] if "teacher" in wanted else []
     many = ["-m"] if len(names) > 1 else []
     return " ".join(["qtarget train", *many, f"target={','.join(names)}", *changes, *teacher])
@@ -61,7 +62,7 @@ def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     """Field → text, for one design."""
     from qtarget.math.target import needs
 
-    design, facts = instantiate_design(compose_target(name, changes)), about(name)
+    design, facts = checked_design(name, changes), about(name)
     wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())
     return {
         "formula" if not changes else "formula as shipped": facts["formula"],
