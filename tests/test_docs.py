@@ -15,7 +15,12 @@ from torch.nn import functional as F
 import qtarget
 
 DESIGNS = (Path(__file__).parents[1] / "docs" / "designs.md").read_text()
-SNIPPETS = [code for code in re.findall(r"```python\n(.*?)```", DESIGNS, re.DOTALL) if "import SFTTrainer" not in code]
+FILES = dict(re.findall(r"```\w+\n# (\S+\.(?:py|yaml))\n(.*?)```", DESIGNS, re.DOTALL))
+SNIPPETS = [
+    code
+    for code in re.findall(r"```python\n(.*?)```", DESIGNS, re.DOTALL)
+    if "import SFTTrainer" not in code and not code.startswith("# mine.py")
+]
 
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: code.strip().splitlines()[-1][:40])
@@ -41,9 +46,32 @@ def test_the_brier_objective_of_the_page_is_the_brier_score() -> None:
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+def test_the_designs_of_the_page_work_as_files(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brier as files is Brier as code; the reliance of one's own is the maximum that it says."""
+    from qtarget.config.composing import compose_target, instantiate_design
+
+    for name, text in FILES.items():
+        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / name).write_text(text)
+    monkeypatch.syspath_prepend(workdir)
+    brier, at_least = (instantiate_design(compose_target(name)) for name in ("brier", "at_least"))
+    logits, labels = torch.randn(5, 7, dtype=torch.float64), torch.randint(7, (5,))
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    qtarget.dense_loss(ours, labels, brier).total.backward()
+    (theirs.softmax(-1) - F.one_hot(labels, 7)).square().sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    p = logits.softmax(-1).gather(-1, labels[:, None]).squeeze(-1)
+    torch.testing.assert_close(qtarget.dense_loss(logits, labels, at_least).reliance, p.clamp(min=0.2))
+    assert instantiate_design(compose_target("at_least", ["target.reliance.floor=0.5"])).reliance.floor == 0.5
+
+
 @pytest.mark.parametrize(
     "command",
-    [line.split("#")[0].split()[2:] for line in DESIGNS.splitlines() if line.startswith("    qtarget train ")],
+    [
+        line.split("#")[0].split()[2:]
+        for line in DESIGNS.splitlines()
+        if line.startswith("    qtarget train ") and "at_least" not in line
+    ],
 )
 def test_command_lines_of_the_design_page_compose(command: list[str]) -> None:
     from qtarget.config.composing import compose_config, instantiate_design
