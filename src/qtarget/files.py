@@ -6,8 +6,9 @@ import os
 import re
 import shutil
 import socket
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qtarget.errors import QTargetError
@@ -88,3 +89,20 @@ def locked(
         yield
     finally:
         lock.release()
+
+
+def lock_shared(path: Path, owner: object) -> None:
+    """Hold the lock file `path` as long as `owner` lives, together with all others that do: `locked` waits for them.
+
+    It waits for a process that holds the file for itself. Nothing is held where that can't be: where the file may not
+    be opened, and on systems and file systems without flock(2), such as Windows.
+    """
+    try:
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except (ImportError, OSError):
+        return
+    weakref.finalize(owner, os.close, descriptor)
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)

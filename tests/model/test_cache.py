@@ -18,12 +18,13 @@ from qtarget.cli import run as qtarget_cli
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Collate
 from qtarget.errors import QTargetError
+from qtarget.files import locked
 from qtarget.math.distribution import LABEL_SCALARS
 from qtarget.math.loss import IGNORE
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import cache, provide
-from qtarget.model.cache import Cached, CachePlan, check_room, ensure
+from qtarget.model.cache import READING, Cached, CachePlan, check_room, ensure
 from qtarget.model.cached_scores import Recipe
 from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
@@ -51,6 +52,19 @@ def plan(folder: Path, detail: str = "hidden", dtype: str = "float32", **identit
 def built(made: CachePlan, load: Any = other_policy) -> CachePlan:
     ensure(made, lambda done: load(), lambda done: None, print)
     return made
+
+
+def test_a_cache_is_locked_while_it_is_read_and_readers_share_it(tmp_path: Path) -> None:
+    """`qtarget clean --caches` holds this lock for itself, and so leaves what a run reads, wherever the run lies."""
+    made = built(plan(tmp_path / "one"))
+    first, second = Cached(made), Cached(made)
+    for reader in (first, second):
+        assert reader.folder == made.folder
+        with pytest.raises(QTargetError, match="is read"), locked(made.folder / READING, "is read", wait=0):
+            pass
+    del first, second, reader
+    with locked(made.folder / READING, "is read", wait=0):
+        pass
 
 
 def unbuilt() -> Policy:

@@ -14,7 +14,7 @@ import pytest
 from test_runs import write_run
 
 from qtarget.cli import run as qtarget_cli
-from qtarget.files import locked, write_atomically
+from qtarget.files import lock_shared, locked, write_atomically
 from qtarget.record.runs import read_runs
 from qtarget.run import clean
 
@@ -281,6 +281,8 @@ def test_only_the_very_names_of_unfinished_writes_are_cut_off_writes(
 
 # Caches
 
+MANIFEST = '{"format": 1, "identity": {"rows": "12"}, "made_from": {}, "shards": [{"file": "shard-00000.safetensors"}]}'
+
 
 @pytest.fixture
 def cache(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -288,7 +290,8 @@ def cache(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     holder = workdir / "cache"
     monkeypatch.setenv("QTARGET_CACHE", str(holder))
     for name in ("whole", "building"):
-        fill(holder / "references" / name, "manifest.json", "shard-00000.safetensors", "head.safetensors", ".lock")
+        fill(holder / "references" / name, "shard-00000.safetensors", "head.safetensors", ".lock")
+        (holder / "references" / name / "manifest.json").write_text(MANIFEST)
     fill(holder / "references" / "whole", f".shard-00001.safetensors.{HERE}.12", "notes.md")
     fill(workdir / "outside", "manifest.json", "shard-00000.safetensors")
     (holder / "references" / "link").symlink_to(workdir / "outside", target_is_directory=True)
@@ -316,6 +319,53 @@ def test_no_cache_goes_while_a_run_is_at_work_that_may_read_it(
         assert qtarget_cli(["clean", "--yes", "--caches"]) == 2
     assert "is at work and may read a cache" in capsys.readouterr().err
     assert files(cache) == before
+
+
+def test_no_cache_goes_while_a_run_of_the_default_folder_is_at_work_whatever_is_named(
+    finished: Path, cache: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On another machine: by its heartbeat."""
+    at_work = run_folder("running", "d" * 12, heartbeat=datetime.now(UTC).isoformat())
+    (workdir / "elsewhere").mkdir()
+    before = files(cache)
+    assert qtarget_cli(["clean", "elsewhere", "--yes", "--caches"]) == 2
+    assert f"{at_work} is at work and may read a cache" in capsys.readouterr().err
+    assert files(cache) == before
+    shutil.rmtree(at_work)
+    told = cleaned(capsys, "elsewhere", "--caches")
+    assert told.splitlines()[0].startswith("no run is at work below elsewhere, outputs; a run elsewhere")
+
+
+def test_a_cache_that_anything_reads_stays_until_the_last_reader_is_gone(
+    finished: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, before = cache / "references" / "whole", files(cache)
+    readers: list[set[str]] = [set(), set()]  # any object, for as long as it lives
+    for reader in readers:
+        lock_shared(whole / ".reading", reader)
+    del reader
+    while readers:
+        assert "references/whole" not in cleaned(capsys, "--yes", "--caches")
+        assert {path for path in before if "/whole/" in path} <= files(cache)
+        readers.pop()
+    cleaned(capsys, "--yes", "--caches")
+    assert not (whole / "manifest.json").exists()
+
+
+def test_a_folder_without_a_manifest_of_qtargets_is_no_cache(
+    finished: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights that lie there, another program's manifest, files of somebody's own in a cache."""
+    fill(cache / "references" / "llama", "model.safetensors", "shard-00000.safetensors", "head.safetensors")
+    fill(cache / "references" / "damaged", "manifest.json", "shard-00000.safetensors")
+    fill(cache / "references" / "other", "shard-00000.safetensors")
+    (cache / "references" / "other" / "manifest.json").write_text('{"name": "a web app"}')
+    fill(cache / "references" / "whole", "model.safetensors")
+    before = files(cache)
+    cleaned(capsys, "--yes", "--caches")
+    gone = {path.removeprefix(f"{cache}/references/").split("/")[0] for path in before - files(cache)}
+    assert gone == {"whole", "building"}
+    assert (cache / "references" / "whole" / "model.safetensors").is_file()
 
 
 def test_a_folder_that_is_missing_is_said(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

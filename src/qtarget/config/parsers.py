@@ -238,7 +238,12 @@ def clean_parser() -> Parser:
         help="also this finished run's checkpoint; repeatable",
     )
     parser.add_argument("--optimizer", action="store_true", help="also optimizer.pt in checkpoints of finished runs")
-    parser.add_argument("--caches", action="store_true", help="also the scores of references in QTARGET_CACHE")
+    parser.add_argument(
+        "--caches",
+        action="store_true",
+        help="also the scores of references in QTARGET_CACHE that nothing reads now; runs that are yet to read "
+        "them are seen below DIR and outputs only",
+    )
     return parser
 
 

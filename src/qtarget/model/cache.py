@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qtarget.errors import QTargetError
-from qtarget.files import locked, replacing
+from qtarget.files import lock_shared, locked, replacing
 from qtarget.math.head import Head
 from qtarget.math.reference import Reference
 from qtarget.math.tokens import IGNORE
@@ -36,6 +36,8 @@ from qtarget.model.policy import Policy
 from qtarget.units import in_bytes
 
 FORMAT = 1
+READING = ".reading"
+"""A file in the folder of a cache that is locked, shared, by all that read it: `qtarget clean` leaves such a cache."""
 SHARD_TOKENS = 1 << 15
 """Tokens read per shard: what a killed build loses at most."""
 BATCH_TOKENS = 1 << 11
@@ -243,6 +245,7 @@ class Cached:
 
     def __init__(self, plan: CachePlan, tail: str = "bucket") -> None:
         self.folder, self.recipe, self.tail = plan.folder, plan.recipe, tail
+        lock_shared(plan.folder / READING, self)
         self._manifest = _checked(plan)
         self._device = torch.device("cpu")
 

@@ -7,10 +7,11 @@ is touched, and no link is followed.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -24,6 +25,7 @@ from qtarget.resume_folders import SCRATCH as STATE_SCRATCH
 from qtarget.resume_folders import STATE, newest, states
 from qtarget.units import in_bytes
 
+OUTPUTS = "outputs"
 CHECKPOINT, OPTIMIZER, LOCK = "checkpoint", "optimizer.pt", ".lock"
 CHECKPOINT_SCRATCH = ".checkpoint.new"
 OF_A_RUN = re.compile(r"config\.yaml|result\.json|samples\.jsonl|heldout_nll\.jsonl")
@@ -33,14 +35,15 @@ OF_A_CACHE = re.compile(r"manifest\.json|head\.safetensors|shard-[0-9]{5,}\.safe
 
 @dataclass(frozen=True)
 class Item:
-    """path: what is shown. holder: the folder whose lock is held meanwhile. what: in words. parts: what is removed, in
-    this order; None: `path` itself.
+    """path: what is shown. holder: the folder whose `locks` are held meanwhile. what: in words. parts: what is removed,
+    in this order; None: `path` itself.
     """
 
     path: Path
     holder: Path
     what: str
     parts: tuple[Path, ...] | None = None
+    locks: tuple[str, ...] = (LOCK,)
 
     @property
     def removed(self) -> tuple[Path, ...]:
@@ -55,11 +58,11 @@ class Item:
 def clean(arguments: Sequence[str]) -> int:
     """List what would be freed; free it with --yes. Raises QTargetError for what the user has to mend."""
     options = clean_parser().parse_intermixed_args(arguments)
-    roots = [_root(Path(name).expanduser()) for name in options.paths or ["outputs"]]
-    runs = list(dict.fromkeys(run for root in roots for run in _runs_below(root)))  # of roots that overlap, once
+    roots = [_root(Path(name).expanduser()) for name in options.paths or [OUTPUTS]]
+    runs = _runs_of(roots)
     named = {_named_run(Path(name).expanduser(), runs) for name in options.checkpoint}
     items = [item for run in runs for item in _of_run(run, run in named, optimizer=options.optimizer)]
-    items += _of_caches(runs) if options.caches else []
+    items += _of_caches(roots) if options.caches else []
     freed = 0
     for item in items:
         size = item.size
@@ -83,8 +86,13 @@ def _closing(count: int, freed: int, *, yes: bool) -> str:
 
 def _root(path: Path) -> Path:
     if not path.is_dir():
-        raise QTargetError(f"no folder {path}: name a folder of results, such as outputs")
+        raise QTargetError(f"no folder {path}: name a folder of results, such as {OUTPUTS}")
     return path.resolve()
+
+
+def _runs_of(roots: Sequence[Path]) -> list[Path]:
+    """Those of roots that overlap once."""
+    return list(dict.fromkeys(run for root in roots for run in _runs_below(root)))
 
 
 def _runs_below(root: Path) -> Iterator[Path]:
@@ -153,18 +161,44 @@ def _passes_a_link(path: Path, top: Path) -> bool:
 # Caches
 
 
-def _of_caches(runs: Sequence[Path]) -> list[Item]:
-    """Scores of references in QTARGET_CACHE, but for those being built. A run that is at work may read any of them."""
+def _of_caches(roots: Sequence[Path]) -> list[Item]:
+    """Scores of references in QTARGET_CACHE, but for those that are built or read now.
+
+    A run that is at work may be about to read any of them. It is looked for below the roots and the folder of results
+    that is the default; runs of other folders are seen by the lock of the cache alone, once they read it.
+    """
     from qtarget.model.builtin import cache_dir  # torch and transformers come in here
+    from qtarget.model.cache import READING
 
     holder = cache_dir() / "references"
     if holder.is_symlink() or not holder.is_dir():
         return []
-    if busy := [run for run in runs if _is_held(run)]:
+    _check_idle(roots)
+    locks = (LOCK, READING)
+    caches = [cache for cache in sorted(holder.glob("*")) if _is_cache(cache) and not _is_held(cache, locks)]
+    return [Item(cache, cache, "scores of a reference", _parts(cache), locks) for cache in caches]
+
+
+def _check_idle(roots: Sequence[Path]) -> None:
+    """Raise QTargetError for a run that is at work; say where runs were looked for."""
+    outputs = Path(OUTPUTS).resolve()
+    searched = list(dict.fromkeys([*roots, *([outputs] if outputs.is_dir() else [])]))
+    if busy := [run for run in _runs_of(searched) if _is_held(run)]:
         raise QTargetError(f"{_shown(busy[0])} is at work and may read a cache: wait for it, or leave --caches out")
-    caches = [cache for cache in sorted(holder.iterdir()) if cache.is_dir() and not cache.is_symlink()]
-    items = [Item(cache, cache, "scores of a reference", _parts(cache)) for cache in caches if not _is_held(cache)]
-    return [item for item in items if item.parts]
+    places = ", ".join(str(_shown(folder)) for folder in searched)
+    print(f"no run is at work below {places}; a run elsewhere that is yet to read a cache isn't seen")
+
+
+def _is_cache(folder: Path) -> bool:
+    """Whether it holds a manifest as qtarget writes it. Another folder isn't ours, whatever its files are called."""
+    manifest = folder / "manifest.json"
+    if folder.is_symlink() or manifest.is_symlink():
+        return False
+    try:
+        facts = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(facts, dict) and {"format", "identity", "shards"} <= facts.keys()
 
 
 def _parts(cache: Path) -> tuple[Path, ...]:
@@ -180,29 +214,26 @@ def _is_of_a_cache(name: str) -> bool:
 # Locks
 
 
-def _is_held(folder: Path) -> bool:
+def _is_held(folder: Path, locks: Sequence[str] = (LOCK,)) -> bool:
     """Whether a process is at work in a folder. A run that is another machine's says so by its heartbeat."""
     if (folder / "result.json").is_file() and read_run(folder, datetime.now(UTC)).status == "running":
         return True
-    if not os.path.lexists(folder / LOCK):
-        return False
-    with _lock(folder) as free:
+    with _lock(folder, [name for name in locks if os.path.lexists(folder / name)]) as free:  # a list makes none
         return not free
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
+def _lock(folder: Path, names: Sequence[str]) -> Iterator[bool]:
     """The folder to this process alone, where that can be had at once: not where the lock is a link or another's."""
-    holding = locked(folder / LOCK, "busy", wait=0)
-    try:
-        holding.__enter__()
-    except (QTargetError, OSError):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        holding.__exit__(None, None, None)
+    with ExitStack() as held:
+        try:
+            for name in names:
+                held.enter_context(locked(folder / name, "busy", wait=0))
+        except (QTargetError, OSError):
+            free = False
+        else:
+            free = True
+        yield free
 
 
 # Files
@@ -212,7 +243,7 @@ def _free(item: Item) -> str:
     """Remove it. Returns why it is still there, if it is: its folder has come into use, or may not be written."""
     if not item.holder.is_dir():
         return ""  # and a lock would make it anew
-    with _lock(item.holder) as free:
+    with _lock(item.holder, item.locks) as free:
         if not free:
             return "in use now"
         try:
