@@ -22,6 +22,7 @@ from qtarget.data.example import Demonstration
 from qtarget.data.module import DataConfig, Prepared, check_heldout, prepare
 from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.data_files import Files
+from qtarget.data.sources.file_rows import Cells, FileRows
 from qtarget.data.sources.hub import Hub
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.sources.reasoning_gym import ReasoningGym
@@ -201,13 +202,26 @@ def test_a_copy_beside_the_data_is_not_trained_on(copy: str) -> None:
     assert len(Files("folder", heldout_share=0).rows("train", None)) == 40
 
 
-def test_brackets_in_a_name_are_no_pattern() -> None:
+def test_brackets_in_a_name_are_no_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, rows in (("v1", PAIRS), ("v[1]", PAIRS[:3])):
         Path(folder).mkdir()
         datasets.Dataset.from_list(rows).to_parquet(f"{folder}/rows.parquet")
     assert len(Files("v[1]/rows.parquet", heldout_share=0).rows("train", None)) == 3
+    own, other = ([*OF_FILES[:1], f"data.source.path='{folder}/rows.parquet'"] for folder in ("v[1]", "v1"))
+    assert (mended(*own, part="names"), mended(*other, part="names")) == (True, False)
     with pytest.raises(QTargetError, match=r"v\[1\]: the signs .* are read as a pattern .*: rename the folder"):
         Files("v[1]").rows("train", None)
+    monkeypatch.chdir("v[1]")
+    assert len(Files("rows.parquet", heldout_share=0).rows("train", None)) == 3
+
+
+def test_the_columns_of_a_local_file_are_not_looked_for_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("rows.jsonl").write_bytes(lines(PAIRS))
+    read: list[Cells] = []
+    rows = FileRows._rows
+    monkeypatch.setattr(FileRows, "_rows", lambda self, file: (read.append(row) or row for row in rows(self, file)))
+    assert len(Files("rows.jsonl", heldout_share=0).rows("train", None)) == 40
+    assert len(read) <= len(PAIRS) + 5  # once, and the first row for its schema
 
 
 # Schemas
@@ -495,8 +509,8 @@ def test_a_split_is_a_name_whatever_folders_lie_beside(own_files: None) -> None:
     assert hash_of(*overrides) == before
 
 
-def mended(*overrides: str) -> bool:
-    return "heldout" in versions.versions(config_container(compose_config("train", ["model=tiny", *overrides])))
+def mended(*overrides: str, part: str = "heldout") -> bool:
+    return part in versions.versions(config_container(compose_config("train", ["model=tiny", *overrides])))
 
 
 @pytest.mark.parametrize(

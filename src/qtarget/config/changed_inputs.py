@@ -5,10 +5,12 @@
 - Models with a multiplier or a cap of their logits, which the loss left out.
 - Conversations: where a reply begins and ends, by the tokenizer and its template.
 - Rows with keys that were dropped.
+- Parquet and Arrow files whose names are patterns, such as v[1].parquet, which was read as v1.parquet.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -76,11 +78,27 @@ def reads_retyped_files(source: Node) -> bool:
 
 def _local_files(source: Node, wanted: Callable[[Path], object]) -> Iterator[Path]:
     """Those wanted of the local files that a source names, and of those in folders that it names."""
-    entries = [source.get("path"), *(source.get("files") or {}).values()]
-    names = [name for entry in entries for name in (entry if isinstance(entry, list) else [entry]) if name]
-    for path in (Path(str(name)).expanduser() for name in names):
+    for path in (Path(name).expanduser() for name in _names(source)):
         files = path.rglob("*") if path.is_dir() else [path]
         yield from (file for file in files if wanted(file) and file.is_file())
+
+
+def _names(source: Node) -> list[str]:
+    entries = [source.get("path"), *(source.get("files") or {}).values()]
+    return [str(name) for entry in entries for name in (entry if isinstance(entry, list) else [entry]) if name]
+
+
+def names_a_pattern(source: Node) -> bool:
+    """Whether a source names a Parquet or Arrow file that `datasets` took for a pattern, and others' names fit it."""
+    return any(map(is_read_as_pattern, [*_names(source), str(source.get("heldout"))]))
+
+
+def is_read_as_pattern(name: str) -> bool:
+    """The same of a file."""
+    path = Path(name).expanduser().absolute()
+    if path.suffix.lower() not in (".parquet", ".arrow") or not glob.has_magic(str(path)) or not path.is_file():
+        return False
+    return glob.glob(str(path)) != [str(path)]
 
 
 @lru_cache(maxsize=256)

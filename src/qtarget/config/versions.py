@@ -11,7 +11,9 @@ from typing import Any
 
 from qtarget.config.changed_inputs import (
     has_other_conversations,
+    is_read_as_pattern,
     named_head_changed,
+    names_a_pattern,
     reads_new_keys,
     reads_retyped_files,
 )
@@ -95,6 +97,11 @@ def _is_retyped(config: Node) -> bool:
     return any(map(reads_retyped_files, sources(config)))
 
 
+def _is_named_as_a_pattern(config: Node) -> bool:
+    own = config["data"].get("heldout_source")
+    return any(map(names_a_pattern, sources(config))) or (isinstance(own, str) and is_read_as_pattern(own))
+
+
 def _divides_by_a_truncated_mass(config: Node) -> bool:
     target = config.get("target") or {}
     objective = target.get("objective") or {}
@@ -126,6 +133,7 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
         "rows behind data.heldout_rows are trained on; a share holds out one row at least",
         shares_otherwise,
     ),
+    ResultChange("names", 2, "a Parquet file is read by its name, whatever signs are in it", _is_named_as_a_pattern),
     ResultChange("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
 )
 """In no order; a part stands here once, with its newest version."""

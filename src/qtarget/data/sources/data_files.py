@@ -324,8 +324,7 @@ class Files(Checked):
                 f"{listed(names)}{other_delimiter(names)}"
             )
         if not self._mapping.is_given:
-            texts = [key for keys in SCHEMAS.values() for key in keys if key in TEXTS]
-            check_not_guessed(self, table, [key for key in texts if not table.missing([key])])
+            check_not_guessed(self, table, [key for keys in SCHEMAS.values() for key in keys if key in TEXTS])
             return table
         text_of = ("prompt", "completion", "answer", "key")
         check_not_guessed(self, table, [column for column, field in wanted.items() if field in text_of])

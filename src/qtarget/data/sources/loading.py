@@ -114,7 +114,7 @@ def _of_files(source: Named, files: list[Path], split: str) -> Table:
         return FileRows((FilePart(tuple(files)),), written, source.delimiter)
     named: dict[str, Any] = {
         "path": TYPED[files[0].suffix.lower()],
-        "data_files": {split: [glob.escape(str(file)) for file in files]},
+        "data_files": {split: [glob.escape(str(file.absolute())) for file in files]},
     }
     return Typed(_asked(source, split, cache_dir=_cache(files), **named))
 
@@ -304,12 +304,13 @@ def _checked_files(given: Mapping[Any, Any], split: str) -> list[Path]:
 def check_not_guessed(source: Named, table: Table, columns: Sequence[str]) -> None:
     """Raise QTargetError where a CSV or JSON data set of the hub has columns that aren't the text they hold.
 
+    columns: those that text is asked of, where there are such.
     `datasets` guesses types: 00501 → 501; in JSON, one number among texts makes numbers of all that look like one.
     """
     guessed = str(table.table.info.builder_name) if isinstance(table, Typed) else ""
     if not isinstance(table, Typed) or guessed not in BUILDERS.values():
         return
-    for column in columns:
+    for column in (column for column in columns if column in table.table.features):
         read_as = _type_name(table.table.features[column])
         if (guessed == "csv" and read_as not in ("string", "large_string")) or read_as == "Json":
             raise QTargetError(
