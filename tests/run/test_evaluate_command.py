@@ -10,6 +10,8 @@ import pytest
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import compose_config, options
+from qtarget.run.evaluate import evaluation_config, judged_in_words
+from qtarget.run.plan import make_plan
 
 SMALL = ["model=tiny", "data.rows=16", "data.heldout_rows=6", "trainer.batch_size=4", "eval.new_tokens=6"]
 TRAIN = ["train", *SMALL, "trainer.max_steps=2", "eval.problems_in_training=3", "trainer.precision=32-true"]
@@ -102,6 +104,24 @@ def test_a_model_that_was_not_trained_here_is_evaluated_too(workdir: Path) -> No
     assert (result["role"], result["name"]) == ("base", "tiny")
     assert "test/kl_prior" not in result["metrics"]
     assert qtarget_cli(["compare", "outputs/evaluations", "--format", "csv"]) == 0
+
+
+def test_an_evaluation_says_how_many_rows_it_judges_and_of_how_many_a_share_is(workdir: Path) -> None:
+    (workdir / "val.csv").write_text("prompt,completion\n" + "".join(f"{n}+1,{n + 1}\n" for n in range(20)))
+    own = ["data=files", "data.source.path=val.csv"]
+
+    def judged(*overrides: str) -> str:
+        return judged_in_words(make_plan(evaluation_config("tiny", [*own, *overrides])))
+
+    shared = judged()
+    count = len(make_plan(evaluation_config("tiny", own)).prepared.heldout_rows)
+    assert 0 < count < 20
+    assert shared.startswith(
+        f"judging {count} of 20 rows, of which the share data.source.heldout_share=0.1 is held out; "
+    )
+    assert f"{count} held-out rows are few" in shared
+    assert judged("data.source.heldout=val.csv") == "judging 20 held-out rows"
+    assert judged("data.source.heldout=val.csv", "data.heldout_rows=5").startswith("judging 5 held-out rows; 5 held-")
 
 
 def test_two_runs_are_compared_prompt_by_prompt(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,11 +12,13 @@ import torch
 
 from qtarget.compare.command import near
 from qtarget.compare.formats import Table, terminal
-from qtarget.config.composing import compose_target, to_yaml
+from qtarget.config.composing import compose_target, instantiate, to_yaml
 from qtarget.config.parsers import EVALUATE as USAGE
 from qtarget.config.parsers import keys_parser
 from qtarget.config.run_config import RunConfig
 from qtarget.config.versions import versions
+from qtarget.data.module import DataConfig
+from qtarget.data.sources.source import Sharing
 from qtarget.errors import QTargetError
 from qtarget.evaluate.row_losses import save_row_losses
 from qtarget.evaluate.samples import FILE, save_samples
@@ -24,7 +26,7 @@ from qtarget.record.record import Record, stored_result
 from qtarget.record.trackers import NoTracker
 from qtarget.run import build
 from qtarget.run.fit import prepare_process
-from qtarget.run.plan import make_plan
+from qtarget.run.plan import Plan, make_plan
 from qtarget.run.stored_config import NO_NOISE, check_not_trained_on, run_folder, trained_config
 from qtarget.run.train import load_finished, lock_folder
 
@@ -129,6 +131,7 @@ def _judged(cfg: RunConfig, record: Record) -> dict[str, float]:
     plan = make_plan(cfg)
     judged = {name: rows for name, rows in plan.counts.items() if name in JUDGED}
     record.note(rows=judged, attention=plan.attention)
+    print(judged_in_words(plan))
     policy, frozen = build.load_models(plan)
     device = torch.device("cuda" if cfg.trainer.on_gpu else "cpu")
     evaluation = build.evaluator(plan, frozen, device)(policy.to(device))
@@ -136,6 +139,20 @@ def _judged(cfg: RunConfig, record: Record) -> dict[str, float]:
     save_samples(record.folder, evaluation.samples)
     save_row_losses(record.folder, evaluation.row_losses)
     return evaluation.named("test")
+
+
+def judged_in_words(plan: Plan) -> str:
+    """How many held-out rows are judged, and of how many where they are a whole share of a source's rows."""
+    data: DataConfig = instantiate(plan.cfg.data)
+    count, few = plan.prepared.counts["heldout"], plan.prepared.few_in_words
+    is_part = data.heldout_source is not None or data.heldout_rows is not None  # then not all rows were read
+    if is_part or not isinstance(data.source, Sharing) or not data.source.share:
+        return f"judging {count} held-out rows{few}"
+    total = sum(len(data.source.rows(split, None)) for split in ("train", "heldout"))
+    return (
+        f"judging {count} of {total} rows, of which the share data.source.heldout_share={data.source.share:g} is held "
+        f"out{few}. A file that wasn't trained on is judged whole by data.source.heldout=FILE"
+    )
 
 
 def _show(name: str, metrics: Mapping[str, float | None]) -> None:
