@@ -28,16 +28,27 @@ def test_a_log_line_says_what_was_measured_last(capsys: pytest.CaptureFixture[st
     assert [step for step, _ in passed] == [0, 1, 2]  # the record has all of it
     shown = Progress("sft", 2, "steps")
     shown.start()
-    shown.update(1, str(last))  # too soon after the start for a line of its own
-    shown.update(2, str(last))
+    shown.update(1, last.at(1))  # too soon after the start for a line of its own
+    shown.update(2, last.at(2))
     shown.stop()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("sft: steps 2/2, ")
-    assert line.endswith("left; loss 0.25, nll 0.5, lr 0.0001, 1,234 tokens/s; val accuracy 0.25, nll 2")
+    assert line.endswith("left; loss 0.25, nll 0.5, lr 0.0001, 1,234 tokens/s; val accuracy 0.25, nll 2 at step 0")
+
+
+def test_a_validation_of_another_step_is_shown_with_its_own() -> None:
+    last = measured()
+    log = last.passing_on(lambda step, metrics: None)
+    log(4, {"val/nll": 2.0})
+    log(5, {"train/loss": 0.5})
+    assert last.at(4).endswith("val nll 2")
+    assert last.at(5).endswith("val nll 2 at step 4")
+    log(6, {"val/nll": 1.5})
+    assert last.at(6).endswith("val nll 1.5")
 
 
 def test_before_anything_is_measured_nothing_is_said() -> None:
-    assert str(LastMetrics(Meter())) == ""
+    assert LastMetrics(Meter()).at(0) == ""
 
 
 def test_on_a_terminal_it_stands_below_the_bar() -> None:

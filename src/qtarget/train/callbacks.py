@@ -151,26 +151,34 @@ VALIDATED = {"val/accuracy": "accuracy", "val/nll": "nll"}
 
 
 class LastMetrics:
-    """What was measured last, in words: loss 0.52, nll 0.61, lr 0.0001, 1,234 tokens/s; val accuracy 0.41, nll 0.7."""
+    """What was measured last, in words: loss 0.52, nll 0.61, lr 0.0001, 1,234 tokens/s; val accuracy 0.41, nll 0.7.
+
+    A validation of another step than that of the line has its own behind it: val nll 0.7 at step 200.
+    """
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
         self._values: dict[str, float] = {}
+        self._validated_at = 0
 
     def passing_on(self, log: Log) -> Log:
         """Takes note of what goes to `log`."""
 
         def noting(step: int, metrics: dict[str, float]) -> None:
             self._values |= metrics
+            if VALIDATED.keys() & metrics.keys():
+                self._validated_at = step
             log(step, metrics)
 
         return noting
 
-    def __str__(self) -> str:
+    def at(self, step: int) -> str:
+        """In the line of an optimizer step."""
         rate = self.meter.tokens_per_second * rank_and_world()[1]  # of this rank, and the others are as fast
         training = [*self._listed(IN_PROGRESS), *([f"{rate:,.0f} tokens/s"] if rate else [])]
         validated = self._listed(VALIDATED)
-        return "; ".join([", ".join(training), *([f"val {', '.join(validated)}"] if validated else [])])
+        when = "" if step == self._validated_at else f" at step {self._validated_at}"
+        return "; ".join([", ".join(training), *([f"val {', '.join(validated)}{when}"] if validated else [])])
 
     def _listed(self, names: Mapping[str, str]) -> list[str]:
         return [f"{title} {self._values[name]:.4g}" for name, title in names.items() if name in self._values]
@@ -191,7 +199,7 @@ class ShowProgress(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         assert self._shown is not None
-        self._shown.update(trainer.global_step, str(self.measured))
+        self._shown.update(trainer.global_step, self.measured.at(trainer.global_step))
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._stop()
