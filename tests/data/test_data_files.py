@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -222,6 +223,16 @@ def test_the_columns_of_a_local_file_are_not_looked_for_one_by_one(monkeypatch: 
     monkeypatch.setattr(FileRows, "_rows", lambda self, file: (read.append(row) or row for row in rows(self, file)))
     assert len(Files("rows.jsonl", heldout_share=0).rows("train", None)) == 40
     assert len(read) <= len(PAIRS) + 5  # once, and the first row for its schema
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_table_of_pandas_is_read_on_one_line_and_on_several(indent: int | None) -> None:
+    """`DataFrame.to_json` (pandas 3.1) writes {column: {index: cell}}, on one line unless it is told otherwise."""
+    pd.DataFrame(PAIRS).to_json("rows.json", indent=indent)
+    assert (len(Path("rows.json").read_text().splitlines()) == 1) is (indent is None)
+    assert texts(Files("rows.json", heldout_share=0).rows("train", None)) == [
+        (row["prompt"], row["completion"]) for row in PAIRS
+    ]
 
 
 # Schemas

@@ -223,8 +223,9 @@ def other_delimiter(columns: Sequence[str]) -> str:
 def _json(file: Path) -> Iterator[Cells]:
     """Objects, one a line; or an array of objects; or one object of columns, as pandas writes tables."""
     with _opened(file) as lines:
-        first = next((line for line in lines if line.strip()), "")
-    if first.lstrip().startswith("[") or not _is_whole(first):
+        written = (line for line in lines if line.strip())
+        first, is_only = next(written, ""), next(written, None) is None
+    if first.lstrip().startswith("[") or not _is_whole(first) or (is_only and _is_indexed(parsed(first))):
         yield from _document(file)
         return
     with _opened(file) as lines:
@@ -240,6 +241,11 @@ def _is_whole(line: str) -> bool:
     except QTargetError:
         return False
     return True
+
+
+def _is_indexed(value: Any) -> bool:
+    """Whether a value is a table as pandas 3 writes it by default, column → index → cell: all have the same indices."""
+    return _holds(value, dict) and len({tuple(column) for column in value.values()}) == 1
 
 
 def _document(file: Path) -> Iterator[Cells]:
