@@ -91,6 +91,10 @@ ROLES: dict[str, tuple[str, Any]] = {
     "N of snapshot:N must be": ("psft", {"old": "snapshot:0"}),
     "frozen:3 is not": ("sft", {"prior": "frozen:3"}),
     "'prior'.* is .frozen.*; got int": ("sft", {"prior": 3}),
+    "'prior'.: did you mean 'adapter_off'. It is .frozen.*folder; can't load the model 'adapter'": (
+        "sft",
+        {"prior": "adapter"},
+    ),
     "can't load the model|no model at": ("kd", {"teacher": "./nowhere"}),
 }
 

