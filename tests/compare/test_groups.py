@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from qtarget.compare.command import compare
+from qtarget.compare.command import compare, compare_paired
 from qtarget.compare.group_table import Grouping, grouped_rows
 from qtarget.compare.groups import group_runs, rows
 from qtarget.errors import QTargetError
@@ -53,6 +53,11 @@ def swept(tmp_path: Path) -> Path:
         write_run(tmp_path, "sft", seed, [True, False, False, False])
         write_run(tmp_path, "dft", seed, [True, True, False, seed == 1])
     return tmp_path
+
+
+def test_pairing_runs_that_were_not_judged_is_answered_by_the_command_that_pairs_their_nll(tmp_path: Path) -> None:
+    with pytest.raises(QTargetError, match=r"--group-by target --against target=NAME --metric test/nll"):
+        compare_paired([tmp_path, tmp_path], "nll")
 
 
 def test_runs_that_differ_in_their_seed_are_one_group(swept: Path) -> None:

@@ -138,7 +138,7 @@ def test_two_runs_are_compared_prompt_by_prompt(workdir: Path, capsys: pytest.Ca
     for arguments, message in (
         ([str(a), "--paired", "accuracy"], "--paired compares two runs, got 1"),
         ([str(a), str(b), "--paired", "pass@9"], "no metric 'pass@9': they have accuracy, score, avg@2, pass@2"),
-        ([str(a), str(workdir / "outputs"), "--paired", "accuracy"], "has no samples.jsonl"),
+        ([str(a), str(workdir / "outputs"), "--paired", "accuracy"], "has no samples.jsonl: name a run whose answers"),
         ([str(a), str(a.parent), "--paired", "accuracy"], "holds 2 evaluations; name one"),
     ):
         assert qtarget_cli(["compare", *arguments]) == 2

@@ -244,7 +244,10 @@ def samples_file(path: Path) -> Path:
     if len(files) == 1:
         return files[0]
     if not files:
-        raise QTargetError(f"{path} has no {FILE}: name a run, or qtarget evaluate a checkpoint")
+        raise QTargetError(
+            f"{path} has no {FILE}: name a run whose answers were judged. Runs without judged answers are paired row "
+            "by row on test/nll: qtarget compare A B --group-by target --against target=NAME --metric test/nll"
+        )
     folders = ", ".join(str(file.parent) for file in files)
     raise QTargetError(f"{path} holds {len(files)} evaluations; name one: {folders}")
 
