@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from qtarget.config.composing import compose_target
 from qtarget.config.design_file import design_of
 from qtarget.errors import QTargetError
 from qtarget.model.builtin import tiny_tokenizer
+from qtarget.model.provide import UnknownModelError
 from qtarget.trainers.collated import batch_of
 from qtarget.trainers.trainer_settings import check_given, check_trainer
 
@@ -104,6 +106,13 @@ def test_references_that_are_missing_or_wrong_are_named(message: str, tmp_path: 
     design, references = ROLES[message]
     with pytest.raises(QTargetError, match=message):
         tiny.plain_trainer(tmp_path, design, references)
+
+
+def test_an_unknown_model_is_said_alike_in_the_process_that_waits_for_another() -> None:
+    error = UnknownModelError("can't load the model 'x'", "Give a folder")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error) == "can't load the model 'x'. Give a folder"
+    assert again.reason == error.reason
 
 
 def test_a_reference_by_name_is_loaded_and_one_that_is_trained_itself_is_refused(tmp_path: Path) -> None:

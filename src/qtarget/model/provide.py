@@ -39,8 +39,11 @@ class UnknownModelError(QTargetError):
     """A model that is neither a folder nor to be had from the hub. reason: that and why, without what to do."""
 
     def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(f"{reason}. {advice}")
-        self.reason = reason
+        super().__init__(reason, advice)  # as it is made again in another process
+        self.reason, self.advice = reason, advice
+
+    def __str__(self) -> str:
+        return f"{self.reason}. {self.advice}"
 
 
 def resolve(name: str) -> ModelSource:
