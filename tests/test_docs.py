@@ -54,6 +54,7 @@ def test_the_designs_of_the_page_work_as_files(workdir: Path, monkeypatch: pytes
         (workdir / name).parent.mkdir(parents=True, exist_ok=True)
         (workdir / name).write_text(text)
     monkeypatch.syspath_prepend(workdir)
+    sys.modules.pop("mine", None)  # another test's
     brier, at_least = (instantiate_design(compose_target(name)) for name in ("brier", "at_least"))
     logits, labels = torch.randn(5, 7, dtype=torch.float64), torch.randint(7, (5,))
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()

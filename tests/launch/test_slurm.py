@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,6 +114,7 @@ def cluster(slurm: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (workdir / "conf/target/reliance").mkdir(parents=True)
     (workdir / "conf/target/reliance/watched.yaml").write_text("_target_: mine.Watched\nnumber: 0\n")
     (workdir / "conf/target/watched.yaml").write_text(TARGET)
+    sys.modules.pop("mine", None)  # another test's
     monkeypatch.syspath_prepend(workdir)  # as the command does: the file of a class is part of a job's identity
     monkeypatch.setenv("SLURM_CONF", str(slurm))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
