@@ -27,6 +27,12 @@ def whole(name: str, value: object, low: int, high: int | None = None) -> None:
         raise QTargetError(f"{name} must be a whole number of at least {low}{most}, got {value!r}")
 
 
+def weight(name: str, value: object) -> None:
+    """A finite number above 0: what is weighted 0 isn't there."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise QTargetError(f"{name}: a weight must be a number above 0, got {value!r}")
+
+
 def choice(name: str, value: object, legal: Sequence[object]) -> None:
     """Raise unless `value` is one of `legal`."""
     if value not in legal:

@@ -51,14 +51,13 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Positive:
+class RelativeWeight:
     """A finite number above 0."""
 
     text: str = "number above 0"
 
     def check(self, name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise QTargetError(f"{name} must be a number above 0, got {value!r}")
+        checks.weight(name, value)
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ def test_a_column_of_messages_keeps_tools_calls_and_weights_from_parquet(tmp_pat
 
 def test_a_template_that_drops_calls_tools_or_thoughts_is_refused(tmp_path: Path) -> None:
     for row in (talk(USER, CALLING), talk(USER, REPLY, tools=[TOOL]), talk(USER, {**REPLY, "reasoning_content": "a"})):
-        with pytest.raises(QTargetError, match=r"row 1: the chat template (leaves out|has no room for)"):
+        with pytest.raises(QTargetError, match=r"row 1: the chat template (leaves out|has no place for)"):
             prepared(tmp_path, row)
 
 

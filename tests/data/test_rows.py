@@ -439,7 +439,7 @@ def test_sources_are_mixed_by_weight(tmp_path: Path) -> None:
     for fields, message in (
         (({},), "a mixture needs parts"),
         ((parts, {"sums": 1}), "weights are of sums and the parts are sums, own"),
-        ((parts, {"sums": 1, "own": -1}), "weights.own must be a number above 0, got -1"),
+        ((parts, {"sums": 1, "own": -1}), "weights.own: a weight must be a number above 0"),
     ):
         with pytest.raises(QTargetError, match=message):
             Mix(*fields)

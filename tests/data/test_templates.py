@@ -155,7 +155,7 @@ def test_a_control_token_that_a_message_spells_stays_text(role: str) -> None:
 def test_what_a_template_leaves_out_is_refused_by_name(lost: dict[str, Any]) -> None:
     with pytest.raises(QTargetError, match=f"leaves out the {next(iter(lost))}"):
         encode(tiny_tokenizer(), [asks("2+2?"), says("four", **lost)])
-    with pytest.raises(QTargetError, match="no room for tools"):
+    with pytest.raises(QTargetError, match="no place for tools"):
         encode(tiny_tokenizer(), TALKS["single"], tools=TOOLS)
 
 

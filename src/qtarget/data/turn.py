@@ -198,7 +198,7 @@ def check_context(template: Template, messages: Sequence[Message], tools: Tools)
             )
     if tools and template.attempt(messages[:-1], reply=True) == template.render(messages[:-1], tools, reply=True):
         raise QTargetError(
-            "the chat template has no room for tools, which the row gives: use a template that reads them, or leave "
+            "the chat template has no place for tools, which the row gives: use a template that reads them, or leave "
             "them out of the row"
         )
 

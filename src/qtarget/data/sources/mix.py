@@ -11,7 +11,7 @@ from qtarget.data.example import Demonstration
 from qtarget.data.sources.source import Source, read
 from qtarget.data.sources.splits import check_weights, interleaved
 from qtarget.errors import QTargetError
-from qtarget.settings import ByName, Checked, Nullable, Part, Positive, setting
+from qtarget.settings import ByName, Checked, Nullable, Part, RelativeWeight, setting
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Mix(Checked):
         MISSING, Part("NAME: a source, +data/source@data.source.parts.NAME=OPTION"), "the sources"
     )
     weights: Mapping[str, float] | None = setting(
-        None, Nullable(ByName(Positive(), "{NAME: WEIGHT}")), "rows of each, in proportion; null: as many of each"
+        None, Nullable(ByName(RelativeWeight(), "{NAME: WEIGHT}")), "rows of each, in proportion; null: as many of each"
     )
 
     def __post_init__(self) -> None:

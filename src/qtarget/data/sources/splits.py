@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
+from qtarget import checks
 from qtarget.errors import QTargetError
 
 SPLITS = {"heldout": (0, 2), "reserve": (2, 4), "train": (4, 10)}
@@ -54,6 +54,4 @@ def check_weights(name: str, weights: Mapping[str, object]) -> None:
     if not weights:
         raise QTargetError(f"{name} names no part: write {name}={{NAME: WEIGHT, …}}")
     for part, weight in weights.items():
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not 0 < weight < math.inf:  # type: ignore[operator]
-            raise QTargetError(f"{name}.{part}: a weight must be a number above 0, got {weight!r}")
+        checks.weight(f"{name}.{part}", weight)
