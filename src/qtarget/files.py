@@ -57,6 +57,16 @@ def settle(path: Path) -> None:
         os.close(descriptor)
 
 
+def files_of(part: Path) -> Iterator[Path]:
+    """The files and links in a folder; or the file or link that it is. What goes meanwhile is passed by."""
+    if part.is_symlink() or not part.is_dir():
+        yield part
+        return
+    for folder, below, names in os.walk(part):
+        yield from (Path(folder, name) for name in names)
+        yield from (path for path in (Path(folder, name) for name in below) if path.is_symlink())
+
+
 def remove(path: Path) -> None:
     """Take a file or a folder away, if it is there."""
     if path.is_dir() and not path.is_symlink():

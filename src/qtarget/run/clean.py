@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qtarget.config.parsers import clean_parser
 from qtarget.errors import QTargetError
-from qtarget.files import locked, remove, replaced_name
+from qtarget.files import files_of, locked, remove, replaced_name
 from qtarget.record.runs import read_run
 from qtarget.resume_folders import SCRATCH as STATE_SCRATCH
 from qtarget.resume_folders import STATE, newest, states
@@ -52,7 +52,7 @@ class Item:
     @property
     def size(self) -> int:
         """Bytes; those that another name holds too (hard links) aren't freed, and not counted."""
-        return sum(map(_bytes_freed, chain.from_iterable(map(_files_of, self.removed))))
+        return sum(map(_bytes_freed, chain.from_iterable(map(files_of, self.removed))))
 
 
 def clean(arguments: Sequence[str]) -> int:
@@ -259,16 +259,6 @@ def _remove(path: Path) -> None:
     with suppress(FileNotFoundError):  # it goes on vanishing, by another hand: what remains is removed below
         remove(path)
     remove(path)
-
-
-def _files_of(part: Path) -> Iterator[Path]:
-    """The files and links in a folder; or the file or link that it is."""
-    if part.is_symlink() or not part.is_dir():
-        yield part
-        return
-    for folder, below, names in os.walk(part):
-        yield from (Path(folder, name) for name in names)
-        yield from (path for path in (Path(folder, name) for name in below) if path.is_symlink())
 
 
 def _bytes_freed(path: Path) -> int:

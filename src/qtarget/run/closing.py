@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qtarget.files import files_of
 from qtarget.run.exported_model import CHECKPOINT
 from qtarget.units import in_bytes, in_time
 
@@ -41,4 +42,4 @@ def _said(metrics: Mapping[str, float | None], name: str, title: str) -> str:
 
 def size_of(folder: Path) -> int:
     """Bytes of all files in a folder; 0 where there is none. Links are not followed."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(path.lstat().st_size for path in files_of(folder) if path.is_file() and not path.is_symlink())
