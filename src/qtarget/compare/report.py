@@ -136,11 +136,12 @@ def render(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | N
 
 def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> dict[str, Any]:
     """What the template shows. The marks of groups, or of a sweep, are counted on behind those of runs."""
-    groups = groups_of_rows(grouped) if grouped else run_groups(runs)
+    by_configuration = run_groups(runs)
+    groups = groups_of_rows(grouped) if grouped else by_configuration
     plots = training_plots(groups) if grouped else figures.panels(groups)
     others = figures.metric_panels(groups)
     styled = [group.mark for group in groups]
-    mark_of = {run.folder: group.mark for group in run_groups(runs) for run in group.runs}
+    mark_of = {run.folder: group.mark for group in by_configuration for run in group.runs}
     means = _grouped_part(grouped, len(styled))
     over, heats = _swept_parts(swept, len(styled))
     return {

@@ -44,10 +44,12 @@ def _by_configuration(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
     for run in runs:
         same = (run.name, run.role, run.status, run.outdated, run.but_seed)
         members.setdefault(same if run.but_seed else run.folder, []).append(run)
-    together = [group for group in members.values() if len({run.seed for run in group}) == len(group)]
-    alone = [[run] for group in members.values() if group not in together for run in group]
+    groups: list[tuple[Run, ...]] = []
+    for group in members.values():
+        seeds = {run.seed for run in group}
+        groups += [tuple(group)] if len(seeds) == len(group) else [(run,) for run in group]
     rank = {run.folder: index for index, run in enumerate(runs)}
-    return sorted(map(tuple, together + alone), key=lambda group: rank[group[0].folder])
+    return sorted(groups, key=lambda group: rank[group[0].folder])
 
 
 def _label(group: Sequence[Run], others: Sequence[Sequence[Run]]) -> str:

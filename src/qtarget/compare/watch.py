@@ -7,6 +7,7 @@ import html
 import threading
 import time
 import webbrowser
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -177,10 +178,6 @@ def _counts(folders: Sequence[Path]) -> str:
     except QTargetError:
         missing = [str(folder) for folder in folders if not folder.is_dir()]
         return "no runs yet" + f": {', '.join(missing)} isn't there yet" * bool(missing)
-    others = unfinished(runs)
-    counts = {
-        status: sum(run.status == status for run in others) for status in dict.fromkeys(run.status for run in others)
-    }
-    return ", ".join(
-        [f"{len(runs) - len(others)} finished", *(f"{count} {status}" for status, count in counts.items())]
-    )
+    others = Counter(run.status for run in unfinished(runs))
+    counts = {"finished": len(runs) - others.total(), **others}
+    return ", ".join(f"{count} {status}" for status, count in counts.items())

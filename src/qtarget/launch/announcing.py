@@ -74,9 +74,7 @@ def _check(composed: Any, overrides: Sequence[str]) -> CheckedJob:
         check_design(cfg)
     except QTargetError as error:
         return CheckedJob(str(error))
-    except (
-        OmegaConfBaseException
-    ):  # such as an interpolation that only a running job can resolve: the job itself will tell
+    except OmegaConfBaseException:  # as of what only a running job can resolve: the job itself will tell
         return CheckedJob()
     return CheckedJob()
 

@@ -143,7 +143,7 @@ class Chart {
   // Frames: the ranges, ticks and margins of each kind of plot
 
   xTitle(width) {
-    const title = this.panel.x.choices ? (X_TITLES[xChoice] ?? xChoice) : this.panel.x.title;
+    const title = this.panel.x.choices ? X_TITLES[xChoice] : this.panel.x.title;
     return title ? wrapped(title, Math.max(12, Math.floor((width - 80) / 6.5)), 3) : [];
   }
 
@@ -255,7 +255,7 @@ class Chart {
   }
 
   pointText(line, xs, index) {
-    const at = this.panel.x.choices ? X_NAMES[xChoice] ?? xChoice : line.at;
+    const at = this.panel.x.choices ? X_NAMES[xChoice] : line.at;
     const interval = line.low ? ` [${short(line.low[index])}, ${short(line.high[index])}]` : "";
     return [line.label, `${line.metric} ${short(line.y[index])}${interval} at ${at} ${short(xs[index], 4)}`, ...(line.texts ? [line.texts[index]] : [])];
   }
@@ -366,8 +366,8 @@ function showTip(lines, event) {
   tip.style.top = `${event.clientY - size.height - 14 >= 8 ? event.clientY - size.height - 14 : event.clientY + 18}px`;
 }
 
-const X_TITLES = { step: "step", tokens: "training tokens", seconds: "seconds since the start" };
-const X_NAMES = { step: "step", tokens: "token", seconds: "second" };
+const X_TITLES = { step: "step", seconds: "seconds since the start" };
+const X_NAMES = { step: "step", seconds: "second" };
 let xChoice = "step";
 const charts = [...document.querySelectorAll(".plot")].filter((place) => panels[place.id.slice(5)]).map((place) => new Chart(place, place.id.slice(5)));
 const chartOf = (id) => charts.find((chart) => chart.place.id === id);

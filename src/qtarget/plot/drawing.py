@@ -87,7 +87,7 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
 def _draw_dots(axes: Axes, dots: Sequence[Dot]) -> None:
     for index, dot in enumerate(dots):
         reach = [[dot.value - dot.low], [dot.high - dot.value]]
-        marker = SYMBOLS[dot.mark.symbol][1]
+        marker = SYMBOLS[dot.mark.symbol]
         axes.errorbar(dot.value, index, xerr=reach, fmt=marker, color=dot.mark.colour, markersize=8, capsize=4, lw=2)
     if dots:
         axes.set_yticks(range(len(dots)), [plain(dot.mark.label) for dot in dots])
@@ -112,7 +112,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
         linestyle=(line.dash or line.mark.dash) if line.joined else "",
         linewidth=1.7,
         alpha=FAINT if line.faint else 1,
-        marker=SYMBOLS[line.mark.symbol][1] if line.marked else None,
+        marker=SYMBOLS[line.mark.symbol] if line.marked else None,
         markersize=4.5 if line.joined else 7,
         markevery=_every(line),
     )
@@ -139,7 +139,7 @@ def _legend_handle(mark: Mark) -> Any:
     from matplotlib.lines import Line2D
 
     dash: Any = mark.dash  # a Literal in matplotlib's stubs
-    marker = SYMBOLS[mark.symbol][1]
+    marker = SYMBOLS[mark.symbol]
     return Line2D([], [], color=mark.colour, marker=marker, linewidth=1.7, linestyle=dash, label=plain(mark.label))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 GREY = "#8a8a8a"  # runs without training of their own
 COLOURS = ("#0077bb", "#ee7733", "#009988", "#cc3311", "#2fa8dc", "#ee3377", "#aa4499", "#999933", "#7766cc", "#d9a521")
-SYMBOLS = (("circle", "o"), ("square", "s"), ("diamond", "D"), ("triangle-up", "^"), ("triangle-down", "v"))
+SYMBOLS = ("o", "s", "D", "^", "v")  # matplotlib's names; charts.js draws the same, in this order
 DASHES = ("solid", "dashed", "dotted", "dashdot")
 KNOWN = (
     *("sft", "label_smoothing", "dft", "target_sft", "kd", "one_minus_prior", "asft", "gift", "sft_kl", "prift_prob"),
