@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 import qtarget
 
-DESIGNS = (Path(__file__).parents[1] / "docs" / "designs.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DESIGNS = (ROOT / "docs" / "designs.md").read_text()
 FILES = dict(re.findall(r"```\w+\n# (\S+\.(?:py|yaml))\n(.*?)```", DESIGNS, re.DOTALL))
 SNIPPETS = [
     code
@@ -80,10 +82,28 @@ def test_command_lines_of_the_design_page_compose(command: list[str]) -> None:
     assert instantiate_design(compose_config("train", command).target)
 
 
+def test_tests_that_the_readme_names_exist() -> None:
+    named = re.findall(r"`(test_\w+)::(test_\w+)`", README)
+    files = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py")}
+    assert len(named) > 6
+    assert [(file, test) for file, test in named if f"\ndef {test}(" not in files[file]] == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [line.split("#")[0].split()[2:] for line in README.splitlines() if line.startswith("qtarget train ")]
+)
+def test_command_lines_of_the_readme_compose(arguments: list[str]) -> None:
+    """Of a multirun its first job."""
+    from qtarget.config.composing import compose_config
+
+    overrides = [re.sub(r",.*", "", argument) for argument in arguments if not argument.startswith("-")]
+    compose_config("train", [override for override in overrides if override != "job" and "hydra/" not in override])
+
+
 @pytest.mark.slow
 def test_the_minimal_example_learns(tmp_path: Path) -> None:
     """As a reader runs it: from any folder. It begins near the uniform ln 256 = 5.5."""
-    script = Path(__file__).parents[1] / "examples" / "minimal.py"
+    script = ROOT / "examples" / "minimal.py"
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
     nll = [float(value) for value in re.findall(r"nll ([\d.]+)", done.stdout)]
     assert 5 < nll[0] < 6
