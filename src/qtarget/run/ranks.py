@@ -73,7 +73,7 @@ def check_started(trainer: TrainerConfig) -> None:
     if here is None and trainer.num_nodes > 1:
         raise QTargetError(
             f"trainer.num_nodes={trainer.num_nodes}: start the same command on every node with torchrun or srun, "
-            "see Several devices in docs/guide.md"
+            "see docs/devices.md"
         )
     if here is not None and here.world_size() != wanted:
         raise QTargetError(
