@@ -34,6 +34,7 @@ from qtarget.run.plan import make_plan
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 SMALL = ["model=tiny", "trainer.max_steps=2", "data.rows=24", "data.heldout_rows=4", "eval.problems_in_training=4"]
 CACHED = "reference@references.prior=cached"
+ROUNDED = "optim.allow_bf16_rounding=true"
 
 
 @pytest.fixture(autouse=True)
@@ -445,10 +446,10 @@ def test_a_dry_run_says_what_a_run_would_take_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("options", "bytes_per_weight", "operations_per_weight"),
     [
-        (["target=sft"], 4 + 4 + 8 + 4, 6),  # the prior, for measuring drift from it
+        (["target=sft", "trainer.precision=32-true"], 4 + 4 + 8 + 4, 6),  # the prior, for measuring drift from it
         (["target=sft", "eval.kl_prior=false"], 4 + 4 + 8, 6),
-        (["target=asft"], 4 + 4 + 8 + 4, 8),
-        (["target=asft", "model.dtype=bfloat16", "optim.allow_bf16_rounding=true"], 2 + 4 + 8 + 4, 8),
+        (["target=asft", "trainer.precision=32-true"], 4 + 4 + 8 + 4, 8),
+        (["target=asft", "model.dtype=bfloat16", "references.prior.dtype=bfloat16", ROUNDED], 2 + 4 + 8 + 2, 8),
         (["target=asft", CACHED], 4 + 4 + 8, 6),
     ],
 )

@@ -22,10 +22,10 @@ from qtarget.model.flaw import Flaw, NoFlaw
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
 from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
-from qtarget.settings import Choice, Node, Nullable, Part, Text, Whole, setting
+from qtarget.settings import FLAG, Choice, Node, Nullable, Part, Text, Whole, setting
 
 if TYPE_CHECKING:
-    from qtarget.config.run_config import RunConfig
+    from qtarget.config.run_config import RunConfig, TrainerConfig
 
 DTYPE = Choice(tuple(DTYPES))
 NAME = Nullable(Text())
@@ -165,17 +165,44 @@ class NamedReference(ReferenceConfig):
 
 
 @dataclass(frozen=True)
-class FrozenReference(NamedReference):
+class PlacedReference(ReferenceConfig):
+    """A model with weights of its own beside the policy's. Where they lie changes no number."""
+
+    shard: bool | None = setting(
+        None, Choice((None, True, False)), "over the devices, as fsdp2 spreads the policy; null: where the policy is"
+    )
+
+    def is_sharded(self, trainer: TrainerConfig) -> bool:
+        """Whether each device of a run holds a share of it."""
+        return trainer.strategy == "fsdp2" and self.shard is not False
+
+    def check_run(self, cfg: RunConfig) -> None:
+        if self.shard and cfg.trainer.strategy != "fsdp2":
+            raise QTargetError(
+                f"{self.node_key}.shard=true spreads it over the devices of trainer.strategy=fsdp2, and this run has "
+                f"trainer.strategy={cfg.trainer.strategy} on {cfg.trainer.processes} devices: set trainer.strategy="
+                f"fsdp2 and trainer.devices, or leave {self.node_key}.shard null"
+            )
+
+
+@dataclass(frozen=True)
+class FrozenReference(NamedReference, PlacedReference):
     """A frozen copy that runs beside the policy."""
 
     KIND: ClassVar[str] = "frozen"
     TAKES_A_FLAW: ClassVar[bool] = True
+
+    offload: bool = setting(
+        False, FLAG, "its layers lie in the machine's memory and visit the device one by one: less memory, slower"
+    )
 
     def load(self, models: Models) -> Frozen:
         return FrozenModel(models.still(), self.topk, self.tail)
 
     def smaller(self, cfg: RunConfig) -> Iterator[str]:
         yield f"reference@{self.node_key}=cached, which keeps no second model (now frozen)"
+        if not self.offload:
+            yield f"or {self.node_key}.offload=true, which keeps its layers in the machine's memory"
         if self.role == "prior" and cfg.model.adapter and not self.names_a_model:
             yield "or reference@references.prior=adapter_off, which shares the policy's weights"
 
@@ -271,7 +298,7 @@ class NoReference(NamedReference):
 
 
 @dataclass(frozen=True)
-class SnapshotReference(ReferenceConfig):
+class SnapshotReference(PlacedReference):
     """The policy as it was, copied anew every so many optimizer steps."""
 
     KIND: ClassVar[str] = "snapshot"

@@ -138,7 +138,11 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
 )
 """In no order; a part stands here once, with its newest version."""
 
+PLACES = {"shard": (None, False, True), "offload": (False, True)}
+"""Where weights of a reference lie, which changes no number."""
+
 UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
+    **{f"references.{role}": PLACES for role in ("prior", "teacher", "old")},
     "qtarget.model.adapter.Lora": {"options": ({},)},
     "qtarget.train.optim.AdamW": {"allow_bf16_rounding": (False, True)},
     "qtarget.data.sources.reasoning_gym.ReasoningGym": {"trust_scorer": (False,)},

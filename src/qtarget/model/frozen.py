@@ -10,7 +10,7 @@ from torch import Tensor
 from qtarget.errors import QTargetError
 from qtarget.math.reference import Reference
 from qtarget.model.policy import Policy, evaluating
-from qtarget.model.sharding import whole
+from qtarget.model.sharding import is_placed, is_shard, own_shard, reshard, whole
 
 
 class Inputs(Protocol):
@@ -48,7 +48,8 @@ class FrozenModel:
         self.topk, self.tail = topk, tail
 
     def to(self, device: torch.device) -> FrozenModel:
-        self.policy.to(device)
+        if not is_placed(self.policy):
+            self.policy.to(device)
         return self
 
     def reference(self, batch: Inputs) -> Reference:
@@ -108,8 +109,9 @@ class Snapshot(FrozenModel):
         if step % self.every or step == self.taken:
             return
         self.taken = step
+        reshard(self.policy)
         for mine, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
-            mine.copy_(whole(theirs))
+            own_shard(mine).copy_(own_shard(theirs) if is_shard(mine) else whole(theirs))
 
 
 def check_not_shared(role: str, frozen: Frozen, policy: Policy) -> None:
@@ -117,7 +119,8 @@ def check_not_shared(role: str, frozen: Frozen, policy: Policy) -> None:
     if not isinstance(frozen, FrozenModel):
         return
     trained = {tensor.data_ptr() for tensor in policy.parameters()}
-    if any(tensor.data_ptr() in trained for tensor in frozen.policy.parameters()):
+    held = (own_shard(tensor) for tensor in frozen.policy.parameters() if not tensor.is_meta)
+    if any(tensor.data_ptr() in trained for tensor in held):
         raise QTargetError(
             f"the {role} shares its weights with the policy, which is being trained: give a copy, or, for a policy "
             "with an adapter, reference@references.prior=adapter_off"

@@ -86,10 +86,19 @@ def cast_products(policy: Policy, dtype: torch.dtype) -> None:
     For a model that stays as it is. Embeddings and norms, whose sums run in fp32, are left; so is the head, which
     may share the embeddings' weight.
     """
+    for module in _product_layers(policy):
+        module.to(dtype)
+
+
+def linear_weights(policy: Policy) -> Iterator[nn.Parameter]:
+    """The weights that `cast_products` casts."""
+    for module in _product_layers(policy):
+        yield from module.parameters()
+
+
+def _product_layers(policy: Policy) -> list[nn.Linear]:
     head = architecture.output_layer(policy.lm)
-    for module in policy.modules():
-        if isinstance(module, nn.Linear) and module is not head:
-            module.to(dtype)
+    return [module for module in policy.modules() if isinstance(module, nn.Linear) and module is not head]
 
 
 @torch.no_grad()

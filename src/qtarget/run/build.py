@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qtarget.config.composing import instantiate
 from qtarget.config.cross_checks import check_trained_dtypes
+from qtarget.config.references import FrozenReference, PlacedReference
 from qtarget.data.module import SFTData
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.math.target import needs
@@ -20,6 +21,7 @@ from qtarget.model.cache import Cached, CachePlan
 from qtarget.model.flaw import NoFlaw
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy, cast_products, check_packing
+from qtarget.model.sharding import all_ranks, offload, shard
 from qtarget.run.caching import (
     DRIFT_SETS,
     HELDOUT,
@@ -114,11 +116,28 @@ class _Models:
         return self.plan.caches[role_of(self.name)]
 
     def still(self) -> Policy:
-        return _still(self.plan, self.name)
+        return self._placed(_still(self.plan, self.name))
 
     def copy(self) -> Policy:
         role = role_of(self.name)
-        return adapted(self.plan, _load(self.plan, self.plan.references[role], self.plan.cfg.references[role].dtype))
+        node, source = self.plan.cfg.references[role], self.plan.references[role]
+        return self._placed(adapted(self.plan, _load(self.plan, source, node.dtype)))
+
+    def _placed(self, model: Policy) -> Policy:
+        """The model, its weights where the configuration has them; elsewhere than whole on the device for good.
+
+        Spread over ranks only where training spreads the policy, so that all ranks read as many batches.
+        """
+        node, trainer = self.plan.cfg.references[role_of(self.name)], self.plan.cfg.trainer
+        if not isinstance(node, PlacedReference):
+            return model
+        offloaded = isinstance(node, FrozenReference) and node.offload
+        device = torch.device("cuda", torch.cuda.current_device()) if trainer.on_gpu else torch.device("cpu")
+        if node.is_sharded(trainer) and trainer.steps:
+            shard(model.requires_grad_(False), all_ranks(device.type), offload=offloaded)
+        elif offloaded:
+            offload(model, device)
+        return model
 
 
 def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:

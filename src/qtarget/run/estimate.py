@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from qtarget.config.parts import make_tracker
+from qtarget.config.references import FrozenReference, PlacedReference
 from qtarget.config.run_config import RunConfig, TrainerConfig
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import provide
 from qtarget.model.cache import free_bytes
-from qtarget.model.policy import Policy
+from qtarget.model.policy import Policy, linear_weights
 from qtarget.model.provide import DTYPES
+from qtarget.model.sharding import decoder_layers
 from qtarget.run import build
 from qtarget.run.caching import HELDOUT, described, role_of
 from qtarget.run.plan import Plan, make_plan
@@ -142,13 +144,33 @@ def _memory(plan: Plan, policy: Policy) -> int:
     """Bytes on each device: all of it, but under fsdp2 only a share of the policy."""
     shares = plan.cfg.trainer.processes if plan.cfg.trainer.strategy == "fsdp2" else 1
     width = DTYPES[plan.cfg.model.dtype].itemsize
-    copies = 0
-    for role, size in _live(plan).items():
-        node = plan.cfg.references[role_of(role)]
-        copies += DTYPES[node.dtype].itemsize * size if node.HOLDS_A_COPY else 0
+    copies = sum(_copy(plan, role_of(name)) for name in _live(plan))
     optimizer = OPTIMIZER_BYTES + (width if plan.optim.update_norm else 0)  # it copies the weights of a step
     of_policy = width * _size(policy) + optimizer * _trained(policy)
     return of_policy // shares + copies + 4 * CHUNK_BYTES
+
+
+def _copy(plan: Plan, role: str) -> int:
+    """Bytes on each device of a reference's own weights.
+
+    Of one that is spread or offloaded embeddings, last norm and head are whole there while the loss reads the head, and
+    one layer while it is read.
+    """
+    node, trainer = plan.cfg.references[role], plan.cfg.trainer
+    if not node.HOLDS_A_COPY:
+        return 0
+    model = provide.outline(plan.references[role], len(plan.tokenizer))
+    narrow = set(map(id, linear_weights(model))) if trainer.is_mixed and isinstance(node, FrozenReference) else set()
+    width = DTYPES[node.dtype].itemsize
+    held = {weight: 2 if id(weight) in narrow else width for weight in model.parameters()}
+    sizes = {weight: each * weight.numel() for weight, each in held.items()}
+    layers = [sum(sizes[weight] for weight in layer.parameters()) for layer in decoder_layers(model)]
+    in_layers, total = sum(layers), sum(sizes.values())
+    if isinstance(node, FrozenReference) and node.offload and trainer.on_gpu:
+        return total - in_layers + max(layers)
+    if isinstance(node, PlacedReference) and node.is_sharded(trainer):
+        return total - in_layers + max(layers) + in_layers // trainer.processes
+    return total
 
 
 def in_count(number: float) -> str:
