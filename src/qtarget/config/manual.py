@@ -44,7 +44,7 @@ GROUPS = (
         "Objective",
         "A loss that is differentiated, of designs such as `kd_jsd`.",
     ),
-    ("data", "data", "Data", "Which rows, and how many. One option a data set: [rows](data.md), [tasks](tasks.md)"),
+    ("data", "data", "Data", "Which rows, and how many. One option a data set: [rows](data.md), [tasks](tasks.md)."),
     ("data/source", "data.source", "Source", "Where rows come from. An option's own values: `--cfg job`."),
     ("data/noise", "data.noise", "Noise", "What is made wrong in the training rows."),
     ("optim", "optim", "Optimizer", "AdamW, its learning rate or the length of its steps."),
