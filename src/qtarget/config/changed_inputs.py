@@ -260,7 +260,10 @@ def has_other_conversations(config: Mapping[str, Any]) -> bool:
 
 
 def _folder(name: Any) -> Path | None:
-    return model_folder(str(name)) if isinstance(name, str) and names_a_folder(name) else None
+    try:
+        return model_folder(name) if isinstance(name, str) and names_a_folder(name) else None
+    except QTargetError:
+        return None  # the job itself says what is missing
 
 
 def _template(folder: Path | None) -> str:

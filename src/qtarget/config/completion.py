@@ -153,8 +153,14 @@ def _words_of(name: str, rest: Sequence[str], word: str) -> list[str]:
         from qtarget.config.keys import keys
 
         overrides = [before for before in rest if "=" in before and before.partition("=")[0] not in own_keys]
-        candidates += keys(CONFIGS[name], overrides, word)
+        candidates += [*keys(CONFIGS[name], overrides, word), *(_model_folders(value) if key == "model" else ())]
     return candidates
+
+
+def _model_folders(value: str) -> list[str]:
+    """model=FOLDER, once the folder's name is begun; of several the last."""
+    before, comma, last = value.rpartition(",")
+    return [f"model={before}{comma}{path}" for path in _paths(last) if last and path.endswith("/")]
 
 
 def _paths(beginning: str) -> list[str]:

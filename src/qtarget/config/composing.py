@@ -20,6 +20,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qtarget.config.named_models import GROUP, HOW_TO_NAME, with_named_models
 from qtarget.config.names import as_typed
 from qtarget.errors import QTargetError
 
@@ -44,16 +45,16 @@ def user_conf_dir() -> Path | None:
 
 
 def with_search_path(overrides: Sequence[str], config_dir: str | None = None) -> list[str]:
-    """The overrides, and the one that puts the user's conf folder behind ours on Hydra's search path.
+    """The overrides, and what puts the user's conf folder and the models that they name behind ours on Hydra's search
+    path.
 
     Hydra reads one `hydra.searchpath`: folders named there by the user go first. config_dir: another one of the user's.
     """
     mine = [f"file://{folder}" for folder in (config_dir and Path(config_dir).absolute(), user_conf_dir()) if folder]
-    if not mine:
-        return list(overrides)
     others = [word for word in overrides if word.partition("=")[0].lstrip("+") != SEARCH_PATH]
     theirs = [folder for word in overrides if word not in others for folder in _search_folders(word)]
-    return [*others, search_path([*theirs, *mine])]
+    named = with_named_models(others, [conf_dir(), *(Path(one.removeprefix("file://")) for one in (*theirs, *mine))])
+    return [*named, search_path([*theirs, *mine])] if theirs or mine else named
 
 
 def search_path(folders: Sequence[str]) -> str:
@@ -292,7 +293,8 @@ def config_error(error: Exception, config_name: str, overrides: Iterable[str]) -
     """Hydra's complaint about an override, with the nearest legal name where one was misspelt."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return QTargetError(f"unknown {group} {name!r}{nearest(name, error.options)}")
+        how = f". {HOW_TO_NAME}" if group == GROUP else ""
+        return QTargetError(f"unknown {group} {name!r}{nearest(name, error.options)}{how}")
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         return _unknown_key(unknown.group(1), config_name, overrides)

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qtarget.config.composing import composing, with_search_path
 from qtarget.config.identity import register_resolvers
+from qtarget.config.names import as_typed
 
 CATEGORIES = ("experiment",)
 """Groups whose folders sort their options; those of others (target/residual) are groups themselves."""
@@ -26,7 +27,7 @@ def keys(config_name: str, overrides: Sequence[str], word: str) -> list[str]:
     register_resolvers()
     usable = [override for override in overrides if not set(override) & set(" \t'\"")]
     with composing():
-        completion = Completion(GlobalHydra.instance().config_loader(), config_name, with_search_path(usable))
+        completion = Completion(GlobalHydra.instance().config_loader(), config_name, with_search_path(as_typed(usable)))
         try:
             return completion.values(word) if "=" in word else completion.names(word)
         except (HydraException, OmegaConfBaseException, SystemExit):

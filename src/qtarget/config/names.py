@@ -56,6 +56,9 @@ FILES = ("path", "files")
 PART = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[\[\](),]|(?:\\.|[^\[\](),'"\\])+|.""", re.DOTALL)
 """What a value is made of: quoted text, a bracket, a comma, or what lies between them."""
 
+UNQUOTED = re.compile(r"""[\w/+.$%*@?|:\s-]*$|.*[\\{}'"]|[\[\](),]""", re.ASCII)
+"""Parts that Hydra reads as they are, or that say themselves how they are to be read."""
+
 
 def as_typed(arguments: Sequence[str]) -> list[str]:
     """A command line on which Hydra reads names as the text that was typed.
@@ -91,9 +94,11 @@ def is_name(key: str) -> bool:
 
 
 def _in_quotes(part: str) -> str:
-    """A part of a value that would be a number or a truth value, in quotes; null stays null."""
+    """A part of a value that would be a number or a truth value, or that Hydra can't read without, in quotes; null
+    stays null.
+    """
     text = part.strip()
-    return part.replace(text, f"'{text}'") if _is_typed_otherwise(text) else part
+    return part.replace(text, f"'{text}'") if _is_typed_otherwise(text) or not UNQUOTED.match(text) else part
 
 
 def _is_typed_otherwise(text: str) -> bool:

@@ -62,7 +62,7 @@ DATA = """qtarget data: what training would read, before anything is trained
   --suspicious FILE           with --audit: those rows as JSON lines, to be mended by hand
   --cfg job                   print the configuration, read nothing
 
-  qtarget data data=files data.source.path=rows.jsonl data.source.heldout=val.jsonl model=path model.name=MODEL
+  qtarget data data=files data.source.path=rows.jsonl data.source.heldout=val.jsonl model=MODEL
 It ends with exit code 2 where training would refuse the rows, and says why."""
 
 CACHE = """qtarget cache: score a data set once with the prior or a teacher, before the runs that share the scores
