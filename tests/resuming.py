@@ -14,6 +14,7 @@ MEASURED = {"train/tokens_per_second", "train/seconds", "train/peak_memory_gb"}
 RAGGED = ["data.rows=20", "trainer.batch_size=3", "trainer.accumulate=3", "trainer.max_steps=8"]
 SMALL = ["model=tiny", "trainer.precision=32-true", "trainer.accelerator=cpu", "data.heldout_rows=4", *RAGGED]
 SMALL += ["eval.problems_in_training=2", "eval.new_tokens=2", "trainer.log_every=1", "trainer.eval_every=3"]
+SMALL += ["checkpoint.optimizer=true"]
 TEACHER = ["reference@references.teacher=frozen", "references.teacher.name=tiny"]
 
 
@@ -52,6 +53,6 @@ def tokens_read(metrics: dict[str, float]) -> float:
 
 
 def optimizer(run: Path) -> dict[int, dict[str, torch.Tensor]]:
-    state = torch.load(run / "checkpoint/optimizer.pt", weights_only=True)
+    state = torch.load(run / "optimizer.pt", weights_only=True)
     moments: dict[int, dict[str, torch.Tensor]] = state["optimizer"]["state"]
     return moments

@@ -10,7 +10,7 @@ import pytest
 from qtarget.compare.command import compare
 from qtarget.config import versions
 from qtarget.config.composing import compose_config, config_container
-from qtarget.config.identity import config_hash
+from qtarget.config.identity import config_hash, job_hash
 from qtarget.config.versions import ResultChange
 
 OWN = '{"prompt": "say hi", "completion": "hi"}\n{"prompt": "say ho", "completion": "ho"}\n'
@@ -40,7 +40,6 @@ HASHES = {
         "data.source.parts.b.path=rows.jsonl",
     ],
     "964f03ae518f": ["model=tiny", "data=instruct"],
-    "5debc3bd1585": ["experiment=demo", "target=kd"],
     "eac082041472": ["model=tiny", "data.packing=128", "trainer.accumulate=2", "optim=equal_norm"],
 }
 
@@ -50,6 +49,40 @@ MENDED = {
     "b9945b272e32": ["model=tiny", "eval=math"],
 }
 """Those of 08cbad9 whose answers to mathematics are judged otherwise now."""
+
+
+SMALLER = ["checkpoint.dtype=bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "given", "is_new"),
+    [
+        ("c89f7fc1fc61", ["model=tiny", *SMALLER], True),
+        ("5debc3bd1585", ["experiment=demo", "target=kd", *SMALLER], True),
+        ("cb2a350a2902", ["model=tiny", "model/adapter=lora", "model.dtype=bfloat16", *SMALLER], True),
+        ("82c0ab4a98ea", ["model=tiny", *SMALLER, "checkpoint.save=false"], False),
+        ("cdc41c31ac7c", ["model=tiny", "model.dtype=bfloat16", "optim.allow_bf16_rounding=true", *SMALLER], False),
+        ("e886ee2b4cee", ["model=tiny", "model.dtype=bfloat16", "optim.allow_bf16_rounding=true"], False),
+    ],
+)
+def test_runs_tested_before_their_checkpoint_was_rounded_are_new(earlier: str, given: list[str], is_new: bool) -> None:
+    """The names are those of commit 398c8ac, which tested the weights as they were trained."""
+    cfg = compose_config("train", given)
+    assert ("rounded" in versions.versions(config_container(cfg))) == is_new
+    assert (config_hash(cfg) != earlier) == is_new
+
+
+def test_what_is_left_of_the_optimizer_changes_no_run(workdir: Path) -> None:
+    """dff033e2aa24 is the name of commit 398c8ac for checkpoint.optimizer=false, which was no default then."""
+    kept, not_kept = (
+        compose_config("train", ["model=tiny", f"checkpoint.optimizer={flag}"]) for flag in ("true", "false")
+    )
+    for runs, name in ((["dff033e2aa24"], "dff033e2aa24"), (["dff033e2aa24", "5d32033ab3b3"], "5d32033ab3b3")):
+        assert config_hash(kept) == config_hash(not_kept) == job_hash(kept) == "5d32033ab3b3"
+        for run in runs:
+            Path("outputs/runs", run).mkdir(parents=True, exist_ok=True)
+            Path("outputs/runs", run, "result.json").touch()
+        assert job_hash(not_kept) == name
 
 
 @pytest.mark.parametrize("earlier", MENDED)

@@ -60,7 +60,7 @@ def base(folder: Path, eos: list[int], template: str = CHATML) -> PreTrainedToke
 
 RUN = ["train", "model=path", "model.name=base", "data=jsonl", "data.source.path=rows.jsonl", "data.rows=null"]
 RUN += ["data.heldout_rows=null", "trainer.batch_size=8", "optim.lr=1e-2", "trainer.precision=32-true"]
-RUN += ["trainer.accelerator=cpu", "trainer.eval_every=0", "eval.kl_prior=false", "checkpoint.optimizer=false"]
+RUN += ["trainer.accelerator=cpu", "trainer.eval_every=0", "eval.kl_prior=false"]
 
 
 def teach(folder: Path, words: PreTrainedTokenizerFast) -> None:

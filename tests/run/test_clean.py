@@ -35,7 +35,7 @@ def fill(folder: Path, *names: str, size: int = 1000) -> None:
 def run_folder(status: str, digest: str, **changes: object) -> Path:
     folder = write_run(Path("outputs/demo"), "sft", digest, status=status, **changes)
     fill(folder, *(name for name in KEPT if name not in RECORD), "checkpoint/model.safetensors")
-    fill(folder, "checkpoint/config.json", "checkpoint/optimizer.pt", *STATE_FILES)
+    fill(folder, "checkpoint/config.json", "checkpoint/optimizer.pt", "optimizer.pt", *STATE_FILES)
     return folder
 
 
@@ -82,7 +82,20 @@ def test_of_a_finished_run_states_and_cut_off_writes_go_and_all_else_stays(
 ) -> None:
     cleaned(capsys, "--yes")
     checkpoint = {"checkpoint/model.safetensors", "checkpoint/config.json", "checkpoint/optimizer.pt"}
-    assert files(finished) == {f"{finished}/{name}" for name in {*KEPT, *checkpoint}}
+    assert files(finished) == {f"{finished}/{name}" for name in {*KEPT, *checkpoint, "optimizer.pt"}}
+
+
+def test_the_optimizers_state_goes_where_asked_also_where_earlier_builds_kept_it(
+    finished: Path, interrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(Path("outputs"))
+    cleaned(capsys, "--yes")
+    left = files(Path("outputs"))
+    cleaned(capsys, "--yes", "--optimizer")
+    assert left - files(Path("outputs")) == {
+        f"{finished}/{name}" for name in ("optimizer.pt", "checkpoint/optimizer.pt")
+    }
+    assert f"{interrupted}/optimizer.pt" in before & files(Path("outputs"))
 
 
 def test_of_an_unfinished_run_the_last_state_and_the_checkpoint_stay(
@@ -108,6 +121,7 @@ def test_checkpoints_go_only_where_they_are_named_and_only_of_finished_runs(
     cleaned(capsys, "--yes", "--checkpoint", str(finished), "--optimizer")
     assert not (finished / "checkpoint").exists()
     assert {path.name for path in (other / "checkpoint").iterdir()} == {"model.safetensors", "config.json"}
+    assert not list(Path("outputs").glob(f"*/{other.name}/optimizer.pt"))
     assert (finished / "adapter" / "a.bin").is_file()
     assert qtarget_cli(["clean", "--yes", "--checkpoint", str(interrupted)]) == 2
     assert "the run is interrupted, and may go on from its checkpoint" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from qtarget.run.row_checks import with_pad
 
 RUN = ["train", "model=path", "model.name=base", "data=jsonl", "data.source.path=rows.jsonl", "data.rows=null"]
 RUN += ["data.heldout_rows=null", "trainer.batch_size=4", "trainer.max_steps=2", "trainer.precision=32-true"]
-RUN += ["trainer.accelerator=cpu", "trainer.eval_every=0", "checkpoint.optimizer=false"]
+RUN += ["trainer.accelerator=cpu", "trainer.eval_every=0"]
 
 
 def model(folder: Path, words: PreTrainedTokenizerFast, rows: int) -> None:
@@ -183,7 +183,7 @@ def test_bf16_weights_under_an_adapter_are_trained_in_fp32(workdir: Path) -> Non
         ("trainer.precision=16-mixed", "trainer.precision must be one of 32-true, bf16-mixed"),
         ("trainer.precision=16-true", "trainer.precision must be one of 32-true, bf16-mixed"),
         ("model.dtype=float16", "model.dtype must be one of float32, bfloat16"),
-        ("checkpoint.dtype=float16", "checkpoint.dtype must be one of float32, bfloat16"),
+        ("checkpoint.dtype=float16", "checkpoint.dtype must be one of trained, float32, bfloat16"),
         ("references.prior.dtype=float16", "references.prior.dtype must be one of float32, bfloat16"),
     ],
 )

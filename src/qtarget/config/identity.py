@@ -15,17 +15,32 @@ from qtarget.config.own_source import own_sources
 from qtarget.config.versions import sources, versions, without_unchanged
 from qtarget.model.fingerprint import fingerprint, sampled_digest
 
-NOT_IDENTITY = ("hydra", "output_dir", "tracker", "resume", "checkpoint.every")
-"""Where results go, who else sees them and in how many attempts it came about don't change a run."""
+NOT_IDENTITY = ("hydra", "output_dir", "tracker", "resume", "checkpoint.every", "checkpoint.optimizer")
+"""Where results go, who else sees them, in how many attempts it came about and what is left don't change a run."""
+
+RESULT = "result.json"
 
 ONLY_SAID = ("device_tflops", "utilisation")
 """Of trainer: what a dry run reckons with."""
 
 
-def config_hash(cfg: Mapping[Any, Any], *, with_sources: bool = True) -> str:
+def job_hash(cfg: Mapping[Any, Any]) -> str:
+    """`config_hash`; or the name that an earlier build gave the job, where its results lie under that name alone.
+
+    checkpoint.optimizer, which changes no number, counted in those builds, and stood at true.
+    """
+    now, holder = config_hash(cfg), Path(str(cfg["output_dir"]), str(cfg["experiment_name"]))
+    if (holder / now / RESULT).is_file() or not holder.is_dir() or (cfg.get("checkpoint") or {}).get("optimizer"):
+        return now
+    earlier = config_hash(cfg, kept_optimizer=False)
+    return earlier if (holder / earlier / RESULT).is_file() else now
+
+
+def config_hash(cfg: Mapping[Any, Any], *, with_sources: bool = True, kept_optimizer: bool = True) -> str:
     """12 hex digits of what makes a run what it is. cfg: composed, as plain data or as Hydra's.
 
-    with_sources: with the source of parts outside the package.
+    with_sources: with the source of parts outside the package. kept_optimizer: what stands for checkpoint.optimizer,
+    whatever it is.
     """
     identity = config_container(cfg)
     for key in NOT_IDENTITY:
@@ -34,6 +49,7 @@ def config_hash(cfg: Mapping[Any, Any], *, with_sources: bool = True) -> str:
     identity["target"].pop("about", None)
     for key in ONLY_SAID:
         identity["trainer"].pop(key, None)
+    identity["checkpoint"] = _as_in_earlier_builds(identity.get("checkpoint"), kept_optimizer)
     own = own_sources(identity) if with_sources else {}
     without_unchanged(identity)
     changed = versions(identity)
@@ -49,6 +65,14 @@ def config_hash(cfg: Mapping[Any, Any], *, with_sources: bool = True) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def _as_in_earlier_builds(checkpoint: Any, kept_optimizer: bool) -> Any:
+    """The node with what later builds write otherwise, to the same numbers."""
+    if not isinstance(checkpoint, dict):
+        return checkpoint
+    dtype = checkpoint.get("dtype")
+    return {**checkpoint, "dtype": "float32" if dtype == "trained" else dtype, "optimizer": kept_optimizer}
+
+
 def _leave_out(node: dict[str, Any], *path: str) -> None:
     for key in path[:-1]:
         node = node.get(key) or {}
@@ -57,7 +81,7 @@ def _leave_out(node: dict[str, Any], *path: str) -> None:
 
 def register_resolvers() -> None:
     """${qtarget_job:} in hydra.run.dir: one folder per configuration, whatever launched it."""
-    register_resolver("qtarget_job", config_hash)
+    register_resolver("qtarget_job", job_hash)
 
 
 def _named_inputs(identity: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

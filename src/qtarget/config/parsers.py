@@ -237,7 +237,7 @@ def clean_parser() -> Parser:
         default=[],
         help="also this finished run's checkpoint; repeatable",
     )
-    parser.add_argument("--optimizer", action="store_true", help="also optimizer.pt in checkpoints of finished runs")
+    parser.add_argument("--optimizer", action="store_true", help="also optimizer.pt of finished runs")
     parser.add_argument(
         "--caches",
         action="store_true",

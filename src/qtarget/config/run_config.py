@@ -13,7 +13,7 @@ from qtarget.config import loss_engine
 from qtarget.config.benchmarks import check_benchmarks
 from qtarget.config.composing import compose_config, config_container, interpolated_keys
 from qtarget.config.cross_checks import check
-from qtarget.config.identity import config_hash
+from qtarget.config.identity import job_hash
 from qtarget.config.names import LABELS, check_names, nodes
 from qtarget.config.part_checks import check_parts
 from qtarget.config.references import ReferenceConfig, read_references
@@ -23,6 +23,7 @@ from qtarget.model.provide import DTYPES
 from qtarget.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
 
 DTYPE = Choice(tuple(DTYPES))
+AS_TRAINED = "trained"
 TEXT = Text()
 
 
@@ -211,9 +212,15 @@ class CheckpointConfig(Node):
         "optimizer steps between saved states of the run (on one device); null: only where it is stopped",
     )
     save: bool = setting(True, FLAG, "the trained model, as a folder that transformers loads")
-    dtype: str = setting("float32", DTYPE, "of the saved weights")
+    dtype: str = setting(
+        AS_TRAINED,
+        Choice((AS_TRAINED, *DTYPES)),
+        "of the saved weights; where it rounds those that were trained, test/… is of the rounded ones",
+    )
     optimizer: bool = setting(
-        True, FLAG, "the optimizer's and the schedule's state beside the weights (twice their size)"
+        False,
+        FLAG,
+        "the optimizer's and the schedule's state too, in optimizer.pt of the run's folder (twice the trained weights)",
     )
 
 
@@ -284,7 +291,22 @@ class RunConfig(Node):
     @cached_property
     def hash(self) -> str:
         """12 hex digits of what makes the run what it is: the name of its folder."""
-        return config_hash(self.container())
+        return job_hash(self.container())
+
+    @property
+    def trained_dtype(self) -> str:
+        """Of the weights that training moves; an adapter is fp32 on weights of any dtype, and merges into fp32."""
+        return "float32" if self.model.adapter else self.model.dtype
+
+    @property
+    def saved_dtype(self) -> str:
+        """Of the checkpoint's weights."""
+        return self.trained_dtype if self.checkpoint.dtype == AS_TRAINED else self.checkpoint.dtype
+
+    @property
+    def rounds(self) -> bool:
+        """Whether a checkpoint is saved in a smaller dtype than its weights were trained in."""
+        return self.checkpoint.save and DTYPES[self.saved_dtype].itemsize < DTYPES[self.trained_dtype].itemsize
 
     @property
     def packing(self) -> int | None:

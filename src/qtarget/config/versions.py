@@ -109,6 +109,14 @@ def _divides_by_a_truncated_mass(config: Node) -> bool:
     return truncated and target.get("normalize") == "weight_sum"
 
 
+def _is_tested_rounded(config: Node) -> bool:
+    """Where a checkpoint is saved in a smaller dtype than it was trained in; `qtarget evaluate` only reads one."""
+    checkpoint, model = config.get("checkpoint") or {}, config["model"]
+    only_reads = config["trainer"].get("max_steps") == 0 and config["data"].get("rows") == 0
+    is_fp32 = bool(model.get("adapter")) or model.get("dtype", "float32") == "float32"
+    return bool(checkpoint.get("save")) and checkpoint.get("dtype") == "bfloat16" and is_fp32 and not only_reads
+
+
 RESULT_CHANGES: tuple[ResultChange, ...] = (
     ResultChange(
         "chat",
@@ -135,6 +143,7 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
     ),
     ResultChange("names", 2, "a Parquet file is read by its name, whatever signs are in it", _is_named_as_a_pattern),
     ResultChange("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
+    ResultChange("rounded", 2, "what is tested is the checkpoint as it is rounded on disk", _is_tested_rounded),
 )
 """In no order; a part stands here once, with its newest version."""
 

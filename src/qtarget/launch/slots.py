@@ -21,7 +21,7 @@ import psutil
 
 from qtarget import checks
 from qtarget.config.composing import search_path
-from qtarget.config.identity import config_hash
+from qtarget.config.identity import job_hash
 from qtarget.errors import QTargetError
 from qtarget.launch.outcome import Outcome
 from qtarget.progress import TimeLeft
@@ -60,7 +60,7 @@ class Job:
         """The job of a composed configuration, with Hydra's own settings."""
         hydra = config["hydra"]
         folder = Path(hydra["sweep"]["dir"], hydra["sweep"]["subdir"])
-        return cls(folder, config_hash(config), tuple(overrides), search_folders=tuple(hydra.get("searchpath") or ()))
+        return cls(folder, job_hash(config), tuple(overrides), search_folders=tuple(hydra.get("searchpath") or ()))
 
     @property
     def label(self) -> str:

@@ -104,6 +104,21 @@ def whole_weights(policy: Policy) -> dict[str, Tensor] | None:
     return weights
 
 
+def shard_alike(policy: Policy, other: Policy) -> Policy:
+    """The policy, sharded as `other` is."""
+    if is_sharded(other):
+        shard(policy, next(tensor.device_mesh for tensor in other.parameters() if isinstance(tensor, DTensor)))
+    return policy
+
+
+@torch.no_grad()
+def round_weights(policy: Policy, dtype: torch.dtype) -> None:
+    """Give every weight the value that it has in `dtype`; its own dtype stays. Of sharded ones, each rank its shard."""
+    for tensor in policy.lm.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(dtype))
+
+
 def decoder_layers(policy: Policy) -> list[Any]:
     """The modules that transformers says must stay in one piece: the decoder layers."""
     names = set(getattr(policy.lm, "_no_split_modules", None) or ())

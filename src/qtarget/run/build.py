@@ -98,9 +98,9 @@ def rebuilt(plan: Plan, weights: Mapping[str, Tensor]) -> Policy:
     return policy
 
 
-def reloaded(plan: Plan, folder: Path) -> Policy:
+def reloaded(plan: Plan, folder: Path, dtype: str) -> Policy:
     """A checkpoint of this run, loaded anew."""
-    return _load(plan, provide.ModelSource(str(folder)), plan.cfg.checkpoint.dtype)
+    return _load(plan, provide.ModelSource(str(folder)), dtype)
 
 
 @dataclass(frozen=True)

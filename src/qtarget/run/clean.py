@@ -28,7 +28,7 @@ from qtarget.units import in_bytes
 OUTPUTS = "outputs"
 CHECKPOINT, OPTIMIZER, LOCK = "checkpoint", "optimizer.pt", ".lock"
 CHECKPOINT_SCRATCH = ".checkpoint.new"
-OF_A_RUN = re.compile(r"config\.yaml|result\.json|samples\.jsonl|heldout_nll\.jsonl")
+OF_A_RUN = re.compile(r"config\.yaml|result\.json|samples\.jsonl|heldout_nll\.jsonl|optimizer\.pt")
 OF_A_CACHE = re.compile(r"manifest\.json|head\.safetensors|shard-[0-9]{5,}\.safetensors")
 """Files that are written under another name until they are whole (qtarget.files.replacing)."""
 
@@ -123,7 +123,8 @@ def _of_run(run: Path, is_named: bool, *, optimizer: bool) -> Iterator[Item]:
         **dict.fromkeys(_old_states(run, finished), "a state that nothing goes on from"),
     }
     if optimizer and finished:
-        held[run / CHECKPOINT / OPTIMIZER] = "the optimizer's state"
+        of_earlier_builds = run / CHECKPOINT / OPTIMIZER
+        held |= dict.fromkeys((run / OPTIMIZER, of_earlier_builds), "the optimizer's state")
     if is_named:
         held.pop(run / CHECKPOINT / OPTIMIZER, None)
         held[run / CHECKPOINT] = "the checkpoint"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from qtarget.config.run_config import AS_TRAINED
 from qtarget.data.chat import STOPS, ChatFormat
 from qtarget.data.example import Message
 from qtarget.errors import QTargetError
@@ -21,34 +23,47 @@ from qtarget.model import provide
 from qtarget.model.adapter import merge, save_adapter
 from qtarget.model.agreement import measured_logits, own_logits
 from qtarget.model.policy import Policy
-from qtarget.model.sharding import reshard, whole_weights
-from qtarget.parallel import is_rank_zero
+from qtarget.model.sharding import reshard, round_weights, shard_alike, whole_weights
+from qtarget.parallel import all_gather_objects, is_rank_zero
+from qtarget.resume_folders import STATE
 from qtarget.run import build
 from qtarget.run.plan import Plan
 
-CHECKPOINT, ADAPTER = "checkpoint", "adapter"
+CHECKPOINT, ADAPTER, OPTIMIZER = "checkpoint", "adapter", "optimizer.pt"
 SCRATCH = ".checkpoint.new"
 GENERATION_CONFIG_NAME = "generation_config.json"
 EXACT, ROUNDED = 1e-4, 4e-2
 """Of the largest logit: how far a checkpoint in fp32, and one rounded to 16 bits, may be from what was measured."""
 
 
-def save_checkpoint(plan: Plan, policy: Policy, folder: Path, optimizer: Mapping[str, Any] | None) -> None:
+def save_checkpoint(plan: Plan, policy: Policy, folder: Path) -> None:
     """Write `folder`/checkpoint, and of an adapter, which is merged there, `folder`/adapter as peft loads it.
 
-    The policy stays as it is. optimizer: what is saved beside the weights. Where weights are sharded, every rank has to
-    call it and rank 0 writes. Raises QTargetError where there is no room.
+    The policy stays as it is. Where weights are sharded, every rank has to call it and rank 0 writes. Raises
+    QTargetError where there is no room.
     """
     reshard(policy)
     gathered = whole_weights(policy)
     if not is_rank_zero():
         return
+    with _saving("the checkpoint", folder, (OSError, SafetensorError)):
+        _write(plan, policy, gathered, folder)
+
+
+def save_optimizer(state: Mapping[str, Any], folder: Path) -> None:
+    """Write `folder`/optimizer.pt. Raises QTargetError where there is no room."""
+    with _saving("the optimizer's state", folder, (OSError, RuntimeError)), replacing(folder / OPTIMIZER) as scratch:
+        torch.save(dict(state), scratch)
+
+
+@contextmanager
+def _saving(what: str, folder: Path, full_disk: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
-        _write(plan, policy, gathered, folder, optimizer)
-    except (OSError, SafetensorError) as error:
+        yield
+    except full_disk as error:
         raise QTargetError(
-            f"can't save the checkpoint in {folder}: {error}. What was trained is kept in {folder / 'state'}: make "
-            "room, and the same command goes on from there"
+            f"can't save {what} in {folder}: {error}. What was trained is kept in {folder / STATE}: make room, and the "
+            "same command goes on from there"
         ) from error
 
 
@@ -59,7 +74,23 @@ def discard_checkpoint(folder: Path) -> None:
             shutil.rmtree(folder / name)
 
 
-def _write(plan: Plan, policy: Policy, gathered: Any, folder: Path, optimizer: Mapping[str, Any] | None) -> None:
+def as_saved(plan: Plan, policy: Policy, folder: Path) -> Policy:
+    """The model that lies in `folder`/checkpoint: the policy, which is rounded where the checkpoint is.
+
+    A rounded checkpoint with a merged adapter is another model, and read again. Collective.
+    """
+    if not plan.cfg.rounds:
+        return policy
+    if policy.has_adapter:
+        all_gather_objects(None)  # until rank 0 has written it
+        read = build.reloaded(plan, folder / CHECKPOINT, plan.cfg.model.dtype)
+        return shard_alike(read, policy)
+    reshard(policy)
+    round_weights(policy, provide.DTYPES[plan.cfg.saved_dtype])
+    return policy
+
+
+def _write(plan: Plan, policy: Policy, gathered: Any, folder: Path) -> None:
     whole, chat, measured = _apart(plan, policy, gathered), ChatFormat(plan.tokenizer), None
     tokenizer = stopping(chat)
     if whole.has_adapter:
@@ -69,32 +100,37 @@ def _write(plan: Plan, policy: Policy, gathered: Any, folder: Path, optimizer: M
         measured = measured_logits(whole)
         merge(whole)
     with replacing(folder / CHECKPOINT, folder / SCRATCH) as scratch:
-        whole.lm.to(provide.DTYPES[plan.cfg.checkpoint.dtype]).save_pretrained(scratch)
+        _in_saved_dtype(plan, whole).lm.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         end_generation(scratch, chat)
         if measured is not None:
             _check_merged(plan, scratch, measured)
-        if optimizer:
-            torch.save(dict(optimizer), scratch / "optimizer.pt")
+
+
+def _in_saved_dtype(plan: Plan, whole: Policy) -> Policy:
+    """As it was trained, all of it, unless another dtype is asked for: some models keep parts in fp32."""
+    if plan.cfg.checkpoint.dtype != AS_TRAINED:
+        whole.lm.to(provide.DTYPES[plan.cfg.checkpoint.dtype])
+    return whole
 
 
 def _apart(plan: Plan, policy: Policy, gathered: Any) -> Policy:
     """The policy in one piece; another one where saving would change it, because it is evaluated afterwards."""
     if gathered is not None:
         return build.rebuilt(plan, gathered)
-    if policy.has_adapter or plan.cfg.checkpoint.dtype != plan.cfg.model.dtype:
+    if policy.has_adapter or plan.cfg.saved_dtype != plan.cfg.model.dtype:
         return build.rebuilt(plan, policy.lm.state_dict())
     return policy
 
 
 def _check_merged(plan: Plan, folder: Path, measured: Tensor) -> None:
     """Raise QTargetError where the merged weights, read again, make other logits than the adapted model does."""
-    merged = own_logits(build.reloaded(plan, folder))
+    merged = own_logits(build.reloaded(plan, folder, plan.cfg.saved_dtype))
     width = min(merged.shape[-1], measured.shape[-1])
     ours, theirs = (logits[..., :width] for logits in (measured, merged))
     real = torch.isfinite(ours)  # padded rows are −∞
     error, largest = float((ours - theirs)[real].abs().max()), float(ours[real].abs().max())
-    if error <= (EXACT if plan.cfg.checkpoint.dtype == "float32" else ROUNDED) * largest:
+    if error <= (EXACT if plan.cfg.saved_dtype == "float32" else ROUNDED) * largest:
         return
     shutil.rmtree(folder)
     raise QTargetError(

@@ -26,7 +26,14 @@ from qtarget.parallel import is_rank_zero
 from qtarget.record.record import NullRecord, Record
 from qtarget.resume_folders import STATE, newest
 from qtarget.run import build, ranks
-from qtarget.run.exported_model import CHECKPOINT, discard_checkpoint, save_checkpoint
+from qtarget.run.exported_model import (
+    CHECKPOINT,
+    OPTIMIZER,
+    as_saved,
+    discard_checkpoint,
+    save_checkpoint,
+    save_optimizer,
+)
 from qtarget.run.out_of_memory import explain_out_of_memory
 from qtarget.run.plan import Plan, make_plan
 from qtarget.train.callbacks import LastMetrics, Log, Meter, PeriodicEvaluation, ShowProgress, StepLogger
@@ -78,7 +85,7 @@ def _run_plan(plan: Plan, record: Record | NullRecord, resume: ResumeCallback, t
         if cfg.trainer.max_steps:
             _fit_counting_graphs(plan, trainer, module, record)
         _save_trained(plan, trainer, module, resume)
-        evaluation = _evaluate(evaluator, policy.to(trainer.strategy.root_device), record.folder, title)
+        evaluation = _evaluate(evaluator, _judged(plan, policy, trainer, record.folder), record.folder, title)
     resume.stop.deferred = True  # what is left is short
     record.note(calibration=evaluation.calibration)
     if is_rank_zero():
@@ -126,9 +133,24 @@ def _save_trained(plan: Plan, trainer: L.Trainer, module: QTargetModule, resume:
         discard_checkpoint(folder)  # of an earlier attempt
     if cfg.trainer.max_steps and not resume.training_was_complete:
         resume.save_final(trainer, module)
+        _save_optimizer(cfg, trainer, folder)
     if cfg.checkpoint.save:
-        with_optimizer = cfg.checkpoint.optimizer and trainer.optimizers and not resume.training_was_complete
-        save_checkpoint(plan, module.policy, folder, _optimizer_state(trainer) if with_optimizer else None)
+        save_checkpoint(plan, module.policy, folder)
+
+
+def _save_optimizer(cfg: RunConfig, trainer: L.Trainer, folder: Path) -> None:
+    if is_rank_zero():
+        (folder / OPTIMIZER).unlink(missing_ok=True)  # of an earlier attempt
+    if cfg.checkpoint.optimizer:
+        state = _optimizer_state(trainer)  # collective
+        if is_rank_zero():
+            save_optimizer(state, folder)
+
+
+def _judged(plan: Plan, policy: Policy, trainer: L.Trainer, folder: Path) -> Policy:
+    """The policy as it lies on disk, where evaluations run."""
+    device = trainer.strategy.root_device
+    return as_saved(plan, policy.to(device), folder).to(device)
 
 
 def _evaluate(evaluator: Evaluator, policy: Policy, folder: Path, title: str) -> Evaluation:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qtarget.config.identity import config_hash
+from qtarget.config.identity import config_hash, job_hash
 from qtarget.config.names import check_names
 from qtarget.config.own_source import edited_since, own_sources
 from qtarget.config.parts import make_tracker
@@ -125,7 +125,7 @@ def record_rejected(
     if rank and rank.global_rank():
         raise error
     with lock_folder(folder):
-        if stored := _load_if_finished(config_hash(config), folder, "trained"):
+        if stored := _load_if_finished(job_hash(config), folder, "trained"):
             return stored
         record = Record(folder, _tracker_or_none(config))
         record.start(_info(config, choices, overrides), config)
@@ -150,7 +150,7 @@ def _info(config: Mapping[str, Any], choices: Mapping[str, Any], overrides: list
         "choices": dict(choices),
         "overrides": overrides,
         "seed": config["seed"],
-        "config_hash": config_hash(config),
+        "config_hash": job_hash(config),
         "mends": versions(config),
         **_own_sources(config),
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
