@@ -193,3 +193,28 @@ def test_rows_with_keys_that_were_dropped_make_new_runs(row: str, is_new: bool, 
     Path("rows.jsonl").write_text(row + "\n")
     cfg = compose_config("train", ["model=tiny", "data=jsonl", "data.source.path=rows.jsonl"])
     assert ("rows" in versions.versions(config_container(cfg))) is is_new
+
+
+TALK = '"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'
+
+
+@pytest.mark.parametrize("data", ["files", "jsonl", "hub"])
+@pytest.mark.parametrize(
+    ("row", "is_new"),
+    [
+        (f'{{{TALK}, "functions": [{{"name": "f"}}]}}', True),
+        (f'{{{TALK}, "functions": []}}', False),
+        ('{"prompt": "\\"functions\\": []", "completion": "b"}', False),
+        ('{"prompt": "a", "completion": "b", "functions": [{"name": "f"}]}', False),
+    ],
+)
+def test_rows_of_messages_whose_functions_were_dropped_make_new_runs(
+    row: str, is_new: bool, data: str, workdir: Path
+) -> None:
+    Path("rows.jsonl").write_text(row + "\n")
+    cfg = compose_config("train", ["model=tiny", f"data={data}", "data.source.path=rows.jsonl"])
+    assert ("functions" in versions.versions(config_container(cfg))) is is_new
+    named = compose_config(
+        "train", ["model=tiny", "data=files", "data.source.path=rows.jsonl", "data.source.messages=m"]
+    )
+    assert "functions" not in versions.versions(config_container(named))

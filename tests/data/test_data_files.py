@@ -359,7 +359,7 @@ def test_another_schema_is_answered_by_its_columns_and_a_line_that_reads_it(row:
 def test_a_row_of_another_schema_than_the_first_is_named() -> None:
     Path("rows.jsonl").write_bytes(lines([PAIRS[0], {"instruction": "a", "output": "b"}]))
     with pytest.raises(
-        QTargetError, match=r"rows.jsonl, train\[1\] \(rows.jsonl, line 2\): a row of instruction/output"
+        QTargetError, match=r"rows.jsonl, row 2 of train \(rows.jsonl, line 2\): a row of instruction/output"
     ):
         Files("rows.jsonl", heldout_share=0).rows("train", None)
     rows, counts = Files("rows.jsonl", heldout_share=0, malformed="drop").read("train", None)
@@ -452,7 +452,7 @@ def test_rows_of_a_share_that_are_not_evaluated_are_trained_on(workdir: Path, ma
     held = {prompt_text(row.prompt) for row in whole[:count]}
     others = [row for row in rows if f"user: {row['prompt']}" not in held]
     assert [example.row for example in result.train] == [
-        index + (make is Jsonl) for index, row in enumerate(rows) if row in others
+        number for number, row in enumerate(rows, start=1) if row in others
     ]
     assert result.counts["train"] == len(others) > 40 - len(whole)
 

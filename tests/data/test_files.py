@@ -97,7 +97,9 @@ def test_an_empty_cell_is_an_empty_text() -> None:
     rows = qtarget.read_rows(path, prompt="{q}: {input}", completion="a")
     assert [row.prompt[0]["content"] for row in rows] == ["add: 1 2", "hello: "]
     refused(
-        r"train\[1\] \(rows.csv, line 3\): completion \('input'\) is empty; .*malformed=drop", path, completion="input"
+        r"row 2 of train \(rows.csv, line 3\): completion \('input'\) is empty; .*malformed=drop",
+        path,
+        completion="input",
     )
     assert completions(path, completion="input", malformed="drop") == ["1 2"]
 
@@ -181,7 +183,7 @@ def test_json_is_lines_or_an_array_or_columns(text: str) -> None:
         ('{"q": "x", "a": NaN}\n', r"\(bad.json, line 1\): column 'a' must hold text or numbers, got NaN or an inf"),
         ('{"q": "x", "a": "1", "a": "2"}\n', "got two different values, as its key stands twice in the object"),
         ('{"q": "x", "a": null}\n', "column 'a' must hold text or numbers, got null"),
-        ('{"q": "x", "a": "1"}\n{"q": "y"}\n', r"train\[1\] \(bad.json, line 2\): column 'a' .* got null"),
+        ('{"q": "x", "a": "1"}\n{"q": "y"}\n', r"row 2 of train \(bad.json, line 2\): column 'a' .* got null"),
         ('{"q": "x", "b": "1"}\n{"q": "y", "c": 2}\n', r"no column 'a' \(data.source.completion\) .*: q, b, c"),
         ('{"q": "x", "a": true}\n', "column 'a' must hold text or numbers, got true or false"),
         ('{"q": "x", "a": "caf\\udce9"}\n', "holds a byte that isn't UTF-8"),
@@ -356,14 +358,14 @@ def test_rows_of_a_schema_are_recognised() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": 5, "completion": "x"}', "row 1: prompt must be text, got a number"),
-        ('{"prompt": "x", "completion": 1.5}', "row 1: completion must be text, got a number"),
-        ('{"prompt": "x", "completion": null}', "row 1: completion is null"),
-        ('{"prompt": "x", "completion": NaN}', "row 1: completion must be text, got a number"),
+        ('{"prompt": 5, "completion": "x"}', "line 1: prompt must be text, got a number"),
+        ('{"prompt": "x", "completion": 1.5}', "line 1: completion must be text, got a number"),
+        ('{"prompt": "x", "completion": null}', "line 1: completion is null"),
+        ('{"prompt": "x", "completion": NaN}', "line 1: completion must be text, got a number"),
         ('{"prompt": "x", "completion": "a", "completion": "b"}', "got two different values, as its key stands twice"),
         (
             '{"prompt": "x", "completion": "caf\udce9"}',
-            "row 1: completion holds a byte that isn't UTF-8 at character 3",
+            "line 1: completion holds a byte that isn't UTF-8 at character 3",
         ),
     ],
 )

@@ -76,10 +76,10 @@ def test_a_worked_answer_is_closed_by_a_box(tmp_path: Path) -> None:
 
 
 def test_the_first_right_and_complete_generation_is_taken(tmp_path: Path) -> None:
-    """Rows 0 and 4 have none; of rows 1 and 5 it is the second."""
+    """Rows 1 and 5 have none; of rows 2 and 6 it is the second."""
     rows, counts = given("openr1_math_15k", tmp_path).read("train", None)
     taken = {row.row: row.completion.splitlines()[-1] for row in rows}
-    assert taken == {1: "second", 2: "first", 3: "first", 5: "second", 6: "first", 7: "first"}
+    assert taken == {2: "second", 3: "first", 4: "first", 6: "second", 7: "first", 8: "first"}
     assert counts == {"read": 8, "adapt": 2, "unpicked": 0}
 
 
@@ -176,7 +176,9 @@ def test_a_share_is_held_out_by_its_prompt(tmp_path: Path) -> None:
 
 def test_rows_without_text_are_refused_or_counted(tmp_path: Path) -> None:
     rows = [{"question": "a", "answer": "b"}, {"question": "c", "answer": None}, {"question": " ", "answer": "d"}]
-    with pytest.raises(QTargetError, match=r"train\[1\]: column 'answer' must hold text or numbers, got null; .*=drop"):
+    with pytest.raises(
+        QTargetError, match=r"row 2 of train: column 'answer' must hold text or numbers, got null; .*=drop"
+    ):
         plain(tmp_path, rows).rows("train", None)
     found, counts = plain(tmp_path, rows, malformed="drop").read("train", None)
     assert questions(found) == ["a"]
@@ -220,7 +222,7 @@ def test_missing_columns_are_named_with_those_there_are(tmp_path: Path) -> None:
 def test_an_adapter_that_meets_another_schema_says_so(tmp_path: Path) -> None:
     rows = [{**openr1(1), "generations": 5}]
     source = named("openr1_math_15k", files={"train": parquet(tmp_path / "x.parquet", rows)}, malformed="error")
-    with pytest.raises(QTargetError, match=r"train\[0\]: FirstVerified can't read its generations, .*TypeError"):
+    with pytest.raises(QTargetError, match=r"row 1 of train: FirstVerified can't read its generations, .*TypeError"):
         source.rows("train", None)
 
 

@@ -89,6 +89,33 @@ def test_openai_fine_tuning_rows(tmp_path: Path) -> None:
     assert fine_tuning_text(row).count("sunny") == 1
 
 
+def test_openai_s_functions_of_2023_are_tools_and_calls(tmp_path: Path) -> None:
+    """https://platform.openai.com/docs/api-reference/chat/create: function_call, functions and the role function are
+    the deprecated words for tool_calls, tools and the role tool. Fine-tuning files of that year hold them.
+    """
+    function = TOOL["function"]
+    call = {"role": "assistant", "content": None, "function_call": CALL["function"]}
+    given = {"role": "function", "name": "weather", "content": "rain"}
+    row = one(tmp_path, talk(USER, call, given, REPLY, functions=[function]))
+    same = one(
+        tmp_path,
+        talk(
+            USER,
+            {**CALLING, "tool_calls": [{"function": CALL["function"]}]},
+            {**given, "role": "tool"},
+            REPLY,
+            tools=[TOOL],
+        ),
+    )
+    assert (row.messages, row.tools, row.unread) == (same.messages, same.tools, same.unread)
+    assert row.messages[1]["tool_calls"] == [{"type": "function", "function": READ_CALL["function"]}]
+    assert fine_tuning_text(row).startswith('<call>{"name": "weather", "arguments": {"city": "Oslo"}}</call><|end|>')
+    with pytest.raises(QTargetError, match="functions and tools: keep one"):
+        one(tmp_path, talk(USER, REPLY, functions=[function], tools=[TOOL]))
+    assert list(one(tmp_path, talk(USER, REPLY, functions=[])).tools) == []
+    assert list(one(tmp_path, {"prompt": "a", "completion": "b", "functions": [function]}).unread) == ["functions"]
+
+
 def test_mistral_fine_tuning_rows(tmp_path: Path) -> None:
     """https://docs.mistral.ai/capabilities/finetuning: as OpenAI's, with ids of nine characters; calls may be flat."""
     flat = {"role": "assistant", "tool_calls": [{"id": "abcdefghi", "name": "weather", "arguments": {"city": "Oslo"}}]}
@@ -152,7 +179,7 @@ def test_sharegpt_rows_are_the_same_in_openais_words(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_a_turn_of_sharegpt_is_said(turn: Any, expected: str, tmp_path: Path) -> None:
-    with pytest.raises(QTargetError, match=f"row 1: {expected}"):
+    with pytest.raises(QTargetError, match=f"line 1: {expected}"):
         one(tmp_path, {"conversations": [turn, {"from": "gpt", "value": "a"}]})
 
 
@@ -186,10 +213,10 @@ def test_content_in_parts_of_text_is_their_text(tmp_path: Path) -> None:
 
 def test_an_unread_key_of_a_message_is_refused_and_one_of_a_row_is_counted(tmp_path: Path) -> None:
     odd = talk(USER, {**REPLY, "mood": "good"}, id=1, note=None)
-    with pytest.raises(QTargetError, match=r"row 1: messages\[1\].mood is not read"):
+    with pytest.raises(QTargetError, match=r"line 1: messages\[1\].mood is not read"):
         one(tmp_path, odd)
     assert list(one(tmp_path, odd, unknown="ignore").unread) == ["id", "messages[].mood"]
-    with pytest.raises(QTargetError, match="row 1: the key 'id' is not read"):
+    with pytest.raises(QTargetError, match="line 1: the key 'id' is not read"):
         one(tmp_path, talk(USER, REPLY, id=1), unknown="error")
     result = prepared(tmp_path, talk(USER, REPLY, id=1, tag="x"), talk(USER, REPLY, id=2))
     assert (result.counts["unread_id"], result.counts["unread_tag"]) == (2, 1)
@@ -208,7 +235,8 @@ def test_a_weight_where_nothing_is_taught_is_named(tmp_path: Path) -> None:
         ({"weight": "1"}, "weight must be a number of at least 0, got '1'"),
         ({"train": 0.5}, "train must be true or false"),
         ({"train": 1, "weight": 1}, "weight and train"),
-        ({"function_call": {"name": "f"}}, "function_call is not read.*write it as tool_calls"),
+        ({"function_call": "auto"}, r"messages\[1\].function_call must be an object with name and arguments, got text"),
+        ({"function_call": {"name": "f"}, "tool_calls": [CALL]}, "function_call and tool_calls: keep one of them"),
         ({"tool_calls": [{"type": "custom", "custom": {}}]}, "of the type 'custom'"),
         ({"tool_calls": [{"function": {"name": "f", "arguments": "{oops"}}]}, "arguments is text that can't be read"),
         ({"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}, "arguments must be an object"),
@@ -218,7 +246,7 @@ def test_a_weight_where_nothing_is_taught_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_with_a_message_is_said(message: Any, expected: str, tmp_path: Path) -> None:
-    with pytest.raises(QTargetError, match=f"row 1: .*{expected}"):
+    with pytest.raises(QTargetError, match=f"line 1: .*{expected}"):
         one(tmp_path, talk(USER, {**REPLY, **message}))
 
 

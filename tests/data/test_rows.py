@@ -100,58 +100,61 @@ def test_an_answer_makes_a_row_verifiable(verifier: str | None, extra: Any, entr
 
 LONE = '{"prompt": "a", "completion": "ok \\ud800"}'
 FAULTS: dict[str, tuple[Any, str]] = {
-    "not JSON": ("{oops", "row 2: not JSON"),
+    "not JSON": ("{oops", "line 2: not JSON"),
     "not UTF-8": (
         '{"prompt": "\udcff", "completion": "b"}',
-        "row 2: prompt holds a byte that isn.t UTF-8 at character 0",
+        "line 2: prompt holds a byte that isn.t UTF-8 at character 0",
     ),
-    "deep": ("[" * 100_000, "row 2: nested too deeply"),
-    "a list": ([1, 2], "row 2: expected an object, .*; got a list"),
-    "null": ("null", "row 2: expected an object, .*; got null"),
-    "keys": ({"prompt": "a", "answer": "b"}, "row 2: expected .*; the keys are: prompt, answer"),
+    "deep": ("[" * 100_000, "line 2: nested too deeply"),
+    "a list": ([1, 2], "line 2: expected an object, .*; got a list"),
+    "null": ("null", "line 2: expected an object, .*; got null"),
+    "keys": ({"prompt": "a", "answer": "b"}, "line 2: expected .*; the keys are: prompt, answer"),
     "two schemas": (
         {"prompt": "a", "completion": "b", "messages": []},
-        "row 2: the row is messages and prompt/completion at once",
+        "line 2: the row is messages and prompt/completion at once",
     ),
     "another schema": (
         {"instruction": "a", "output": "b"},
-        "row 2: a row of instruction/output in a file whose first row is prompt/completion",
+        "line 2: a row of instruction/output in a file whose first row is prompt/completion",
     ),
-    "null text": ({"prompt": None, "completion": "b"}, "row 2: prompt is null"),
-    "number": ({"prompt": "a", "completion": 5}, "row 2: completion must be text, got a number"),
-    "blank": ({"prompt": "a", "completion": " "}, "row 2: completion is empty"),
-    "surrogate": (LONE, "row 2: completion holds a lone surrogate, half of a pair, at character 3"),
+    "null text": ({"prompt": None, "completion": "b"}, "line 2: prompt is null"),
+    "number": ({"prompt": "a", "completion": 5}, "line 2: completion must be text, got a number"),
+    "blank": ({"prompt": "a", "completion": " "}, "line 2: completion is empty"),
+    "surrogate": (LONE, "line 2: completion holds a lone surrogate, half of a pair, at character 3"),
 }
 TURNS: dict[str, tuple[Any, str]] = {
-    "no list": ("a", "row 2: messages must be a list of messages, got text"),
-    "none": ([], "row 2: messages is an empty list"),
-    "no object": (["a"], r"row 2: messages\[0\] must be an object with role and content, got text"),
-    "no role": ([{"content": "a"}], r"row 2: messages\[0\] has no 'role'; its keys: content"),
-    "no content": ([{"role": "user", "text": "a"}], r"row 2: messages\[0\] has no 'content'; its keys: role, text"),
+    "no list": ("a", "line 2: messages must be a list of messages, got text"),
+    "none": ([], "line 2: messages is an empty list"),
+    "no object": (["a"], r"line 2: messages\[0\] must be an object with role and content, got text"),
+    "no role": ([{"content": "a"}], r"line 2: messages\[0\] has no 'role'; its keys: content"),
+    "no content": ([{"role": "user", "text": "a"}], r"line 2: messages\[0\] has no 'content'; its keys: role, text"),
     "unknown role": (
         talk(("robot", "x")),
-        r"row 2: messages\[0\] has the unknown role 'robot'; known: system, developer, user, assistant, tool",
+        r"line 2: messages\[0\] has the unknown role 'robot'; known: system, developer, user, assistant, tool",
     ),
-    "null": ([{"role": "user", "content": None}], r"row 2: messages\[0\].content is null"),
+    "null": ([{"role": "user", "content": None}], r"line 2: messages\[0\].content is null"),
     "parts": (
         [{"role": "user", "content": [{"text": "a"}]}],
-        r"row 2: messages\[0\].content\[0\] is of the type 'None'",
+        r"line 2: messages\[0\].content\[0\] is of the type 'None'",
     ),
-    "empty turn": (talk(("user", ""), ("assistant", "b")), r"row 2: messages\[0\].content is empty"),
-    "empty answer": (talk(("user", "a"), ("assistant", "\n")), r"row 2: messages\[1\].content is empty"),
-    "last": (talk(("assistant", "a"), ("user", "b")), "row 2: messages must end with the assistant's answer, .*'user'"),
+    "empty turn": (talk(("user", ""), ("assistant", "b")), r"line 2: messages\[0\].content is empty"),
+    "empty answer": (talk(("user", "a"), ("assistant", "\n")), r"line 2: messages\[1\].content is empty"),
+    "last": (
+        talk(("assistant", "a"), ("user", "b")),
+        "line 2: messages must end with the assistant's answer, .*'user'",
+    ),
 }
 ANSWERS: dict[str, tuple[Any, str]] = {
-    "missing": ({"options": ["x"]}, "row 2: no 'answer' for data.source.verifier=choice"),
-    "options": ({"answer": "A"}, "row 2: no 'options' for data.source.verifier=choice"),
-    "null": ({"answer": None, "options": ["x"]}, "row 2: answer is null"),
-    "true": ({"answer": True, "options": ["x"]}, "row 2: answer must be text, got true or false"),
+    "missing": ({"options": ["x"]}, "line 2: no 'answer' for data.source.verifier=choice"),
+    "options": ({"answer": "A"}, "line 2: no 'options' for data.source.verifier=choice"),
+    "null": ({"answer": None, "options": ["x"]}, "line 2: answer is null"),
+    "true": ({"answer": True, "options": ["x"]}, "line 2: answer must be text, got true or false"),
     "letter": (
         {"answer": "C", "options": ["x", "y"]},
-        "row 2: answer must be one of the options' letters A, B, got 'C'",
+        "line 2: answer must be one of the options' letters A, B, got 'C'",
     ),
-    "no options": ({"answer": "A", "options": {}}, "row 2: options must be"),
-    "null option": ({"answer": "A", "options": {"A": None}}, "row 2: option A is null"),
+    "no options": ({"answer": "A", "options": {}}, "line 2: options must be"),
+    "null option": ({"answer": "A", "options": {"A": None}}, "line 2: option A is null"),
 }
 
 
@@ -251,7 +254,7 @@ def test_ten_thousand_fuzzed_rows_are_taken_or_refused_with_their_number(tmp_pat
             (row,) = source.rows("train", None)
         except QTargetError as error:
             said = str(error)
-            assert said.startswith(f"{path}, row {number}: ")
+            assert said.startswith(f"{path}, line {number}: ")
             assert len(said.encode()) < 1000
             reasons.add(said.split(": ")[1][:12])
         else:

@@ -50,12 +50,12 @@ def test_rows_that_repeat_contradict_stop_short_or_leak_are_named() -> None:
     spoken = {"prompt": "say Human:", "completion": "A tag <b>, and a human: me."}
     write(*pairs(20), same, other, cut, leak, spoken)
     assert reasons(audited()) == {
-        4: ["the same as row 20"],
-        20: ["the same as row 4"],
-        5: ["another answer than row 21"],
-        21: ["another answer than row 5"],
-        22: [f"ends as if cut: …{cut['completion'][-20:]}"],
-        23: ["holds a mark of a chat template: <|im_end|>"],
+        5: ["the same as row 21"],
+        21: ["the same as row 5"],
+        6: ["another answer than row 22"],
+        22: ["another answer than row 6"],
+        23: [f"ends as if cut: …{cut['completion'][-20:]}"],
+        24: ["holds a mark of a chat template: <|im_end|>"],
     }
 
 
@@ -63,9 +63,9 @@ def test_each_pair_of_rows_that_ask_the_same_is_told_by_itself() -> None:
     ask = "What is 4 + 4?"
     write(*({"prompt": ask, "completion": answer} for answer in ("8", " 8", "9")), {"prompt": "q", "completion": "8"})
     assert reasons(audited()) == {
-        0: ["the same as row 1", "another answer than row 2"],
-        1: ["the same as row 0", "another answer than row 2"],
-        2: ["another answer than row 0, 1"],
+        1: ["the same as row 2", "another answer than row 3"],
+        2: ["the same as row 1", "another answer than row 3"],
+        3: ["another answer than row 1, 2"],
     }
 
 
@@ -128,11 +128,11 @@ def test_the_command_prints_the_audit_and_writes_the_suspicious_rows(capfd: pyte
     text = capfd.readouterr().out
     assert "the rows that contradict the model most" in text
     assert "1 rows repeat or contradict another" in text
-    assert "row 40: holds a mark of a chat template: [/INST]" in text
+    assert "row 41: holds a mark of a chat template: [/INST]" in text
     assert "the model hardly knows this task" in text
     assert "\x1b" not in text
     written = [json.loads(line) for line in Path("odd/rows.jsonl").read_text().splitlines()]
-    assert [row["row"] for row in written][:1] == [40]
+    assert [row["row"] for row in written][:1] == [41]
     assert len(written) == 1 + 2  # a twentieth of the forty others
     assert written[0]["completion"] == "Ok.[/INST] \x1b[2J"
     assert qtarget_cli(["data", *FILES, "--suspicious", "x.jsonl"]) == 2

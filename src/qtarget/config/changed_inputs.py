@@ -4,7 +4,6 @@
   among texts made numbers of the texts that look like one, and a block of ISO dates became times.
 - Models with a multiplier or a cap of their logits, which the loss left out.
 - Conversations: where a reply begins and ends, by the tokenizer and its template.
-- Rows with keys that were dropped.
 - Parquet and Arrow files whose names are patterns, such as v[1].parquet, which was read as v1.parquet.
 """
 
@@ -63,20 +62,20 @@ def reads_retyped_files(source: Node) -> bool:
         if source.get("_target_") == HUB:
             columns = _columns(source)
             if any(
-                _is_narrow(*_stat(file), columns)
-                for file in _local_files(source, lambda file: file.suffix.lower() == ".parquet")
+                _is_narrow(*file_state(file), columns)
+                for file in local_files(source, lambda file: file.suffix.lower() == ".parquet")
             ):
                 return True
             delimiter = source.get("delimiter")
-            return any(_is_retyped(*_stat(file), columns, delimiter) for file in _local_files(source, form))
+            return any(_is_retyped(*file_state(file), columns, delimiter) for file in local_files(source, form))
         path = Path(str(source.get("path")))
         judged = source.get("_target_") == JSONL and source.get("verifier")
-        return bool(judged) and path.is_file() and _is_reworded(*_stat(path))
+        return bool(judged) and path.is_file() and _is_reworded(*file_state(path))
     except QTargetError:
         return True  # the run itself says what is wrong
 
 
-def _local_files(source: Node, wanted: Callable[[Path], object]) -> Iterator[Path]:
+def local_files(source: Node, wanted: Callable[[Path], object]) -> Iterator[Path]:
     """Those wanted of the local files that a source names, and of those in folders that it names."""
     for path in (Path(name).expanduser() for name in _names(source)):
         files = path.rglob("*") if path.is_dir() else [path]
@@ -125,7 +124,7 @@ def _columns(source: Node) -> Columns:
     return tuple({*named, *(source.get("where") or {})})
 
 
-def _stat(file: Path) -> tuple[Path, int, int, int]:
+def file_state(file: Path) -> tuple[Path, int, int, int]:
     """What a result is kept under: the file, its size and its times."""
     stat = file.stat()
     return file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
@@ -294,57 +293,3 @@ def _row_files(node: Mapping[str, Any]) -> Iterator[bytes]:
 
 def _bytes(folder: Path | None, name: str) -> bytes:
     return (folder / name).read_bytes() if folder is not None and (folder / name).is_file() else b""
-
-
-# Keys of rows
-
-MESSAGE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
-ROW = ("tools", "system", "history", "span_weights")
-WEIGHTS = ("weight", "train")
-NEW = re.compile(("(?:" + "|".join((*MESSAGE, *ROW, *WEIGHTS)) + ")").encode())
-"""In the bytes of a file: it may hold such a key."""
-LINES = (".jsonl", ".json", ".ndjson")
-
-
-def reads_new_keys(source: Node) -> bool:
-    """Whether a source reads local rows that hold such a key. Ids of the hub: never."""
-    if source.get("_target_") == JSONL:
-        path = Path(str(source.get("path")))
-        return path.is_file() and _has_new_keys(*_stat(path))
-    if source.get("_target_") != HUB or not source.get("messages"):
-        return False
-    files = _local_files(source, lambda file: file.suffix in (*LINES, ".parquet"))
-    return any(_has_new_keys(*_stat(file)) for file in files)
-
-
-@lru_cache(maxsize=256)
-def _has_new_keys(file: Path, _size: int, _mtime: int, _ctime: int) -> bool:
-    """Of Parquet, whose columns are typed: whether its schema names one."""
-    if file.suffix == ".parquet":
-        import pyarrow.parquet  # takes a while, and only this kind of file needs it
-
-        try:
-            names = str(pyarrow.parquet.read_schema(file))
-        except (OSError, ValueError):
-            return False  # the run itself says what is wrong
-        return bool(NEW.search(names.encode()))
-    with file.open("rb") as lines:
-        return any(_is_new(line) for line in lines if NEW.search(line))
-
-
-def _is_new(line: bytes) -> bool:
-    """Whether a line that names such a key holds it; True for one that is no row by itself, as in an array."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return True
-    if not isinstance(row, dict):
-        return True
-    messages = [message for value in row.values() if isinstance(value, list) for message in value]
-    messages = [message for message in messages if isinstance(message, dict)]
-    return (
-        any(row.get(key) for key in ROW)
-        or row.get("weight") not in (None, 1)
-        or any(message.get(key) for message in messages for key in MESSAGE)
-        or any(message.get(key) not in (None, 1) for message in messages for key in WEIGHTS)
-    )

@@ -14,9 +14,9 @@ from qtarget.config.changed_inputs import (
     is_read_as_pattern,
     named_head_changed,
     names_a_pattern,
-    reads_new_keys,
     reads_retyped_files,
 )
+from qtarget.config.changed_rows import reads_functions, reads_new_keys
 from qtarget.config.heldout_changes import shares_otherwise
 from qtarget.config.names import nodes
 from qtarget.data.thought import MARKS
@@ -59,6 +59,10 @@ def _is_hash_ordered(config: Node) -> bool:
 
 def _has_new_keys(config: Node) -> bool:
     return any(map(reads_new_keys, sources(config)))
+
+
+def _offers_functions(config: Node) -> bool:
+    return any(map(reads_functions, sources(config)))
 
 
 def _judged(config: Node) -> list[dict[str, Any]]:
@@ -142,6 +146,7 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
         shares_otherwise,
     ),
     ResultChange("names", 2, "a Parquet file is read by its name, whatever signs are in it", _is_named_as_a_pattern),
+    ResultChange("functions", 2, "the functions beside messages are the tools of a row", _offers_functions),
     ResultChange("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
     ResultChange("rounded", 2, "what is tested is the checkpoint as it is rounded on disk", _is_tested_rounded),
 )

@@ -262,14 +262,13 @@ class Files(Checked):
                 return "where"
         try:
             given = self._adapted(row)
-            return "adapt" if given is None else read({**_untyped(row), **given}, index)
+            return "adapt" if given is None else read({**_untyped(row), **given}, index + 1)
         except QTargetError as error:
             if self.malformed == "drop":
                 return "malformed"
             line = f" ({row.location})" if isinstance(row, Cells) else ""
-            raise QTargetError(
-                f"{self.called}, {name}[{index}]{line}: {error}; data.source.malformed=drop leaves such rows out"
-            ) from error
+            leave = "data.source.malformed=drop leaves such rows out"
+            raise QTargetError(f"{self.called}, row {index + 1} of {name}{line}: {error}; {leave}") from error
 
     def _adapted(self, row: Row) -> Row | None:
         if self.adapt is None:

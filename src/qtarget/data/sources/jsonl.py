@@ -131,7 +131,7 @@ class Jsonl(Checked):
                 raise self._misread(number, error) from error
 
     def _misread(self, number: int, error: QTargetError) -> QTargetError:
-        return QTargetError(f"{self.path}, row {number}: {error}")
+        return QTargetError(f"{self.path}, line {number}: {error}")
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:

@@ -3,7 +3,8 @@
 One message of a row: role and content, and what stands beside them.
 
 ShareGPT's {"from": "human", "value": …}, with LLaMA-Factory's function_call and observation, is read as the same in
-OpenAI's words. The keys are those of OpenAI's chat format (role, content, weight, tool_calls, tool_call_id, name),
+OpenAI's words, and so are OpenAI's own words up to 2023: function_call, and the role "function". The keys are those of
+OpenAI's chat format (role, content, weight, tool_calls, tool_call_id, name),
 reasoning_content as DeepSeek, Qwen and others write it, thinking as gpt-oss's template reads it, and `train`, Axolotl's
 word for a weight of 0 or 1. A key that is null isn't there.
 """
@@ -22,7 +23,6 @@ from qtarget.errors import QTargetError
 
 UNKNOWN = (None, "error", "ignore")
 INSTEAD = {
-    "function_call": "write it as tool_calls",
     "reasoning": "rename it reasoning_content",
     "reasoning_details": "write their text as reasoning_content",
     "thought": "rename it reasoning_content",
@@ -152,7 +152,7 @@ def _message(message: object, name: str, keys: Keys) -> Message:
     """A checked message. Raises QTargetError, with its name, for what is wrong with it."""
     if not isinstance(message, dict):
         raise QTargetError(f"{name} must be an object with role and content, got {kind(message)}")
-    message = _of_sharegpt(message, name)
+    message = _of_functions(_of_sharegpt(message, name), name)
     role = message.get("role")
     if role is None:
         raise QTargetError(f"{name} has no 'role'; its keys: {listed(message)}")
@@ -185,6 +185,20 @@ def _of_sharegpt(message: dict[str, Any], name: str) -> dict[str, Any]:
         calls = unpacked(value, f"{name}.value")
         value = calls if isinstance(calls, list) else [calls]
     return {"role": SPEAKERS[speaker], said: value, **beside}
+
+
+def _of_functions(message: dict[str, Any], name: str) -> dict[str, Any]:
+    """OpenAI's function_call as tool_calls, and the role "function" as "tool"; any other message as it is."""
+    if message.get("role") == "function":
+        message = {**message, "role": "tool"}
+    call = message.get("function_call")
+    if is_nothing(call):
+        return message
+    if not isinstance(call, dict):
+        raise QTargetError(f"{name}.function_call must be an object with name and arguments, got {kind(call)}")
+    if not is_nothing(message.get("tool_calls")):
+        raise QTargetError(f"{name} has function_call and tool_calls: keep one of them")
+    return {**{key: held for key, held in message.items() if key != "function_call"}, "tool_calls": [call]}
 
 
 def _without_weight(held: Mapping[str, Any], name: str, keys: Keys) -> dict[str, Any]:
@@ -290,6 +304,13 @@ def tools(value: object, name: str = "tools") -> list[dict[str, Any]]:
     if not isinstance(given, list):
         raise QTargetError(f"{name} must be a list of functions, or the JSON text of one, got {kind(given)}")
     return [_tool(tool, f"{name}[{index}]") for index, tool in enumerate(given)]
+
+
+def functions(value: object) -> list[dict[str, Any]]:
+    """OpenAI's key up to 2023, as tools: each is the function alone."""
+    return [
+        tool if "function" in tool else {"type": "function", "function": tool} for tool in tools(value, "functions")
+    ]
 
 
 def _tool(value: object, name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def read_rows(path: str | Path, **fields: Any) -> list[Demonstration]:
     prompt="{question}\n{options}", completion="answer", messages="turns", system=…, where=…, verifier=… (see
     qtarget.data.sources.data_files.Files). Without messages, prompt and completion the schema is that of the first row.
 
-    `.row` is the row's number in a file (the line of a .jsonl that is read by its schema, from 1; else from 0).
+    `.row` is the row's number in a file, from 1 (the line of a .jsonl that is read by its schema).
     Raises QTargetError: no such file, an unknown field or column, a row without the text that is asked of it.
     """
     by_schema = Path(path).suffix == ".jsonl" and not fields.keys() & set(MAPPED)

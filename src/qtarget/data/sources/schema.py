@@ -27,7 +27,16 @@ from qtarget.data.sources.conversation import (
     trusted,
 )
 from qtarget.data.sources.mapping import option_columns, option_texts
-from qtarget.data.sources.message import Keys, conversation, is_nothing, row_weight, tools, unpacked, weight
+from qtarget.data.sources.message import (
+    Keys,
+    conversation,
+    functions,
+    is_nothing,
+    row_weight,
+    tools,
+    unpacked,
+    weight,
+)
 from qtarget.data.verify.verdict import Verifier, verifier_name
 from qtarget.errors import QTargetError
 
@@ -46,6 +55,7 @@ ALIASES = ("conversations", "interactions")
 BESIDE = ("system", "tools", "weight", "span_weights")
 """Keys that rows of any schema may have."""
 BEYOND = {
+    "messages": ("functions",),
     "instruction/output": ("input", "history"),
     "prompt/completion": ("history",),
     "interactions": ("system_prompt", "available_tools"),
@@ -145,7 +155,7 @@ class SchemaRows:
             row=number,
             spans={name: _spans(row, name, length) for name in self.columns},
             entry=self._entry(row),
-            tools=tools(self._of_mistral(row, "tools", "available_tools")),
+            tools=self._tools(row),
             weight=row_weight(row.get("weight"), "weight"),
             weights=_span_weights(_list(row.get("span_weights"), "span_weights"), length),
             unread=keys.unread,
@@ -166,6 +176,15 @@ class SchemaRows:
         if not is_nothing(other) and not is_nothing(row.get(key)):
             raise QTargetError(f"the row has {key} and {alias}: keep one of them")
         return row.get(key) if is_nothing(other) else other
+
+    def _tools(self, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+        given = self._of_mistral(row, "tools", "available_tools")
+        older = row.get("functions") if self.schema == "messages" else None
+        if is_nothing(older):
+            return tools(given)
+        if not is_nothing(given):
+            raise QTargetError("the row has functions and tools: keep one of them")
+        return functions(older)
 
     def _messages(self, row: Mapping[str, Any], keys: Keys) -> list[Message]:
         given = self._of_mistral(row, "system", "system_prompt")

@@ -1,0 +1,90 @@
+"""Which configurations read rows with keys that an earlier build dropped."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from qtarget.config.changed_inputs import HUB, JSONL, Node, file_state, local_files
+
+MESSAGE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
+ROW = ("tools", "system", "history", "span_weights")
+WEIGHTS = ("weight", "train")
+NEW = re.compile(("(?:" + "|".join((*MESSAGE, *ROW, *WEIGHTS)) + ")").encode())
+"""In the bytes of a file: it may hold such a key."""
+LINES = (".jsonl", ".json", ".ndjson")
+
+
+def reads_new_keys(source: Node) -> bool:
+    """Whether a source reads local rows that hold such a key. Ids of the hub: never."""
+    if source.get("_target_") == JSONL:
+        path = Path(str(source.get("path")))
+        return path.is_file() and _has_new_keys(*file_state(path))
+    if source.get("_target_") != HUB or not source.get("messages"):
+        return False
+    files = local_files(source, lambda file: file.suffix in (*LINES, ".parquet"))
+    return any(_has_new_keys(*file_state(file)) for file in files)
+
+
+@lru_cache(maxsize=256)
+def _has_new_keys(file: Path, _size: int, _mtime: int, _ctime: int) -> bool:
+    """Of Parquet, whose columns are typed: whether its schema names one."""
+    if file.suffix == ".parquet":
+        import pyarrow.parquet  # takes a while, and only this kind of file needs it
+
+        try:
+            names = str(pyarrow.parquet.read_schema(file))
+        except (OSError, ValueError):
+            return False  # the run itself says what is wrong
+        return bool(NEW.search(names.encode()))
+    with file.open("rb") as lines:
+        return any(_is_new(line) for line in lines if NEW.search(line))
+
+
+def _is_new(line: bytes) -> bool:
+    """Whether a line that names such a key holds it; True for one that is no row by itself, as in an array."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    if not isinstance(row, dict):
+        return True
+    messages = [message for value in row.values() if isinstance(value, list) for message in value]
+    messages = [message for message in messages if isinstance(message, dict)]
+    return (
+        any(row.get(key) for key in ROW)
+        or row.get("weight") not in (None, 1)
+        or any(message.get(key) for message in messages for key in MESSAGE)
+        or any(message.get(key) not in (None, 1) for message in messages for key in WEIGHTS)
+    )
+
+
+FILES = "qtarget.data.sources.data_files.Files"
+FUNCTIONS = re.compile(rb'"functions"\s*:')
+
+
+def reads_functions(source: Node) -> bool:
+    """Whether a source reads local rows of messages, by their schema, beside OpenAI's older key for tools."""
+    by_schema = not any(source.get(key) for key in ("messages", "prompt", "completion"))
+    if source.get("_target_") not in (JSONL, HUB, FILES) or not by_schema:
+        return False
+    files = local_files(source, lambda file: file.suffix in LINES)
+    return any(_has_functions(*file_state(file)) for file in files)
+
+
+@lru_cache(maxsize=256)
+def _has_functions(file: Path, _size: int, _mtime: int, _ctime: int) -> bool:
+    with file.open("rb") as lines:
+        return any(_offers_functions(line) for line in lines if FUNCTIONS.search(line))
+
+
+def _offers_functions(line: bytes) -> bool:
+    """Whether a line is a row that does; True for one that is no row by itself, as in an array."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(row, Mapping) or bool(row.get("functions") and row.get("messages"))
