@@ -7,20 +7,39 @@ Nothing here needs torch: a list of runs says how far the state of each is.
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from qtarget.files import remove, replacing, settle
+from qtarget.files import remove, settle
 
 STATE, MANIFEST = "state", "state.json"
 SCRATCH = ".new"
+PARTS = "parts"
+"""The key of the manifest that lists files, each with its bytes."""
 
 
 def newest(holder: Path) -> Path | None:
-    """The last state in a run's folder of states, or None."""
-    return max((path for path in states(holder) if (path / MANIFEST).is_file()), key=step_of, default=None)
+    """The last whole state in a run's folder of states, or None."""
+    whole = (path for path in states(holder) if (path / MANIFEST).is_file() and not missing_parts(path))
+    return max(whole, key=step_of, default=None)
+
+
+def incomplete(holder: Path) -> list[Path]:
+    """States that lack a part, which somebody has taken away: they were published whole."""
+    return [path for path in states(holder) if (path / MANIFEST).is_file() and missing_parts(path)]
+
+
+def missing_parts(state: Path) -> list[str]:
+    """Files that the manifest lists and the folder lacks. A manifest that can't be read lists none."""
+    try:
+        parts = json.loads((state / MANIFEST).read_text(encoding="utf-8")).get(PARTS, {})
+        return [name for name in parts if not (state / name).is_file()]
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 def states(holder: Path) -> list[Path]:
@@ -33,23 +52,37 @@ def step_of(state: Path) -> int:
     return int(state.name.removeprefix("step-"))
 
 
-def publish(holder: Path, step: int, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a folder, MANIFEST among its files, that becomes the last state once all of it is on disk.
+def open_scratch(holder: Path, step: int) -> Path | None:
+    """An empty folder for `publish`; None: the state of `step` is there, of the same steps to the same end."""
+    final, scratch = holder / f"step-{step}", holder / SCRATCH
+    if newest(holder) == final:
+        return None
+    holder.mkdir(exist_ok=True)
+    remove(scratch)  # a killed process has left it
+    scratch.mkdir()
+    return scratch
+
+
+def publish(holder: Path, step: int, manifest: dict[str, Any]) -> None:
+    """Make the scratch folder, whose files are on disk, the last state.
 
     A machine that stops at any moment leaves the state before or this one; the one before goes after that.
     """
-    final = holder / f"step-{step}"
-    if newest(holder) == final:
-        return  # the same steps were done before, to the same end
-    holder.mkdir(exist_ok=True)
+    final, scratch = holder / f"step-{step}", holder / SCRATCH
+    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for part in (scratch / MANIFEST, scratch):
+        settle(part)
     _remove(final)
-    with replacing(final, holder / SCRATCH, durable=True) as scratch:
-        scratch.mkdir()
-        write(scratch)
+    os.replace(scratch, final)
     settle(holder)
     for earlier in states(holder):
         if earlier != final:
             _remove(earlier)
+
+
+def drop_scratch(holder: Path) -> None:
+    """Take away what was being written: on a full disk it would be in the way."""
+    remove(holder / SCRATCH)
 
 
 def discard(holder: Path) -> None:

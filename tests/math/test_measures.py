@@ -82,10 +82,10 @@ def test_the_log_has_the_names_it_had() -> None:
 def test_means_of_a_state_that_names_none_are_those_of_its_order() -> None:
     sums = torch.arange(2.0 * len(OF_EARLIER_STATES), dtype=torch.float64).reshape(-1, 2) + 1
     earlier, named = TokenMeans(), TokenMeans()
-    earlier.load_state_dict({"sums": sums})
+    earlier.load_states([{"sums": sums}])
     expected = {name: float(row[0] / row[1]) for name, row in zip(OF_EARLIER_STATES, sums, strict=True)}
     assert earlier.compute() == expected
-    named.load_state_dict(earlier.state_dict())
+    named.load_states([earlier.state_dict()])
     assert named.compute() == expected
 
 

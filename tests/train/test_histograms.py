@@ -57,7 +57,7 @@ def test_counts_go_on_from_a_saved_state() -> None:
     wrong = torch.zeros(len(out.nll), dtype=torch.bool)
     before.update(out, wrong)
     before.compute_until_next()
-    after.load_state_dict(before.state_dict())
+    after.load_states([before.state_dict()])
     after.update(out, wrong)
     whole.update(out, wrong)
     whole.update(out, wrong)

@@ -11,13 +11,13 @@ import torch
 from resuming import SMALL, assert_same_run, lines, only_run, result
 from worlds import few_at_once
 
-from qtarget import QTargetError, resume_folders
+from qtarget import resume_folders
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.run_config import RunConfig
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.run import ranks, train
 from qtarget.run.train import run_job
-from qtarget.train import resume_callback
+from qtarget.train import resume_shards
 from qtarget.train.lightning_module import QTargetModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
@@ -106,9 +106,9 @@ def test_a_run_whose_weights_find_no_room_beside_its_checkpoint_still_ends(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:
-        raise QTargetError("can't save what was trained")
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resume_callback, "save_final_state", full)
+    monkeypatch.setattr(resume_shards, "save_file", full)
     with pytest.warns(UserWarning, match="if the evaluation fails, the same command trains again"):
         run_job(RunConfig.compose(SMALL), workdir / "run", {"target": "sft"}, [])
     assert result(workdir / "run")["status"] == "finished"
@@ -118,13 +118,13 @@ def broken_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> None:
     """A rank whose closing evaluation fails."""
     with pytest.MonkeyPatch.context() as patched:
         breaks(patched)
-        train._run_with_record(cfg, folder, info)
+        train.run_as_rank(cfg, folder, info)
 
 
 def rank_without_steps(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patched:
         trains_no_more(patched)
-        train._run_with_record(cfg, folder, info)
+        train.run_as_rank(cfg, folder, info)
 
 
 @pytest.mark.slow

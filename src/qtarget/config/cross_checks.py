@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def check(cfg: RunConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
-    for check_part in (_options, _resume, _artifact, _references, _flash_attention, _step_size):
+    for check_part in (_options, _artifact, _references, _flash_attention, _step_size):
         check_part(cfg)
 
 
@@ -28,14 +28,6 @@ def _options(cfg: RunConfig) -> None:
     for key in ("source", "noise"):
         if not isinstance(node := cfg.data.get(key), Mapping):
             raise QTargetError(f"data.{key}={node} sets a value, not an option: write data/{key}={node}")
-
-
-def _resume(cfg: RunConfig) -> None:
-    if cfg.checkpoint.every and cfg.trainer.processes > 1:
-        raise QTargetError(
-            f"checkpoint.every={cfg.checkpoint.every} saves the state of a run on one device, and this one trains in "
-            f"{cfg.trainer.processes} processes, which start afresh after an end: set checkpoint.every=null"
-        )
 
 
 def _artifact(cfg: RunConfig) -> None:

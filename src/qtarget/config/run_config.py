@@ -209,7 +209,7 @@ class CheckpointConfig(Node):
     every: int | None = setting(
         None,
         Nullable(Whole(1)),
-        "optimizer steps between saved states of the run (on one device); null: only where it is stopped",
+        "optimizer steps between saved states of the run; null: only where it is stopped",
     )
     save: bool = setting(True, FLAG, "the trained model, as a folder that transformers loads")
     dtype: str = setting(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,9 +24,13 @@ import torch.multiprocessing as mp
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
+from qtarget import signals
 from qtarget.config.run_config import TrainerConfig
 from qtarget.errors import QTargetError
+from qtarget.parallel import all_gather_objects, is_rank_zero, rank_and_world
+from qtarget.signals import EXIT_CODE, Terminated
 
+T = TypeVar("T")
 PATIENCE = 5.0
 """Seconds that the other processes have to end by themselves when one has failed."""
 
@@ -130,10 +134,39 @@ def as_rank_0(value: Any) -> Any:
     return values[0]
 
 
+def from_rank_0(work: Callable[[], T]) -> T:
+    """What `work` returns on rank 0, on every rank; its QTargetError is raised on all of them. Collective."""
+    if rank_and_world()[1] == 1:
+        return work()
+    result, problem = None, ""
+    if is_rank_zero():
+        try:
+            result = work()
+        except QTargetError as error:
+            problem = str(error)
+    answer, problem = as_rank_0((result, problem))
+    if problem:
+        raise QTargetError(problem)
+    value: T = answer
+    return value
+
+
+def check_same_configuration(identity: str) -> None:
+    """Raise QTargetError, on every rank, where one was started with another configuration. Collective."""
+    first, *others = all_gather_objects(identity)
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            raise QTargetError(
+                f"rank {rank} was started with another configuration ({other}) than rank 0 ({first}): start the same "
+                "command on every node, with the same data, models and version of qtarget"
+            )
+
+
 def start(count: int, run: Callable[..., Any], *given: Any) -> None:
     """Call `run(*given)` in `count` new processes of this machine that are connected as ranks; wait for them.
 
-    Raises the error of the rank that failed first: as the QTargetError it was, or as RankError.
+    Raises the error of the rank that failed first: as the QTargetError it was, or as RankError. Terminated, which a
+    signal raises here, asks them to stop, and is raised once they have; also where somebody has asked them.
     """
     reports = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="qtarget-ranks-") as meeting:
@@ -141,8 +174,13 @@ def start(count: int, run: Callable[..., Any], *given: Any) -> None:
         context = mp.start_processes(_rank, arguments, nprocs=count, join=False, start_method="spawn")
         try:
             codes = _wait(context.processes)
+        except Terminated:
+            _end(context.processes, signals.GRACE)
+            raise
         finally:
             _end(context.processes)
+    if _were_terminated(codes):
+        raise Terminated("by SIGTERM")
     if any(codes):
         _raise(codes, reports)
 
@@ -156,6 +194,8 @@ def _rank(rank: int, count: int, meeting: str, reports: Any, run: Callable[[], A
         dist.destroy_process_group()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except Terminated:
+        sys.exit(EXIT_CODE)
     except Exception as error:
         trace = "".join(traceback.format_exception(error))
         is_input = isinstance(error, QTargetError)
@@ -173,6 +213,12 @@ def _wait(processes: Sequence[SpawnProcess]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
+def _were_terminated(codes: Sequence[int | None]) -> bool:
+    """By SIGTERM, and none by another signal, which the others' end would follow from."""
+    by_signal = {code for code in codes if code is not None and (code < 0 or code == EXIT_CODE)}
+    return bool(by_signal) and by_signal <= {EXIT_CODE, -signal.SIGTERM}
+
+
 def _raise(codes: Sequence[int | None], reports: Any) -> None:
     """A rank that was killed could say nothing, and what the others say is only that it is gone."""
     for rank, code in enumerate(codes):
@@ -184,10 +230,13 @@ def _raise(codes: Sequence[int | None], reports: Any) -> None:
     raise report.error(len(codes)) from RankError(f"in rank {report.rank}\n\n{report.trace}")
 
 
-def _end(processes: Sequence[SpawnProcess]) -> None:
-    """End those still running: first they may close their records, then they are terminated, then killed."""
-    for send in ("terminate", "kill"):
-        deadline = time.monotonic() + PATIENCE
+def _end(processes: Sequence[SpawnProcess], grace: float = 0.0) -> None:
+    """End those still running: first they may close their records, then they are terminated, then killed.
+
+    grace: they are terminated at once, and have so many seconds to end their step and save its state.
+    """
+    for send, patience in (("terminate", 0.0 if grace else PATIENCE), ("kill", grace or PATIENCE)):
+        deadline = time.monotonic() + patience
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
         for process in processes:

@@ -27,7 +27,7 @@ from qtarget.run.fit import train_and_evaluate
 from qtarget.run.plan import check_design
 from qtarget.signals import Stop, folder_timeout
 from qtarget.train.resume_callback import ResumeCallback
-from qtarget.train.resume_state import ResumeState, last_state
+from qtarget.train.resume_saved import ResumeState, last_state
 
 
 def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -58,12 +58,19 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
 def _run_as_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     """This process's part in a run whose processes are there already."""
     ranks.connect()
+    ranks.check_same_configuration(cfg.hash)
     if not is_rank_zero():
-        return {} if ranks.as_rank_0(None) else _run_with_record(cfg, folder, info)
+        return {} if ranks.as_rank_0(None) else run_as_rank(cfg, folder, info)
     with lock_folder(folder):
         stored = load_finished(cfg, folder)
         ranks.as_rank_0(stored is not None)
-        return stored or _run_with_record(cfg, folder, info)
+        return stored or run_as_rank(cfg, folder, info)
+
+
+def run_as_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """The run in one of its processes, which are connected."""
+    with Stop() as stop:
+        return _run_with_record(cfg, folder, info, stop)
 
 
 def _start_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def _start_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str
         else:
             record.start(info, cfg.container())
         check_design(cfg)  # said at once: processes take a while to start
-        ranks.start(cfg.trainer.devices, _run_with_record, cfg, folder, info)
+        ranks.start(cfg.trainer.devices, run_as_rank, cfg, folder, info)
     except BaseException as error:
         record.reread()
         record.fail(error)
@@ -163,8 +170,8 @@ def _own_sources(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"sources": own, "hash_without_sources": config_hash(config, with_sources=False)} if own else {}
 
 
-def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop | None = None) -> dict[str, Any]:
-    """stop: what ends the run between two steps, with its state saved; None in one of several processes."""
+def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop) -> dict[str, Any]:
+    """stop: what ends the run between two steps, with its state saved."""
     record = Record(folder, make_tracker(cfg.tracker)) if is_rank_zero() else NullRecord(folder)
     resume = _resume_callback(cfg, record, stop)
     try:
@@ -180,15 +187,12 @@ def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: S
     return result
 
 
-def _resume_callback(cfg: RunConfig, record: Record | NullRecord, stop: Stop | None) -> ResumeCallback:
+def _resume_callback(cfg: RunConfig, record: Record | NullRecord, stop: Stop) -> ResumeCallback:
     """With the state that the run goes on from, where there is one. Of several ranks, rank 0 says which."""
-    state = _state_to_resume(cfg, record.folder) if is_rank_zero() else None
-    if stop is None:
-        state = ranks.as_rank_0(state)
-    # W&B gives a run that it has stopped to nobody again, and several processes are stopped at several steps
-    when_stopped = stop is not None and (bool(cfg.checkpoint.every) or not under_agent())
-    holder, every = record.folder / STATE, cfg.checkpoint.every
-    return ResumeCallback(holder, every, record, stop or Stop(), state, when_stopped=when_stopped)
+    state = ranks.from_rank_0(lambda: _state_to_resume(cfg, record.folder))
+    # W&B gives a run that it has stopped to nobody again
+    when_stopped = bool(cfg.checkpoint.every) or not under_agent()
+    return ResumeCallback(record.folder / STATE, cfg.checkpoint.every, record, stop, state, when_stopped=when_stopped)
 
 
 def _state_to_resume(cfg: RunConfig, folder: Path) -> ResumeState | None:

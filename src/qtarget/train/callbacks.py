@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -63,8 +63,11 @@ class Meter(L.Callback):
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds, "tokens": self.tokens, "peak_bytes": self.peak_bytes}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what ranks had measured: tokens add up, and the ranks read them at the same time."""
+        self.tokens = sum(state["tokens"] for state in states)
+        self.seconds = max((state["seconds"] for state in states), default=0.0)
+        self.peak_bytes = max((state["peak_bytes"] for state in states), default=0)
 
     def metrics(self) -> dict[str, float]:
         """tokens/s counts the tokens the policy read (padding aside) on all ranks; the peak is that of the fullest

@@ -5,7 +5,7 @@ Areas are torchmetrics'. Its metric objects are not used: they keep every token,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,9 @@ class NoiseDetection:
         self._stored.append(chosen)
         self._seen += len(rows)
         self._count += len(chosen)
+        self._thin()
+
+    def _thin(self) -> None:
         while self._count > self.limit:
             self._stored = [torch.cat(self._stored)[::2]]
             self._count = len(self._stored[0])
@@ -85,10 +88,18 @@ class NoiseDetection:
     def state_dict(self) -> dict[str, Any]:
         return {"norms": self._norms.clone(), "kept": self._rows(), "stride": self._stride, "seen": self._seen}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._norms.copy_(state["norms"])
-        self._stored, self._count = [state["kept"]], len(state["kept"])
-        self._stride, self._seen = state["stride"], state["seen"]
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what ranks had seen, all of it in one, every rank thinned to the coarsest stride."""
+        self._restart()
+        if not states:
+            return
+        self._stride = max(state["stride"] for state in states)
+        for state in states:
+            self._norms += state["norms"].to(self._norms)
+            self._stored.append(state["kept"][:: self._stride // state["stride"]])
+        self._seen = sum(state["seen"] for state in states)
+        self._count = sum(map(len, self._stored))
+        self._thin()
 
     def _rows(self) -> Tensor:
         """[tokens stored, scores and truth]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,5 +60,8 @@ class TokenHistograms:
     def state_dict(self) -> dict[str, Tensor]:
         return {"counts": self._counts.clone()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._counts.copy_(state["counts"])
+    def load_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from what ranks had counted, all of it in one."""
+        self._counts.zero_()
+        for state in states:
+            self._counts += state["counts"].to(self._counts)

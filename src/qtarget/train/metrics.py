@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,10 +57,15 @@ class TokenMeans:
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self._sums.clone(), "names": list(NAMES)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises KeyError for a state that lacks one of the means, as one saved before there was a new measure."""
-        rows = dict(zip(state.get("names", OF_EARLIER_STATES), state["sums"], strict=True))
-        self._sums.copy_(torch.stack([rows[name] for name in NAMES]))
+    def load_states(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what ranks had measured, all of it in one.
+
+        Raises KeyError for a state that lacks one of the means, as one saved before there was a new measure.
+        """
+        self._sums.zero_()
+        for state in states:
+            rows = dict(zip(state.get("names", OF_EARLIER_STATES), state["sums"], strict=True))
+            self._sums += torch.stack([rows[name] for name in NAMES]).to(self._sums)
 
     def pop(self) -> dict[str, float]:
         """`compute`, then start again."""

@@ -14,9 +14,12 @@ import lightning as L
 from qtarget.data.batch import Batch
 from qtarget.data.module import DataPosition, SFTData
 from qtarget.errors import QTargetError
+from qtarget.parallel import rank_and_world
 from qtarget.signals import Stop, Terminated
 from qtarget.train.lightning_module import QTargetModule
-from qtarget.train.resume_state import ResumeState, restore, rng_state, save_final_state, save_state
+from qtarget.train.resume_saved import ResumeState, restore
+from qtarget.train.resume_state import capture, rng_state
+from qtarget.train.resume_writer import StateWriter
 
 
 class Journal(Protocol):
@@ -29,10 +32,11 @@ class Journal(Protocol):
 class ResumeCallback(L.Callback):
     """Saves the run's state every `every` optimizer steps and after the last one; every=None: at no step.
 
-    when_stopped: saves it where the run is stopped, too. With neither it only resumes from `state`, as on ranks that
-    save none. holder: the folder of states. state: the one to resume from, None: start anew.
-    Among callbacks it stands behind those that log a step and before those that evaluate: an evaluation that was cut
-    short is done again.
+    when_stopped: saves it where the run is stopped, too. holder: the folder of states. state: the one to resume from,
+    None: start anew. Among callbacks it stands behind those that log a step and before those that evaluate: an
+    evaluation that was cut short is done again.
+
+    Several ranks agree after each step whether one of them was asked to stop, and stop after the same one.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class ResumeCallback(L.Callback):
     ) -> None:
         self.holder, self.every, self.journal, self.stop, self.state = holder, every, journal, stop, state
         self.when_stopped = when_stopped
+        self.writer = StateWriter(holder)
         self._step = 0
         self._unsaved: Callable[[], None] | None = None
 
@@ -62,6 +67,11 @@ class ResumeCallback(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
         self.stop.listen()  # Lightning would leave between two micro-batches of a step
+        self.stop.deferred = self.stop.deferred or not self._is_alone
+
+    @property
+    def _is_alone(self) -> bool:
+        return rank_and_world()[1] == 1
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
@@ -77,12 +87,24 @@ class ResumeCallback(L.Callback):
             return  # a step has several micro-batches
         assert isinstance(pl_module, QTargetModule)
         self._step = step
+        asked = self.writer.poll(self.stop.asked)
         if self.every or self.when_stopped:
-            facts = {"step": step, **self.journal.offsets()}
-            self._unsaved = partial(save_state, self.holder, trainer, pl_module, rng_state(pl_module.device), facts)
+            facts, drawn = {**self.journal.offsets()}, rng_state(pl_module.device)
+            captured = partial(capture, trainer, pl_module, drawn)
+            self._unsaved = partial(self.writer.save, step, captured, facts)
         if self.every and (step % self.every == 0 or step == trainer.max_steps):
             self._save()
-        self.stop.release()
+        self._stop_where_asked(asked)
+
+    def _stop_where_asked(self, asked: bool) -> None:
+        """One process ends at once, also in what follows the step; several at the end of a step, all of them."""
+        if self._is_alone:
+            self.stop.release()
+        elif asked:
+            if self.when_stopped:
+                self._save()
+            self.writer.finish()
+            raise Terminated("by SIGTERM")
 
     def _save(self) -> None:
         if self._unsaved is not None:
@@ -97,10 +119,12 @@ class ResumeCallback(L.Callback):
 
     def save_final(self, trainer: L.Trainer, module: QTargetModule) -> None:
         """Save the trained run, so that an evaluation that fails can be done again. Collective."""
-        facts = {"step": trainer.global_step, **self.journal.offsets()}
+        facts = {**self.journal.offsets(), "over": True}
         self.journal.settle()
+        captured = partial(capture, trainer, module, rng_state(module.device), final=True)
         try:
-            save_final_state(self.holder, trainer, module, facts)
+            self.writer.save(trainer.global_step, captured, facts)
+            self.writer.finish()
         except QTargetError as error:  # the checkpoint may still fit, and the evaluation succeed
             warnings.warn(f"{error}: if the evaluation fails, the same command trains again", stacklevel=2)
 
@@ -110,9 +134,12 @@ class ResumeCallback(L.Callback):
         try:
             yield
         except (Terminated, KeyboardInterrupt):
-            if self.when_stopped:
+            if self.when_stopped and self._is_alone:
                 self._save()
+                self.writer.finish()
             raise
+        finally:
+            self.writer.close()
 
 
 def set_loop_counters(trainer: L.Trainer, step: int, position: DataPosition) -> None:

@@ -1,24 +1,23 @@
 """A run between two optimizer steps, on disk: all that its later steps and its closing numbers depend on.
 
-weights.safetensors   what is trained, as it is trained
-old.safetensors       the same of the snapshot that the design reads as "old", where it reads one
-rest.pt               optimizer, schedule, random numbers, running means, and what callbacks remember
-state.json            the step, and what the record says of itself
+    rank-0-of-2.safetensors   what this rank holds of the weights that are trained, of the optimizer's moments, and of
+                              the snapshot that the design reads as "old", where it reads one (see resume_shards.py)
+    rank-0-of-2.pt            its random numbers, running means, and what callbacks remember; and, the same on all
+                              ranks, the schedule and the optimizer's settings. Read with weights_only=True
+    state.json                the step, the files with their sizes, and what the record says of itself
 
-The state after the last step is shorter, and may be of several ranks: the weights in one piece, and in rest.pt what
-each rank has measured. A run is evaluated from it; no step is taken.
+Any number of ranks may go on from it. Rank r of W takes the generators of saved rank r mod (saved ranks), and what
+saved ranks r, r + W, … have measured.
 
-Lightning's own checkpoints resume as exactly. These stay until several devices can share the states of a run.
+The state after the last step is shorter: it has no optimizer. A run is evaluated from it; no step is taken.
 """
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -27,124 +26,97 @@ import lightning as L
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from qtarget.errors import QTargetError
+from qtarget.files import settle
 from qtarget.model.frozen import Snapshot
 from qtarget.model.policy import Policy
-from qtarget.model.sharding import reshard, whole
-from qtarget.parallel import all_gather_objects, is_rank_zero, rank_and_world
-from qtarget.resume_folders import MANIFEST, newest, publish
+from qtarget.model.sharding import reshard
+from qtarget.parallel import rank_and_world
+from qtarget.train.callbacks import Meter
 from qtarget.train.lightning_module import QTargetModule
+from qtarget.train.resume_shards import SUFFIX, TensorPiece, names_in, own_pieces, read_into, write_pieces
 
-FORMAT = 2
-WEIGHTS, REST = "weights.safetensors", "rest.pt"
 RNG = "drawn"
-"""The key of random numbers in rest.pt."""
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UnpicklingError)
+"""The key of random numbers in the file of a rank."""
+MOMENTS = "optimizer"
+"""How names of the optimizer's tensors begin: optimizer/exp_avg/NAME OF THE WEIGHT."""
+POLICY = "policy"
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, AssertionError, SafetensorError),
+    UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
-class ResumeState:
-    """A state on disk. facts: what state.json says."""
+class StatePart:
+    """A rank's part of a state: a copy on the CPU, which training doesn't change."""
 
-    folder: Path
-    facts: Mapping[str, Any]
+    name: str
+    pieces: Mapping[str, TensorPiece]
+    rest: Mapping[str, Any]
 
-    @property
-    def step(self) -> int:
-        """The optimizer steps that were done."""
-        return int(self.facts["step"])
-
-    @property
-    def is_final(self) -> bool:
-        """Whether the run had taken its last step: then it holds no optimizer, and is evaluated from here."""
-        return bool(self.facts.get("over"))
+    def write(self, folder: Path) -> dict[str, int]:
+        """To disk; returns the bytes of its files."""
+        write_pieces(self.pieces, folder / f"{self.name}{SUFFIX}")
+        torch.save(dict(self.rest), folder / f"{self.name}.pt")
+        settle(folder / f"{self.name}.pt")
+        return {path.name: path.stat().st_size for path in folder.glob(f"{self.name}.*")}
 
 
-def last_state(holder: Path) -> ResumeState | None:
-    """The state to go on from, or None. Raises QTargetError for one that this version can't read."""
-    folder = newest(holder)
-    if folder is None:
-        return None
-    with _readable(folder):
-        facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if facts["format"] != FORMAT:
-            raise ValueError(f"it has format {facts['format']}, this version reads {FORMAT}")
-    return ResumeState(folder, facts)
+def part_name(rank: int, world: int) -> str:
+    return f"rank-{rank}-of-{world}"
 
 
 # Saving
 
 
-def save_state(
-    holder: Path, trainer: L.Trainer, module: QTargetModule, rng: Mapping[str, Any], facts: Mapping[str, Any]
-) -> None:
-    """The run as it is between two optimizer steps. rng: `rng_state` right after the first of them.
+def capture(trainer: L.Trainer, module: QTargetModule, rng: Mapping[str, Any], *, final: bool = False) -> StatePart:
+    """This rank's part of the run as it is between two optimizer steps. rng: `rng_state` right after the first of them.
 
-    Raises QTargetError where there is no room for it; the state before is then still there.
+    final: as it is after the last.
     """
-    try:
-        publish(holder, facts["step"], partial(_write, trainer, module, rng, facts))
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
-        raise QTargetError(
-            f"can't save the run's state in {holder}: {error}. Make room, and the same command goes on from the state "
-            "before; or set checkpoint.every=null"
-        ) from error
-
-
-def _write(
-    trainer: L.Trainer, module: QTargetModule, rng: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
-) -> None:
-    _save(_trained(module.policy, module.policy), folder / WEIGHTS)
-    for role, old in _snapshots(module).items():
-        _save(_trained(old.policy, module.policy), folder / f"{role}.safetensors")
-    torch.save({**_trainer_state(trainer, module), RNG: dict(rng)}, folder / REST)
-    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT, **facts}, indent=1), encoding="utf-8")
-
-
-def save_final_state(holder: Path, trainer: L.Trainer, module: QTargetModule, facts: Mapping[str, Any]) -> None:
-    """The run after its last step, for evaluating it. Collective; rank 0 writes.
-
-    Raises QTargetError where there is no room for it.
-    """
-    reshard(module.policy)
-    weights = {}
-    for name, part in _trained(module.policy, module.policy).items():
-        piece = whole(part)  # on every rank: it is a collective call
-        if is_rank_zero():
-            weights[name] = piece.cpu()
-    ranks = all_gather_objects({**_measured(trainer, module), RNG: rng_state(module.device)})
-    if not is_rank_zero():
-        return
-
-    def write(folder: Path) -> None:
-        _save(weights, folder / WEIGHTS)
-        torch.save({"ranks": ranks}, folder / REST)
-        manifest = {"format": FORMAT, **facts, "over": True}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-
-    try:
-        publish(holder, facts["step"], write)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise QTargetError(f"can't save what was trained in {holder}: {error}") from error
-
-
-def _save(weights: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    for policy in (module.policy, *(old.policy for old in _snapshots(module).values())):
+        reshard(policy)  # after an evaluation
+    rank, world = rank_and_world()
+    rest = {**_measured(trainer, module), RNG: dict(rng)}
+    tensors = _all_weights(module, final=final)
+    if not final:
+        tensors |= _moments(trainer, module)
+        rest |= _trainer_state(trainer, module)
+    return StatePart(part_name(rank, world), own_pieces(tensors, rank, world), _as_copy(rest))
 
 
 def _trainer_state(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
+    """What is the same on all ranks, tensors of one number among it."""
     (schedule,) = trainer.lr_scheduler_configs
+    optimizer = trainer.optimizers[0]
     return {
-        **_measured(trainer, module),
-        "optimizer": trainer.optimizers[0].state_dict(),
+        "groups": [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
+        "numbers": {name: dict(values) for name, values in _states(trainer, module, of_one_number=True)},
         "schedule": schedule.scheduler.state_dict(),
         "taken": {role: old.taken for role, old in _snapshots(module).items()},
         "chunk_size": module.chunk_size,  # on a GPU that of the memory that was free at the start
     }
+
+
+def _moments(trainer: L.Trainer, module: QTargetModule) -> dict[str, Tensor]:
+    return {
+        f"{MOMENTS}/{key}/{name}": tensor
+        for name, values in _states(trainer, module, of_one_number=False)
+        for key, tensor in values.items()
+    }
+
+
+def _states(
+    trainer: L.Trainer, module: QTargetModule, *, of_one_number: bool
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The optimizer's tensors by the weight's name: those of one number, or the others."""
+    state = trainer.optimizers[0].state
+    for name, weight in module.policy.named_parameters():
+        if values := state.get(weight):
+            yield name, {key: value for key, value in values.items() if (value.ndim == 0) == of_one_number}
 
 
 def _measured(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
@@ -156,10 +128,25 @@ def _measured(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
     }
 
 
+def weights(module: QTargetModule) -> dict[str, Tensor]:
+    """Of the policy, those that are trained, by name."""
+    return _trained(module.policy, module.policy)
+
+
+def snapshot_weights(module: QTargetModule) -> dict[str, dict[str, Tensor]]:
+    """By role, the same ones of each snapshot: frozen ones it shares with the policy."""
+    return {role: _trained(old.policy, module.policy) for role, old in _snapshots(module).items()}
+
+
 def _trained(policy: Policy, like: Policy) -> dict[str, Tensor]:
-    """A policy's weights by name, of those that are trained in `like`; frozen ones the two share."""
     names = {name for name, tensor in like.named_parameters() if tensor.requires_grad}
     return {name: tensor.detach() for name, tensor in policy.named_parameters() if name in names}
+
+
+def _all_weights(module: QTargetModule, *, final: bool) -> dict[str, Tensor]:
+    """By the name that they are saved under."""
+    by_role = {POLICY: weights(module), **({} if final else snapshot_weights(module))}
+    return {f"{role}/{name}": tensor for role, named in by_role.items() for name, tensor in named.items()}
 
 
 def _snapshots(module: QTargetModule) -> dict[str, Snapshot]:
@@ -169,6 +156,17 @@ def _snapshots(module: QTargetModule) -> dict[str, Snapshot]:
 def _callbacks(trainer: L.Trainer) -> list[L.Callback]:
     callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return callbacks
+
+
+def _as_copy(value: Any) -> Any:
+    """Plain data with every tensor copied to the CPU: training changes some of them in place."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _as_copy(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_as_copy(each) for each in value)
+    return value
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
@@ -191,50 +189,81 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 # Going on
 
 
-def restore(state: ResumeState, trainer: L.Trainer, module: QTargetModule) -> None:
-    """Put a saved state into a run that was set up anew. Raises QTargetError for a damaged state."""
-    with _readable(state.folder):
-        saved = torch.load(state.folder / REST, weights_only=True, map_location="cpu")
-        _fill(_trained(module.policy, module.policy), state.folder / WEIGHTS)
-        if state.is_final:
-            own = saved["ranks"][rank_and_world()[0]]
-            _restore_measured(own, trainer, module)
-            set_rng_state(own[RNG], module.device)
-            return
-        for role, old in _snapshots(module).items():
-            _fill(_trained(old.policy, module.policy), state.folder / f"{role}.safetensors")
-            old.taken = saved["taken"][role]
-        trainer.optimizers[0].load_state_dict(saved["optimizer"])
-        (schedule,) = trainer.lr_scheduler_configs
-        schedule.scheduler.load_state_dict(saved["schedule"])
-        _restore_measured(saved, trainer, module)
-        module.chunk_size = saved["chunk_size"]
-        set_rng_state(saved[RNG], module.device)
+def restore(folder: Path, world: int, trainer: L.Trainer, module: QTargetModule, *, final: bool) -> None:
+    """Put the state that `world` ranks saved into a run that was set up anew, on this rank.
+
+    Raises QTargetError for a damaged state, and for one of another model.
+    """
+    with readable(folder):
+        files = [folder / f"{part_name(rank, world)}.pt" for rank in range(world)]
+        own = [_read(files[saved]) for saved in saved_ranks(world)]
+        names, tensors = names_in(folder), _all_weights(module, final=final)
+        if not final:
+            tensors |= _new_moments(names, trainer, module)
+        if names != tensors.keys():
+            raise ValueError("it is of another model")
+        read_into(tensors, folder)
+        if not final:
+            _restore_optimizer(own[0], trainer.optimizers[0], module)
+            restore_trainer(own[0], trainer, module)
+        restore_rank(own, trainer, module, world)
+        set_rng_state(own[0][RNG], module.device)
 
 
-def _restore_measured(saved: Mapping[str, Any], trainer: L.Trainer, module: QTargetModule) -> None:
-    """What was measured, and what callbacks remember."""
-    for measured, state in zip(module.measured, saved["measured"], strict=True):
-        measured.load_state_dict(state)
+def saved_ranks(world: int) -> list[int]:
+    """Whose state this rank goes on with: the first gives its generators, those below `world` what was measured."""
+    rank, now = rank_and_world()
+    return list(range(rank, world, now)) or [rank % world]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return saved
+
+
+def _new_moments(names: set[str], trainer: L.Trainer, module: QTargetModule) -> dict[str, Tensor]:
+    """Tensors for the optimizer's moments, like the weights that they are of."""
+    state, moments = trainer.optimizers[0].state, {}
+    named = dict(module.policy.named_parameters())
+    for saved in sorted(name for name in names if name.startswith(f"{MOMENTS}/")):
+        _, key, name = saved.split("/", 2)
+        state[named[name]][key] = moments[saved] = torch.zeros_like(named[name], requires_grad=False)
+    return moments
+
+
+def _restore_optimizer(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, module: QTargetModule) -> None:
+    """Its settings, and its tensors of one number."""
+    named = dict(module.policy.named_parameters())
+    for name, numbers in saved["numbers"].items():
+        for key, number in numbers.items():
+            optimizer.state[named[name]][key] = number.to(named[name].device)
+    for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
+        group.update(settings)
+
+
+def restore_trainer(saved: Mapping[str, Any], trainer: L.Trainer, module: QTargetModule) -> None:
+    """Schedule, snapshots' steps and the size of chunks."""
+    (schedule,) = trainer.lr_scheduler_configs
+    schedule.scheduler.load_state_dict(saved["schedule"])
+    for role, old in _snapshots(module).items():
+        old.taken = saved["taken"][role]
+    module.chunk_size = saved["chunk_size"]
+
+
+def restore_rank(own: Sequence[Mapping[str, Any]], trainer: L.Trainer, module: QTargetModule, world: int) -> None:
+    """What was measured, and what callbacks remember. own: the states of the ranks that this one goes on for.
+
+    A rank beyond the `world` that there were has measured nothing, and remembers what another does.
+    """
+    is_new = rank_and_world()[0] >= world
+    for index, measured in enumerate(module.measured):
+        measured.load_states([] if is_new else [saved["measured"][index] for saved in own])
     for callback in _callbacks(trainer):
-        if callback.state_key in saved["callbacks"]:
-            callback.load_state_dict(saved["callbacks"][callback.state_key])
-
-
-@torch.no_grad()
-def _fill(weights: Mapping[str, Tensor], path: Path) -> None:
-    saved = load_file(path)
-    if saved.keys() != weights.keys():
-        raise ValueError(f"{path.name} is of another model")
-    for name, tensor in weights.items():
-        tensor.copy_(_like(saved[name], tensor))
-
-
-def _like(piece: Tensor, weight: Tensor) -> Tensor:
-    """A whole weight, which every rank has read, sharded as `weight` is."""
-    if not isinstance(weight, DTensor):
-        return piece
-    return distribute_tensor(piece.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
+        states = [saved["callbacks"][callback.state_key] for saved in own if callback.state_key in saved["callbacks"]]
+        if isinstance(callback, Meter):
+            callback.load_states([] if is_new else states)
+        elif states:
+            callback.load_state_dict(states[0])
 
 
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
@@ -248,7 +277,8 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def readable(folder: Path) -> Iterator[None]:
+    """Raise QTargetError where what is read in it can't be."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,0 +1,194 @@
+"""Runs on several devices go on from their state: on as many, to the last bit; on more or fewer, to the same losses."""
+
+from __future__ import annotations
+
+import pickle
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from training import tiny_policy
+from warm import fork_ranks
+from worlds import load_design
+
+from qtarget import resume_folders
+from qtarget.config.run_config import RunConfig
+from qtarget.data.batch import Batch
+from qtarget.data.module import DataConfig, SFTData, prepare
+from qtarget.data.noise import WrongAnswer
+from qtarget.data.sources.reasoning_gym import ReasoningGym
+from qtarget.errors import QTargetError
+from qtarget.model.builtin import tiny_tokenizer
+from qtarget.model.frozen import Snapshot
+from qtarget.model.sharding import whole
+from qtarget.run import fit, ranks
+from qtarget.signals import Stop
+from qtarget.train.callbacks import Meter
+from qtarget.train.lightning_module import QTargetModule
+from qtarget.train.optim import AdamW
+from qtarget.train.resume_callback import ResumeCallback
+from qtarget.train.resume_saved import last_state
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
+ROWS_A_STEP, STEPS, CUT = 8, 5, 3
+"""The rows make two steps an epoch; a run is cut short in the middle of the second epoch."""
+Result = dict[str, Any]
+
+
+class Cut(BaseException):
+    """What ends a run between two steps; nothing of ours may catch it."""
+
+
+class Losses(L.Callback):
+    """By step, the sum over ranks and micro-batches of what is trained on; and which rows that were."""
+
+    def __init__(self, end: int | None) -> None:
+        self.end = end
+        self.losses: dict[int, float] = {}
+        self.rows: dict[int, list[int]] = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        if trainer.global_step == self.end:
+            raise Cut
+        firsts = [int(labels[labels >= 0][0]) for labels in batch.label_indices if (labels >= 0).any()]
+        self.rows.setdefault(trainer.global_step, []).extend(firsts)
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: torch.Tensor) -> None:
+        self.losses[trainer.global_step] = self.losses.get(trainer.global_step, 0.0) + float(loss.detach())
+
+
+class NoJournal:
+    def offsets(self) -> dict[str, Any]:
+        return {}
+
+    def settle(self) -> None: ...
+
+
+def run(holder: Path, world: int, strategy: str, *, end: int | None = None, resume: bool = False) -> Result:
+    """What this rank sees of a run of psft with steps of a given length, which has everything that a state can hold."""
+    settings = {"devices": world, "strategy": strategy, "accumulate": 4 // world, "max_steps": STEPS}
+    settings |= {"accelerator": "cpu", "precision": "32-true"}
+    cfg = RunConfig.compose(["model=tiny", *(f"trainer.{key}={value}" for key, value in settings.items())])
+    module = QTargetModule(
+        tiny_policy().train(),
+        load_design("psft"),
+        {"old": Snapshot(tiny_policy(), every=2)},
+        AdamW(lr=None, update_norm=1e-2, warmup=0.4),
+        total_steps=STEPS,
+    )
+    seen, state = Losses(end), last_state(holder) if resume else None
+    callback = ResumeCallback(holder, 1, NoJournal(), Stop(), state, when_stopped=True)
+    source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
+    rows = prepare(DataConfig(source, rows=16, heldout_rows=2, noise=WrongAnswer(0.5)), tiny_tokenizer(), 1024).train
+    data = SFTData(rows, 256, batch_size=2, accumulate=4 // world, seed=0)
+    with suppress(Cut), callback.save_when_stopped():
+        fit.lightning_fit(fit.make_trainer(cfg, [meter := Meter(), seen, callback]), module, data)
+        callback.save_final(module.trainer, module)
+    if end is not None:
+        return {}
+    return {
+        "losses": seen.losses,
+        "rows": seen.rows,
+        "weights": torch.cat([whole(tensor.detach()).flatten() for tensor in module.policy.parameters()]),
+        "means": module.whole_run.compute(),
+        "detection": module.whole_detection.compute(),
+        "tokens": module.histograms.compute_until_next()["histogram/p"].counts,
+        "read": meter.metrics()["train/tokens_per_second"] * meter.metrics()["train/seconds"],
+    }
+
+
+def all_in_one(folder: str, jobs: list[tuple[str, str, dict[str, Any]]]) -> None:
+    """Several runs in one set of processes: starting one takes longer than what it has to do."""
+    fit.prepare_process(0)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    results = {}
+    for name, strategy, options in jobs:
+        resumed = options.pop("of", name)
+        results[name] = run(Path(folder) / resumed, world, strategy, **options)
+        dist.barrier()
+    torch.save(results, f"{folder}/{world}-{rank}.pt")
+
+
+def on_ranks(folder: Path, world: int, jobs: list[tuple[str, str, dict[str, Any]]]) -> list[dict[str, Result]]:
+    """By rank, what it saw of each job."""
+    with pytest.MonkeyPatch.context() as patch:
+        fork_ranks(patch)
+        ranks.start(world, all_in_one, str(folder), jobs)
+    return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def broken(strategy: str) -> list[tuple[str, str, dict[str, Any]]]:
+    """A run, the same cut short, and what goes on from its state."""
+    return [
+        (f"{strategy} whole", strategy, {}),
+        (f"{strategy} cut", strategy, {"end": CUT}),
+        (f"{strategy} on", strategy, {"of": f"{strategy} cut", "resume": True}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("states")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> list[dict[str, Result]]:
+    return on_ranks(folder, 2, [*broken("ddp"), *broken("fsdp2")])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_go_on_to_the_last_bit(two: list[dict[str, Result]], strategy: str) -> None:
+    for rank in two:
+        unbroken, resumed = rank[f"{strategy} whole"], rank[f"{strategy} on"]
+        assert list(unbroken["losses"]) == [0, 1, 2, 3, 4]
+        assert list(resumed["losses"]) == [2, 3, 4]  # both parts of state 3 were written, and nobody had agreed
+        for step, loss in resumed["losses"].items():
+            assert loss == unbroken["losses"][step]
+            assert resumed["rows"][step] == unbroken["rows"][step]
+        assert torch.equal(resumed["weights"], unbroken["weights"])
+        for key in ("means", "detection", "tokens", "read"):
+            assert resumed[key] == pytest.approx(unbroken[key], rel=1e-12), key
+
+
+def test_each_rank_writes_what_it_holds(two: list[dict[str, Result]], folder: Path) -> None:
+    """Halves of what is sharded, every second of what is not; together each weight and moment once."""
+    for strategy in ("ddp", "fsdp2"):
+        (state,) = resume_folders.states(folder / f"{strategy} cut")
+        assert sorted(path.name for path in state.iterdir()) == [
+            *(f"rank-{rank}-of-2.{end}" for rank in (0, 1) for end in ("pt", "safetensors")),
+            "state.json",
+        ]
+        parts = [load_file(state / f"rank-{rank}-of-2.safetensors") for rank in (0, 1)]
+        sizes = [sum(tensor.numel() for tensor in part.values()) for part in parts]
+        count = sum(tensor.numel() for tensor in tiny_policy().parameters())
+        assert sum(sizes) == 4 * count  # weights, two moments, the old policy
+        assert strategy == "ddp" or max(sizes) < 0.7 * sum(sizes)  # here the snapshot is whole on every rank
+
+
+class Planted:
+    """What a pickle could do: here it leaves a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+def test_a_planted_pickle_is_refused(tmp_path: Path) -> None:
+    """In the file of a rank, which is read as weights alone; beside it, as `.metadata`, nobody reads one."""
+    run(tmp_path / "state", 1, "auto", end=2)
+    (state,) = resume_folders.states(tmp_path / "state")
+    (state / ".metadata").write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
+    run(tmp_path / "state", 1, "auto", resume=True, end=3)
+    (state,) = resume_folders.states(tmp_path / "state")
+    size = (rest := state / "rank-0-of-1.pt").stat().st_size
+    rest.write_bytes(pickle.dumps(Planted(tmp_path / "ran"), protocol=2).ljust(size, b"\0"))
+    with pytest.raises(QTargetError, match=r"state/step-3 can't be read \(UnpicklingError"):
+        run(tmp_path / "state", 1, "auto", resume=True)
+    assert not (tmp_path / "ran").exists()
