@@ -101,6 +101,23 @@ def locked(
         lock.release()
 
 
+@contextmanager
+def lock_if_free(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` where no other process does; yields whether it is held."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def lock_shared(path: Path, owner: object) -> None:
     """Hold the lock file `path` as long as `owner` lives, together with all others that do: `locked` waits for them.
 

@@ -21,7 +21,8 @@ from qtarget.data.noise import RandomToken
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE
 from qtarget.model.builtin import tiny_tokenizer
-from qtarget.model.cache import Cached, CachePlan, ensure
+from qtarget.model.cache import Cached, CachePlan
+from qtarget.model.cache_build import ensure
 from qtarget.model.cached_scores import Recipe
 
 

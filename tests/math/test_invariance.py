@@ -21,7 +21,8 @@ from qtarget.data.module import Prepared
 from qtarget.math.loss import IGNORE, linear_loss
 from qtarget.math.target import needs
 from qtarget.model.adapter import Lora, merge
-from qtarget.model.cache import Cached, CachePlan, ensure
+from qtarget.model.cache import Cached, CachePlan
+from qtarget.model.cache_build import ensure
 from qtarget.model.cached_scores import Recipe
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel
 from qtarget.model.policy import Policy, cast_products

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from training import batches, eight_rows, module, one_step, other_policy
-from warm import forking_context
+from warm import fork_ranks, forking_context
 
 import qtarget
 from qtarget.cli import run as qtarget_cli
@@ -23,13 +24,15 @@ from qtarget.math.distribution import LABEL_SCALARS
 from qtarget.math.loss import IGNORE
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
-from qtarget.model import cache, provide
-from qtarget.model.cache import READING, Cached, CachePlan, check_room, ensure
+from qtarget.model import cache_build, provide
+from qtarget.model.builtin import tiny_tokenizer
+from qtarget.model.cache import READING, Cached, CachePlan
+from qtarget.model.cache_build import check_room, ensure
 from qtarget.model.cached_scores import Recipe
 from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
-from qtarget.run import estimate
-from qtarget.run.plan import make_plan
+from qtarget.run import build, caching, estimate, ranks
+from qtarget.run.plan import Plan, make_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
 SMALL = ["model=tiny", "trainer.max_steps=2", "data.rows=24", "data.heldout_rows=4", "eval.problems_in_training=4"]
@@ -131,8 +134,8 @@ class Killed(BaseException):
 
 
 def test_a_killed_build_goes_on_after_its_last_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "SHARD_TOKENS", 150)
-    monkeypatch.setattr(cache, "BATCH_TOKENS", 150)
+    monkeypatch.setattr(cache_build, "SHARD_TOKENS", 150)
+    monkeypatch.setattr(cache_build, "BATCH_TOKENS", 150)
     whole, scored = built(plan(tmp_path / "whole")), []
 
     class Counting(Policy):
@@ -157,6 +160,102 @@ def test_a_killed_build_goes_on_after_its_last_shard(tmp_path: Path, monkeypatch
     assert sum(scored) < 2 * 8
     for batch in batches(eight_rows(), batch_size=3):  # rows of several shards at once
         torch.testing.assert_close(Cached(made).reference(batch).rows, Cached(whole).reference(batch).rows)
+
+
+def test_what_another_process_left_when_it_was_killed_is_scored_by_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_build, "SHARD_TOKENS", 150)
+    monkeypatch.setattr(cache_build, "BATCH_TOKENS", 150)
+
+    class Dying(Policy):
+        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+            raise Killed
+
+    def load() -> Policy:
+        policy = other_policy()
+        return Dying(policy.lm, policy.vocab_size)
+
+    made, whole = plan(tmp_path / "shared"), built(plan(tmp_path / "whole"))
+    with pytest.raises(Killed):
+        ensure(made, lambda done: load(), lambda done: None, print, rank=1, ranks=2)
+    ensure(made, lambda done: other_policy(), lambda done: None, print, rank=0, ranks=2)
+    assert contents(made) == contents(whole)
+    assert not list(made.folder.glob(".shard-*.lock"))
+
+
+def contents(made: CachePlan) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in made.folder.glob("*") if path.suffix in (".safetensors", ".json")}
+
+
+def share(folder: str) -> None:
+    """One rank's part in building a cache, from when all ranks have begun a shard."""
+    cache_build.SHARD_TOKENS = cache_build.BATCH_TOKENS = 150
+    rank, made = dist.get_rank(), plan(Path(folder))
+    read = 0
+
+    class Counting(Policy):
+        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+            nonlocal read
+            read += len(input_ids)
+            return super().forward(input_ids, position_ids)
+
+    def load(done: int) -> Policy:
+        dist.barrier()
+        policy = other_policy()
+        return Counting(policy.lm, policy.vocab_size)
+
+    ensure(made, load, lambda done: None, print, rank=rank, ranks=2)
+    assert made.is_built
+    Path(f"{folder}.{rank}").write_text(str(read))
+
+
+def test_ranks_share_the_rows_and_the_files_are_those_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit: which rows go through the model together doesn't depend on who scores them."""
+    fork_ranks(monkeypatch)
+    ranks.start(2, share, str(tmp_path / "two"))
+    read = [int((tmp_path / f"two.{rank}").read_text()) for rank in (0, 1)]
+    assert sum(read) == 8
+    assert min(read) > 0
+    monkeypatch.setattr(cache_build, "SHARD_TOKENS", 150)
+    monkeypatch.setattr(cache_build, "BATCH_TOKENS", 150)
+    assert contents(plan(tmp_path / "two")) == contents(built(plan(tmp_path / "one")))
+
+
+@pytest.mark.slow
+def test_the_command_shares_the_rows_over_devices(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_ranks(monkeypatch)  # ranks have this folder, not this environment
+    two = ["references.prior.folder=two", "trainer.devices=2", "trainer.accelerator=cpu"]
+    command = ["cache", "detail=label", "eval.kl_prior=false", *SMALL]
+    assert qtarget_cli([*command, *two]) == 0
+    assert qtarget_cli([*command, "references.prior.folder=one"]) == 0
+    (made,), (alone,) = (list(Path(name).glob("*/shard-*.safetensors")) for name in ("two", "one"))
+    assert made.read_bytes() == alone.read_bytes()
+
+
+def test_a_cache_that_one_machine_built_is_read_by_another_wherever_it_lies(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another QTARGET_CACHE, and a model whose folder lies elsewhere: both are known by their content."""
+    provide.load_policy(provide.resolve("tiny"), 260).lm.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+
+    def planned(model: str) -> Plan:
+        chosen = ["target=one_minus_prior", "trainer.accelerator=cpu", "model=path", f"model.name={tmp_path / model}"]
+        return make_plan(RunConfig.compose([*SMALL[1:], *chosen, CACHED]))
+
+    first = planned("model")
+    caching.build_missing(first.caches, first.references, lambda name: build.scoring_model(first, name))
+    made = contents(first.caches["prior"])
+    own_cache.rename(tmp_path / "elsewhere")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    monkeypatch.setenv("QTARGET_CACHE", str(tmp_path / "elsewhere"))
+    second = planned("moved")
+    assert all(str(plan.folder).startswith(str(tmp_path / "elsewhere")) for plan in second.caches.values())
+    caching.build_missing(second.caches, second.references, lambda name: unbuilt())
+    assert contents(second.caches["prior"]) == made
+    Cached(second.caches["prior"])
+    assert not any(str(tmp_path) in text for text in map(str, json.loads(made["manifest.json"])["identity"].values()))
 
 
 def racer(folder: str, turn: Any, loads: Any) -> None:

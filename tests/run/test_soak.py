@@ -53,11 +53,11 @@ def command(arguments: Sequence[str], folder: Path) -> None:
 
     from qtarget.cli import run
     from qtarget.launch import slots
-    from qtarget.model import cache
+    from qtarget.model import cache_build
 
     os.chdir(folder)
     torch.set_num_threads(1)
-    cache.SHARD_TOKENS = 2000  # many shards of a small data set
+    cache_build.SHARD_TOKENS = 2000  # many shards of a small data set
     slots.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})  # of that module alone
     Path("points.yaml").write_text(POINTS)
     Path("twelve.yaml").write_text(TWELVE_POINTS)

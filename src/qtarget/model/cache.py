@@ -1,18 +1,16 @@
-"""Scores of a frozen model over a data set: computed once, stored on disk, shared by all runs on the same rows.
+"""Scores of a frozen model over a data set: stored on disk, shared by all runs on the same rows. How they are read.
 
     FOLDER/manifest.json               what was scored and how; written last, so that a folder with one is whole
     FOLDER/shard-00000.safetensors     the supervised tokens of consecutive rows, in their order
     FOLDER/head.safetensors            beside hidden states: the output layer that makes distributions of them
 
-A shard gets its name once it is whole: a build that was killed goes on behind its last shard.
+Nothing in a folder says where it lies: it may be moved, and read on another machine. model.cache_build makes it.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -21,27 +19,20 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from qtarget.errors import QTargetError
-from qtarget.files import lock_shared, locked, replacing
+from qtarget.files import lock_shared
 from qtarget.math.head import Head
 from qtarget.math.reference import Reference
 from qtarget.math.tokens import IGNORE
 from qtarget.model.cached_scores import Recipe
 from qtarget.model.fingerprint import sampled_digest
 from qtarget.model.frozen import Inputs
-from qtarget.model.policy import Policy
-from qtarget.units import in_bytes
 
 FORMAT = 1
 READING = ".reading"
 """A file in the folder of a cache that is locked, shared, by all that read it: `qtarget clean` leaves such a cache."""
-SHARD_TOKENS = 1 << 15
-"""Tokens read per shard: what a killed build loses at most."""
-BATCH_TOKENS = 1 << 11
-"""Tokens, padding included, that the model reads at a time."""
 
 
 class CachedRow(Protocol):
@@ -71,7 +62,7 @@ class CachePlan:
 
     @property
     def tokens(self) -> int:
-        return _tokens(self.rows)
+        return sum(row.labels for row in self.rows)
 
     @property
     def is_built(self) -> bool:
@@ -86,151 +77,6 @@ class CachePlan:
         """What it takes on disk."""
         head = self.recipe.head_dtype.itemsize * hidden_size * vocab_size if self.recipe.detail == "hidden" else 0
         return self.tokens * self.recipe.token_bytes(hidden_size) + head
-
-
-# Building
-
-
-def ensure(
-    plan: CachePlan,
-    load: Callable[[int], Policy],
-    watch: Callable[[int], None],
-    say: Callable[[str], None],
-    needed: int = 0,
-) -> None:
-    """Build the cache if it is missing; of several processes one builds and the others wait.
-
-    load(done): the model, called where something is left to score, with the number of supervised tokens that an
-    earlier attempt has scored. watch(done): called as they get more. say(text): called once where another process is
-    building. needed: bytes on disk. Raises QTargetError where the folder can't be written, and, before anything is
-    scored, where the disk has less room.
-    """
-    with _writing(plan.folder):
-        plan.folder.mkdir(parents=True, exist_ok=True)
-    busy = f"another process is building {plan.folder}: waiting for it"
-    with locked(plan.folder / ".lock", busy, wait=0, say=say):
-        if not plan.is_built:
-            check_room(plan.folder, needed - plan.bytes_held)
-            _build(plan, load, watch)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:  # a full disk is either
-        raise QTargetError(
-            f"can't write the cache {folder}: {error}; set QTARGET_CACHE=FOLDER to a place that has room"
-        ) from error
-
-
-def _build(plan: CachePlan, load: Callable[[int], Policy], watch: Callable[[int], None]) -> None:
-    parts = [(plan.folder / f"shard-{number:05d}.safetensors", rows) for number, rows in enumerate(_shards(plan.rows))]
-    policy = load(sum(_tokens(rows) for path, rows in parts if path.is_file()))
-    policy.eval().requires_grad_(False)
-    facts: dict[str, Any] = {"format": FORMAT, "identity": dict(plan.identity), "made_from": dict(plan.made_from)}
-    if plan.recipe.detail == "hidden":
-        facts["head"] = _save_head(plan, policy.head)
-    shards = []
-    for path, rows in parts:
-        if not path.is_file():
-            _save(_scored(plan, rows, policy, watch), path)
-        shards.append({**_facts(path), "tokens": _tokens(rows)})
-    _write(plan.folder / "manifest.json", json.dumps({**facts, "shards": shards}, indent=1))
-
-
-def _tokens(rows: Sequence[CachedRow]) -> int:
-    return sum(row.labels for row in rows)
-
-
-def _shards(rows: Sequence[CachedRow]) -> Iterator[Sequence[CachedRow]]:
-    """Consecutive rows of about `SHARD_TOKENS` tokens: the same cut at every attempt."""
-    taken: list[CachedRow] = []
-    read = 0
-    for row in rows:
-        taken.append(row)
-        read += len(row)
-        if read >= SHARD_TOKENS:
-            yield taken
-            taken, read = [], 0
-    if taken:
-        yield taken
-
-
-def _scored(
-    plan: CachePlan, rows: Sequence[CachedRow], policy: Policy, watch: Callable[[int], None]
-) -> dict[str, Tensor]:
-    """The scores of a shard's tokens in their order, though rows of like length go through the model together."""
-    first, count = rows[0].first_label, _tokens(rows)
-    scores: dict[str, Tensor] = {}
-    done = first
-    for members in _alike(rows):
-        batch = plan.collate(members).to(policy.lm.device)
-        indices = batch.label_indices[batch.labels != IGNORE].cpu() - first
-        for name, values in plan.recipe.scores(policy, batch).items():
-            if values.isnan().any():
-                raise QTargetError(
-                    f"the model gives NaN ({name}) for one of the rows of up to {len(members[-1])} tokens: check its "
-                    "weights, or score with trainer.precision=32-true"
-                )
-            if name not in scores:
-                scores[name] = torch.empty(count, *values.shape[1:], dtype=values.dtype)
-            scores[name][indices] = values.cpu()
-        done += len(indices)
-        watch(done)
-    return scores
-
-
-def _alike(rows: Sequence[CachedRow]) -> Iterator[list[CachedRow]]:
-    """Rows by length, as many at a time as make `BATCH_TOKENS`."""
-    taken: list[CachedRow] = []
-    for row in sorted(rows, key=len):
-        if taken and len(row) * (len(taken) + 1) > BATCH_TOKENS:
-            yield taken
-            taken = []
-        taken.append(row)
-    if taken:
-        yield taken
-
-
-def _save_head(plan: CachePlan, head: Head) -> dict[str, Any]:
-    path = plan.folder / "head.safetensors"
-    tensors = {"weight": head.weight.detach().to(plan.recipe.head_dtype)}
-    tensors |= {} if head.bias is None else {"bias": head.bias.detach()}
-    _save({name: tensor.cpu() for name, tensor in tensors.items()}, path)
-    return {**_facts(path), "softcap": head.softcap, "scale": head.scale, "true_vocab": head.true_vocab}
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with _writing(path.parent), replacing(path, durable=True) as scratch:
-        save_file(contiguous, scratch)
-
-
-def _write(path: Path, text: str) -> None:
-    with _writing(path.parent), replacing(path, durable=True) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "bytes": path.stat().st_size, "digest": sampled_digest(path)}
-
-
-def check_room(folder: Path, needed: int) -> None:
-    """Raise QTargetError, before anything is scored, where the disk hasn't `needed` bytes left."""
-    free = free_bytes(folder)
-    if needed > free:
-        raise QTargetError(
-            f"the cache {folder} needs {in_bytes(needed)} ({needed} bytes) and {in_bytes(free)} ({free} bytes) are "
-            "free: set QTARGET_CACHE=FOLDER to a larger disk, keep less (detail=label, or topk), or take "
-            "reference@references.ROLE=frozen, which runs beside the policy"
-        )
-
-
-def free_bytes(folder: Path) -> int:
-    """What is left on the disk of a folder that may not exist yet."""
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return shutil.disk_usage(existing).free
 
 
 # Reading

@@ -11,10 +11,11 @@ from qtarget.config.composing import compose_config, to_yaml
 from qtarget.config.parsers import keys_parser
 from qtarget.config.run_config import RunConfig
 from qtarget.model.cached_scores import DETAILS_ON_DISK
-from qtarget.run import build
+from qtarget.parallel import is_rank_zero
+from qtarget.run import build, ranks
 from qtarget.run.caching import build_missing, described, role_of
 from qtarget.run.fit import prepare_process
-from qtarget.run.plan import make_plan
+from qtarget.run.plan import Plan, make_plan
 
 OWN = ("detail", "role")
 ROLES = ("prior", "teacher")
@@ -33,8 +34,7 @@ def cache(arguments: Sequence[str]) -> int:
         print(to_yaml(composed), end="")
         return 0
     cfg = RunConfig.read(composed)
-    prepare_process(cfg.seed)
-    _build_role(cfg, role)
+    _on_all_devices(cfg, role)
     named = any(override.startswith("target=") for override in overrides)
     print(f"next: {shlex.join(['qtarget', 'train', *['target=NAME'] * (not named), *chosen, *overrides])}")
     return 0
@@ -47,11 +47,28 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return own, [argument for argument in arguments if argument.partition("=")[0] not in OWN]
 
 
+def _on_all_devices(cfg: RunConfig, role: str) -> None:
+    """In this process, or in as many as trainer.devices says, which share the rows."""
+    ranks.check_started(cfg.trainer)
+    if cfg.trainer.processes == 1 or ranks.environment():
+        ranks.connect()
+        _build_role(cfg, role)
+        return
+    ranks.check_devices(cfg.trainer)
+    ranks.start(cfg.trainer.devices, _build_role, cfg, role)
+
+
 def _build_role(cfg: RunConfig, role: str) -> None:
+    prepare_process(cfg.seed)
     no_benchmarks = replace(cfg.eval, benchmarks={})  # nothing is
     plan = make_plan(replace(cfg, eval=no_benchmarks), cached=(role,))
+    if is_rank_zero():
+        _describe(plan)
+    build_missing(plan.caches, plan.references, lambda name: build.scoring_model(plan, name))
+
+
+def _describe(plan: Plan) -> None:
     for name, cache in plan.caches.items():
         print(described(name, cache, plan.references[role_of(name)]))
     if all(cache.is_built for cache in plan.caches.values()):
         print("nothing to score: every run on these rows reads these files")
-    build_missing(plan.caches, plan.references, lambda name: build.scoring_model(plan, name))

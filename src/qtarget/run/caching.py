@@ -18,10 +18,11 @@ from qtarget.data.example import Example
 from qtarget.math.target import Design
 from qtarget.model import provide
 from qtarget.model.builtin import cache_dir
-from qtarget.model.cache import FORMAT, Cached, CachePlan, ensure
+from qtarget.model.cache import FORMAT, Cached, CachePlan
+from qtarget.model.cache_build import ensure
 from qtarget.model.flaw import NoFlaw
 from qtarget.model.policy import Policy
-from qtarget.parallel import is_rank_zero
+from qtarget.parallel import all_gather_objects, rank_and_world
 from qtarget.progress import Progress
 from qtarget.units import in_bytes
 
@@ -130,10 +131,12 @@ def build_missing(
 ) -> None:
     """Score what no earlier run has scored. load: the model of a cache by its name, on the device that scores.
 
-    Raises QTargetError, before anything is scored, where the disk hasn't room for it.
+    Collective: none of the ranks begins before all know what is missing. Raises QTargetError, before anything is
+    scored, where the disk hasn't room for it.
     """
+    missing = set().union(*all_gather_objects([name for name, plan in plans.items() if not plan.is_built]))
     for name, plan in plans.items():
-        if not plan.is_built:
+        if name in missing:
             _build(name, plan, partial(load, name), size_of(plan, sources[role_of(name)]))
 
 
@@ -142,16 +145,20 @@ def role_of(name: str) -> str:
 
 
 def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) -> None:
-    shown = Progress(f"scoring {len(plan.rows)} rows for the {name} cache", plan.tokens, "tokens")
-    say = print if is_rank_zero() else _silent
+    rank, ranks = rank_and_world()
+    together = f" on {ranks} devices" if ranks > 1 else ""
+    shown = Progress(f"scoring {len(plan.rows)} rows for the {name} cache{together}", plan.tokens, "tokens")
+    say, watch = (_silent, _unseen) if rank else (print, shown.update)
+    waits = say if ranks == 1 else _silent  # ranks wait for nobody but each other
 
     def begin(done: int) -> Policy:
         policy = load()
-        shown.start(done)
+        if not rank:
+            shown.start(done)
         return policy
 
     try:
-        ensure(plan, begin, shown.update, say, needed)
+        ensure(plan, begin, watch, waits, needed, rank=rank, ranks=ranks)
     finally:
         shown.stop()
     say(f"{name} cache: {plan.tokens} tokens, {in_bytes(plan.bytes_held)} in {plan.folder}")
@@ -159,3 +166,7 @@ def _build(name: str, plan: CachePlan, load: Callable[[], Policy], needed: int) 
 
 def _silent(text: str) -> None:
     """What other ranks than 0 print."""
+
+
+def _unseen(done: int) -> None:
+    """Their progress, likewise: rank 0 counts what all have scored."""

@@ -14,7 +14,7 @@ from qtarget.config.run_config import RunConfig, TrainerConfig
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import provide
-from qtarget.model.cache import free_bytes
+from qtarget.model.cache_build import free_bytes
 from qtarget.model.policy import Policy, linear_weights
 from qtarget.model.provide import DTYPES
 from qtarget.model.sharding import decoder_layers
