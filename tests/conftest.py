@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +22,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 # torch takes every core for itself: two workers on two cores would wait for each other's threads, twice the time. One
 # process beside other work would, too, and the tiny model has no work for a second thread.
+if "QTARGET_CACHE" not in os.environ:
+    # What tests prepare goes with them; models that were converted once are taken from where they are.
+    from platformdirs import user_cache_path
+
+    models = user_cache_path("qtarget") / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    cache = tempfile.mkdtemp(prefix="qtarget-tests-")
+    Path(cache, "models").symlink_to(models)
+    atexit.register(lambda mine: mine == os.getpid() and shutil.rmtree(cache, ignore_errors=True), os.getpid())
+    os.environ["QTARGET_CACHE"] = cache
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", os.cpu_count() or 1))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -218,3 +218,11 @@ def test_rows_of_messages_whose_functions_were_dropped_make_new_runs(
         "train", ["model=tiny", "data=files", "data.source.path=rows.jsonl", "data.source.messages=m"]
     )
     assert "functions" not in versions.versions(config_container(named))
+
+
+def test_who_prepares_the_data_and_where_it_is_kept_is_no_part_of_a_run() -> None:
+    plain, other = (
+        config_hash(compose_config("train", ["model=tiny", *more]))
+        for more in ([], ["data.keep=true", "data.workers=3"])
+    )
+    assert plain == other == "5d32033ab3b3"

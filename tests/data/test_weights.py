@@ -16,7 +16,8 @@ from qtarget.data.batch import Batch, Collate, pack
 from qtarget.data.chat import ChatFormat
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration, Example
-from qtarget.data.module import Prepared, _cut
+from qtarget.data.limits import cut_to
+from qtarget.data.module import Prepared
 from qtarget.data.noise import RandomToken
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE
@@ -229,7 +230,7 @@ def test_weights_lie_beside_the_labels_they_belong_to(packed: bool) -> None:
 
 def test_a_cut_row_keeps_its_weights() -> None:
     whole = encoded(row(("4 and more", 0.5)))
-    cut = _cut(whole, len(whole) - 3)
+    cut = cut_to(whole, len(whole) - 3)
     assert list(cut.weights or ()) == list(whole.weights or ())[:-3]
     assert [weight > 0 for weight in cut.weights or ()] == list(cut.supervised)
 

@@ -15,8 +15,19 @@ from qtarget.config.own_source import own_sources
 from qtarget.config.versions import sources, versions, without_unchanged
 from qtarget.model.fingerprint import fingerprint, sampled_digest
 
-NOT_IDENTITY = ("hydra", "output_dir", "tracker", "resume", "checkpoint.every", "checkpoint.optimizer")
-"""Where results go, who else sees them, in how many attempts it came about and what is left don't change a run."""
+NOT_IDENTITY = (
+    "hydra",
+    "output_dir",
+    "tracker",
+    "resume",
+    "checkpoint.every",
+    "checkpoint.optimizer",
+    "data.keep",
+    "data.workers",
+)
+"""Where results go, who else sees them, in how many attempts it came about, what is left and who prepares the data
+don't change a run.
+"""
 
 RESULT = "result.json"
 

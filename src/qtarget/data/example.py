@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 FINAL = "####"
 """Worked solutions close with this mark and the final answer."""
@@ -62,6 +62,11 @@ def roles(rows: Iterable[Demonstration]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
+def columns_of_rows(rows: Iterable[Demonstration]) -> list[str]:
+    """The data columns that examples of these rows may have."""
+    return list(dict.fromkeys(["wrong", *(name for row in rows for name in row.spans)]))
+
+
 @dataclass(frozen=True)
 class Example:
     """One demonstration as tokens: ids [T], per token whether it is supervised, and columns ("wrong" always).
@@ -89,3 +94,23 @@ class Example:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+
+@runtime_checkable
+class WithLengths(Protocol):
+    """Examples that know their lengths without being looked at."""
+
+    @property
+    def lengths(self) -> list[int]: ...
+    @property
+    def label_counts(self) -> list[int]: ...
+
+
+def lengths(examples: Sequence[Example]) -> list[int]:
+    """Tokens of each."""
+    return examples.lengths if isinstance(examples, WithLengths) else [len(example) for example in examples]
+
+
+def label_counts(examples: Sequence[Example]) -> list[int]:
+    """Labels of each."""
+    return examples.label_counts if isinstance(examples, WithLengths) else [example.labels for example in examples]

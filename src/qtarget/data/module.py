@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any, ClassVar
 
 import lightning as L
@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from qtarget import checks
-from qtarget.data.batch import Collate, Pack, WindowedLoader, pack
+from qtarget.data.batch import Collate, Packs, WindowedLoader, pack
 from qtarget.data.chat import SUPERVISED, ChatFormat
+from qtarget.data.encoding import EncodedRows, InMemory, Storage
 from qtarget.data.epochs import EpochPlan
-from qtarget.data.example import Demonstration, Example, roles
-from qtarget.data.noise import Noise, NoNoise
+from qtarget.data.example import Demonstration, Example, columns_of_rows, lengths, roles
+from qtarget.data.limits import limited
+from qtarget.data.noise import Noise, NoNoise, writes_tokens
 from qtarget.data.overlap import CONTAMINATIONS, apart
 from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.data_files import Files
@@ -34,6 +36,7 @@ UNREAD = "unread_"
 FEW = 20
 """Held-out rows, below which a run is warned of."""
 TRUNCATIONS = ("error", "drop", "cut")
+KEPT = ("auto", True, False)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class DataConfig(Checked):
     rows that answer a held-out prompt: "error", "drop" the row, or "allow" it. truncation of rows longer than
     max_length (None: the model's context): "error", "drop" the row, or "cut" its end. supervise: "all" assistant turns,
     or the "last". packing: training rows of up to so many tokens hold several demonstrations that don't see each other;
-    None: one each.
+    None: one each. keep: whether what was prepared is kept on disk for other runs on the same data ("auto": where it is
+    large); workers: how many processes prepare it (None: one a core). Neither changes a number.
     """
 
     NODE_KEY: ClassVar[str] = "data"
@@ -76,6 +80,10 @@ class DataConfig(Checked):
     supervise: str = setting(
         "all", Choice(SUPERVISED), "the turns of the assistant that are taught: all, or the last one"
     )
+    keep: str | bool = setting(
+        "auto", Choice(KEPT), "prepared rows stay in QTARGET_CACHE for other runs; auto: where there are many"
+    )
+    workers: int | None = setting(None, Nullable(Whole(1)), "processes that prepare many rows; null: one a core")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +101,10 @@ class DataConfig(Checked):
         if isinstance(self.source, Files | Jsonl):
             return replace(self.source, heldout=self.heldout_source, heldout_share=0.0)
         return Files(self.heldout_source, train=None, heldout=self.heldout_source)
+
+    def limit(self, context: int) -> int:
+        """Tokens that a row may have, of a model with so many positions."""
+        return min(self.max_length or context, context)
 
     @property
     def wants_none_heldout(self) -> bool:
@@ -125,7 +137,7 @@ class Prepared:
     heldout: Sequence[Example]
     heldout_rows: Sequence[Demonstration]
     counts: dict[str, int]
-    rows: Sequence[Example] | Sequence[Pack]
+    rows: Sequence[Example] | Packs
     described: str = ""
     heldout_of: Sequence[int] = ()
     notes: Sequence[str] = ()
@@ -160,12 +172,15 @@ class Prepared:
         return f"; keys not read: {listed(counted)}" if counted else ""
 
 
-def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
+def prepare(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int, storage: Storage | None = None
+) -> Prepared:
     """Read, spoil, tokenise and measure. Everything a row can be wrong about is said here, before a model is loaded.
 
-    Rows keep their order, and every one that doesn't reach the end is counted by name.
+    Rows keep their order, and every one that doesn't reach the end is counted by name. storage: where the examples are;
+    None: in memory.
     """
-    chat, limit = ChatFormat(tokenizer, config.supervise), min(config.max_length or context, context)
+    chat, limit, storage = ChatFormat(tokenizer, config.supervise), config.limit(context), storage or InMemory()
     of_share = config.heldout_rows if config.heldout_source is None else 0
     given, from_source = read(config.source, "train", config.rows, of_share)
     reserve, _ = read(config.source, "reserve", config.reserve_rows)
@@ -177,38 +192,34 @@ def prepare(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int
     )
     clean, clean_reserve = (apart(rows, heldout, config.contamination) for rows in (given, reserve))
     noisy = config.noise(clean)
-    spoilt = _with_noise(config.noise, [chat.encode(row) for row in noisy], chat)
-    train = _apply_length_limit(
-        [*noisy, *clean_reserve], [*spoilt, *map(chat.encode, clean_reserve)], limit, config.truncation
-    )
-    held = _apply_length_limit(heldout, [chat.encode(row) for row in heldout], limit, config.truncation)
+    encoded = storage.encode([*noisy, *clean_reserve], chat)
+    train = limited(_with_noise(config.noise, encoded, len(noisy), chat), limit, config.truncation)
+    examples, _ = storage.keep("train", train.examples(), columns_of_rows(train.rows))
+    held = limited(storage.encode(heldout, chat), limit, config.truncation)
+    heldout_examples, of = storage.keep("heldout", held.examples(), columns_of_rows(held.rows))
     contaminated = len(given) + len(reserve) - len(clean) - len(clean_reserve)
     counts = {
         "asked": of_all,
-        "train": len(train.rows),
-        "noisy": sum(any(any(example.wrong) for example in group) for group in train.groups),
-        "noisy_tokens": sum(sum(example.wrong) for example in train.examples),
+        "train": len(train.kept),
+        "noisy": train.noisy,
+        "noisy_tokens": train.noisy_tokens,
         "reserve": len(clean_reserve),
         "dropped_too_long": train.dropped,
         "dropped_contaminated": contaminated,
         "dropped_untaught": of_all - len(given) - len(reserve),
         "cut": train.cut,
         "heldout_asked": of_heldout,
-        "heldout": len(held.rows),
+        "heldout": len(held.kept),
         "heldout_dropped_too_long": held.dropped,
         "heldout_untaught": of_heldout - len(heldout),
         "heldout_cut": held.cut,
         **{f"source_{reason}": rows for reason, rows in from_source.items()},
         **{f"{UNREAD}{key}": rows for key, rows in sorted(unread.items())},
     }
-    placed = _with_first_labels(train.examples)
-    rows = placed if config.packing is None else pack(placed, _pack_length(config.packing, placed, limit))
+    rows = examples if config.packing is None else pack(examples, _pack_length(config.packing, examples, limit))
     described = getattr(config.source, "described", "")
-    of = [index for index, group in enumerate(held.groups) for _ in group]
     notes = chat.notes([*train.rows, *held.rows])
-    return Prepared(
-        placed, _with_first_labels(held.examples), held.rows, counts, rows, described, of, notes, roles(train.rows)
-    )
+    return Prepared(examples, heldout_examples, held.rows, counts, rows, described, of, notes, roles(train.rows))
 
 
 def check_heldout(config: DataConfig, prepared: Prepared) -> None:
@@ -226,18 +237,13 @@ def encoded(
     rows: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, limit: int, truncation: str
 ) -> list[Example]:
     """Rows as they are, as tokens; of those longer than `limit` what `truncation` says: "error", "drop" or "cut"."""
-    chat = ChatFormat(tokenizer)
-    return _with_first_labels(_apply_length_limit(rows, [chat.encode(row) for row in rows], limit, truncation).examples)
-
-
-def _with_first_labels(examples: Sequence[Example]) -> list[Example]:
-    """Told where their supervised tokens stand among those of all."""
-    starts = accumulate((example.labels for example in examples), initial=0)
-    return [replace(example, first_label=start) for example, start in zip(examples, starts, strict=False)]
+    storage = InMemory()
+    kept = limited(storage.encode(rows, ChatFormat(tokenizer)), limit, truncation)
+    return [example for example, _ in kept.examples()]
 
 
 def _pack_length(packing: int, examples: Sequence[Example], context: int) -> int:
-    longest = max(map(len, examples))
+    longest = max(lengths(examples), default=0)
     if not longest <= packing <= context:
         raise QTargetError(
             f"data.packing must lie between the longest row ({longest} tokens) and the longest allowed ({context}, "
@@ -246,65 +252,13 @@ def _pack_length(packing: int, examples: Sequence[Example], context: int) -> int
     return packing
 
 
-def _with_noise(noise: Noise, groups: Sequence[Sequence[Example]], chat: ChatFormat) -> list[list[Example]]:
-    """The examples of each row, with other tokens."""
-    spoilt = iter(noise.tokens([example for group in groups for example in group], chat))
-    return [list(islice(spoilt, len(group))) for group in groups]
-
-
-@dataclass(frozen=True)
-class _LimitedRows:
-    """Rows that fit, as text and as the examples they are; how many were dropped, and how many of these were cut."""
-
-    rows: list[Demonstration]
-    groups: list[list[Example]]
-    dropped: int = 0
-    cut: int = 0
-
-    @property
-    def examples(self) -> list[Example]:
-        return [example for group in self.groups for example in group]
-
-
-def _apply_length_limit(
-    rows: Sequence[Demonstration], groups: Sequence[list[Example]], limit: int, truncation: str
-) -> _LimitedRows:
-    """Rows and what they are as tokens, none of them longer than `limit`; a row of several examples fits as a whole."""
-    longest = [max(group, key=len) for group in groups]
-    too_long = [example for example in longest if len(example) > limit]
-    if too_long and truncation == "error":
-        worst = max(too_long, key=len)
-        raise QTargetError(
-            f"{len(too_long)} of {len(groups)} rows are longer than {limit} tokens (the longest, row {worst.row}, "
-            f"has {len(worst)}): set data.truncation=drop or =cut, or raise data.max_length up to the model's context"
-        )
-    if truncation == "cut":
-        return _LimitedRows(list(rows), [_cut_row(group, limit) for group in groups], cut=len(too_long))
-    fitting = [(row, group) for row, group in zip(rows, groups, strict=True) if max(map(len, group)) <= limit]
-    return _LimitedRows([row for row, _ in fitting], [group for _, group in fitting], dropped=len(too_long))
-
-
-def _cut_row(group: Sequence[Example], limit: int) -> list[Example]:
-    """Of a row's examples those that a cut leaves something to learn, cut. Raises QTargetError where there is none."""
-    cut = [_cut(example, limit) for example in group]
-    left = [example for example in cut if any(example.supervised)]
-    if not left:
-        raise QTargetError(
-            f"row {group[0].row}: cut to {limit} tokens, no supervised token is left; use truncation=drop"
-        )
-    return left
-
-
-def _cut(example: Example, limit: int) -> Example:
-    if len(example) <= limit:
-        return example
-    return replace(
-        example,
-        input_ids=example.input_ids[:limit],
-        supervised=example.supervised[:limit],
-        columns={name: column[:limit] for name, column in example.columns.items()},
-        weights=None if example.weights is None else example.weights[:limit],
-    )
+def _with_noise(noise: Noise, encoded: EncodedRows, count: int, chat: ChatFormat) -> EncodedRows:
+    """The same, where the examples of the first `count` rows have other tokens."""
+    if not writes_tokens(noise):
+        return encoded
+    end = encoded.starts[count]
+    spoilt = noise.tokens(encoded.examples[:end], chat)
+    return replace(encoded, examples=[*spoilt, *encoded.examples[end:]])
 
 
 @dataclass(frozen=True)
@@ -336,7 +290,7 @@ class SFTData(L.LightningDataModule):
 
     def __init__(
         self,
-        rows: Sequence[Example] | Sequence[Pack],
+        rows: Sequence[Example] | Packs,
         pad_id: int,
         *,
         batch_size: int,

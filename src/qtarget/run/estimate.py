@@ -11,6 +11,7 @@ from torch import nn
 from qtarget.config.parts import make_tracker
 from qtarget.config.references import FrozenReference, PlacedReference
 from qtarget.config.run_config import RunConfig, TrainerConfig
+from qtarget.data.example import label_counts, lengths
 from qtarget.math.target import needs
 from qtarget.math.tokens import CHUNK_BYTES
 from qtarget.model import provide
@@ -75,7 +76,7 @@ def dry_run(cfg: RunConfig, title: str) -> None:
 
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     trained, epochs = plan.prepared.train, plan.epochs
-    read, scored = epochs * sum(map(len, trained)), epochs * sum(row.labels for row in trained)
+    read, scored = epochs * sum(lengths(trained)), epochs * sum(label_counts(trained))
     policy = build.adapted(plan, provide.outline(plan.model, len(plan.tokenizer)))
     yield "training", plan.extent
     yield "tokens", f"{in_count(read)} read, {in_count(scored)} of them supervised"

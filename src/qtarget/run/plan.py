@@ -12,8 +12,11 @@ from qtarget.config.benchmarks import Benchmarks, read_benchmarks
 from qtarget.config.composing import instantiate, instantiate_design
 from qtarget.config.loss_engine import Engine, attention, choose
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
+from qtarget.data.batch import longest_row
 from qtarget.data.epochs import EpochPlan
-from qtarget.data.module import Prepared, check_heldout, prepare
+from qtarget.data.example import label_counts
+from qtarget.data.module import Prepared, check_heldout
+from qtarget.data.once import prepare_once
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
 from qtarget.evaluate.probing import check_scorers
@@ -21,7 +24,9 @@ from qtarget.math.reference import DETAILS
 from qtarget.math.target import Design, check_references, columns, needs
 from qtarget.math.tokens import ROLES
 from qtarget.model import provide
+from qtarget.model.builtin import cache_dir
 from qtarget.model.cache import CachePlan
+from qtarget.parallel import is_rank_zero
 from qtarget.run.caching import (
     HELDOUT,
     RETENTION,
@@ -152,7 +157,7 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
         cfg.references[role].made_flaw.check(len(tokenizer))
     context = provide.context_length(config)
     prepared, beside = (
-        prepare(data_config, tokenizer, context),
+        prepare_once(data_config, tokenizer, context, cache_dir() / "prepared", _said),
         read_benchmarks(cfg.eval.benchmarks, cfg.eval.retention, tokenizer, context),
     )
     for verified in (prepared.heldout_rows, *beside.benchmarks.values()):
@@ -172,6 +177,11 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     check_built(caches)
     optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
     return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside, test, wanted)
+
+
+def _said(text: str) -> None:
+    if is_rank_zero():
+        print(text)
 
 
 def _check_rows(cfg: RunConfig, prepared: Prepared) -> None:
@@ -226,14 +236,13 @@ def _epoch_plan(trainer: TrainerConfig, prepared: Prepared) -> EpochPlan:
 
 def _attention(cfg: RunConfig, prepared: Prepared) -> str:
     rows_read = prepared.rows or prepared.heldout
-    longest = max((sum(map(len, row)) if isinstance(row, tuple) else len(row) for row in rows_read), default=0)
     rows = cfg.trainer.batch_size
-    return attention(cfg.model.attention, on_gpu=cfg.trainer.on_gpu, rows=rows, longest=longest)
+    return attention(cfg.model.attention, on_gpu=cfg.trainer.on_gpu, rows=rows, longest=longest_row(rows_read))
 
 
 def _engine(cfg: RunConfig, prepared: Prepared, vocab_size: int) -> Engine:
     trainer = cfg.trainer
-    tokens = sum(example.labels for example in prepared.train) / max(1, len(prepared.rows))
+    tokens = sum(label_counts(prepared.train)) / max(1, len(prepared.rows))
     rows = _epoch_plan(trainer, prepared).rows_read(trainer.steps) / trainer.processes
     scored = tokens * rows * vocab_size  # by one process
     return choose(cfg.loss.compile, on_gpu=trainer.on_gpu, scored=scored)

@@ -61,6 +61,13 @@ class Several(Checked, Noise):
         return list(examples)
 
 
+def writes_tokens(noise: Noise) -> bool:
+    """Whether a noise may change tokens behind the chat template, beside the words before it."""
+    if isinstance(noise, Several):
+        return any(map(writes_tokens, noise.parts.values()))
+    return type(noise).tokens is not Noise.tokens
+
+
 def draws(kind: str, seed: int) -> random.Random:
     """A noise's own random numbers: kinds of noise draw apart from each other, whatever their seeds."""
     return random.Random(f"{kind} {seed}")

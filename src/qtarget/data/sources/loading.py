@@ -57,6 +57,18 @@ def loaded(source: Named, split: str) -> Table:
     return Typed(_asked(source, split, path=source.path, name=source.name, revision=source.revision))
 
 
+def is_local(source: Named) -> bool:
+    """Whether a data set is files of this machine, and none of the hub."""
+    return bool(source.files) or Path(source.path).expanduser().exists()
+
+
+def table_files(source: Named, split: str) -> list[Path]:
+    """Where `datasets` keeps a split of a data set of the hub. Raises QTargetError as `loaded` does."""
+    table = loaded(source, split)
+    assert isinstance(table, Typed)
+    return [Path(held["filename"]) for held in table.table.cache_files]
+
+
 def is_file_name(name: str) -> bool:
     """Whether a name is that of a file or folder, and none of a split: it has a slash, or the suffix of a data file."""
     return "/" in name or _has_suffix(name)

@@ -1,0 +1,246 @@
+"""Examples and demonstrations as Arrow files, mapped into memory: one is made anew whenever it is looked at.
+
+The files are Arrow's IPC streams, which `datasets.Dataset.from_file` opens too. They are written and read by pyarrow
+itself: importing `datasets` 5.2 takes 0.8 s of every start, and its rows are columns of a table, not examples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields as fields_of
+from functools import cached_property
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+
+from qtarget.data.example import Demonstration, Example
+from qtarget.data.sources.written import WrittenNumber
+
+COLUMN = "column."
+"""What the name of a data column begins with, so that none is taken for one of a table's own."""
+NUMBERS = {
+    "row": pa.int64(),
+    "of": pa.int64(),
+    "first_label": pa.int64(),
+    "tokens": pa.int32(),
+    "labels": pa.int32(),
+}
+"""One of each for an example; of: which of the rows that are kept it is of, from 0."""
+LISTS = {"input_ids": np.int32, "supervised": np.bool_, "weights": np.float64}
+"""One entry a token; no list of weights where an example has none."""
+BATCH_TOKENS = 1 << 18
+"""Tokens that are written at a time."""
+BATCH_ROWS = 1000
+"""Demonstrations that are written at a time."""
+
+
+# Examples
+
+
+class ExampleWriter:
+    """Writes examples in order. columns: the data columns that any of them may have."""
+
+    def __init__(self, sink: pa.NativeFile, columns: Iterable[str]) -> None:
+        self._columns = tuple(columns)
+        lists = LISTS | dict.fromkeys((COLUMN + name for name in self._columns), np.bool_)
+        listed = {name: pa.list_(pa.from_numpy_dtype(kind)) for name, kind in lists.items()}
+        self._schema = pa.schema(list((NUMBERS | listed).items()))
+        self._writer = pa.ipc.new_stream(sink, self._schema)
+        self._held: list[Example] = []
+        self._of: list[int] = []
+        self._tokens = 0
+
+    def add(self, example: Example, of: int) -> None:
+        self._held.append(example)
+        self._of.append(of)
+        self._tokens += len(example)
+        if self._tokens >= BATCH_TOKENS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        held = self._held
+        numbers: list[list[int]] = [
+            [example.row for example in held],
+            self._of,
+            [example.first_label for example in held],
+            [len(example) for example in held],
+            [example.labels for example in held],
+        ]
+        lists: list[list[Sequence[Any] | None]] = [
+            [example.input_ids for example in held],
+            [example.supervised for example in held],
+            [example.weights for example in held],
+            *([example.columns.get(name) for example in held] for name in self._columns),
+        ]
+        kinds = [*LISTS.values(), *(np.bool_ for _ in self._columns)]
+        arrays = [pa.array(values, kind) for values, kind in zip(numbers, NUMBERS.values(), strict=True)]
+        arrays += [_list_array(values, kind) for values, kind in zip(lists, kinds, strict=True)]
+        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._held, self._of, self._tokens = [], [], 0
+
+
+def _list_array(values: Sequence[Sequence[Any] | None], kind: Any) -> pa.ListArray:
+    """Lists of numbers of one kind, or of nothing."""
+    ends = list(accumulate((len(value or ()) for value in values), initial=0))
+    flat = np.fromiter(chain.from_iterable(value or () for value in values), kind, ends[-1])
+    missing = pa.array([value is None for value in values], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat), mask=missing)
+
+
+class StoredExamples(Sequence[Example]):
+    """The examples of files, one file after the other. Nothing of them is in memory but the pages that are read.
+
+    reader: what lives as long as somebody may look at them.
+    """
+
+    reader: object = None
+
+    def __init__(self, *paths: Path) -> None:
+        self._paths = paths
+        self._table = _mapped(*paths)
+        self._names = [name for name in self._table.column_names if name.startswith(COLUMN)]
+
+    def __reduce__(self) -> Any:
+        return StoredExamples, self._paths
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        at = range(len(self))[index]
+        columns = {name.removeprefix(COLUMN): self._list(name, at) for name in self._names}
+        return Example(
+            input_ids=self._list("input_ids", at) or [],
+            supervised=self._list("supervised", at) or [],
+            columns={name: column for name, column in columns.items() if column is not None},
+            row=self._table["row"][at].as_py(),
+            first_label=self._table["first_label"][at].as_py(),
+            weights=self._list("weights", at),
+        )
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each."""
+        return self._numbers("tokens")
+
+    @cached_property
+    def label_counts(self) -> list[int]:
+        """Labels of each."""
+        return self._numbers("labels")
+
+    @cached_property
+    def of(self) -> list[int]:
+        """Which row each is of."""
+        return self._numbers("of")
+
+    def _numbers(self, name: str) -> list[int]:
+        numbers: list[int] = self._table[name].to_numpy().tolist()
+        return numbers
+
+    def _list(self, name: str, at: int) -> list[Any] | None:
+        values = self._table[name][at].values
+        listed: list[Any] | None = None if values is None else values.to_numpy(zero_copy_only=False).tolist()
+        return listed
+
+
+@contextmanager
+def writing_examples(path: Path, columns: Iterable[str]) -> Iterator[ExampleWriter]:
+    with pa.OSFile(str(path), "wb") as sink:
+        writer = ExampleWriter(sink, columns)
+        yield writer
+        writer.close()
+
+
+def _mapped(*paths: Path) -> pa.Table:
+    return pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(path))).read_all() for path in paths])
+
+
+# Demonstrations
+
+
+class NotStorableError(Exception):
+    """A row holds a value of a kind that no file gives back as it was; says which."""
+
+
+def write_rows(path: Path, rows: Sequence[Demonstration]) -> None:
+    """Raises NotStorableError."""
+    schema = pa.schema([("row", pa.large_string())])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for start in range(0, len(rows), BATCH_ROWS):
+            texts = [_as_text(row) for row in rows[start : start + BATCH_ROWS]]
+            writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=schema))
+
+
+class StoredRows(Sequence[Demonstration]):
+    """The demonstrations of a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._texts = _mapped(path)["row"]
+
+    def __reduce__(self) -> Any:
+        return StoredRows, (self._path,)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, index: int) -> Demonstration: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Demonstration]: ...
+    def __getitem__(self, index: int | slice) -> Demonstration | list[Demonstration]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        return _of_text(self._texts[range(len(self))[index]].as_py())
+
+
+def _as_text(row: Demonstration) -> str:
+    return json.dumps({field.name: _plain(getattr(row, field.name)) for field in fields_of(row)})
+
+
+def _of_text(text: str) -> Demonstration:
+    return Demonstration(**{name: _given_back(value) for name, value in json.loads(text).items()})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON, from which `_given_back` makes the same again, types included. A list is a list, all else is named."""
+    kind = type(value)
+    if value is None or kind in (str, int, float, bool):
+        return value
+    if kind is list:
+        return [_plain(item) for item in value]
+    if kind is tuple:
+        return {"tuple": [_plain(item) for item in value]}
+    if kind is dict:
+        return {"dict": [[_plain(key), _plain(item)] for key, item in value.items()]}
+    if kind is WrittenNumber:
+        return {"number": value.written}
+    raise NotStorableError(f"a value of the kind {kind.__name__}")
+
+
+def _given_back(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_given_back(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, held),) = value.items()
+    if kind == "tuple":
+        return tuple(_given_back(item) for item in held)
+    if kind == "dict":
+        return {_given_back(key): _given_back(item) for key, item in held}
+    return WrittenNumber(held)
