@@ -20,7 +20,8 @@ from qtarget.data.encoding import EncodedRows, InMemory, Storage
 from qtarget.data.epochs import EpochPlan
 from qtarget.data.example import Demonstration, Example, columns_of_rows, lengths, roles
 from qtarget.data.limits import limited
-from qtarget.data.noise import Noise, NoNoise, writes_tokens
+from qtarget.data.noise import Noise, NoNoise
+from qtarget.data.noise.base import writes_tokens
 from qtarget.data.overlap import CONTAMINATIONS, apart
 from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.data_files import Files

@@ -1,7 +1,7 @@
 """Demonstrations made wrong on purpose, with the truth kept per token: one small file per kind of mistake."""
 
 from qtarget.data.noise.answers import SwappedDemonstration, WrongAnswer
-from qtarget.data.noise.base import Noise, NoNoise, Several, writes_tokens
+from qtarget.data.noise.base import Noise, NoNoise, Several
 from qtarget.data.noise.random_tokens import RandomToken
 from qtarget.data.noise.wording import ParaphraseStyle, SpuriousMarker, Truncated, Typo
 
@@ -16,5 +16,4 @@ __all__ = [
     "Truncated",
     "Typo",
     "WrongAnswer",
-    "writes_tokens",
 ]
