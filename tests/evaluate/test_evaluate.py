@@ -18,7 +18,7 @@ import torch
 import qtarget
 from qtarget.data.example import Demonstration
 from qtarget.evaluate import scores
-from qtarget.evaluate.generate import GREEDY, Sampling, generate, seed_of
+from qtarget.evaluate.generate import generate
 from qtarget.evaluate.prompting import answer_problems, without_thought
 from qtarget.evaluate.samples import (
     Sample,
@@ -28,6 +28,7 @@ from qtarget.evaluate.samples import (
     save_samples,
     values_of,
 )
+from qtarget.evaluate.sampling import GREEDY, Sampling, seed_of
 from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
 from qtarget.model.policy import Policy
 

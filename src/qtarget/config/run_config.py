@@ -18,7 +18,7 @@ from qtarget.config.names import LABELS, check_names, nodes
 from qtarget.config.part_checks import check_parts
 from qtarget.config.references import ReferenceConfig, read_references
 from qtarget.errors import QTargetError
-from qtarget.evaluate.generate import Sampling
+from qtarget.evaluate.sampling import Sampling
 from qtarget.model.provide import DTYPES
 from qtarget.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
 

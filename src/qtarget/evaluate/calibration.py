@@ -6,16 +6,20 @@ torchmetrics doesn't give, and it would keep the confidence of every token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qtarget.data.batch import Batch
 from qtarget.design import reliance, residual, weight
+from qtarget.evaluate.spreading import ALONE, Ranks
 from qtarget.math.loss import IGNORE, LossOutput, linear_loss
 from qtarget.math.target import Mixture
-from qtarget.measures import CONFIDENCE, HIT, MEASURES, Measure
+from qtarget.measures import CONFIDENCE, HIT, MEASURES
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
 
@@ -36,9 +40,11 @@ class Reliability:
 
     def update(self, confidence: Tensor, hit: Tensor) -> None:
         """Both [N]."""
-        bins = (confidence.double().cpu() * BINS).long().clamp_max(BINS - 1)
-        values = torch.stack([torch.ones_like(confidence), confidence, hit], dim=-1)
-        self._sums.index_add_(0, bins, values.double().cpu())
+        self.add(bin_sums(confidence, hit))
+
+    def add(self, sums: Tensor) -> None:
+        """What `bin_sums` makes of some tokens."""
+        self._sums += sums
 
     @property
     def error(self) -> float:
@@ -51,46 +57,82 @@ class Reliability:
         return [_bin(index, *sums) for index, sums in enumerate(self._sums.tolist())]
 
 
+def bin_sums(confidence: Tensor, hit: Tensor) -> Tensor:
+    """[N], [N] → tokens, Σ confidence, Σ hit of each bin [BINS, 3], float64, on the CPU."""
+    bins = (confidence.double().cpu() * BINS).long().clamp_max(BINS - 1)
+    values = torch.stack([torch.ones_like(confidence), confidence, hit], dim=-1).double().cpu()
+    return torch.zeros(BINS, 3, dtype=torch.float64).index_add_(0, bins, values)
+
+
 def _bin(index: int, tokens: float, confidence: float, hits: float) -> Bin:
     means = {"confidence": confidence / tokens, "accuracy": hits / tokens} if tokens else {}
     edges = {"low": index / BINS, "high": (index + 1) / BINS, "tokens": int(tokens)}
     return {**edges, "confidence": means.get("confidence"), "accuracy": means.get("accuracy")}
 
 
+@dataclass(frozen=True)
+class BatchSums:
+    """What one batch adds to the measures: little enough to be sent from rank to rank.
+
+    sums: over its tokens, by measure. nats: Σ −log p(y) of each example, row by row. bins: see `bin_sums`.
+    """
+
+    tokens: int
+    sums: Mapping[str, float]
+    nats: list[float]
+    bins: Tensor
+
+
 @torch.no_grad()
 def read(
-    policy: Policy, prior: Frozen | None, batches: Iterable[Batch], measures: Sequence[Measure] = ()
-) -> Iterator[tuple[Batch, LossOutput]]:
-    """Each batch with its usual measures, and these beside them. A batch's logits are never alive as a whole."""
-    for batch in (batch.to(policy.lm.device) for batch in batches):
-        references = {"prior": prior.exact(batch)} if prior else {}
-        hidden = policy(batch.input_ids, batch.position_ids)
-        yield batch, linear_loss(hidden, policy.head, batch.labels, PLAIN, references=references, measures=measures)
+    policy: Policy,
+    prior: Frozen | None,
+    batches: Sequence[Batch],
+    names: Sequence[str],
+    *,
+    ranks: Ranks = ALONE,
+    watch: Callable[[list[Batch]], Iterable[Batch]] = iter,
+) -> list[BatchSums]:
+    """Each batch by one of the ranks, in the order of the batches, so that sums are those of one rank to the last bit.
+
+    A batch's logits are never alive as a whole. watch: wraps this rank's batches. Collective.
+    """
+    own = []
+    for batch in watch(ranks.share(batches, in_step=True)):
+        moved = batch.to(policy.lm.device)
+        references = {"prior": prior.exact(moved)} if prior else {}
+        hidden, measures = policy(moved.input_ids, moved.position_ids), (CONFIDENCE, HIT)
+        out = linear_loss(hidden, policy.head, moved.labels, PLAIN, references=references, measures=measures)
+        own.append(_sums(moved, out, names))
+    return ranks.collected(own, len(batches))
 
 
-class ExampleNll:
-    """Σ −log p(y) of each example, in the order in which batches hold them; every row of a batch is one example."""
+def _sums(batch: Batch, out: LossOutput, names: Sequence[str]) -> BatchSums:
+    return BatchSums(
+        tokens=len(out.nll),
+        sums={name: float(out.of(name).sum()) for name in names},
+        nats=_example_nats(batch, out),
+        bins=bin_sums(out.of(CONFIDENCE.name), out.of(HIT.name)),
+    )
 
-    def __init__(self) -> None:
-        self.nats: list[float] = []
 
-    def update(self, batch: Batch, out: LossOutput) -> None:
-        of = (batch.labels != IGNORE).nonzero()[:, 0].cpu()  # out.nll [N] is in the order of positions, row by row
-        sums = torch.zeros(len(batch.labels), dtype=torch.float64)
-        self.nats += sums.index_add_(0, of, out.nll.double().cpu()).tolist()
+def _example_nats(batch: Batch, out: LossOutput) -> list[float]:
+    of = (batch.labels != IGNORE).nonzero()[:, 0].cpu()  # out.nll [N] is in the order of positions, row by row
+    sums = torch.zeros(len(batch.labels), dtype=torch.float64)
+    nats: list[float] = sums.index_add_(0, of, out.nll.double().cpu()).tolist()
+    return nats
 
 
 class Means:
-    """Means of measures over tokens; those that need a prior are left out where there is none."""
+    """Means of measures over the tokens of batches."""
 
-    def __init__(self, measures: Iterable[str]) -> None:
-        self._sums = dict.fromkeys(measures, 0.0)
+    def __init__(self, batches: Iterable[BatchSums]) -> None:
         self.tokens = 0
-
-    def update(self, out: LossOutput) -> None:
-        for name in self._sums:
-            self._sums[name] += float(out.of(name).sum())
-        self.tokens += len(out.nll)
+        self._sums: Counter[str] = Counter()
+        for batch in batches:
+            self.tokens += batch.tokens
+            for name, value in batch.sums.items():
+                self._sums[name] += value  # type: ignore[assignment]
 
     def __getitem__(self, name: str) -> float:
         return self._sums[name] / self.tokens
@@ -102,24 +144,27 @@ class Means:
 def token_metrics(
     policy: Policy,
     prior: Frozen | None,
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     reliability: Reliability | None = None,
-    by_example: ExampleNll | None = None,
+    nats: list[float] | None = None,
+    **how: Any,
 ) -> dict[str, float]:
     """Per supervised token, by name, measured the same way for every design:
 
     the means of `EVALUATED`, those that need a prior only with one: nll = mean −log p(y) in nats and kl_prior = mean
     KL(p‖π_0) in nats, what the policy now says, judged by the model it started from; perplexity = exp(nll); ece = the
-    calibration error of the likeliest token's probability. reliability: takes in what the curve is drawn from;
-    by_example: the nll of every example.
+    calibration error of the likeliest token's probability. reliability: takes in what the curve is drawn from; nats:
+    is given Σ −log p(y) of every example, in the order in which batches hold them. how: ranks and watch of `read`.
+    Collective.
     """
-    reliability, by_example = reliability or Reliability(), by_example or ExampleNll()
+    reliability = reliability or Reliability()
     names = [measure.name for measure in EVALUATED if prior or not measure.needs_prior]
-    means = Means(names)
-    for batch, out in read(policy, prior, batches, (CONFIDENCE, HIT)):
-        means.update(out)
-        by_example.update(batch, out)
-        reliability.update(out.of(CONFIDENCE.name), out.of(HIT.name))
+    sums = read(policy, prior, batches, names, **how)
+    for batch in sums:
+        reliability.add(batch.bins)
+        if nats is not None:
+            nats += batch.nats
+    means = Means(sums)
     if not means.tokens:
         return {}
     perplexity = float(torch.tensor(means["nll"], dtype=torch.float64).exp())
@@ -127,15 +172,13 @@ def token_metrics(
     return metrics | {name: means[name] for name in names}
 
 
-def retention_metrics(policy: Policy, prior: Frozen | None, batches: Iterable[Batch]) -> dict[str, float]:
+def retention_metrics(policy: Policy, prior: Frozen | None, batches: Sequence[Batch], **how: Any) -> dict[str, float]:
     """Nats per supervised token of text that wasn't trained on, by name:
 
     nll = mean −log p(y); with a prior also kl_prior = mean KL(p‖π_0), and nll_drift = mean log π_0(y) − log p(y), which
-    is positive where the text has been forgotten.
+    is positive where the text has been forgotten. how: ranks and watch of `read`. Collective.
     """
-    means = Means(("nll", "kl_prior", "prior_nll") if prior else ("nll",))
-    for _, out in read(policy, prior, batches):
-        means.update(out)
+    means = Means(read(policy, prior, batches, ("nll", "kl_prior", "prior_nll") if prior else ("nll",), **how))
     if not means.tokens:
         return {}
     metrics = {"nll": means["nll"]}

@@ -1,71 +1,39 @@
-"""Batched generation: the likeliest answer, or several drawn ones, the same however prompts are batched."""
+"""Answers to prompts: the likeliest, or several drawn ones, the same however prompts are batched.
+
+Rows leave and join a batch while it is written (`qtarget.evaluate.refill`) where the model's cache allows it;
+else transformers' generate writes batch after batch, each until its longest answer has ended.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import GenerationConfig
 
-from qtarget import checks
-from qtarget.errors import QTargetError
+from qtarget.evaluate.refill import Refill, why_not_refilled
+from qtarget.evaluate.requests import Answers, AnswerTask, GeneratedAnswer, Prompts, Request, left_padded
+from qtarget.evaluate.sampling import GREEDY, Sampling, processors
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import is_sharded
+from qtarget.parallel import all_reduce_max
 
-Request = tuple[int, int]
-"""(which prompt, which of its samples)."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How answers are chosen: `samples` of each prompt, drawn from softmax(z/temperature) cut to its top_p.
-
-    temperature 0: the likeliest token at each step. top_p in (0, 1]: the fewest likeliest tokens that hold so much
-    probability. seed: with a prompt's tokens and a sample's number it fixes every draw, see `seed_of`.
-    """
-
-    samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        checks.whole("eval.samples", self.samples, 1)
-        checks.number("eval.temperature", self.temperature, 0)
-        checks.number("eval.top_p", self.top_p, 0, 1)
-        checks.whole("eval.seed", self.seed, 0)
-        if self.top_p == 0:
-            raise QTargetError("eval.top_p must lie in (0, 1], got 0: for the likeliest token set eval.temperature=0")
-        if self.temperature == 0 and (self.samples > 1 or self.top_p < 1):
-            raise QTargetError(
-                f"eval.samples={self.samples} eval.top_p={self.top_p} draws answers, and eval.temperature=0 takes the "
-                "likeliest one: set eval.temperature=1, or leave samples and top_p at 1"
-            )
+REFILLED = "refilled batches"
 
 
-GREEDY = Sampling()
-
-
-@dataclass(frozen=True)
-class GeneratedAnswer:
-    """An answer's tokens up to its end, and whether it came to one: False where the limit cut it off."""
-
-    ids: list[int]
-    ended: bool
+def way_of_writing(policy: Policy) -> str:
+    """In words, with the reason where batches aren't refilled."""
+    reason = why_not_refilled(policy)
+    return REFILLED if reason is None else f"whole batches, each until its longest answer has ended: {reason}"
 
 
 @torch.no_grad()
 def generate(
     policy: Policy,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     *,
     ends: Sequence[int],
     pad: int,
@@ -73,6 +41,7 @@ def generate(
     batch: int,
     sampling: Sampling = GREEDY,
     watch: Callable[[list[Any]], Iterable[Any]] = iter,
+    refilled: bool | None = None,
 ) -> list[list[GeneratedAnswer]]:
     """Answers to each prompt (token ids), up to one of `ends`: `sampling.samples` each, in the order of the prompts.
 
@@ -80,85 +49,62 @@ def generate(
     neither order nor batch, but for what a batch's shape rounds: nothing that matters in fp32, in bf16 now and then a
     token whose rival is as likely. Rows that pad the vocabulary are never written.
     policy: in eval mode; its checkpoint's own generation settings (repetition penalties and the like) are left aside.
-    batch: answers written at a time. watch: wraps the batches, to show how far they are.
+    batch: answers written at a time. watch: wraps the answers to come, to show how far they are. refilled: whether
+    rows leave and join a batch that is being written; None: where `why_not_refilled` has no reason against it.
+    Collective where the policy is sharded: ranks may have different prompts, or none.
     """
-    settings = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=pad, bos_token_id=None
-    )
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    requests: list[Request] = [(prompt, sample) for prompt in by_length for sample in range(sampling.samples)]
-    answers: dict[Request, GeneratedAnswer] = {}
-    for part in watch([requests[start : start + batch] for start in range(0, len(requests), batch)]):
-        batch_prompts = [prompts[prompt] for prompt, _ in part]
-        seeds = [seed_of(sampling.seed, prompts[prompt], sample) for prompt, sample in part]
-        rows = _continued(policy, batch_prompts, pad, settings, _processors(policy, sampling, seeds))
-        answers |= {request: _up_to_end(row, ends) for request, row in zip(part, rows, strict=True)}
+    task = AnswerTask(prompts, tuple(ends), pad, new_tokens, batch, sampling)
+    if refilled is None:
+        refilled = why_not_refilled(policy) is None
+    answers: Answers = {}
+    progress = iter(watch(task.requests))
+    for request, answer in Refill(policy, task).answers() if refilled else whole_batches(policy, task):
+        answers[request] = answer
+        next(progress, None)
+    next(progress, None)
     return [[answers[prompt, sample] for sample in range(sampling.samples)] for prompt in range(len(prompts))]
 
 
-def seed_of(seed: int, prompt: Sequence[int], sample: int) -> int:
-    """Of one answer's draws, from the run's seed, the prompt's tokens and the sample's number: below 2⁶³.
-
-    Runs that are compared draw with the same numbers, so that like policies give like answers.
-    """
-    text = json.dumps([seed, sample, list(prompt)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-class GumbelNoise(LogitsProcessor):
-    """Makes the likeliest token a drawn one: argmax_v (z_v + G_v) has the distribution softmax(z).
-
-    G_v = −log(−log U_v) with U_v uniform, from a generator for each row. (Of transformers' own sampling all rows share
-    one generator, and an answer changes with its neighbours.)
-    """
-
-    def __init__(self, seeds: Sequence[int], vocab_size: int, device: torch.device) -> None:
-        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        self.vocab_size = vocab_size
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        width = min(self.vocab_size, scores.shape[1])
-        uniform = scores.new_empty(len(scores), width)
-        for row, generator in zip(uniform, self.generators, strict=True):
-            row.uniform_(generator=generator)
-        noisy = scores.clone()
-        noisy[:, :width] -= uniform.log_().neg_().log_()
-        return noisy
+def whole_batches(policy: Policy, task: AnswerTask) -> Iterator[tuple[Request, GeneratedAnswer]]:
+    """By transformers' generate: a batch is over when its longest answer is."""
+    settings = GenerationConfig(
+        max_new_tokens=task.new_tokens,
+        do_sample=False,
+        eos_token_id=list(task.ends),
+        pad_token_id=task.pad,
+        bos_token_id=None,
+    )
+    requests = task.requests
+    parts = [requests[start : start + task.batch] for start in range(0, len(requests), task.batch)]
+    for part in parts + [[]] * (_rounds(policy, len(parts)) - len(parts)):
+        rows = _continued(policy, task, part, settings)
+        for request, row in zip(part, rows, strict=bool(part)):
+            yield request, _up_to_end(row, task.ends)
 
 
-class TrueVocabulary(LogitsProcessor):
-    """Rows from `vocab_size` on pad the output layer and are no tokens."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        masked = scores.clone()
-        masked[:, self.vocab_size :] = -torch.inf
-        return masked
-
-
-def _processors(policy: Policy, sampling: Sampling, seeds: Sequence[int]) -> LogitsProcessorList:
-    processors = LogitsProcessorList([TrueVocabulary(policy.vocab_size)])
-    if sampling.temperature:
-        processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
-        if sampling.top_p < 1:
-            processors.append(TopPLogitsWarper(float(sampling.top_p)))
-        processors.append(GumbelNoise(seeds, policy.vocab_size, policy.lm.device))
-    return processors
+def _rounds(policy: Policy, batches: int) -> int:
+    """Batches that every rank takes part in: as many as the one with most has, where the weights are shards."""
+    if not is_sharded(policy):
+        return batches
+    return int(all_reduce_max(torch.tensor([batches], device=policy.lm.device)))
 
 
 def _continued(
-    policy: Policy, prompts: Sequence[Sequence[int]], pad: int, settings: GenerationConfig, processors: Any
+    policy: Policy, task: AnswerTask, part: Sequence[Request], settings: GenerationConfig
 ) -> list[list[int]]:
-    """What one batch writes behind its prompts, padded where a row has ended before the others."""
-    input_ids, mask = _left_padded(prompts, pad, policy.lm.device)
+    """What one batch writes behind its prompts, padded where a row has ended before the others.
+
+    Where the rank has no batch left, a prompt of one token is answered along with those of other ranks.
+    """
+    prompts = [task.prompts[prompt] for prompt, _ in part] or [[task.pad]]
+    generators = [task.generator(request, policy.lm.device) for request in part] or [torch.Generator(policy.lm.device)]
+    input_ids, mask = left_padded(prompts, task.pad, policy.lm.device)
     with _generation_settings(policy.lm, settings):
         written = policy.generate(
             input_ids=input_ids,
             attention_mask=mask,
             generation_config=settings,
-            logits_processor=processors,
+            logits_processor=processors(task.sampling, policy.vocab_size, generators),
             synced_gpus=is_sharded(policy),
         )
     rows: list[list[int]] = written[:, input_ids.shape[1] :].tolist()
@@ -178,13 +124,3 @@ def _generation_settings(lm: Any, settings: GenerationConfig) -> Iterator[None]:
         yield
     finally:
         lm.generation_config = own
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, prompts))
-    input_ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    return input_ids.to(device), mask.to(device)

@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Demonstration, Example
-from qtarget.evaluate.calibration import Bin, ExampleNll, Reliability, retention_metrics, token_metrics
-from qtarget.evaluate.generate import GREEDY, Sampling
+from qtarget.evaluate.calibration import Bin, Reliability, retention_metrics, token_metrics
+from qtarget.evaluate.generate import way_of_writing
 from qtarget.evaluate.prompting import answer_problems
 from qtarget.evaluate.row_losses import RowLoss, RowText, described_rows, row_metrics
 from qtarget.evaluate.samples import HELDOUT, Sample, answer_metrics
+from qtarget.evaluate.sampling import GREEDY, Sampling
+from qtarget.evaluate.spreading import Ranks, all_ranks
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
 from qtarget.parallel import is_rank_zero
@@ -44,6 +46,18 @@ class Evaluation:
     def named(self, prefix: str) -> dict[str, float]:
         """The metrics, those of the held-out rows as prefix/NAME."""
         return {name if "/" in name else f"{prefix}/{name}": value for name, value in self.metrics.items()}
+
+
+@dataclass(frozen=True)
+class How:
+    """The ranks that an evaluation is spread over, and what shows how far it is."""
+
+    ranks: Ranks
+    watch: Callable[..., Any]
+
+    def of(self, title: str) -> dict[str, Any]:
+        """The arguments of one part of it."""
+        return {"ranks": self.ranks, "watch": partial(self.watch, title=title)}
 
 
 @dataclass(frozen=True)
@@ -74,33 +88,38 @@ class Evaluator:
 
     def __call__(self, policy: Policy, limit: int | None = None, *, closing: bool = True) -> Evaluation:
         """limit: only the first so many held-out rows, in place of those of `test`. closing=False: without benchmarks,
-        a look during training.
+        a look during training. Every rank gets the whole evaluation, of which it has done its share. Collective.
         """
         was_training = policy.training
         policy.eval()
         try:
-            with torch.no_grad(), self.autocast():
-                return self._evaluated(policy, limit, partial(_with_progress, hidden=not closing), closing)
+            with torch.no_grad(), self.autocast(), all_ranks() as ranks:
+                return self._evaluated(policy, limit, How(ranks, partial(_with_progress, hidden=not closing)), closing)
         finally:
             policy.train(was_training)
 
-    def _evaluated(self, policy: Policy, limit: int | None, watch: Callable[..., Any], closing: bool) -> Evaluation:
+    def answering(self, policy: Policy) -> dict[str, str]:
+        """{"answers": how they are written}, for the record; {} where nothing is asked."""
+        asked = [*self.rows, *(row for rows in self.benchmarks.values() for row in rows)]
+        return {"answers": way_of_writing(policy)} if any(row.entry is not None for row in asked) else {}
+
+    def _evaluated(self, policy: Policy, limit: int | None, how: How, closing: bool) -> Evaluation:
         reliability = Reliability()
         indices = range(len(self.rows))[:limit] if self.test is None or limit is not None else self.test
-        metrics, row_losses = self._read(policy, indices, reliability, watch)
-        outside = watch(self._batches(self.retention), title="retention")
-        retained = retention_metrics(policy, self.retention_prior, outside)
+        metrics, row_losses = self._read(policy, indices, reliability, how)
+        outside = self._batches(self.retention)
+        retained = retention_metrics(policy, self.retention_prior, outside, **how.of("retention"))
         metrics |= {f"retention/{name}": value for name, value in retained.items()}
-        samples = list(self._answers(policy, HELDOUT, [self.rows[index] for index in indices], watch))
+        samples = list(self._answers(policy, HELDOUT, [self.rows[index] for index in indices], how))
         metrics |= answer_metrics(samples)
         for name, problems in self.benchmarks.items() if closing else ():
-            answers = list(self._answers(policy, name, problems, watch))
+            answers = list(self._answers(policy, name, problems, how))
             metrics |= {f"{name}/{metric}": value for metric, value in answer_metrics(answers).items()}
             samples += answers
         return Evaluation(metrics, samples, reliability.bins(), row_losses)
 
     def _read(
-        self, policy: Policy, indices: Sequence[int], reliability: Reliability, watch: Callable[..., Any]
+        self, policy: Policy, indices: Sequence[int], reliability: Reliability, how: How
     ) -> tuple[dict[str, float], list[RowLoss]]:
         """What demonstrations of the held-out rows at `places` say, per token and row by row."""
         nats = dict.fromkeys(indices, 0.0)
@@ -110,10 +129,9 @@ class Evaluator:
             if index in nats
         ]
         chosen.sort(key=lambda pair: len(pair[0]))  # the order of the batches
-        heldout = watch(self._batches([example for example, _ in chosen]), title="held-out nll")
-        by_example = ExampleNll()
-        metrics = token_metrics(policy, self.prior, heldout, reliability, by_example)
-        for (_, index), nll in zip(chosen, by_example.nats, strict=True):
+        heldout, by_example = self._batches([example for example, _ in chosen]), list[float]()
+        metrics = token_metrics(policy, self.prior, heldout, reliability, by_example, **how.of("held-out nll"))
+        for (_, index), nll in zip(chosen, by_example, strict=True):
             nats[index] += nll
         losses = [RowLoss(**asdict(self._row_texts[index]), nll=nll) for index, nll in nats.items()]
         return metrics | row_metrics(losses), losses
@@ -132,9 +150,7 @@ class Evaluator:
         starts = range(0, len(by_length), self.batch_size)
         return [collate(by_length[start : start + self.batch_size]) for start in starts]
 
-    def _answers(
-        self, policy: Policy, source: str, rows: Sequence[Demonstration], watch: Callable[..., Any]
-    ) -> Iterator[Sample]:
+    def _answers(self, policy: Policy, source: str, rows: Sequence[Demonstration], how: How) -> Iterator[Sample]:
         problems = [row for row in rows if row.entry is not None]
         if problems:
             yield from answer_problems(
@@ -145,7 +161,7 @@ class Evaluator:
                 batch=self.batch_size,
                 sampling=self.sampling,
                 source=source,
-                watch=partial(watch, title=f"{source} answers"),
+                **how.of(f"{source} answers"),
             )
 
 

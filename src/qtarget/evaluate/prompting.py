@@ -11,8 +11,11 @@ from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration
 from qtarget.data.verify import judge
 from qtarget.data.verify.verdict import after_thought, opens_thought
-from qtarget.evaluate.generate import GREEDY, GeneratedAnswer, Sampling, generate
+from qtarget.evaluate.generate import generate
+from qtarget.evaluate.requests import GeneratedAnswer
 from qtarget.evaluate.samples import HELDOUT, Sample
+from qtarget.evaluate.sampling import GREEDY, Sampling
+from qtarget.evaluate.spreading import ALONE, Ranks
 from qtarget.model.policy import Policy
 
 
@@ -25,14 +28,20 @@ def answer_problems(
     batch: int,
     sampling: Sampling = GREEDY,
     source: str = HELDOUT,
+    ranks: Ranks = ALONE,
     watch: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> list[Sample]:
-    """Answers to verifiable problems, each judged by its own verifier; the samples of a prompt stand together."""
+    """Answers to verifiable problems, each judged by its own verifier; the samples of a prompt stand together.
+
+    Every rank answers and judges its share of the problems, and gets the samples of all. Collective.
+    """
     chat = ChatFormat(tokenizer)
     prompts = [chat.prompt_ids(row.prompt, row.tools) for row in rows]
+    by_length = sorted(range(len(rows)), key=lambda index: len(prompts[index]))  # so that shares take as long
+    own = ranks.share(by_length)
     written = generate(
         policy,
-        prompts,
+        [prompts[index] for index in own],
         ends=sorted(chat.ends),
         pad=int(tokenizer.pad_token_id),
         new_tokens=new_tokens,
@@ -40,6 +49,21 @@ def answer_problems(
         sampling=sampling,
         watch=watch,
     )
+    judged = [
+        _judged_answers(tokenizer, rows[index], prompts[index], answers, source)
+        for index, answers in zip(own, written, strict=True)
+    ]
+    by_row = dict(zip(by_length, ranks.collected(judged, len(rows)), strict=True))
+    return [sample for index in range(len(rows)) for sample in by_row[index]]
+
+
+def _judged_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Demonstration,
+    prompt: Sequence[int],
+    answers: Sequence[GeneratedAnswer],
+    source: str,
+) -> list[Sample]:
     return [
         _judged(
             row,
@@ -49,7 +73,6 @@ def answer_problems(
             source=source,
             sample=number,
         )
-        for row, prompt, answers in zip(rows, prompts, written, strict=True)
         for number, written in enumerate(answers)
     ]
 

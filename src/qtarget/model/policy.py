@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -74,6 +75,24 @@ class Policy(nn.Module):
         """transformers' generate. A method of the policy's own, because a sharded one has to be gathered around it."""
         written: Tensor = self.lm.generate(**settings)
         return written
+
+    def next_scores(self, **inputs: Any) -> Tensor:
+        """transformers' forward with a cache: logits [n, V] of the token after the last.
+
+        A method for the same reason.
+        """
+        only_last = {"logits_to_keep": 1} if self._can_keep_last else {}
+        scores: Tensor = self.lm(**inputs, use_cache=True, return_dict=True, **only_last).logits[:, -1]
+        return scores
+
+    @cached_property
+    def _can_keep_last(self) -> bool:
+        return "logits_to_keep" in signature(self.base.forward).parameters
+
+    @property
+    def base(self) -> Any:
+        """The model of transformers, without an adapter's wrapper."""
+        return self.lm.get_base_model() if self.has_adapter else self.lm
 
     @property
     def head(self) -> Head:

@@ -37,7 +37,8 @@ def shard(policy: Policy, mesh: DeviceMesh, *, offload: bool = False) -> None:
     for layer in decoder_layers(policy):
         fully_shard(layer, mesh=mesh, offload_policy=kept)
     fully_shard(policy, mesh=mesh, reshard_after_forward=False, offload_policy=kept)
-    register_fsdp_forward_method(policy, "generate")
+    for method in ("generate", "next_scores"):
+        register_fsdp_forward_method(policy, method)
 
 
 def all_ranks(device_type: str) -> DeviceMesh:

@@ -25,7 +25,7 @@ from qtarget.evaluate.samples import FILE, save_samples
 from qtarget.record.record import Record, stored_result
 from qtarget.record.trackers import NoTracker
 from qtarget.run import build
-from qtarget.run.fit import prepare_process
+from qtarget.run.fit import note_answering, prepare_process
 from qtarget.run.plan import Plan, make_plan
 from qtarget.run.stored_config import NO_NOISE, check_not_trained_on, run_folder, trained_config
 from qtarget.run.train import load_finished, lock_folder
@@ -134,7 +134,9 @@ def _judged(cfg: RunConfig, record: Record) -> dict[str, float]:
     print(judged_in_words(plan))
     policy, frozen = build.load_models(plan)
     device = torch.device("cuda" if cfg.trainer.on_gpu else "cpu")
-    evaluation = build.evaluator(plan, frozen, device)(policy.to(device))
+    evaluator = build.evaluator(plan, frozen, device)
+    note_answering(evaluator, policy, record, cfg.name or FOLDER)
+    evaluation = evaluator(policy.to(device))
     record.note(calibration=evaluation.calibration)
     save_samples(record.folder, evaluation.samples)
     save_row_losses(record.folder, evaluation.row_losses)

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from qtarget.config.run_config import RunConfig, TrainerConfig
 from qtarget.data.batch import Collate
 from qtarget.data.module import SFTData
+from qtarget.evaluate.generate import REFILLED
 from qtarget.evaluate.heldout import Evaluation, Evaluator
 from qtarget.evaluate.row_losses import save_row_losses
 from qtarget.evaluate.samples import save_samples
@@ -80,6 +81,7 @@ def _run_plan(plan: Plan, record: Record | NullRecord, resume: ResumeCallback, t
     shown = [ShowProgress(title, measured)] if is_rank_zero() else []
     trainer = make_trainer(cfg, [meter, StepLogger(log, cfg.trainer.log_every), *shown, resume])
     evaluator = build.evaluator(plan, frozen, trainer.strategy.root_device)
+    note_answering(evaluator, policy, record, title)
     trainer.callbacks.append(_periodic_evaluation(cfg, evaluator, module, record, log))  # type: ignore[attr-defined]
     with resume.save_when_stopped():
         if cfg.trainer.max_steps:
@@ -101,6 +103,14 @@ def _run_plan(plan: Plan, record: Record | NullRecord, resume: ResumeCallback, t
         record.checkpoint(record.folder / CHECKPOINT)
     trained = module.whole_run.compute() | module.whole_detection.compute()
     return {**evaluation.named("test"), **trained, **meter.metrics()}
+
+
+def note_answering(evaluator: Evaluator, policy: Policy, record: Record | NullRecord, title: str) -> None:
+    """How answers are written is in the record; what slows them down is printed, too."""
+    noted = evaluator.answering(policy)
+    record.note(**noted)
+    if is_rank_zero() and noted.get("answers", REFILLED) != REFILLED:
+        print(f"{title}: answers in {noted['answers']}")
 
 
 def _fit_counting_graphs(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord) -> None:
