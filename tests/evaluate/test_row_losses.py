@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
-from scipy.stats import bootstrap
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from training import other_policy
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration, Example
 from qtarget.errors import QTargetError
+from qtarget.evaluate import scores
 from qtarget.evaluate.heldout import Evaluator
+from qtarget.evaluate.ratios import Ratios, ratio_over_seeds
 from qtarget.evaluate.row_losses import (
     RowLoss,
     by_row,
@@ -28,7 +30,6 @@ from qtarget.evaluate.row_losses import (
     save_row_losses,
     supervised_bytes,
 )
-from qtarget.evaluate.scores import Ratios, ratio_over_seeds
 from qtarget.model.builtin import tiny_tokenizer
 
 REPLIES = ("Grüße, 7 € bitte.", "no", "漢字 and a longer reply, so that rows differ in length")
@@ -189,33 +190,72 @@ def test_row_losses_are_read_as_they_were_written(tmp_path: Path) -> None:
 # Intervals
 
 
-def test_one_seeds_interval_is_scipys_bootstrap_of_a_ratio() -> None:
+def test_one_seeds_interval_is_that_of_a_studentised_bootstrap() -> None:
+    """Done once more by hand: rows drawn one by one, the spread of each draw that of its influences."""
     generator = np.random.default_rng(3)
     sizes = generator.integers(1, 40, 60).astype(float)
     totals = sizes * generator.gamma(2.0, 0.5, 60)
     found = ratio_over_seeds(Ratios(totals[None], sizes[None]))
 
-    def ratio(a: Any, b: Any, axis: int) -> Any:
-        return a.sum(axis) / b.sum(axis)
+    def mean_and_error(rows: Any) -> tuple[float, float]:
+        ratio = totals[rows].sum() / sizes[rows].sum()
+        influence = (totals[rows] - ratio * sizes[rows]) / sizes[rows].mean()
+        return ratio, influence.std() / math.sqrt(len(rows))
 
-    expected = bootstrap((totals, sizes), ratio, paired=True, vectorized=True, n_resamples=20_000, rng=0)
+    mean, error = mean_and_error(np.arange(60))
+    draws = [mean_and_error(generator.integers(0, 60, 60)) for _ in range(10_000)]
+    low, high = np.quantile([(one - mean) / own for one, own in draws], [0.025, 0.975])
     assert found is not None
     assert found.mean == pytest.approx(totals.sum() / sizes.sum())
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval), rel=0.03)
+    assert (mean - found.low, found.high - mean) == pytest.approx((high * error, -low * error), rel=0.1)
+    assert found.high - mean > mean - found.low  # rows of great loss may have been missed, those of none were not
 
 
-@pytest.mark.parametrize("seeds", [1, 6])
-def test_intervals_of_a_ratio_cover_the_truth(seeds: int) -> None:
-    """Tokens of a row are alike, rows and seeds vary: the truth is the ratio of expectations, 1."""
-    generator, covered, repeats = np.random.default_rng(0), 0, 150
+def skewed(seeds: int, generator: np.random.Generator) -> Ratios:
+    """60 rows whose losses are lognormal, as rows' are; the truth, over rows and seeds, is 1."""
+    size = np.exp(generator.normal(3, 0.5, 60)).round() + 1
+    level = [
+        np.exp(sigma * generator.normal(size=shape) - sigma**2 / 2)
+        for sigma, shape in ((0.8, 60), (0.2, (seeds, 60)), (0.1 * (seeds > 1), (seeds, 1)))
+    ]
+    return Ratios(level[0] * level[1] * level[2] * size, np.tile(size, (seeds, 1)))
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_intervals_of_skewed_losses_cover_the_truth_19_times_in_20(seeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Percentiles of a bootstrap cover it 0.89, 0.91 and 0.93 times."""
+    monkeypatch.setattr(scores, "RESAMPLES", 400)
+    generator, covered, repeats = np.random.default_rng(0), 0, 400
     for repeat in range(repeats):
-        sizes = np.tile(generator.integers(1, 30, (1, 80)).astype(float), (seeds, 1))
-        level = 1 + 0.3 * generator.standard_normal((1, 80)) + 0.1 * generator.standard_normal((seeds, 80))
-        level = level + (0.05 * generator.standard_normal((seeds, 1)) if seeds > 1 else 0.0)
-        found = ratio_over_seeds(Ratios(sizes * level, sizes), seed=repeat)
+        found = ratio_over_seeds(skewed(seeds, generator), seed=repeat)
         assert found is not None
         covered += found.low <= 1 <= found.high
-    assert 0.88 <= covered / repeats <= 1
+    assert 0.92 <= covered / repeats <= 0.975
+
+
+@pytest.mark.parametrize("rows", [2, 9])
+def test_few_rows_have_students_interval(rows: int) -> None:
+    level = np.random.default_rng(1).gamma(2.0, 1.0, rows)
+    found = ratio_over_seeds(Ratios(level[None], np.ones((1, rows))))
+    assert found is not None
+    ends = scipy.stats.t.interval(0.95, rows - 1, level.mean(), scipy.stats.sem(level))
+    assert (found.low, found.high) == pytest.approx(ends)
+
+
+def test_rows_of_which_one_alone_differs_have_an_interval_of_numbers() -> None:
+    """A draw without that row has no spread to divide by."""
+    found = ratio_over_seeds(Ratios(np.eye(1, 40), np.ones((1, 40))))
+    assert found is not None
+    assert -0.1 < found.low < 0 < found.mean < found.high < 0.1
+
+
+def test_seeds_that_scatter_are_students_and_rows_alone_have_no_say() -> None:
+    """All rows of a seed are alike: five seeds are five values, whatever the rows."""
+    each = np.array([1.0, 1.2, 0.9, 1.1, 1.05])
+    found = ratio_over_seeds(Ratios(np.tile(each[:, None], (1, 40)), np.ones((5, 40))))
+    assert found is not None
+    ends = scipy.stats.t.interval(0.95, 4, each.mean(), scipy.stats.sem(each))
+    assert (found.low, found.high) == pytest.approx(ends)
 
 
 def test_differences_take_the_luck_of_the_rows_out() -> None:

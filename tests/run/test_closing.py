@@ -6,10 +6,13 @@ import io
 from pathlib import Path
 
 import pytest
+import scipy.stats
 from rich.console import Console
 
+from qtarget.evaluate.row_losses import RowLoss, save_row_losses
 from qtarget.progress import Progress
 from qtarget.run.closing import closing_line
+from qtarget.run.evaluate import _show
 from qtarget.train.callbacks import LastMetrics, Meter
 
 
@@ -76,3 +79,20 @@ def test_the_closing_line_has_metrics_time_and_bytes(tmp_path: Path) -> None:
     assert closing_line({"name": "a", "seconds": 2.0, "metrics": {}}, tmp_path / "none").endswith(
         f"finished in 2 s; wrote 0 bytes to {tmp_path / 'none'}"
     )
+
+
+def test_an_nll_has_the_interval_over_the_rows_that_were_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the closing line and in the table of an evaluation; a metric of answers has the one that was recorded."""
+    losses = [RowLoss(f"row {row}", row, nats, 2, 5) for row, nats in enumerate((1.0, 2.0, 3.0, 2.5, 1.5))]
+    save_row_losses(tmp_path, losses)
+    low, high = scipy.stats.t.interval(0.95, 4, 1.0, scipy.stats.sem([loss.nll / 2 for loss in losses]))
+    metrics = {"test/nll": 1.0, "test/accuracy": 0.5, "test/accuracy_low": 0.25, "test/accuracy_high": 0.75}
+    within = f"[{low:.4g}, {high:.4g}]"
+    line = closing_line({"name": "sft", "metrics": metrics, "seconds": 1.0}, tmp_path)
+    assert f"accuracy 0.5 [0.25, 0.75], nll 1 {within}" in line
+    _show("sft", metrics, tmp_path)
+    shown = capsys.readouterr().out
+    assert within in shown
+    assert "[0.25, 0.75]" in shown

@@ -102,8 +102,10 @@ class Grouped:
     @property
     def note(self) -> str:
         """What the intervals cover, why some are missing, and how the groups were chosen."""
-        unit, whole = self.unit, ", each with all of its tokens," if is_of_rows(self.metric) else ""
-        text = f"Intervals resample held-out {unit}s{whole} and seeds together; with few seeds their share is coarse."
+        unit = self.unit
+        text = "Intervals resample held-out problems and seeds together; with few seeds their share is coarse."
+        if is_of_rows(self.metric):
+            text = "Intervals are over held-out rows, each with all of its tokens, and over seeds: two make them wide."
         if not self.has_intervals:
             text = f"No intervals: this metric has no value for each {unit}, or they were not kept."
         elif not all(row.interval for row in self.rows):

@@ -10,19 +10,11 @@ from typing import Any
 import numpy as np
 
 from qtarget.errors import QTargetError
+from qtarget.evaluate.ratios import Ratios, ratio_difference, ratio_over_seeds
 from qtarget.evaluate.row_losses import FILE as ROWS_FILE
 from qtarget.evaluate.row_losses import SIZES, by_row, read_row_losses
 from qtarget.evaluate.samples import FILE, HELDOUT, Sample, by_problem, read_samples
-from qtarget.evaluate.scores import (
-    PairedDifference,
-    Ratios,
-    Score,
-    difference_over_seeds,
-    holm,
-    over_seeds,
-    ratio_difference,
-    ratio_over_seeds,
-)
+from qtarget.evaluate.scores import PairedDifference, Score, difference_over_seeds, holm, over_seeds
 from qtarget.record.runs import Run, check_metric, differing_but_seeds, finished
 
 MOST_PROBLEMS = 12
@@ -220,7 +212,7 @@ def _shared(runs: Sequence[Measured]) -> Ratios | None:
 def _measured(run: Run, metric: str) -> Measured:
     source, _, name = metric.rpartition("/")
     if is_of_rows(metric):
-        return _of_rows(run, name)
+        return _of_rows(run.folder, name)
     wanted = HELDOUT if source == HELDOUT_METRICS else source
     samples = [sample for sample in kept_samples(run) if sample.source == wanted]
     try:
@@ -229,9 +221,15 @@ def _measured(run: Run, metric: str) -> Measured:
         return {}
 
 
-def _of_rows(run: Run, name: str) -> Measured:
+def kept_interval(folder: Path, metric: str) -> Score | None:
+    """Of a run by itself, over the held-out rows whose nll it has kept; None of a metric that is not of rows."""
+    rows = _shared([_of_rows(folder, metric.rpartition("/")[2])]) if is_of_rows(metric) else None
+    return ratio_over_seeds(rows) if rows else None
+
+
+def _of_rows(folder: Path, name: str) -> Measured:
     """Of the held-out rows that have something of what the metric is divided by; none where one is not finite."""
-    path = run.folder / ROWS_FILE
+    path = folder / ROWS_FILE
     try:
         rows = by_row(read_row_losses(path), name) if path.is_file() else {}
     except QTargetError:

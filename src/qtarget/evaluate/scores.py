@@ -5,13 +5,13 @@ bias-corrected and accelerated bootstrap over prompts (Efron 1987). Where all pr
 has nothing to vary, and the interval is how far prompts as rare as to have stayed unseen could move the mean.
 
 Bootstrap, permutation test and Wilson's interval are scipy's. Kept here: the bootstrap over seeds and prompts at once,
-which scipy doesn't have.
+which scipy doesn't have. ratios.py has intervals of metrics that are a sum by a sum.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -93,97 +93,31 @@ def over_seeds(values: Values, low: float = 0.0, high: float = 1.0, seed: int = 
     """
     if len(values) == 1 or np.ptp(values) < ROUNDING:
         return interval(values.mean(0), low, high, seed)
+    ends = np.quantile(_pigeonhole(values, np.random.default_rng(seed)), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Score(float(values.mean()), float(ends[0]), float(ends[1]))
+
+
+def _pigeonhole(values: Values, generator: np.random.Generator) -> Values:
+    """Means of `RESAMPLES` draws of seeds and prompts."""
     seeds, prompts = values.shape
-    ends = _pigeonhole(lambda of_seeds, of_prompts: ((of_seeds @ values) * of_prompts).sum(1), seeds, prompts, seed)
-    return Score(float(values.mean()), *ends)
+    return np.concatenate(
+        [
+            ((drawn(generator, seeds, size) @ values) * drawn(generator, prompts, size)).sum(1)
+            for size in pieces(prompts)
+        ]
+    )
 
 
-def _pigeonhole(mean: Callable[[Values, Values], Values], seeds: int, prompts: int, seed: int) -> tuple[float, float]:
-    """Ends of the interval. mean: shares of seeds [B, S] and of prompts [B, P] in B draws → the means [B]."""
-    generator, at_once = np.random.default_rng(seed), _at_once(prompts)
-    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
-    means = np.concatenate([mean(_drawn(generator, seeds, size), _drawn(generator, prompts, size)) for size in sizes])
-    ends = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(ends[0]), float(ends[1])
+def pieces(count: int) -> list[int]:
+    """How many of `RESAMPLES` resamples of `count` values are drawn at a time."""
+    most = at_once(count)
+    return [min(most, RESAMPLES - start) for start in range(0, RESAMPLES, most)]
 
 
-def _drawn(generator: np.random.Generator, count: int, size: int) -> Values:
+def drawn(generator: np.random.Generator, count: int, size: int) -> Values:
     """[size, count]: how large a share of `count` draws with replacement each of so many has."""
     shares: Values = generator.multinomial(count, np.full(count, 1 / count), size) / count
     return shares
-
-
-@dataclass(frozen=True)
-class Ratios:
-    """Runs whose value is Σ totals / Σ sizes over rows, such as nats over tokens; both [S seeds, R rows], sizes > 0.
-
-    The row is what is drawn, with all of its tokens: they are no independent evidence (a cluster bootstrap).
-    """
-
-    totals: Values
-    sizes: Values
-
-    def __getitem__(self, seeds: slice) -> Ratios:
-        return Ratios(self.totals[seeds], self.sizes[seeds])
-
-    @property
-    def mean(self) -> float:
-        """Over seeds."""
-        return float((self.totals.sum(1) / self.sizes.sum(1)).mean())
-
-    def drawn(self, seeds: Values, rows: Values) -> Values:
-        """[B]: the mean in draws that hold these shares of seeds [B, S] and rows [B, R]."""
-        means: Values = (seeds * (rows @ self.totals.T) / (rows @ self.sizes.T)).sum(1)
-        return means
-
-    @property
-    def parts(self) -> Values:
-        """[R]: what each row adds to the mean, which is their mean."""
-        parts: Values = (self.totals / self.sizes.mean(1, keepdims=True)).mean(0)
-        return parts
-
-    @property
-    def pulls(self) -> Values:
-        """[R]: how far each row pulls the mean, as if it were a mean over rows; their own mean is 0."""
-        each = self.totals.sum(1, keepdims=True) / self.sizes.sum(1, keepdims=True)
-        pulls: Values = ((self.totals - each * self.sizes) / self.sizes.mean(1, keepdims=True)).mean(0)
-        return pulls
-
-
-def ratio_over_seeds(ours: Ratios, theirs: Ratios | None = None, seed: int = 0) -> Score | None:
-    """The mean of ratios, or ours − theirs on the same rows and seeds, and its 95 % interval; None of a single row.
-
-    As `over_seeds`: with one seed that of the bias-corrected and accelerated bootstrap over rows, with several that of
-    percentiles over seeds and rows. Where rows don't vary at all, as between a run and itself, it has no width.
-    """
-    seeds, rows = ours.totals.shape
-    mean = ours.mean - (theirs.mean if theirs else 0.0)
-    pulls = ours.pulls - (theirs.pulls if theirs else 0.0)
-    if rows < 2:
-        return None
-
-    def drawn(shares_of_seeds: Values, shares_of_rows: Values) -> Values:
-        one = ours.drawn(shares_of_seeds, shares_of_rows)
-        return one - theirs.drawn(shares_of_seeds, shares_of_rows) if theirs else one
-
-    if seeds > 1:
-        return Score(mean, *_pigeonhole(drawn, seeds, rows, seed))
-    if np.ptp(pulls) < ROUNDING:
-        return Score(mean, mean, mean)
-    return Score(mean, *_bootstrap_rows(ours, theirs, seed))
-
-
-def _bootstrap_rows(ours: Ratios, theirs: Ratios | None, seed: int) -> tuple[float, float]:
-    """Ends of the BCa interval of one seed's ratio, or of the difference of two."""
-
-    def ratio(rows: NDArray[np.int64], axis: int) -> Values:
-        sides = [side.totals[0][rows].sum(axis) / side.sizes[0][rows].sum(axis) for side in (ours, theirs) if side]
-        return np.asarray(sides[0] - sides[1] if theirs else sides[0])
-
-    rows = np.arange(ours.totals.shape[1])
-    options = {"n_resamples": RESAMPLES, "batch": _at_once(len(rows)), "rng": np.random.default_rng(seed)}
-    found = bootstrap((rows,), ratio, vectorized=True, confidence_level=CONFIDENCE, method="BCa", **options)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def wilson(correct: int, count: int) -> Score:
@@ -195,12 +129,12 @@ def wilson(correct: int, count: int) -> Score:
 
 def _bootstrap(values: Values, seed: int) -> tuple[float, float]:
     """Ends of the BCa interval of the mean."""
-    options = {"n_resamples": RESAMPLES, "batch": _at_once(len(values)), "rng": np.random.default_rng(seed)}
+    options = {"n_resamples": RESAMPLES, "batch": at_once(len(values)), "rng": np.random.default_rng(seed)}
     ends = bootstrap((values,), np.mean, confidence_level=CONFIDENCE, method="BCa", **options).confidence_interval
     return float(ends.low), float(ends.high)
 
 
-def _at_once(count: int) -> int:
+def at_once(count: int) -> int:
     """Resamples of `count` values that are drawn at a time."""
     return max(1, RESAMPLED_AT_ONCE // count)
 
@@ -221,20 +155,14 @@ def difference(a: Values, b: Values, seed: int = 0) -> PairedDifference:
     signs are no more than `RESAMPLES`; otherwise it is drawn, and at least 1/(1 + RESAMPLES).
     """
     change = b - a
-    return PairedDifference(interval(change, -1.0, 1.0, seed), _sign_flip(change, seed))
+    return PairedDifference(interval(change, -1.0, 1.0, seed), sign_flip(change, seed))
 
 
 def difference_over_seeds(change: Values, seed: int = 0) -> PairedDifference:
     """Of differences [S seeds, P prompts] in [−1, 1]: their interval is over seeds and prompts, the p-value is of these
     seeds: that of the sign flips of each prompt's mean over them.
     """
-    return PairedDifference(over_seeds(change, low=-1.0, seed=seed), _sign_flip(change.mean(0), seed))
-
-
-def ratio_difference(ours: Ratios, theirs: Ratios, seed: int = 0) -> PairedDifference | None:
-    """ours − theirs on the same seeds and rows, as `difference_over_seeds`; None of a single row."""
-    score = ratio_over_seeds(ours, theirs, seed)
-    return PairedDifference(score, _sign_flip(ours.parts - theirs.parts, seed)) if score else None
+    return PairedDifference(over_seeds(change, low=-1.0, seed=seed), sign_flip(change.mean(0), seed))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -248,7 +176,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-def _sign_flip(change: Values, seed: int) -> float:
+def sign_flip(change: Values, seed: int) -> float:
     """P(|Σ ±change| ≥ |Σ change|). Prompts that agree add nothing under either sign and are left out."""
     change = change[np.abs(change) > ROUNDING]
     if len(change) < 2:  # one difference is as far from 0 under either sign
@@ -257,7 +185,7 @@ def _sign_flip(change: Values, seed: int) -> float:
     def distance(signed: Values, axis: int) -> Values:
         return np.round(np.abs(signed.sum(axis)) / ROUNDING)
 
-    options = {"n_resamples": RESAMPLES, "batch": _at_once(len(change)), "rng": np.random.default_rng(seed)}
+    options = {"n_resamples": RESAMPLES, "batch": at_once(len(change)), "rng": np.random.default_rng(seed)}
     test = permutation_test(
         (change,), distance, permutation_type="samples", alternative="greater", vectorized=True, **options
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qtarget.compare.groups import kept_interval
 from qtarget.files import files_of
 from qtarget.run.exported_model import CHECKPOINT
 from qtarget.units import in_bytes, in_time
@@ -22,7 +23,7 @@ SHOWN = {
 def closing_line(result: Mapping[str, Any], folder: Path) -> str:
     """Of a finished run's record: test metrics, time, and what its folder holds."""
     metrics = result["metrics"]
-    tested = [_said(metrics, name, title) for name, title in SHOWN.items() if name in metrics]
+    tested = [_said(metrics, name, title, folder) for name, title in SHOWN.items() if name in metrics]
     test = f": test {', '.join(tested)}" if tested else ""
     checkpoint = size_of(folder / CHECKPOINT)
     part = f", {in_bytes(checkpoint)} of it the checkpoint" if checkpoint else ""
@@ -32,10 +33,12 @@ def closing_line(result: Mapping[str, Any], folder: Path) -> str:
     )
 
 
-def _said(metrics: Mapping[str, float | None], name: str, title: str) -> str:
+def _said(metrics: Mapping[str, float | None], name: str, title: str, folder: Path) -> str:
     value, low, high = (metrics.get(f"{name}{end}") for end in ("", "_low", "_high"))
     if value is None:
         return f"{title} not finite"
+    if low is None and (kept := kept_interval(folder, name)):
+        low, high = kept.low, kept.high
     within = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
     return f"{title} {value:.4g}{within}"
 

@@ -12,6 +12,7 @@ import torch
 
 from qtarget.compare.command import near
 from qtarget.compare.formats import Table, terminal
+from qtarget.compare.groups import kept_interval
 from qtarget.config.composing import compose_target, instantiate, to_yaml
 from qtarget.config.parsers import EVALUATE as USAGE
 from qtarget.config.parsers import keys_parser
@@ -47,7 +48,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     folder = Path(cfg.output_dir) / FOLDER / cfg.hash
     with lock_folder(folder):
         result = load_finished(cfg, folder, "evaluated") or _fresh(cfg, folder, _info(cfg, where, arguments))
-    _show(result["name"], result["metrics"])
+    _show(result["name"], result["metrics"], folder)
     if (folder / FILE).is_file():
         print(f"samples  {near(folder / FILE)}")
     print(f"record   {near(folder / 'result.json')}")
@@ -157,19 +158,21 @@ def judged_in_words(plan: Plan) -> str:
     )
 
 
-def _show(name: str, metrics: Mapping[str, float | None]) -> None:
-    """The metrics with their intervals, as a table."""
+def _show(name: str, metrics: Mapping[str, float | None], folder: Path) -> None:
+    """The metrics with their intervals, as a table; those of nll are over the rows that `folder` keeps."""
     from rich.box import HEAVY_HEAD
 
     shown = [name for name in metrics if not name.endswith(("_low", "_high"))]
-    lines = [[name, _number(metrics[name]), _interval(metrics, name)] for name in shown]
+    lines = [[name, _number(metrics[name]), _interval(metrics, name, folder)] for name in shown]
     table = Table(["metric", "value", "95 % interval"], lines, title=f"evaluation of {name}")
     terminal(width=80).print(table.rich(box=HEAVY_HEAD, padding=(0, 1)))
 
 
-def _interval(metrics: Mapping[str, float | None], name: str) -> str:
+def _interval(metrics: Mapping[str, float | None], name: str, folder: Path) -> str:
     """ "" where there is none."""
     low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    if low is None and (kept := kept_interval(folder, name)):
+        low, high = kept.low, kept.high
     return "" if low is None or high is None else f"[{_number(low)}, {_number(high)}]"
 
 

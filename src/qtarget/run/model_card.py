@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from qtarget.compare.formats import Table
-from qtarget.compare.groups import Group, rows
+from qtarget.compare.groups import kept_interval
 from qtarget.model.fingerprint import names_a_folder
 from qtarget.record.record import stored_result
 from qtarget.record.runs import Run, read_run, without_absolute_paths
@@ -20,8 +20,6 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TRAINING = ("train/", "target/", "detection/", "reference/")
 """What the names of metrics begin with that say nothing about the finished model."""
 ENDS = ("_low", "_high")
-BY_ROWS = ("test/nll", "test/bits_per_byte")
-"""Metrics whose interval is made from the held-out rows, which the run has kept."""
 
 
 def model_card(folder: Path, title: str) -> str:
@@ -112,9 +110,8 @@ def _is_result(name: str) -> bool:
 
 def _interval(run: Run, name: str) -> str:
     ends = [run.metrics.get(f"{name}{end}") for end in ENDS]
-    if None in ends and name in BY_ROWS:
-        interval = rows([Group({}, (run,))], name)[0].interval
-        ends = [interval.low, interval.high] if interval else ends
+    if None in ends and (interval := kept_interval(run.folder, name)):
+        ends = [interval.low, interval.high]
     return "" if None in ends else f"[{', '.join(_value(end) for end in ends if end is not None)}]"
 
 
