@@ -23,6 +23,7 @@ from qtarget.data.module import SFTData
 from qtarget.errors import QTargetError
 from qtarget.model import provide
 from qtarget.model.builtin import tiny_tokenizer
+from qtarget.model.chat_template import give
 from qtarget.model.provide import ModelSource
 from qtarget.run import estimate
 from qtarget.run.plan import check_design, make_plan
@@ -93,7 +94,7 @@ def test_any_of_them_takes_an_adapter() -> None:
 def test_models_without_a_chat_template_are_given_one(tmp_path: Path, name: str) -> None:
     cfg = compose_config("train", [f"model={name}"]).model
     source = ModelSource(stand_in(tmp_path, cfg.name))
-    with pytest.raises(QTargetError, match=r"no chat template: use an instruct model, .* model\.chat_template"):
+    with pytest.raises(QTargetError, match=r"no chat template.* add model\.chat_template=chatml"):
         ChatFormat(provide.load_tokenizer(source))
     chat = ChatFormat(provide.load_tokenizer(source, cfg.chat_template))
     turns = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2"), ("user", "Sure?"), ("assistant", "Yes")]
@@ -108,7 +109,7 @@ def test_models_without_a_chat_template_are_given_one(tmp_path: Path, name: str)
 def test_a_template_that_writes_a_first_token_writes_it_once() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.bos_token = "<|system|>"
-    tokenizer.chat_template = compose_config("train", ["model=llama3_1_8b"]).model.chat_template
+    give(tokenizer, compose_config("train", ["model=llama3_1_8b"]).model.chat_template)
     prompt = ChatFormat(tokenizer).render([{"role": "user", "content": "a"}], reply=True)
     assert prompt == "<|system|>User:\na\n\nAssistant:\n"
 

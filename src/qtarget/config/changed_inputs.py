@@ -23,6 +23,7 @@ from qtarget.data.sources.file_rows import FilePart, FileRows, form
 from qtarget.data.sources.written import WrittenNumber, parsed
 from qtarget.data.thought import is_control
 from qtarget.errors import QTargetError
+from qtarget.model import chat_template
 from qtarget.model.fingerprint import model_folder, names_a_folder
 
 Node = Mapping[str, Any]
@@ -247,7 +248,7 @@ _OTHER = ("strftime_now", "<|return|>", "<|END_RESPONSE|>")
 def has_other_conversations(config: Mapping[str, Any]) -> bool:
     """Of a resolved configuration, as far as the files beside it tell: a model of the hub is not looked up."""
     model = config["model"]
-    folder, own = _folder(model.get("name")), model.get("chat_template")
+    folder, own = _folder(model.get("name")), chat_template.content(model.get("chat_template"))
     template = own or _template(folder)
     if any(mark in template for mark in _OTHER):
         return True

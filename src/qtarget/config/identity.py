@@ -13,6 +13,7 @@ from qtarget.config.heldout_changes import names_heldout_file
 from qtarget.config.names import LABELS, as_hashed
 from qtarget.config.own_source import own_sources
 from qtarget.config.versions import sources, versions, without_unchanged
+from qtarget.model import chat_template
 from qtarget.model.fingerprint import fingerprint, sampled_digest
 
 NOT_IDENTITY = (
@@ -61,6 +62,8 @@ def config_hash(cfg: Mapping[Any, Any], *, with_sources: bool = True, kept_optim
     for key in ONLY_SAID:
         identity["trainer"].pop(key, None)
     identity["checkpoint"] = _as_in_earlier_builds(identity.get("checkpoint"), kept_optimizer)
+    if template := identity["model"].get("chat_template"):
+        identity["model"]["chat_template"] = chat_template.content(template)
     own = own_sources(identity) if with_sources else {}
     without_unchanged(identity)
     changed = versions(identity)

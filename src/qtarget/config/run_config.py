@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -19,6 +19,7 @@ from qtarget.config.part_checks import check_parts
 from qtarget.config.references import ReferenceConfig, read_references
 from qtarget.errors import QTargetError
 from qtarget.evaluate.sampling import Sampling
+from qtarget.model import chat_template
 from qtarget.model.provide import DTYPES
 from qtarget.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
 
@@ -175,11 +176,18 @@ class ModelConfig(Node):
     )
     compile: bool = setting(False, FLAG, "the model through torch.compile; loss.compile is about the loss")
     chat_template: str | None = setting(
-        None, Nullable(Text("Jinja")), "for a tokenizer that has none; null: the tokenizer's own"
+        None,
+        Nullable(Text("chatml, plain, a file of Jinja, or Jinja")),
+        "in place of the tokenizer's, or where it has none; null: its own",
     )
     adapter: Mapping[str, Any] = setting(
         {}, Part("a part, model/adapter=OPTION"), "what is trained in place of the weights"
     )
+
+    @classmethod
+    def read(cls, node: Any, **more: Any) -> Self:
+        model = super().read(node, **more)
+        return replace(model, chat_template=chat_template.recorded(model.chat_template))
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,9 @@ class ChatFormat:
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "chat_template", None):
             raise QTargetError(
-                "the tokenizer has no chat template: use an instruct model, add chat_template.jinja to its folder, or "
-                "give one with model.chat_template, as conf/model/llama3_2_3b.yaml does"
+                f"the tokenizer{_of(self.tokenizer)} has no chat template, as of a model that was never taught a chat: "
+                "add model.chat_template=chatml (turns between marks, calls of tools), =plain (headed paragraphs) or "
+                "=FILE.jinja, or use an instruct model"
             )
 
     @cached_property
@@ -143,6 +144,12 @@ class ChatFormat:
             notes.append(
                 f"the chat template has no generation prompt: replies are taught with their head {self.template.head!r}"
             )
+        if marks := self.template.unknown_marks:
+            end = self.tokenizer.convert_ids_to_tokens(self.end_of_turn)
+            notes.append(
+                f"the chat template's {', '.join(marks)} {'is' if len(marks) == 1 else 'are'} no token of this "
+                f"tokenizer and read as text; replies end with {end!r}"
+            )
         if self.template.writes_the_date:
             notes.append(f"the template's date is {TODAY:%d %b %Y} in all rows and prompts, not today's (strftime_now)")
         return notes
@@ -201,6 +208,11 @@ class ChatFormat:
         ]
         wanted = replies if self.supervise == "all" else replies[-1:]
         return [index for index in wanted if message_weight(row, index) > 0]
+
+
+def _of(tokenizer: PreTrainedTokenizerBase) -> str:
+    name = getattr(tokenizer, "name_or_path", "")
+    return f" of {name}" if name else ""
 
 
 def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

@@ -10,7 +10,7 @@ from datetime import date
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.example import Message
@@ -76,8 +76,9 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 TODAY = date(2024, 7, 26)
 """What a template that writes today's date writes instead: rows and prompts are the same on every day."""
 NOT_WRITTEN = ("role", "weight")
-_FAULTS = (TemplateError, ValueError, IndexError, KeyError, TypeError, AttributeError)
-_PROBE = "qzx"
+_FAULTS = (TemplateError, ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError)
+_PROBE, _ASKS = "qzx", "xqj"
+_MARK = re.compile(r"<\|[^|<>\s]+\|>")
 _USER: Message = {"role": "user", "content": "a"}
 _ASKED: tuple[list[Message], ...] = (
     [{"role": "user", "content": _PROBE}],
@@ -159,6 +160,36 @@ class Template:
             return ""
         head = after[len(asked) :].partition(_PROBE)[0].strip()
         return head if any(map(str.isalnum, head)) else ""
+
+    @cached_property
+    def unknown_marks(self) -> list[str]:
+        """What the template writes as control tokens, <|…|>, and the tokenizer has no token for."""
+        talk: list[Message] = [*self.opening, _USER, {"role": "assistant", "content": _PROBE}]
+        texts = [self.attempt(talk[:-1], reply=True), self.attempt(talk, reply=False)]
+        tokens = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        return sorted({mark for text in texts for mark in _MARK.findall(text)} - tokens - {*self.tokenizer.get_vocab()})
+
+    def check(self) -> None:
+        """Raise QTargetError where no conversation can be taught or asked with this template, and say why."""
+        try:
+            self._text([dict(_USER)], None, False)
+        except TemplateSyntaxError as error:
+            raise QTargetError(
+                f"model.chat_template is no valid Jinja: line {error.lineno}: {error.message}"
+            ) from error
+        except _FAULTS:
+            pass  # it may want other roles
+        talk: list[Message] = [*self.opening, {"role": "user", "content": _ASKS}]
+        text = self.render([*talk, {"role": "assistant", "content": _PROBE}], reply=False)
+        for role, words in (("user", _ASKS), ("assistant", _PROBE)):
+            if words not in text:
+                raise QTargetError(f"model.chat_template leaves out what messages of the role {role} say")
+        self.render(talk, reply=True)
+        if self.head:
+            raise QTargetError(
+                f"model.chat_template has no generation prompt: it writes {self.head!r} before a reply, and not where "
+                "one is asked for. End it with {% if add_generation_prompt %}…{% endif %} that writes the same"
+            )
 
     @property
     def writes_the_date(self) -> bool:

@@ -198,8 +198,8 @@ def check_context(template: Template, messages: Sequence[Message], tools: Tools)
             )
     if tools and template.attempt(messages[:-1], reply=True) == template.render(messages[:-1], tools, reply=True):
         raise QTargetError(
-            "the chat template has no place for tools, which the row gives: use a template that reads them, or leave "
-            "them out of the row"
+            "the chat template has no place for tools, which the row gives: use a template that reads them "
+            "(model.chat_template=chatml does), or leave them out of the row"
         )
 
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from qtarget.errors import QTargetError
 from qtarget.model import builtin
+from qtarget.model import chat_template as chat_template_of
 from qtarget.model.agreement import check_logits
 from qtarget.model.architecture import check_config, text_config
 from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer
@@ -57,14 +58,14 @@ def resolve(name: str) -> ModelSource:
 
 
 def load_tokenizer(source: ModelSource, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, always with a padding token; chat_template: in place of its own, where given."""
+    """The model's tokenizer, always with a padding token; chat_template: a value of model.chat_template."""
     tokenizer: PreTrainedTokenizerBase = (
         tiny_tokenizer() if source.is_tiny else _from_hub_or_folder(AutoTokenizer, source)
     )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if chat_template:
-        tokenizer.chat_template = chat_template
+        chat_template_of.give(tokenizer, chat_template)
     return tokenizer
 
 

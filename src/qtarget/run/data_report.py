@@ -15,6 +15,7 @@ from qtarget.data.example import Example
 from qtarget.data.module import DataConfig, Prepared, check_heldout, prepare
 from qtarget.errors import QTargetError
 from qtarget.model import provide
+from qtarget.run.row_checks import chat_tokenizer
 
 UNLIMITED = 1 << 62
 """Tokens: no row is too long to be measured."""
@@ -121,7 +122,7 @@ def data_report(cfg: RunConfig) -> DataReport:
     config = instantiate(cfg.data)
     assert isinstance(config, DataConfig)
     model = provide.resolve(cfg.model.name)
-    tokenizer = provide.load_tokenizer(model, cfg.model.chat_template)
+    tokenizer = chat_tokenizer(model, cfg.model.chat_template)
     context = provide.context_length(provide.load_config(model))
     whole = replace(config, max_length=None, packing=None)
     drops = replace(whole, contamination="drop")

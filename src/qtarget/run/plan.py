@@ -34,7 +34,7 @@ from qtarget.run.caching import (
     cached_details,
     check_built,
 )
-from qtarget.run.row_checks import check_answer_length, check_embeddings, sizes, with_pad
+from qtarget.run.row_checks import chat_tokenizer, check_answer_length, check_embeddings, sizes, with_pad
 from qtarget.train.optim import AdamW
 from qtarget.train.step import extra_forward_passes
 
@@ -150,7 +150,7 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     model = provide.resolve(cfg.model.name)
     config = provide.load_config(model)
     rows = sizes(config, model, references)
-    tokenizer = with_pad(provide.load_tokenizer(model, cfg.model.chat_template), rows)
+    tokenizer = with_pad(chat_tokenizer(model, cfg.model.chat_template), rows)
     for role, source in references.items():
         provide.load_config(source)  # refuses what is no language model
         provide.check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)

@@ -60,6 +60,15 @@ NAMED = 5
 """Tokens that a message names."""
 
 
+def chat_tokenizer(model: provide.ModelSource, chat_template: str | None) -> Any:
+    """A model's tokenizer. Raises QTargetError where it has no chat template, or is given one that can't be used."""
+    tokenizer = provide.load_tokenizer(model, chat_template)
+    chat = ChatFormat(tokenizer)
+    if chat_template:
+        chat.template.check()
+    return tokenizer
+
+
 def with_pad(tokenizer: Any, sizes: Mapping[str, int | None]) -> Any:
     """A padding token that every model has a row for: padding is never seen, but it is looked up.
 

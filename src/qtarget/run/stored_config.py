@@ -17,6 +17,7 @@ from qtarget.config.names import OF_A_RUN, as_typed
 from qtarget.config.references import read_references
 from qtarget.config.run_config import NODES, RunConfig
 from qtarget.errors import QTargetError
+from qtarget.model import chat_template
 from qtarget.model.fingerprint import model_folder, names_a_folder
 from qtarget.record.record import stored_result
 
@@ -108,6 +109,8 @@ def _of_run(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
     prior = read_references(cfg["references"])["prior"]
     cfg["references"]["prior"] = prior.pinned(cfg["model"]["name"]).container()
     cfg["model"] |= {"name": str(run / "checkpoint"), "adapter": {}}
+    if cfg["model"].get("chat_template") in chat_template.SHIPPED:
+        cfg["model"]["chat_template"] = None  # the checkpoint has the one that was taught
     for override in sorted(overrides, key=lambda override: not _picks_option(override)):
         path, value = (_option if _picks_option(override) else _field)(cfg, override)
         _put(cfg, path, value)
