@@ -176,7 +176,7 @@ def test_every_command_shows_help_wherever_it_is_asked_for(
 def test_the_help_of_cache_names_its_keys_and_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert qtarget_cli(["cache", "--help"]) == 0
     shown = capsys.readouterr().out
-    for text in ("detail=label|topk|hidden", "role=prior|teacher", "qtarget cache data="):
+    for text in ("detail=label|sampled|topk|hidden", "role=prior|teacher", "qtarget cache data="):
         assert text in shown
 
 
@@ -224,7 +224,7 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "argument of doctor": (["doctor", "now"], "doctor takes no arguments, got 'now'"),
     "shell": (["completion", "tcsh"], "Allowed: bash, fish, zsh"),
     "option of cache": (["cache", "--detail", "topk"], "unrecognized arguments: --detail. Allowed: --cfg, -c"),
-    "value of cache": (["cache", "detail=top"], "detail must be one of label, topk, hidden"),
+    "value of cache": (["cache", "detail=top"], "detail must be one of label, sampled, topk, hidden"),
     "several values": (["cache", "data=arithmetic,gsm8k"], "data takes one value here, got arithmetic,gsm8k"),
     "range of one": (["evaluate", "checkpoint=tiny", "seed=range(3)"], "seed takes one value here, got range(3)"),
     "run alone": (["evaluate", "outputs/runs/x"], "did you mean checkpoint=outputs/runs/x?"),

@@ -397,7 +397,7 @@ def test_cache_scores_before_the_runs_and_says_what_to_do_next(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cache", "detail=all"], "detail must be one of label, topk, hidden, got 'all'"),
+        (["cache", "detail=all"], "detail must be one of label, sampled, topk, hidden, got 'all'"),
         (["cache", "role=old"], "role must be one of prior, teacher, got 'old'"),
         (["train", "target=asft", CACHED, "references.prior.detail=label"], "got label"),
         (["train", CACHED, "references.prior.detail=some"], "references.prior.detail must be one of"),

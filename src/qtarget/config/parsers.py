@@ -67,10 +67,10 @@ It ends with exit code 2 where training would refuse the rows, and says why."""
 
 CACHE = """qtarget cache: score a data set once with the prior or a teacher, before the runs that share the scores
 
-  detail=label|topk|hidden    what is kept of each token (default: hidden)
-  role=prior|teacher          whose scores (default: prior)
-  KEY=VALUE, GROUP=OPTION     any override of `qtarget train`: data, model, references.teacher.name, …
-  --cfg job                   print the configuration, score nothing
+  detail=label|sampled|topk|hidden   what is kept of each token (default: hidden)
+  role=prior|teacher                 whose scores (default: prior)
+  KEY=VALUE, GROUP=OPTION            any override of `qtarget train`: data, model, references.teacher.name, …
+  --cfg job                          print the configuration, score nothing
 
   qtarget cache data=gsm_symbolic detail=label
   qtarget cache role=teacher references.teacher.name=MODEL detail=topk references.teacher.topk=50"""

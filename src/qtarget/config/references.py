@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 from qtarget import checks
 from qtarget.config.composing import instantiate, located
 from qtarget.errors import QTargetError
-from qtarget.math.reference import TAILS
+from qtarget.math.reference import SAMPLED, TAILS
 from qtarget.math.target import Design, needs, wants_support
 from qtarget.math.tokens import ROLES
 from qtarget.model.cache import Cached, CachePlan
 from qtarget.model.cached_scores import DETAILS_ON_DISK, Recipe
+from qtarget.model.draws import MOST
 from qtarget.model.flaw import Flaw, NoFlaw
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
 from qtarget.model.policy import Policy
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 DTYPE = Choice(tuple(DTYPES))
 NAME = Nullable(Text())
 TAIL = Choice(TAILS)
-FULL_DETAIL = {"label": "label", "topk": "topk", "hidden": "full"}
+FULL_DETAIL = {"label": "label", "sampled": SAMPLED, "topk": "topk", "hidden": "full"}
 """What a cache keeps → what a design may look at."""
 NO_FLAW = {"_target_": "qtarget.model.flaw.NoFlaw"}
 
@@ -221,6 +222,8 @@ class CachedReference(NamedReference):
     detail: str | None = setting(
         None, Choice((None, *DETAILS_ON_DISK)), "what is kept; null: the least that makes no difference to the target"
     )
+    draws: int = setting(MOST, Whole(1, MOST), "of detail=sampled: draws a token, which are independent")
+    seed: int = setting(0, Whole(0), "of detail=sampled: of the draws")
     store_dtype: str | None = setting(
         None, Choice((None, *DTYPES)), "of hidden states on disk; null: that of the products, so that nothing is lost"
     )
@@ -236,7 +239,7 @@ class CachedReference(NamedReference):
 
     def recipe(self, detail: str, precision: str, exact: str) -> Recipe:
         """exact: the dtype in which nothing of hidden states is lost."""
-        return Recipe(detail, self.topk, self.store_dtype or exact, precision)
+        return Recipe(detail, self.topk, self.store_dtype or exact, precision, self.draws, self.seed)
 
     def load(self, models: Models) -> Frozen:
         return Cached(models.cache, self.tail)

@@ -152,11 +152,11 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
 )
 """In no order; a part stands here once, with its newest version."""
 
-PLACES = {"shard": (None, False, True), "offload": (False, True)}
-"""Where weights of a reference lie, which changes no number."""
+LATER = {"shard": (None, False, True), "offload": (False, True), "draws": (64,), "seed": (0,)}
+"""Keys of references: where weights lie, which changes no number; draws, which nobody took."""
 
 UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
-    **{f"references.{role}": PLACES for role in ("prior", "teacher", "old")},
+    **{f"references.{role}": LATER for role in ("prior", "teacher", "old")},
     "qtarget.model.adapter.Lora": {"options": ({},)},
     "qtarget.train.optim.AdamW": {"allow_bf16_rounding": (False, True)},
     "qtarget.data.sources.reasoning_gym.ReasoningGym": {"trust_scorer": (False,)},

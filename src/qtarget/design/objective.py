@@ -47,6 +47,11 @@ class JensenShannon(inputs.ReadsDistribution):
     def wants_full_support(self) -> bool:
         return self.beta == 1 or isinstance(self.beta, str)
 
+    @property
+    def is_linear(self) -> bool:
+        """β = 0: KL(q‖p), whose gradient is p − q."""
+        return self.beta == 0
+
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         beta, logq = view.at(self.beta), view.of(self.source).logp
         if beta in (0, 1):
@@ -71,6 +76,11 @@ class TemperedKL(inputs.ReadsDistribution):
     temperature: Scalar = setting(2.0, Scheduled(1e-2), "T of both distributions")
     squared: bool = setting(True, FLAG, "whether the loss is multiplied by T²")
     source: str = setting("teacher", inputs.ANY_REFERENCE, "whose distribution is read")
+
+    @property
+    def is_linear(self) -> bool:
+        """T = 1: KL(q‖p), whose gradient is p − q."""
+        return self.temperature == 1
 
     def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
         t = view.at(self.temperature)

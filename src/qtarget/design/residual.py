@@ -45,6 +45,7 @@ class Prior:
     """π̃ = π_0: the model training started from (KL(π_0‖p) regularisation, ASFT, GIFT)."""
 
     needs: ClassVar[Mapping[str, str]] = {"prior": "topk"}
+    is_linear: ClassVar[bool] = True
 
     def __call__(self, view: TokenView) -> Tensor:
         return view.of("prior").logp
@@ -58,6 +59,7 @@ class Teacher:
     """π̃ = π_T: forward-KL distillation (Hinton et al., arXiv 1503.02531)."""
 
     needs: ClassVar[Mapping[str, str]] = {"teacher": "topk"}
+    is_linear: ClassVar[bool] = True
 
     def __call__(self, view: TokenView) -> Tensor:
         return view.of("teacher").logp
@@ -75,6 +77,10 @@ class Guided(Checked):
     @property
     def needs(self) -> Mapping[str, str]:
         return {"teacher": "topk"} if self.eta != 0 else {}
+
+    @property
+    def is_linear(self) -> bool:
+        return self.eta == 1
 
     def __call__(self, view: TokenView) -> Tensor:
         eta = view.at(self.eta)

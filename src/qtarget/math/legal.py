@@ -73,6 +73,20 @@ def topk(indices: Tensor, logp: Tensor, vocab_size: int) -> None:
     )
 
 
+def draws(indices: Tensor, counts: Tensor, vocab_size: int) -> None:
+    """Rows [M, K] of token ids and how often each was drawn."""
+
+    def says(problem: str) -> Callable[[int], str]:
+        return lambda row: (
+            f"Reference.sampled, row {row} of {len(counts)}: {problem}; got ids {indices[row, :8].tolist()}, counts "
+            f"{counts[row, :8].tolist()}. {WAY_ON}"
+        )
+
+    refuse(((indices < 0) | (indices >= vocab_size)).any(-1), says(f"token ids must lie in [0, {vocab_size})"))
+    refuse((counts < 0).any(-1), says("a count is at least 0"))
+    refuse(counts.sum(-1) < 1, says("nothing was drawn"))
+
+
 RANGES: Mapping[str, tuple[float, float, str]] = {
     "logp": (-math.inf, SLACK, "a log-probability is at most 0"),
     "entropy": (-SLACK, math.inf, "an entropy is at least 0 nats"),

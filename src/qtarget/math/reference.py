@@ -17,6 +17,8 @@ from qtarget.math.head import Head, matmul_dtype
 
 DETAILS = ("label", "topk", "full")
 """How much is held of a distribution, thinnest first. A design says which it needs at least."""
+SAMPLED = "sampled"
+"""The detail of a reference by draws: enough for designs whose gradient is linear in it, and for no other."""
 TAILS = ("bucket", "renormalised", "uniform")
 """What the mass outside a top k is taken to be.
 
@@ -30,12 +32,14 @@ uniform: the same for every other token.
 class Reference:
     """A frozen distribution (prior, teacher or old policy) at N tokens, in the thinnest form that was available.
 
-    Build one with `full`, `hidden`, `topk` or `label`. `hidden` is expanded chunk by chunk: nobody ever holds N × V.
+    Build one with `full`, `hidden`, `topk`, `sampled` or `label`. `hidden` is expanded chunk by chunk: nobody ever
+    holds N × V.
     """
 
     rows: Tensor | None = None  # [N, V] log-probabilities; [N, D] hidden states beside `head`; [N, k] beside `indices`
     head: Head | None = None
     indices: Tensor | None = None  # [N, k] token ids
+    counts: Tensor | None = None  # [N, K] beside `indices`: how often each was drawn
     keep: int | None = None  # of full or hidden rows, only the `keep` likeliest tokens count
     tail: str = "bucket"
     labels: Tensor | None = None  # [N], beside `label_scalars`
@@ -93,6 +97,25 @@ class Reference:
         return cls(rows=logp.detach(), indices=indices.long(), tail=tail, is_trusted=False)
 
     @classmethod
+    def sampled(cls, indices: Tensor, counts: Tensor, vocab_size: int) -> Reference:
+        """From draws of a distribution: q̂_v = Σ_{j: indices_j = v} counts_j / Σ_j counts_j, whose mean is π_v.
+
+        indices, counts [..., K], whole numbers: tokens of every position and how often each was drawn. An entry of
+        count 0 is padding; a token may stand in several. Random sampling KD (arXiv 2503.16870): a gradient that is
+        linear in π is unbiased, which a top k's is not, and designs of any other are refused.
+        Raises QTargetError for shapes that differ, and the first row in which an id lies outside [0, vocab_size), a
+        count is negative, or nothing was drawn.
+        """
+        checks.whole("vocab_size", vocab_size, 1)
+        legal.whole("indices", indices)
+        legal.whole("counts", counts)
+        if indices.shape != counts.shape or indices.ndim < 1:
+            raise QTargetError(f"indices {tuple(indices.shape)} and counts {tuple(counts.shape)} must both be [..., K]")
+        indices, counts = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (indices, counts))
+        legal.draws(indices, counts, vocab_size)
+        return cls(indices=indices.long(), counts=counts.long(), is_trusted=False)
+
+    @classmethod
     def label(
         cls,
         labels: Tensor,
@@ -129,7 +152,9 @@ class Reference:
 
     @property
     def detail(self) -> str:
-        """How much is held: one of `DETAILS`."""
+        """How much is held: one of `DETAILS`, or `SAMPLED`."""
+        if self.counts is not None:
+            return SAMPLED
         if self.rows is None:
             return "label"
         return "full" if self.indices is None and self.keep is None else "topk"
@@ -147,13 +172,11 @@ class Reference:
         return replace(self, keep=keep, tail=tail)
 
     def __len__(self) -> int:
-        tensor = self.labels if self.rows is None else self.rows
-        assert tensor is not None
-        return tensor.shape[0]
+        return next(self.tensors()).shape[0]
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor with a row per token."""
-        tensors = (self.rows, self.indices, self.labels, *self.label_scalars.values())
+        tensors = (self.rows, self.indices, self.counts, self.labels, *self.label_scalars.values())
         yield from (tensor for tensor in tensors if tensor is not None)
 
     def cast(self) -> Reference:
@@ -173,6 +196,7 @@ class Reference:
             self,
             rows=pick(self.rows),
             indices=pick(self.indices),
+            counts=pick(self.counts),
             labels=pick(self.labels),
             label_scalars={name: values[index] for name, values in self.label_scalars.items()},
         )
@@ -188,6 +212,8 @@ class Reference:
         )
 
     def _expand(self, policy_logp: Tensor) -> Tensor:
+        if self.counts is not None and self.indices is not None:
+            return _frequencies(self.indices, self.counts, policy_logp)
         support = self._support(policy_logp)
         return self._full(policy_logp) if support is None else complete(*support, policy_logp, self.tail)
 
@@ -210,6 +236,13 @@ class Reference:
             return None
         topk, indices = self._full(policy_logp).topk(min(self.keep, policy_logp.shape[1]), dim=-1)
         return indices, topk
+
+
+def _frequencies(indices: Tensor, counts: Tensor, policy_logp: Tensor) -> Tensor:
+    """log q̂ [n, V], −∞ where nothing was drawn."""
+    shares = counts.to(policy_logp.dtype)
+    shares = shares / shares.sum(-1, keepdim=True)
+    return torch.zeros_like(policy_logp).scatter_add_(1, indices, shares).log_()
 
 
 def complete(indices: Tensor, topk: Tensor, policy_logp: Tensor, tail: str) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qtarget.errors import QTargetError
 from qtarget.math.distribution import dot, finite
-from qtarget.math.reference import DETAILS
+from qtarget.math.reference import DETAILS, SAMPLED
 from qtarget.math.schedule import Scalar, Scheduled, written
 from qtarget.math.scope_values import design_parts
 from qtarget.math.view import TokenView
@@ -316,6 +316,9 @@ def check_references(design: object, details: Mapping[str, str], tails: Mapping[
     for part in design_parts(design):
         declared: Mapping[str, str] = getattr(part, "needs", {})
         for role, detail in declared.items():
+            if details.get(role) == SAMPLED:
+                _check_linear(design, part, role)
+                continue
             enough = DETAILS[DETAILS.index(detail) :]
             if details.get(role) not in enough:
                 name = type(part).__name__.lower()
@@ -330,6 +333,26 @@ def check_references(design: object, details: Mapping[str, str], tails: Mapping[
                     f"this target compares the tokens that a top-k {role} kept, and this {role} holds all of them: set "
                     f"references.{role}.topk=50, or take target=kd"
                 )
+
+
+def _check_linear(design: object, part: object, role: str) -> None:
+    """Raise QTargetError unless the gradient is linear in a reference that is known by draws: only then is its mean
+    right. Of two parts that look at it the product is not.
+    """
+    enough = "label" if needs(design)[role] == "label" else "topk or hidden"
+    name, way = type(part).__name__.lower(), f"set references.{role}.detail={enough}"
+    if not getattr(part, "is_linear", False):
+        raise QTargetError(
+            f"{name} is not linear in the probabilities of the {role}, so a sampled {role} would teach something else "
+            f"on average: {way}, or take a target that is, such as kd, kd_hybrid or sft_kl"
+        )
+    readers = [one for one in design_parts(design) if role in getattr(one, "needs", {})]
+    if len(readers) > 1:
+        names = " and ".join(type(one).__name__.lower() for one in readers)
+        raise QTargetError(
+            f"{names} both look at the {role}, and what they make of it together is not linear in its probabilities, "
+            f"so a sampled {role} would teach something else on average: {way}"
+        )
 
 
 def columns(design: object) -> set[str]:

@@ -135,11 +135,11 @@ class Cached:
         """Rows of the shards, by indices among all tokens."""
         shard = torch.bucketize(indices, self._starts, right=True) - 1
         inside = indices - self._starts[shard]
-        rows = {name: tensor.new_empty(len(indices), *tensor.shape[1:]) for name, tensor in self._shards[0].items()}
-        for number in shard.unique().tolist():
+        rows: dict[str, Tensor] = {}
+        for number in shard.unique().tolist() or [0]:  # of no token an empty row
             mine = shard == number
-            for name, values in rows.items():
-                values[mine] = self._shards[number][name][inside[mine]]
+            for name, values in self.recipe.rows_of(self._shards[number], inside[mine]).items():
+                rows.setdefault(name, values.new_empty(len(indices), *values.shape[1:]))[mine] = values
         return rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -127,7 +127,8 @@ class _Build:
 
     def _score(self, path: Path, rows: Sequence[CachedRow]) -> None:
         before, policy = self._scored(), self.policy
-        _save(_scores(self.plan, rows, policy, lambda more: self.watch(before + more)), path)
+        scores = _scores(self.plan, rows, policy, lambda more: self.watch(before + more))
+        _save(self.plan.recipe.on_disk(scores), path)
 
     def _scored(self) -> int:
         """Supervised tokens that are scored already, by whomever."""
@@ -201,7 +202,7 @@ def _save_head(plan: CachePlan, head: Head) -> dict[str, Any]:
     return {**_facts(path), "softcap": head.softcap, "scale": head.scale, "true_vocab": head.true_vocab}
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with _writing(path.parent), replacing(path, durable=True) as scratch:
         save_file(contiguous, scratch)

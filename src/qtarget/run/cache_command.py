@@ -22,7 +22,7 @@ ROLES = ("prior", "teacher")
 
 
 def cache(arguments: Sequence[str]) -> int:
-    """`qtarget cache data=… model=… detail=label|topk|hidden [role=prior|teacher] [overrides of qtarget train]`."""
+    """`qtarget cache data=… model=… detail=label|sampled|topk|hidden [role=prior|teacher] [overrides of train]`."""
     options = keys_parser("cache").parse_intermixed_args(arguments)
     own, overrides = _split(options.keys)
     role, detail = own.get("role", "prior"), own.get("detail", "hidden")
