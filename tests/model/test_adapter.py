@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaCon
 from qtarget import QTargetError
 from qtarget.cli import run as qtarget_cli
 from qtarget.model import adapter
-from qtarget.model.adapter import OPTIONS, Lora, merge
+from qtarget.model.adapter import OPTIONS, Lora, adapter_weights, merge
 from qtarget.model.frozen import AdapterOff
 from qtarget.model.policy import Policy
 
@@ -107,6 +107,26 @@ def test_the_checkpoint_of_an_adapter_is_what_was_measured(case: str, tied: bool
     read = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(read(IDS).logits.flatten(0, 1), measured, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("case", MERGE)
+def test_an_adapter_without_weights_has_the_sizes_of_the_real_one(case: str, tied: bool) -> None:
+    """For saying what a run will write; some starts of peft's split the weights up, of which there are none here."""
+    targets, options = MERGE[case]
+    real = policy(tied=tied)
+    with torch.device("meta"):
+        outlined = Policy(AutoModelForCausalLM.from_config(real.lm.config), real.vocab_size)
+    sizes = []
+    for plain in (policy(tied=tied), outlined):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            made = Lora(rank=4, alpha=8.0, targets=targets, options=options)(plain)
+        alone = sum(tensor.numel() for tensor in adapter_weights(made).values())
+        merge(made)
+        sizes.append((alone, sum(tensor.numel() for tensor in made.parameters())))
+    assert sizes[1][1] == sizes[0][1]
+    assert sizes[1][0] == sizes[0][0] - (4 * 2 if case == "KaSA" else 0)  # a diagonal in each of two layers
 
 
 @pytest.mark.parametrize("case", UNTIED)

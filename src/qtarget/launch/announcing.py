@@ -18,15 +18,19 @@ from qtarget.progress import TimeLeft
 from qtarget.units import in_time
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qtarget.compare.formats import Table
+    from qtarget.run.disk import DiskUse
 
 
 @dataclass(frozen=True)
 class CheckedJob:
-    """error: why it can't run, in words; finished: its result is there."""
+    """error: why it can't run, in words; finished: its result is there; disk: what it writes, where that is known."""
 
     error: str = ""
     finished: bool = False
+    disk: DiskUse | None = None
 
     @property
     def runs(self) -> bool:
@@ -39,6 +43,7 @@ class JobChecks:
 
     def __init__(self, context: Any) -> None:
         self._checked: dict[tuple[str, ...], CheckedJob] = {}
+        self._sizes: dict[str, Any] = {}
         self._loader: Any = context.config_loader
         self._compose = self._loader.load_sweep_config
         self._loader.load_sweep_config = self._compose_and_check
@@ -46,7 +51,7 @@ class JobChecks:
     def _compose_and_check(self, master_config: Any, sweep_overrides: list[str]) -> Any:
         composed = self._compose(master_config, sweep_overrides)
         if tuple(sweep_overrides) not in self._checked:
-            self._checked[tuple(sweep_overrides)] = _check(composed, sweep_overrides)
+            self._checked[tuple(sweep_overrides)] = _check(composed, sweep_overrides, self._sizes)
         return composed
 
     def of(self, config: Any, jobs: Sequence[Sequence[str]]) -> list[CheckedJob]:
@@ -57,26 +62,31 @@ class JobChecks:
         return [self._checked[tuple(overrides)] for overrides in jobs]
 
 
-def _check(composed: Any, overrides: Sequence[str]) -> CheckedJob:
-    """All that can be told before data is read. A finished job is returned whatever this build makes of it."""
+def _check(composed: Any, overrides: Sequence[str], sizes: dict[str, Any]) -> CheckedJob:
+    """All that can be told before data is read. A finished job is returned whatever this build makes of it.
+
+    sizes: of models, that of this job's is added.
+    """
     from qtarget.config.run_config import RunConfig
     from qtarget.launch.slots import Job
+    from qtarget.run.disk import disk_use
     from qtarget.run.plan import check_design
     from qtarget.run.ranks import check_devices
 
-    if composed.trainer.dry:
-        return CheckedJob()
     try:
         if Job.from_config(composed, overrides).finished:
             return CheckedJob(finished=True)
         cfg = RunConfig.read(composed)
         check_devices(cfg.trainer)
-        check_design(cfg)
+        design, _ = check_design(cfg)
     except QTargetError as error:
         return CheckedJob(str(error))
     except OmegaConfBaseException:  # as of what only a running job can resolve: the job itself will tell
         return CheckedJob()
-    return CheckedJob()
+    try:
+        return CheckedJob(disk=disk_use(cfg, design, sizes))
+    except QTargetError:  # a model that this machine lacks: the job itself will tell
+        return CheckedJob()
 
 
 @dataclass
@@ -100,6 +110,14 @@ class Announcer:
         for number, error in wrong:
             print(f"job {number + 1} of {total} can't run: {self.labels[number]}: {error}", file=sys.stderr)
         print(f"the other {total - len(wrong)} go on; Ctrl-C stops them", file=sys.stderr)
+
+    def say_what_is_written(self, folder: Path) -> None:
+        """By the jobs that are still to run. folder: of results."""
+        from qtarget.run.disk import total_in_words
+
+        uses = [job.disk for job in self.checked if job.disk]
+        if uses and speaks():
+            print(total_in_words(uses, folder))
 
     def begins(self, number: int) -> str:
         """job 7 of 36, 12 min left: target=dft seed=2"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
@@ -111,10 +112,16 @@ def announced(launcher: Launcher, context: HydraContext, task: TaskFunction, con
     checks, launch = JobChecks(context), launcher.launch
 
     def launch_checked(job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        if len(job_overrides) > 1 and not config.trainer.dry:
-            announcer = Announcer.of(job_overrides, checks.of(config, job_overrides))
-            task.announcer = announcer  # type: ignore[attr-defined]
-            announcer.say_what_cannot_run()
+        if len(job_overrides) == 1:
+            return launch(job_overrides, initial_job_idx=initial_job_idx)
+        announcer, folder = Announcer.of(job_overrides, checks.of(config, job_overrides)), Path(config.output_dir)
+        if config.trainer.dry:
+            launched = launch(job_overrides, initial_job_idx=initial_job_idx)
+            announcer.say_what_is_written(folder)
+            return launched
+        task.announcer = announcer  # type: ignore[attr-defined]
+        announcer.say_what_cannot_run()
+        announcer.say_what_is_written(folder)
         return launch(job_overrides, initial_job_idx=initial_job_idx)
 
     launcher.launch = launch_checked  # type: ignore[method-assign]

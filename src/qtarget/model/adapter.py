@@ -40,6 +40,8 @@ OPTIONS = (
 """Fields of peft 0.21's LoraConfig whose adapters merge into the weights, as a test measures."""
 STARTS = (True, False, "gaussian", "orthogonal", "mica", "olora", "pissa")
 """Of init_lora_weights, and pissa_niter_N. The others want data (eva, corda, lora_ga) or quantised weights (loftq)."""
+OUTLINED = {"init_lora_weights": False, "kasa_config": None}
+"""On a model without weights, which peft can't split up: the same shapes, but for `rank` numbers a layer of KaSA."""
 ALL_BESIDE = (True, False, "gaussian", "orthogonal", "mica", "eva")
 """Of init_lora_weights: those that leave the weights they stand beside as they are (peft 0.21)."""
 MOVED = 0.02
@@ -115,8 +117,9 @@ class Lora(Checked):
             warnings.filterwarnings("ignore", message=".*a tied layer is part of the adapter.*")
             warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
             warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+            options = {**self.options, **OUTLINED} if lm.device.type == "meta" else self.options
             try:
-                config = LoraConfig(**sizes, **self.options, target_modules=targets, task_type="CAUSAL_LM")
+                config = LoraConfig(**sizes, **options, target_modules=targets, task_type="CAUSAL_LM")
                 return get_peft_model(lm, config)
             except (ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError) as error:
                 further = "".join(f" model.adapter.options.{key}={value}" for key, value in self.options.items())
@@ -236,9 +239,26 @@ def check_base(lm: Any) -> None:
 
 def save_adapter(policy: Policy, folder: Path) -> None:
     """The adapter alone, as peft loads it."""
+    with _whole_weights():
+        policy.lm.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
+
+
+def adapter_weights(policy: Policy) -> dict[str, Tensor]:
+    """What `save_adapter` saves."""
+    from peft import get_peft_model_state_dict
+
+    with _whole_weights():
+        weights: dict[str, Tensor] = get_peft_model_state_dict(policy.lm, save_embedding_layers=False)
+    return weights
+
+
+@contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Without what peft says of weights that it takes for shards: 0.21 does of lora_bias, which has one dimension."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save_embedding_layers.*")
-        policy.lm.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the hub
+        warnings.filterwarnings("ignore", message=".*tensor.s. have invalid shape.*")
+        yield
 
 
 def merge(policy: Policy) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from qtarget.errors import QTargetError
+from qtarget.units import in_bytes
 
 
 def doctor() -> int:
@@ -35,7 +39,7 @@ def facts() -> Iterator[tuple[str, str, str]]:
     yield "device", *_device()
     yield "model", *_model()
     yield "cache", *_writable(_cache(), "set QTARGET_CACHE to a folder you can write")
-    yield "outputs", *_writable(Path("outputs"), "set output_dir=FOLDER")
+    yield "outputs", *_outputs(Path("outputs"), "set output_dir=FOLDER")
     yield "W&B", _wandb(), ""
 
 
@@ -71,7 +75,30 @@ def _cache() -> Path:
 def _writable(folder: Path, remedy: str) -> tuple[str, str]:
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     ok = nearest.is_dir() and os.access(nearest, os.W_OK)
-    return str(folder), "" if ok else f"not writable: {remedy}"
+    free = in_bytes(shutil.disk_usage(nearest).free)
+    return f"{folder}, {free} free", "" if ok else f"not writable: {remedy}"
+
+
+def _outputs(folder: Path, remedy: str) -> tuple[str, str]:
+    """With what `qtarget train` would write there."""
+    from qtarget.model import builtin
+
+    fact, missing = _writable(folder, remedy)
+    if missing or not (builtin.converted_dir() / "config.json").is_file():
+        return fact, missing
+    from qtarget.config.composing import instantiate_design
+    from qtarget.config.run_config import RunConfig
+    from qtarget.run.disk import check_room, disk_use
+
+    try:
+        cfg = RunConfig.compose()  # of ./conf, too
+        use = disk_use(cfg, instantiate_design(cfg.target))
+    except QTargetError:
+        return fact, ""
+    try:
+        return f"{fact}; `qtarget train` {use.in_words}{'; ' * bool(little := check_room(use, folder))}{little}", ""
+    except QTargetError as error:
+        return fact, f"`qtarget train` has no room: {error}"
 
 
 def _wandb() -> str:

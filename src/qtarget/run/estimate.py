@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from qtarget.model.provide import DTYPES
 from qtarget.model.sharding import decoder_layers
 from qtarget.run import build
 from qtarget.run.caching import HELDOUT, described, role_of
+from qtarget.run.disk import check_room, disk_use, unbuilt_caches
 from qtarget.run.plan import Plan, make_plan
 from qtarget.train.step import extra_forward_passes
 from qtarget.units import in_bytes, in_time
@@ -90,6 +92,14 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     )
     yield "loss", plan.engine.description
     yield from _references(plan)
+    yield from _disk(plan)
+
+
+def _disk(plan: Plan) -> Iterator[tuple[str, str]]:
+    folder, use = Path(plan.cfg.output_dir, plan.cfg.experiment_name), disk_use(plan.cfg, plan.design)
+    warning = check_room(use, folder, unbuilt_caches(plan))
+    yield "disk", use.in_words
+    yield "", warning or f"{in_bytes(free_bytes(folder.absolute()))} free in {folder}"
 
 
 def _references(plan: Plan) -> Iterator[tuple[str, str]]:

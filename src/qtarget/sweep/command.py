@@ -73,6 +73,7 @@ def sweep(
     print(f"{file.name}: checking every configuration before the first one runs", file=sys.stderr)
     checked = [(values, factory.make_job(values)) for values in _checked_points(file, max_points, seed)]
     folder = checked[0][1].folder.parent
+    _say_what_is_written(factory, checked, _total(file, max_points) if file.method == "bayes" else None)
     make_folder(folder)
     busy = f"another qtarget sweep is at work in {folder}: wait for it, or stop it"
     with locked(folder / ".sweep.lock", busy, wait=0):
@@ -86,6 +87,18 @@ def sweep(
         finally:
             scheduler.save_ended()
     return _summary(scheduler, folder)
+
+
+def _say_what_is_written(factory: JobFactory, checked: Sequence[tuple[Values, Job]], searched: int | None) -> None:
+    """By the jobs that are to run. searched: of a Bayesian search how many, each taken for the largest it may be."""
+    from qtarget.run.disk import total_in_words
+
+    jobs = {job.identity: job for _, job in checked if searched is not None or not job.finished}
+    uses = [factory.disk[identity] for identity in jobs if identity in factory.disk]
+    if searched is not None and uses:
+        uses = [max(uses, key=lambda use: use.kept)] * searched
+    if uses:
+        print(f"{factory.file.name}: {total_in_words(uses, checked[0][1].folder.parent)}", file=sys.stderr)
 
 
 def _checked_points(file: SweepFile, max_points: int | None, seed: int) -> Iterator[dict[str, Any]]:

@@ -9,9 +9,10 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.types import RunMode
 
@@ -22,6 +23,9 @@ from qtarget.errors import QTargetError
 from qtarget.launch.slots import Job
 from qtarget.sweep.file import SweepFile
 from qtarget.sweep.space import ListedOptions, SweptValues
+
+if TYPE_CHECKING:
+    from qtarget.run.disk import DiskUse
 
 NOT_SWEPT = ("experiment_name", "output_dir", "tracker", "hydra")
 """Keys that say where results go."""
@@ -60,10 +64,14 @@ def random_points(space: Mapping[str, SweptValues], seed: int) -> Iterator[dict[
 
 @dataclass(frozen=True)
 class JobFactory:
-    """Makes a job of a point. overrides: the command line's, behind those of the file."""
+    """Makes a job of a point. overrides: the command line's, behind those of the file. disk: of each job made, by its
+    identity, what it writes.
+    """
 
     file: SweepFile
     overrides: tuple[str, ...]
+    disk: dict[str, DiskUse] = field(default_factory=dict)
+    _sizes: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self, values: Values) -> list[str]:
         """The overrides of `qtarget train` for a point; of two with one key the later counts."""
@@ -95,15 +103,18 @@ class JobFactory:
         """The job of a point; raises QTargetError, before anything runs, where its configuration is wrong."""
         from qtarget.config.composing import instantiate_design  # seconds
         from qtarget.config.run_config import RunConfig
+        from qtarget.run.disk import disk_use
 
         arguments = self.arguments(values)
         try:
             cfg = RunConfig.compose(arguments)
             if cfg.trainer.dry:
                 raise QTargetError("trainer=dry leaves no results to search by")
-            instantiate_design(cfg.target)
+            design = instantiate_design(cfg.target)
         except QTargetError as error:
             raise QTargetError(f"{self.file.path}: {self.label(values)}: {error}") from error
+        with suppress(QTargetError):  # a model that this machine lacks: the job itself will tell
+            self.disk.setdefault(cfg.hash, disk_use(cfg, design, self._sizes))
         folder = Path(cfg.output_dir, str(cfg.experiment_name), cfg.hash)
         return Job(folder, cfg.hash, tuple(arguments), self.label(values))
 
