@@ -15,7 +15,7 @@ import timing
 from table import Row, Section
 
 from qtarget.errors import QTargetError
-from qtarget.model.builtin import cache_dir
+from qtarget.files import cache_dir
 
 COMMAND = "from qtarget.cli import main; main()"
 

@@ -14,6 +14,14 @@ from pathlib import Path
 from qtarget.errors import QTargetError
 
 
+def cache_dir() -> Path:
+    """$QTARGET_CACHE, or the platform's user cache folder for qtarget."""
+    from platformdirs import user_cache_path  # only where the variable is unset
+
+    chosen = os.environ.get("QTARGET_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("qtarget")
+
+
 @contextmanager
 def replacing(path: Path, scratch: Path | None = None, *, durable: bool = False) -> Iterator[Path]:
     """Yields where to write a file or a folder, which becomes `path` at the end. Nothing is left of what fails.

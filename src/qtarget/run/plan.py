@@ -20,11 +20,11 @@ from qtarget.data.once import prepare_once
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
 from qtarget.evaluate.probing import check_scorers
+from qtarget.files import cache_dir
 from qtarget.math.reference import DETAILS
 from qtarget.math.target import Design, check_references, columns, needs
 from qtarget.math.tokens import ROLES
 from qtarget.model import provide
-from qtarget.model.builtin import cache_dir
 from qtarget.model.cache import CachePlan
 from qtarget.parallel import is_rank_zero
 from qtarget.run.caching import (
