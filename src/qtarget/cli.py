@@ -149,13 +149,13 @@ def _compare(rest: list[str]) -> int:
     keys, best_of = ([key for key in text.split(",") if key] for text in (options.group_by, options.best_of))
     if options.by and not best_of:
         parser.error("--by says what --best-of KEY chooses by: give that too")
-    others = (keys, best_of, options.against, options.out, options.metric)
+    others = (keys, best_of, options.against, options.out, options.metric, options.failed)
     if options.against and not keys:
         parser.error("--against names a group: give --group-by KEY too")
     if options.paired and (any(others) or options.format != "rich"):
         parser.error("--paired prints one difference: it goes with no other option")
     if options.paired:
-        from qtarget.compare.command import compare_paired
+        from qtarget.compare.pairs import compare_paired
 
         return compare_paired(options.paths, options.paired)
 
@@ -170,6 +170,7 @@ def _compare(rest: list[str]) -> int:
         against=options.against,
         best_of=best_of,
         by=options.by,
+        failed=options.failed,
     )
 
 

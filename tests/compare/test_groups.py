@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from qtarget.compare.command import compare, compare_paired
+from qtarget.compare.command import compare
 from qtarget.compare.group_table import Grouping, grouped_rows
 from qtarget.compare.groups import group_runs, rows
+from qtarget.compare.pairs import compare_paired
 from qtarget.errors import QTargetError
 from qtarget.evaluate.row_losses import RowLoss, row_metrics, save_row_losses
 from qtarget.evaluate.samples import Sample, save_samples
@@ -55,9 +57,38 @@ def swept(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_pairing_runs_that_were_not_judged_is_answered_by_the_command_that_pairs_their_nll(tmp_path: Path) -> None:
-    with pytest.raises(QTargetError, match=r"--group-by target --against target=NAME --metric test/nll"):
-        compare_paired([tmp_path, tmp_path], "nll")
+def test_pairing_answers_of_runs_that_were_not_judged_is_answered_by_the_line_that_pairs_their_rows(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(QTargetError, match=r"row by row: qtarget compare A B --paired nll"):
+        compare_paired([tmp_path, tmp_path], "accuracy")
+
+
+@pytest.mark.parametrize(("metric", "a", "unit"), [("nll", 6 / 8, 1.0), ("test/bits_per_byte", 6 / 10, math.log(2))])
+def test_two_runs_are_compared_row_by_row_in_nll(
+    tmp_path: Path, metric: str, a: float, unit: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """b is better by 0.1 nats on each token of the four rows that both have; a has a fifth, of 20 tokens."""
+    tokens = [1, 2, 3, 2]
+    write_losses(tmp_path, "a", 0, [1.0, 1.0, 2.0, 2.0, 9.0], [*tokens, 20])
+    write_losses(tmp_path, "b", 0, [n - 0.1 * t for n, t in zip((1.0, 1.0, 2.0, 2.0), tokens, strict=True)], tokens)
+    assert compare_paired([tmp_path / "a0", tmp_path / "b0"], metric) == 0
+    printed = capsys.readouterr().out
+    assert f"A {a / unit:.3f}" in printed
+    assert "4 shared rows, 1 others left out" in printed
+    if metric == "nll":
+        assert "B − A -0.100 [-0.100, -0.100]" in printed
+
+
+def test_runs_without_a_row_in_common_or_that_diverged_are_not_paired(tmp_path: Path) -> None:
+    write_losses(tmp_path, "a", 0, [1.0, 2.0], [2, 2])
+    write_losses(tmp_path, "b", 0, [1.0, math.nan], [2, 2])
+    losses = [RowLoss(f"other {place}", place, 1.0, 2, 2) for place in range(3)]
+    save_row_losses(tmp_path, losses)
+    with pytest.raises(QTargetError, match="share 0 held-out rows, of 2 and 3"):
+        compare_paired([tmp_path / "a0", tmp_path], "nll")
+    with pytest.raises(QTargetError, match="1 of 2 rows is not finite: that run has diverged"):
+        compare_paired([tmp_path / "a0", tmp_path / "b0"], "nll")
 
 
 def test_runs_that_differ_in_their_seed_are_one_group(swept: Path) -> None:
@@ -278,3 +309,18 @@ def test_names_are_the_runs_own_not_the_configurations(swept: Path) -> None:
     for path in swept.glob("*/config.yaml"):
         path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "name": None}))
     assert {group.label for group in group_runs(read_runs([swept]), ["name"])} == {"sft", "dft"}
+
+
+def test_a_failed_run_is_in_no_mean_and_is_listed_with_its_reason(
+    swept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(swept, "dft", 2, [False] * 4)
+    path = swept / "dft20.4/result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "out of memory"}))
+    compare([swept], group_by=["target"])
+    printed = capsys.readouterr().out
+    assert re.search(r"dft +2 +62\.5 \[", printed)
+    assert "Not in the table: 1 failed:" in printed
+    assert re.search(r"failed: dft \(.*dft20\.4\): out of memory", printed)
+    compare([swept], group_by=["target"], format="md")
+    assert "out of memory" in capsys.readouterr().err

@@ -10,9 +10,9 @@ import pytest
 from test_groups import sample
 from test_runs import NOW, write_run
 
-from qtarget.compare.command import compare, print_tables
+from qtarget.compare.command import CompareOptions, compare, compared, print_tables
 from qtarget.compare.groups import problems
-from qtarget.compare.report import differences, render
+from qtarget.compare.report import differences, picture_plots, render
 from qtarget.compare.run_groups import run_groups
 from qtarget.errors import QTargetError
 from qtarget.evaluate.samples import save_samples
@@ -54,6 +54,7 @@ def test_compare_writes_both_files_and_says_where(folder, capsys, monkeypatch):
     assert "demo/report.html" in printed
     assert "demo/comparison.png" in printed
     assert "qtarget train experiment=demo target=dft seed=1" in printed
+    assert "Not in the table: 1 failed:" in printed
     assert (folder / "report.html").stat().st_size < 1_500_000
 
 
@@ -83,7 +84,20 @@ def test_csv_is_alone_on_stdout_and_keeps_every_digit(folder, capsys):
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
     assert rows["dft"]["test/accuracy"] == "0.412"
     assert (rows["dft"]["trainer.lr"], rows["sft"]["trainer.lr"]) == ("0.25", "")
+    assert "gem" not in rows
+    compare([folder], format="csv", failed=True)
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
     assert rows["gem"]["status"] == "failed"
+
+
+def test_a_failed_run_has_no_line_unless_asked_for(folder):
+    for failed, expected in ((False, {"sft", "dft"}), (True, {"sft", "dft", "gem · failed"})):
+        runs, grouped, swept = compared([folder], CompareOptions(failed=failed))
+        lines = {line.mark.label for plot in picture_plots(runs, grouped) for line in plot.lines}
+        assert lines == expected
+        page = render(runs, grouped, swept)
+        assert "Not in the table: 1 failed" in page
+        assert "no cache at …/t.pt" in page
 
 
 def test_markdown_keeps_a_bar_inside_its_cell(tmp_path, capsys):

@@ -160,7 +160,20 @@ def test_sentences_about_the_runs(tmp_path):
     assert subject(runs) == "2 runs of tiny on arithmetic, with 40 % of the training rows made wrong."
     assert "400 held-out problems" in reading_note(runs)
     assert "seeds 0, 3" in reading_note(runs)
-    assert next_command(runs) == "qtarget train experiment=demo target=dft seed=4"
+    assert next_command(runs) == "qtarget train experiment=demo target=dft seed=0"
+
+
+def test_what_to_try_next_fills_the_design_with_the_fewest_seeds(tmp_path):
+    """Of dft, the better one, seeds 0 to 2; of sft 0 and 2, and 1 has failed."""
+    for name, seed in [("dft", 0), ("dft", 1), ("dft", 2), ("sft", 0), ("sft", 1), ("sft", 2)]:
+        status = "failed" if (name, seed) == ("sft", 1) else "finished"
+        accuracy = {"dft": 0.6, "sft": 0.5}[name]
+        config = {"seed": seed, "target": name}
+        write_run(tmp_path, name, f"{name}{seed}", status=status, accuracy=accuracy, seed=seed, config=config)
+    runs = read_runs([tmp_path], NOW)
+    assert next_command(runs) == "qtarget train experiment=demo target=sft seed=1"
+    whole = [run for run in runs if run.name == "dft"]
+    assert next_command(whole) == "qtarget train experiment=demo target=dft seed=3"
 
 
 @pytest.mark.parametrize(

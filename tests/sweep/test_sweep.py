@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,6 +120,9 @@ def test_a_grid_runs_once_and_says_what_is_best(stand_ins: Path, capsys: pytest.
     command = ["sweep", sweep_file(stand_ins), "--slots", "2"]
     assert qtarget_cli(command) == 0
     told = capsys.readouterr()
+    assert re.search(r"job 1 of 6: starts in ", told.err)
+    assert re.search(r"job 6 of 6, [\d.]+ s left: starts in ", told.err)
+    assert re.search(r"mine: [1-5] of 6 points done, [\d.]+ s left; best val/nll", told.err)
     assert "6 of 6 points done; best val/nll 0.33333 at optim.lr=0.05 seed=0" in told.err
     assert "6 points: 6 finished; results in outputs/mine" in told.out
     assert "next: qtarget compare outputs/mine" in told.out

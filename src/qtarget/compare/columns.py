@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from qtarget.measures import MEASURES, Measure
-from qtarget.record.runs import Run, finished
+from qtarget.record.runs import Run, finished, unfinished
 
 
 def number(text: str) -> float | None:
@@ -199,12 +199,30 @@ def _choices(runs: Iterable[Run], group: str) -> str:
     return " and ".join(sorted({run.choices[group] for run in runs if group in run.choices}))
 
 
+def unfinished_in_words(runs: Iterable[Run]) -> str:
+    """Not in the table: 2 failed, 1 interrupted."""
+    statuses = [run.status for run in unfinished(runs)]
+    return f"Not in the table: {', '.join(f'{statuses.count(one)} {one}' for one in dict.fromkeys(statuses))}"
+
+
 def next_command(runs: Sequence[Run]) -> str:
-    """What to try next: the best design on another seed, or, with nothing finished, the first run again."""
+    """What to try next: a seed of the configuration that has the fewest; with nothing finished, the first run again.
+
+    Of equals it is the one that stands first, and of seeds the first that another configuration has.
+    """
     designs = [run for run in finished(runs) if run.role == "design" and run.task == "train"]
     if not designs:
         return runs[0].command
-    best = designs[0]
-    overrides = [override for override in best.overrides if not override.startswith("seed=")]
-    seeds = [run.seed for run in designs if run.seed is not None]
-    return shlex.join(["qtarget", "train", *overrides, f"seed={max(seeds, default=0) + 1}"])
+    seeds: dict[str, set[int]] = {}
+    for run in designs:
+        seeds.setdefault(_configuration(run), set()).update(() if run.seed is None else (run.seed,))
+    fewest = min(designs, key=lambda run: len(seeds[_configuration(run)]))
+    own, of_all = seeds[_configuration(fewest)], set().union(*seeds.values())
+    seed = min(of_all - own, default=max(of_all, default=0) + 1)
+    overrides = [override for override in fewest.overrides if not override.startswith("seed=")]
+    return shlex.join(["qtarget", "train", *overrides, f"seed={seed}"])
+
+
+def _configuration(run: Run) -> str:
+    """What seeds of one configuration have in common."""
+    return f"{run.name} {run.but_seed}"

@@ -2,6 +2,7 @@
 
 record/runs.py   folders on disk → Run
 columns.py       the columns of the table of runs, and the sentences around it
+pairs.py         --paired: two runs, prompt by prompt or row by row
 groups.py        --group-by: runs over their seeds → rows with intervals; selection.py: each group at its --best-of
 group_table.py   the table of those rows
 sweeps.py        what was swept, and the plots of the metric over it
@@ -20,15 +21,21 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from qtarget.compare.columns import MISSING, TableColumn, columns_of, next_command, reading_note, subject
+from qtarget.compare.columns import (
+    MISSING,
+    TableColumn,
+    columns_of,
+    next_command,
+    reading_note,
+    subject,
+    unfinished_in_words,
+)
 from qtarget.compare.formats import Table, markdown_text, terminal
 from qtarget.compare.group_table import Grouped, Grouping, grouped_rows
 from qtarget.compare.selection import usual_validation
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
 from qtarget.config.versions import outdated
 from qtarget.errors import QTargetError
-from qtarget.evaluate.samples import FILE, Paired, Sample, paired, read_samples
-from qtarget.evaluate.scores import holm
 from qtarget.record.runs import Run, differing_keys, finished, read_runs, unfinished
 
 if TYPE_CHECKING:
@@ -44,6 +51,7 @@ class CompareOptions:
     """What is compared, as `compare` says it."""
 
     group_by: Sequence[str] = ()
+    failed: bool = False
     metric: str | None = None
     against: Sequence[str] = ()
     best_of: Sequence[str] = ()
@@ -55,6 +63,7 @@ def compared(
 ) -> tuple[Sequence[Run], Grouped | None, Swept | None]:
     """The runs under `paths`, in table order; their groups, where they are grouped; else what was swept."""
     runs = [_with_changes(run) for run in read_runs(paths)]
+    runs = [replace(run, only_listed=run.status == "failed" and not options.failed) for run in runs]
     if options.best_of and not options.group_by:
         raise QTargetError("--best-of chooses within groups: add --group-by, such as --group-by target")
     if not options.group_by or not finished(runs):
@@ -73,6 +82,7 @@ def compare(
     against: Sequence[str] = (),
     best_of: Sequence[str] = (),
     by: str | None = None,
+    failed: bool = False,
 ) -> int:
     """Print the table of the runs under `paths`; write report.html and comparison.png into `out` (default: first path).
 
@@ -81,14 +91,15 @@ def compare(
     group_by: keys. Runs that agree in them are taken together over their seeds, and the table shows `metric` with
     intervals. against: KEY=VALUE texts that name a baseline; the table shows paired differences to it.
     best_of: keys, such as optim.lr. Each group is shown at its best of them by the validation metric `by` (None:
-    val/accuracy, or val/nll where nothing was answered).
+    val/accuracy, or val/nll where nothing was answered). failed: runs that failed are drawn as far as they came, and
+    stand in a csv; else they are listed below the table alone.
     Returns 0, or 1 where no run has finished.
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
-    runs, grouped, swept = compared(paths, CompareOptions(group_by, metric, against, best_of, by))
+    runs, grouped, swept = compared(paths, CompareOptions(group_by, failed, metric, against, best_of, by))
     if grouped:
-        print_groups(grouped, format)
+        print_groups(grouped, format, unfinished_lines(runs))
     elif format == "rich":
         print_tables(runs)
     else:
@@ -142,15 +153,18 @@ def print_tables(runs: Sequence[Run], console: Console | None = None) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=False)
 
 
-def print_groups(grouped: Grouped, format: str) -> None:
-    """One line per group of runs, and what its intervals cover."""
+def print_groups(grouped: Grouped, format: str, left_out: Sequence[str]) -> None:
+    """One line per group of runs, what its intervals cover, and which runs are in no group."""
     if format == "rich":
         console = terminal()
         console.print(grouped.table.rich())
-        console.print(grouped.note, markup=False, highlight=False)
-    else:
-        written = {"md": grouped.table.markdown, "csv": grouped.unrounded.csv, "tex": grouped.table.latex}
-        print(written[format](), end="")
+        for line in (grouped.note, *left_out):
+            console.print(line, markup=False, highlight=False)
+        return
+    written = {"md": grouped.table.markdown, "csv": grouped.unrounded.csv, "tex": grouped.table.latex}
+    print(written[format](), end="")
+    for line in left_out:
+        terminal(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def rich_table(runs: Sequence[Run], group: str) -> RichTable:
@@ -170,16 +184,19 @@ def _table(runs: Sequence[Run], columns: Sequence[TableColumn], titles: Sequence
 
 
 def unfinished_lines(runs: Sequence[Run]) -> list[str]:
-    """One line per run that has not finished."""
-    return [
+    """How many runs have not finished, and of each which and why; nothing where all have."""
+    lines = [
         f"{run.status_text}: {run.label} ({run.short_path})" + (f": {run.error.strip()}" if run.error else "")
         for run in unfinished(runs)
     ]
+    return [f"{unfinished_in_words(runs)}:", *lines] if lines else []
 
 
 def markdown(runs: Sequence[Run]) -> str:
     """One GitHub table with every column, the note and the list of unfinished runs under it."""
-    note = "\n\n".join([_note(runs), *(f"- {markdown_text(line)}" for line in unfinished_lines(runs))])
+    head, *lines = unfinished_lines(runs) or [""]
+    listed = [markdown_text(head), "\n".join(f"- {markdown_text(line)}" for line in lines)] * bool(lines)
+    note = "\n\n".join([_note(runs), *listed])
     columns = columns_of(runs)
     return _table(runs, columns, [column.title for column in columns], note=note).markdown()
 
@@ -197,7 +214,11 @@ def _note(runs: Sequence[Run]) -> str:
 
 
 def unrounded(runs: Sequence[Run]) -> str:
-    """Every run, unfinished ones too, with unrounded numbers and each config key that differs between the runs."""
+    """Every run, unfinished ones too, with unrounded numbers and each config key that differs between the runs.
+
+    Runs that are only listed are left out.
+    """
+    runs = [run for run in runs if not run.only_listed]
     metrics = sorted({key for run in runs for key in run.metrics})
     keys = differing_keys(runs)
     plain = ("name", "role", "status", "experiment", "seed", "folder", "reliance", "residual", "weight")
@@ -216,56 +237,3 @@ def near(path: Path) -> str:
     """`path` as a person standing in the working folder would write it."""
     resolved = path.resolve()
     return str(resolved.relative_to(Path.cwd())) if resolved.is_relative_to(Path.cwd()) else str(resolved)
-
-
-def compare_paired(paths: Sequence[str | Path], metric: str) -> int:
-    """Print, for each source of problems that both have, the two means and their difference prompt by prompt."""
-    if len(paths) != 2:
-        raise QTargetError(f"--paired compares two runs, got {len(paths)}: qtarget compare A B --paired {metric}")
-    files = [samples_file(Path(path)) for path in paths]
-    a, b = (read_samples(file) for file in files)
-    sources = [source for source in _sources(a) if source in _sources(b)]
-    if not sources:
-        raise QTargetError(f"no source of problems in common: {', '.join(_sources(a))} and {', '.join(_sources(b))}")
-    print(f"A  {near(files[0])}\nB  {near(files[1])}\n{metric}, with the 95 % interval of B − A:")
-    pairs = [paired(_of(a, source), _of(b, source), metric) for source in sources]
-    corrected = holm([pair.difference.p_value for pair in pairs])
-    for source, pair, p_value in zip(sources, pairs, corrected, strict=True):
-        print(f"  {source:<14}{_line(pair, p_value, len(pairs))}")
-    print(f"next: {shlex.join(['qtarget', 'compare', *map(str, paths)])}")
-    return 0
-
-
-def samples_file(path: Path) -> Path:
-    """A file of samples: itself, in the folder of a run or an evaluation, or in the only one below a folder."""
-    if path.is_file():
-        return path
-    files = [path / FILE] if (path / FILE).is_file() else sorted(path.glob(f"*/{FILE}"))
-    if len(files) == 1:
-        return files[0]
-    if not files:
-        raise QTargetError(
-            f"{path} has no {FILE}: name a run whose answers were judged. Runs without judged answers are paired row "
-            "by row on test/nll: qtarget compare A B --group-by target --against target=NAME --metric test/nll"
-        )
-    folders = ", ".join(str(file.parent) for file in files)
-    raise QTargetError(f"{path} holds {len(files)} evaluations; name one: {folders}")
-
-
-def _sources(samples: Sequence[Sample]) -> list[str]:
-    return list(dict.fromkeys(sample.source for sample in samples))
-
-
-def _of(samples: Sequence[Sample], source: str) -> list[Sample]:
-    return [sample for sample in samples if sample.source == source]
-
-
-def _line(pair: Paired, p_value: float, comparisons: int) -> str:
-    """p_value: corrected for so many comparisons."""
-    score, unshared = pair.difference.score, pair.only_a + pair.only_b
-    others = f", {unshared} others left out" if unshared else ""
-    how = f"sign flips, Holm over {comparisons} sources" if comparisons > 1 else "sign flips"
-    return (
-        f"A {pair.a:.3f}  B {pair.b:.3f}  B − A {score.mean:+.3f} [{score.low:+.3f}, {score.high:+.3f}]  "
-        f"p = {p_value:.2g} ({how}), {pair.shared} shared prompts{others}"
-    )

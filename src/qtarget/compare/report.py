@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qtarget.compare.columns import MISSING, TableColumn, columns_of, reading_note, subject
+from qtarget.compare.columns import MISSING, TableColumn, columns_of, reading_note, subject, unfinished_in_words
 from qtarget.compare.group_table import Grouped, label_without
 from qtarget.compare.groups import GroupRow, problems
 from qtarget.compare.run_groups import groups_of_rows, row_design, run_groups
@@ -151,6 +151,7 @@ def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: 
         "rows": [(run, mark_of[run.folder]) for run in finished(runs)],
         "note": reading_note(runs),
         "unfinished": unfinished(runs),
+        "unfinished_words": unfinished_in_words(runs),
         "marks": distinct(styled),
         "plots": plots,
         "grouped": grouped,

@@ -16,8 +16,11 @@ MOST_KEYS = 3
 
 
 def run_groups(runs: Sequence[Run]) -> list[RunGroup]:
-    """The rows of the table, then unfinished runs that left numbers; seeds of one configuration together."""
-    plotted = finished(runs) + [run for run in unfinished(runs) if run.history]
+    """The rows of the table, then unfinished runs that left numbers; seeds of one configuration together.
+
+    Runs that are only listed have no line.
+    """
+    plotted = finished(runs) + [run for run in unfinished(runs) if run.history and not run.only_listed]
     members = _by_configuration(plotted)
     labels = [_label(group, members) for group in members]
     trained = [(_design(group[0]), label) for group, label in zip(members, labels, strict=True) if not _is_base(group)]

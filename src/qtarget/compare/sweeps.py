@@ -128,9 +128,10 @@ def _check_manifest(manifest: Any) -> None:
 
 
 def _manifest_points(runs: Sequence[Run], manifest: Mapping[str, Any]) -> list[SweptRun]:
-    """The points of a sweep that have a value, those stopped early too."""
+    """The points of a sweep that have a value, those stopped early too; none of runs that are only listed."""
     by_folder = {Path(point["folder"]).name: point for point in manifest["points"]}
-    recorded = [(run, by_folder[run.folder.name]) for run in runs if run.folder.name in by_folder]
+    shown = [run for run in runs if run.folder.name in by_folder and not run.only_listed]
+    recorded = [(run, by_folder[run.folder.name]) for run in shown]
     return [
         SweptRun(run, _texts(point["values"]), float(point["value"]))
         for run, point in recorded

@@ -203,8 +203,11 @@ def compare_parser() -> Parser:
     parser.add_argument(
         "--by", help="the validation metric that --best-of chooses by (default: val/accuracy, or val/nll)"
     )
+    parser.add_argument("--failed", action="store_true", help="draw runs that failed as far as they came; list in csv")
     parser.add_argument(
-        "--paired", metavar="METRIC", help="of two runs: their difference in accuracy, pass@8, … prompt by prompt"
+        "--paired",
+        metavar="METRIC",
+        help="of two runs: their difference in accuracy, pass@8, … prompt by prompt, or in nll row by row",
     )
     return parser
 

@@ -50,7 +50,8 @@ class Ratios:
 
 
 def ratio_over_seeds(ours: Ratios, theirs: Ratios | None = None, seed: int = 0) -> Score | None:
-    """The mean of ratios, or ours − theirs on the same rows and seeds, and its 95 % interval; None of a single row.
+    """The mean of ratios, or ours − theirs on the same rows and seeds, and its 95 % interval; None of fewer than two
+    rows.
 
     Over rows: the studentised bootstrap, see `_over_rows`. With several seeds a half-width is, for each end,
 
@@ -60,12 +61,12 @@ def ratio_over_seeds(ours: Ratios, theirs: Ratios | None = None, seed: int = 0) 
     Donner, Statistics in Medicine 2008). df is Satterthwaite's, between S − 1, where seeds are all that varies, and
     R − 1. Where nothing varies, as between a run and itself, the interval has no width.
     """
-    sides = [(1.0, ours), *([(-1.0, theirs)] if theirs else [])]
-    each, pulls = (sum(sign * getattr(side, name) for sign, side in sides) for name in ("each", "pulls"))
-    seeds, rows = pulls.shape
-    mean = float(each.mean())
+    seeds, rows = ours.totals.shape
     if rows < 2:
         return None
+    sides = [(1.0, ours), *([(-1.0, theirs)] if theirs else [])]
+    each, pulls = (sum(sign * getattr(side, name) for sign, side in sides) for name in ("each", "pulls"))
+    mean = float(each.mean())
     below, above = _over_rows(sides, mean, pulls.mean(0), np.random.default_rng(seed))
     if seeds > 1:
         below, above = _with_seeds((below, above), each, pulls)

@@ -71,6 +71,7 @@ class Run:
     history: tuple[Mapping[str, float], ...] = ()
     resume_step: int | None = None  # the optimizer step that an unfinished run would go on from
     outdated: tuple[str, ...] = ()  # what this build computes in another way than the one that made the run
+    only_listed: bool = False  # a failed run, of which no table and no plot shows numbers
 
     @property
     def short_path(self) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from qtarget.compare.formats import Table
 from qtarget.compare.groups import kept_interval
+from qtarget.config.derived import derived
 from qtarget.model.fingerprint import names_a_folder
 from qtarget.record.record import stored_result
 from qtarget.record.runs import Run, read_run, without_absolute_paths
@@ -69,11 +70,15 @@ def _summary(run: Run, base: str) -> str:
 
 
 def _design(run: Run, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    about = (config.get("target") or {}).get("about") or {}
+    target = config.get("target") or {}
+    about, origin = target.get("about") or {}, derived(target)
     yield "name", run.choices.get("target", run.name)
+    if origin:
+        yield "derived from", str(origin)
+    of = f" of {origin.name}" if origin else ""
     for key, title in (("formula", "formula"), ("paper", "paper"), ("differs", "differs from the official code")):
         if about.get(key):
-            yield title, str(about[key])
+            yield f"{title}{of}", str(about[key])
     for key, title in (("reliance", "reliance γ"), ("residual", "residual π̃"), ("weight", "weight w")):
         if run.design.get(key):
             yield title, run.design[key]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtarget.config.composing import about, list_designs, options
+from qtarget.config.composing import about, compose_target, list_designs, options
+from qtarget.config.derived import derived
 from qtarget.config.parsers import SHOW as USAGE
 from qtarget.config.part_checks import checked_design
 from qtarget.errors import QTargetError
@@ -63,12 +64,15 @@ def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     from qtarget.math.target import needs
 
     design, facts = checked_design(name, changes), about(name)
+    origin = derived(compose_target(name, changes))
+    of = f" of {origin.name}" if origin else ""
     wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())
     return {
-        "formula" if not changes else "formula as shipped": facts["formula"],
+        **({"derived from": str(origin)} if origin else {}),
+        f"formula{of}": facts["formula"],
         **{title: str(getattr(design, slot)) for slot, title in SLOTS.items() if hasattr(design, slot)},
         "needs": wanted or "nothing beside the policy",
-        "paper": f"{facts['paper']} ({facts['year']})",
+        f"paper{of}": f"{facts['paper']} ({facts['year']})",
         "differs": str(facts["differs"]),
         "as run": repr(design),
     }

@@ -18,12 +18,12 @@ from qtarget.config.composing import nearest
 from qtarget.errors import QTargetError
 from qtarget.files import write_atomically
 from qtarget.launch.slots import PAUSE, Job, JobPool, RunningJob, Slot, outcome
+from qtarget.progress import TimeLeft
 from qtarget.record.record import stored_result
 from qtarget.record.runs import SETTLED, logged
 from qtarget.resume_folders import STATE, discard
 from qtarget.signals import Stop
 from qtarget.sweep.file import Metric, SweepFile
-from qtarget.units import in_time
 
 HELDOUT = ("val", "test")
 """What held-out metrics are called during and after training: the same names under both."""
@@ -106,7 +106,7 @@ class SweepScheduler:
     _next_point: SweepPoint | None = None
     _metric_seen: bool = False
     _histories: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    _seconds: list[float] = field(default_factory=list)
+    _counted: set[int] = field(default_factory=set)
 
     @property
     def metric(self) -> Metric | None:
@@ -118,15 +118,16 @@ class SweepScheduler:
         for point in self.points:  # early stopping judges by all runs that have come so far
             if point.settled:
                 self._measure(point)
-        with Stop(), JobPool(slots, self.total, retry) as pool:
+                self._counted.add(point.number)
+        time_left = TimeLeft(self.total - len(self._counted), len(slots))
+        with Stop(), JobPool(slots, self.total, retry, time_left) as pool:
             while True:
                 self._fill(pool)
                 if not pool.running:  # with free slots and nothing running, nothing is left to start
                     return
                 for running_job, code in pool.reap():
-                    self._seconds.append(time.monotonic() - running_job.began)
                     self._close(self._point(running_job), code)
-                    self._print_progress(len(slots))
+                    self._print_progress(time_left)
                 if time.monotonic() - last_check > CHECK_SECONDS:
                     last_check = time.monotonic()
                     self._check_running(pool.running)
@@ -134,25 +135,31 @@ class SweepScheduler:
 
     def _fill(self, pool: JobPool) -> None:
         """Start points while there is a free slot and a point that may run."""
-        while pool.free and (point := self._take_next(pool.running)):
+        while pool.free and (point := self._take_next(pool)):
             point.state = "running"
             pool.start(point.number, point.job)
             self.save()
 
-    def _take_next(self, running: Sequence[RunningJob]) -> SweepPoint | None:
+    def _take_next(self, pool: JobPool) -> SweepPoint | None:
         """The next point that has to run, None where there is none for now.
 
         A settled one is only noted. One of the same configuration as a running job waits for its end.
         """
         while point := self._next_point or next(self.proposals, None):
             self._next_point = point
-            if any(running_job.job.folder == point.job.folder for running_job in running):
+            if any(running_job.job.folder == point.job.folder for running_job in pool.running):
                 return None
             self._next_point = None
             if not point.settled:
                 return point
-            self._close(point, 0)
+            self._pass_by(point, pool)
         return None
+
+    def _pass_by(self, point: SweepPoint, pool: JobPool) -> None:
+        """A point that needs no run. One that a search proposes anew takes none of the time that is left."""
+        self._close(point, 0)
+        if pool.time_left and point.number not in self._counted:
+            pool.time_left.left -= 1
 
     def _point(self, running_job: RunningJob) -> SweepPoint:
         return next(point for point in self.points if point.number == running_job.number)
@@ -235,15 +242,12 @@ class SweepScheduler:
         """Settled points that have none: the metric was never a finite number, or never measured."""
         return [point for point in self.points if point.value is None and point.state in SETTLED]
 
-    def _print_progress(self, slots: int) -> None:
+    def _print_progress(self, time_left: TimeLeft) -> None:
         """How many are done, the best so far, and the time that is left at the pace until now."""
         left = sum(point.state in ("waiting", "running") for point in self.points) + self.total - len(self.points)
-        parts = [f"{self.total - left} of {self.total} points done"]
+        parts = [f"{self.total - left} of {self.total} points done{time_left}"]
         if (best := self.ranked()) and self.metric:
             parts.append(f"best {self.metric.name} {best[0].value:.5g} at {best[0].job.label}")
-        if left:
-            each = sum(self._seconds) / len(self._seconds)
-            parts.append(f"about {in_time(each * math.ceil(left / slots))} left")
         print(f"{self.file.name}: {'; '.join(parts)}", file=sys.stderr, flush=True)
 
 
