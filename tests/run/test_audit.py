@@ -69,6 +69,16 @@ def test_each_pair_of_rows_that_ask_the_same_is_told_by_itself() -> None:
     }
 
 
+def test_rows_that_differ_in_a_word_or_two_are_nearly_the_same() -> None:
+    """By the share of word triples: of 27 a changed word in the middle takes 3 and brings 3, 24 / 30."""
+    words = [f"word{index}" for index in range(28)]
+    changed = [*words[:10], "Changed", *words[11:]]
+    other = [f"other{index}" for index in range(28)]
+    asks = [{"prompt": " ".join(held), "completion": "so."} for held in (words, changed, other)]
+    write(*pairs(3), *asks)
+    assert reasons(audited()) == {4: ["nearly the same as row 5 (0.80)"], 5: ["nearly the same as row 4 (0.80)"]}
+
+
 def test_answers_without_a_closing_mark_are_not_cut_where_that_is_the_way_of_the_data() -> None:
     write(*({"prompt": f"q {index}", "completion": "word " * (10 + index)} for index in range(10)))
     assert reasons(audited()) == {}

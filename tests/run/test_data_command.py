@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from qtarget.cli import run as qtarget_cli
 from qtarget.config.run_config import RunConfig
 from qtarget.run.data_report import DataReport, data_report
 from qtarget.run.plan import make_plan
+from qtarget.run.scripts import script_of
 
 FILES = ["data=files", "data.source.path=rows.jsonl", "model=tiny"]
 
@@ -50,11 +52,11 @@ def test_lengths_are_those_of_the_examples_that_are_trained_on(rows: list[dict[s
     lengths = dict(report("data.source.heldout=val.jsonl").lengths())
     examples = make_plan(RunConfig.compose([*FILES, "data.source.heldout=val.jsonl"])).prepared.train
     tokens = sorted(map(len, examples))
-    assert (lengths["training rows"][0], lengths["training rows"][-1]) == (tokens[0], tokens[-1])
-    assert lengths["training rows"][1] in tokens[14:16]
+    assert (lengths["training examples"][0], lengths["training examples"][-1]) == (tokens[0], tokens[-1])
+    assert lengths["training examples"][1] in tokens[14:16]
     assert lengths["of these supervised"][-1] == max(example.labels for example in examples)
     held = sorted(map(len, make_plan(RunConfig.compose([*FILES, "data.source.heldout=val.jsonl"])).prepared.heldout))
-    assert lengths["held-out rows"][::4] == [held[0], held[-1]]
+    assert lengths["held-out examples"][::4] == [held[0], held[-1]]
 
 
 def test_marked_text_is_what_is_supervised_and_nothing_is_lost(
@@ -63,13 +65,89 @@ def test_marked_text_is_what_is_supervised_and_nothing_is_lost(
     code, text = shown(capsys, "data.source.heldout=val.jsonl", "--rows", "2")
     assert code == 0
     assert "prompt/completion from rows.jsonl" in text
-    assert "training messages: 30 user, 30 assistant" in text
+    assert re.search(r"user +30 +Latin", text)
+    assert re.search(r"assistant +30 +Latin", text)
     assert re.findall("⟦(.*?)⟧", text) == ["supervised", "ho <|end|>", "ho ho <|end|>"]
     assert "<|user|>say 0<|end|><|assistant|>⟦ho <|end|>⟧" in text
     assert text.rstrip().endswith(f"next: qtarget train {' '.join(FILES)} data.source.heldout=val.jsonl")
     example = report("data.source.heldout=val.jsonl").prepared.train[1]
     pieces = report("data.source.heldout=val.jsonl").pieces(example)
     assert [piece.kind for piece in pieces] == ["context", "supervised"]
+
+
+def test_messages_are_counted_by_role_and_by_the_script_of_most_of_their_letters(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["How are you, Иван?", "Как дела, Bob?", "世界は広い", "1 + 1 = ?", "Tell me!"]
+    answers = ["Fine.", "Хорошо", "そうですね", "2", "Скажу."]
+    write("rows.jsonl", [{"prompt": a, "completion": b} for a, b in zip(asked, answers, strict=True)])
+    code, text = shown(capsys, "data.heldout_rows=0", "--rows", "0")
+    assert code == 0
+    assert re.search(r"user +5 +Latin 2, Cyrillic 1, Japanese 1, no letters 1", text)
+    assert re.search(r"assistant +5 +Cyrillic 2, Latin 1, Japanese 1, no letters 1", text)
+    assert "1 rows are answered in another script than they ask: 5\n" in text
+    assert "own words" not in text
+
+
+@pytest.mark.parametrize(
+    ("letter", "script"), [("a", "Latin"), ("ｱ", "Katakana"), ("語", "Han"), ("ß", "Latin"), ("7", ""), ("ำ", "Thai")]
+)
+def test_a_letter_s_script_is_the_first_word_of_its_name(letter: str, script: str) -> None:
+    """Unicode's names; a halfwidth kana is one once it is normalised."""
+    (held,) = [script_of(char) for char in unicodedata.normalize("NFKC", letter)][-1:]
+    assert held == script
+
+
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_an_end_of_turn_that_is_no_token_is_said_and_so_is_what_a_template_writes_itself(
+    rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ChatML's template, as Qwen 2.5's writes it, on a tokenizer without its tokens, as a base model's may be."""
+    code, text = shown(capsys, "data.heldout_rows=0", f"model.chat_template={json.dumps(CHATML)}", "--rows", "1")
+    assert code == 0
+    said = " ".join(text.replace("\\n", " ").split())
+    assert "ends replies with '<|im_end|>', which is no token of this tokenizer: it is taught as text" in said
+    assert "the template's own words (Latin): <|im_start|>system You are a helpful assistant.<|im_end|>" in said
+    assert re.search(r"<\|im_end\|> *<\|end\|>⟧", said)
+
+
+def test_a_template_that_closes_replies_with_no_token_is_said(rows: list[dict[str, Any]]) -> None:
+    plain = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} -- {% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    notes = report("data.heldout_rows=0", f"model.chat_template={json.dumps(plain)}").notes()
+    assert notes == ["the chat template ends replies with no token: '<|end|>' is taught behind them"]
+    assert report("data.heldout_rows=0").notes() == []
+
+
+def test_rows_that_are_several_examples_are_told_from_them(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A template that writes a reply in history otherwise than at the end, as Qwen3's does of one with a thought."""
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>{% if m['role'] == 'assistant' and not loop.last %}"
+        "{{ m['content'] | upper }}{% else %}{{ m['content'] }}{% endif %}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    turns = [("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two")]
+    talk = [{"role": role, "content": content} for role, content in turns]
+    write("rows.jsonl", [{"messages": talk}, {"messages": talk[:2]}])
+    options = ["data.heldout_rows=0", f"model.chat_template={json.dumps(template)}"]
+    made = report(*options)
+    assert made.rows() == [("read", 2, 0), ("examples that they are, turn by turn", 3, 0)]
+    code, text = shown(capsys, *options)
+    assert code == 0
+    assert "among these: 1 rows of several replies" in text
+    assert re.findall(r"^row .*?:", text, re.MULTILINE) == [
+        "row 1, example 1 of 2:",
+        "row 1, example 2 of 2:",
+        "row 2:",
+    ]
 
 
 def test_wrong_tokens_and_context_replies_are_told_apart(workdir: Path) -> None:

@@ -154,6 +154,19 @@ class ChatFormat:
             notes.append(f"the template's date is {TODAY:%d %b %Y} in all rows and prompts, not today's (strftime_now)")
         return notes
 
+    @property
+    def end_in_words(self) -> str:
+        """What is taught where the template ends replies with no token, or with what is none to this tokenizer."""
+        closing, written = self.tokenizer.convert_ids_to_tokens(self.end_of_turn), self.template.written_end
+        if written:
+            return (
+                f"the chat template ends replies with {written!r}, which is no token of this tokenizer: it is taught "
+                f"as text, and {closing!r} behind it"
+            )
+        if self.template.closing:
+            return ""
+        return f"the chat template ends replies with no token: {closing!r} is taught behind them"
+
     def _loses_a_name(self, row: Demonstration) -> bool:
         named = [index for index, message in enumerate(row.messages) if message.get("name")]
         return any(unread(self.template, row.messages[: index + 1], "name", row.tools) for index in named)

@@ -151,6 +151,14 @@ class Template:
         return (shared or [one.text for one in ends][:1] or [""])[-1]
 
     @cached_property
+    def written_end(self) -> str:
+        """What the template writes behind a plain reply and looks like a control token, but is none; else empty."""
+        talk: list[Message] = [*self.opening, _USER, {"role": "assistant", "content": _PROBE}]
+        after = self._tokens.sub(" ", self.attempt(talk, reply=False).rpartition(_PROBE)[2])
+        words = filter(is_control, re.findall(r"[<\[【][^\s<\[【]*[>\]】]", after))
+        return next((word for word in words if word not in self.tokenizer.get_vocab()), "")
+
+    @cached_property
     def head(self) -> str:
         """What stands before a reply and not in its prompt, of a template without a generation prompt; else empty."""
         talk = [*self.opening, _USER]

@@ -18,6 +18,7 @@ from qtarget.data.example import Example
 from qtarget.model.cache import Cached
 from qtarget.run import build
 from qtarget.run.caching import build_missing
+from qtarget.run.near_duplicates import near_duplicates
 from qtarget.run.plan import Plan, make_plan
 from qtarget.train.detection import auroc
 
@@ -126,7 +127,7 @@ def audit(cfg: RunConfig) -> Audit:
         AuditedRow(example, scores.reference(collate([example])).label_scalars["logp"], *_exchange(plan, example))
         for example in plan.prepared.train
     ]
-    for mark in (_mark_same_prompts, _mark_cut, _mark_leaks):
+    for mark in (_mark_same_prompts, _mark_near_duplicates, _mark_cut, _mark_leaks):
         mark(rows)
     return Audit(plan, rows)
 
@@ -164,6 +165,18 @@ def _mark_same_prompts(rows: Sequence[AuditedRow]) -> None:
             for relation, numbers in (("the same as", same), ("another answer than", others)):
                 if named := ", ".join(map(str, islice(numbers, NAMED_ROWS))):
                     row.reasons.append(f"{relation} row {named}")
+
+
+def _mark_near_duplicates(rows: Sequence[AuditedRow]) -> None:
+    """Rows most of whose word triples are another row's too, and that don't ask the very same."""
+    near: dict[int, list[str]] = defaultdict(list)
+    for first, second, similarity in near_duplicates([f"{row.prompt}\n{row.answer}" for row in rows]):
+        a, b = rows[first], rows[second]
+        if a.example.row != b.example.row and _plain(a.prompt) != _plain(b.prompt):
+            near[first].append(f"{b.example.row} ({similarity:.2f})")
+            near[second].append(f"{a.example.row} ({similarity:.2f})")
+    for index, others in near.items():
+        rows[index].reasons.append(f"nearly the same as row {', '.join(others[:NAMED_ROWS])}")
 
 
 def _plain(text: str) -> str:

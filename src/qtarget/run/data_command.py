@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +15,12 @@ from qtarget.config.composing import compose_config, to_yaml
 from qtarget.config.parsers import data_parser
 from qtarget.config.run_config import RunConfig
 from qtarget.data.example import Example
+from qtarget.data.sources.message import ROLES
 from qtarget.errors import QTargetError
 from qtarget.run.audit import CACHED, Audit, audit
 from qtarget.run.data_report import QUANTILES, DataReport, data_report
 from qtarget.run.fit import prepare_process
+from qtarget.run.scripts import answered_otherwise, main_script, template_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +31,10 @@ MARKS = {"context": ("", ""), "supervised": ("⟦", "⟧"), "wrong": ("⟪", "�
 """Around text, so that it can be told apart without colours too."""
 LONGEST = 2000
 """Characters of a row that are printed; of a longer one its two ends."""
+SHORT = 300
+"""Characters of a template's own words that are printed."""
+NAMED = 10
+"""Rows that a note names."""
 
 
 def data(arguments: Sequence[str]) -> int:
@@ -117,18 +124,34 @@ def _print(report: DataReport, console: Console, rows: int) -> None:
     console.print(prepared.described, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(Table(["rows", "training", "held out"], lines).rich())
     lines = [[name, *map(str, quantiles)] for name, quantiles in report.lengths()]
-    console.print(Table([f"tokens (at most {report.limit})", *QUANTILES], lines).rich())
-    if prepared.roles:
-        console.print(f"training messages: {', '.join(f'{count} {name}' for name, count in prepared.roles.items())}")
-    for note in [*filter(None, prepared.dropped_in_words.split("; ")), prepared.few_in_words.removeprefix("; ")]:
-        if note:
-            console.print(f"note: {note}", markup=False)
+    console.print(Table([f"tokens an example (at most {report.limit})", *QUANTILES], lines).rich())
+    _print_scripts(report, console)
+    for note in report.notes():
+        console.print(f"note: {note}", markup=False)
     if prepared.train:
         console.print("\nas the model reads them: ", end="")
         console.print(_legend(report))
+    numbers = Counter(example.row for example in prepared.train)
+    shown: Counter[int] = Counter()
     for example in prepared.train[:rows]:
-        console.print(f"\nrow {example.row}: {len(example)} tokens, {example.labels} supervised", style="bold")
+        shown[example.row] += 1
+        several = f", example {shown[example.row]} of {numbers[example.row]}" if numbers[example.row] > 1 else ""
+        console.print(f"\nrow {example.row}{several}: {len(example)} tokens, {example.labels} supervised", style="bold")
         console.print(_text(report, example), soft_wrap=True)
+
+
+def _print_scripts(report: DataReport, console: Console) -> None:
+    lines = [[name, str(count), _printable(names)] for name, count, names in report.scripts()]
+    console.print(Table(["training messages", "", "script of most letters"], lines).rich())
+    others = [f"{count} {name}" for name, count in report.prepared.roles.items() if name not in ROLES]
+    if others:
+        console.print(f"among these: {', '.join(others)}")
+    if words := template_words(report.tokenizer):
+        text = f"the template's own words ({main_script(words)}): {_printable(words)[:SHORT]}"
+        console.print(text, markup=False, soft_wrap=True)
+    if numbers := answered_otherwise(report.source):
+        named = ", ".join(map(str, numbers[:NAMED])) + ", …" * (len(numbers) > NAMED)
+        console.print(f"note: {len(numbers)} rows are answered in another script than they ask: {named}")
 
 
 def _legend(report: DataReport) -> Text:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -11,10 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.config.composing import instantiate
 from qtarget.config.run_config import RunConfig
-from qtarget.data.example import Example
+from qtarget.data.chat import ChatFormat
+from qtarget.data.example import Demonstration, Example
 from qtarget.data.module import DataConfig, Prepared, check_heldout, prepare
+from qtarget.data.sources.source import read
 from qtarget.errors import QTargetError
 from qtarget.model import provide
+from qtarget.run import scripts
 from qtarget.run.row_checks import chat_tokenizer
 
 UNLIMITED = 1 << 62
@@ -34,11 +37,13 @@ class Piece:
 class DataReport:
     """Rows as they are before any is left out for its length or as contaminated.
 
-    limit: tokens that a row may have. contaminated: training rows that answer a held-out prompt.
+    source: the training rows as text, before noise. limit: tokens that an example may have. contaminated: training rows
+    that answer a held-out prompt.
     """
 
     config: DataConfig
     prepared: Prepared
+    source: Sequence[Demonstration]
     tokenizer: PreTrainedTokenizerBase
     limit: int
     contaminated: int
@@ -56,8 +61,16 @@ class DataReport:
             ("answer a held-out prompt", self.contaminated, ""),
             (f"longer than {self.limit} tokens", train, heldout),
             ("made wrong by noise", counts["noisy"], ""),
+            *self._several_examples,
         ]
         return [lines[0], *(line for line in lines[1:] if line[1] or line[2])]
+
+    @property
+    def _several_examples(self) -> list[tuple[str, int, int | str]]:
+        """Of rows some of which are several examples, turn by turn: how many there are of these."""
+        counts = [(len(examples), len({example.row for example in examples})) for examples in self._examples]
+        several = any(examples > rows for examples, rows in counts)
+        return [("examples that they are, turn by turn", counts[0][0], counts[1][0])] if several else []
 
     @property
     def _left_out(self) -> Iterator[tuple[str, int]]:
@@ -75,14 +88,24 @@ class DataReport:
         return len({example.row for example in examples if len(example) > self.limit})
 
     def lengths(self) -> list[tuple[str, list[int]]]:
-        """(of what, QUANTILES of it) in tokens a row; rows that aren't there have none."""
+        """(of what, QUANTILES of it) in tokens an example; of examples that aren't there nothing."""
         supervised = [example.labels for example in self.prepared.train]
         named = {
-            "training rows": [len(example) for example in self.prepared.train],
+            "training examples": [len(example) for example in self.prepared.train],
             "of these supervised": supervised,
-            "held-out rows": [len(example) for example in self.prepared.heldout],
+            "held-out examples": [len(example) for example in self.prepared.heldout],
         }
         return [(name, _quantiles(lengths)) for name, lengths in named.items() if lengths]
+
+    def notes(self) -> list[str]:
+        """What becomes of rows that aren't read whole or as they stand, and what is odd about the template's end."""
+        said = [*self.prepared.dropped_in_words.split("; "), self.prepared.few_in_words.removeprefix("; ")]
+        return [note for note in (*said, ChatFormat(self.tokenizer).end_in_words) if note]
+
+    def scripts(self) -> list[tuple[str, int, str]]:
+        """(role, its training messages, in which scripts most of their letters are)."""
+        held = scripts.by_role(self.source)
+        return [(role, sum(counts.values()), _listed(counts)) for role, counts in held.items()]
 
     def problems(self) -> list[str]:
         """Why training would refuse these rows, each with a way on."""
@@ -130,7 +153,13 @@ def data_report(cfg: RunConfig) -> DataReport:
     contaminated = dropped.counts["dropped_contaminated"]
     keeps = config.contamination != "drop" and contaminated > 0
     prepared = prepare(replace(whole, contamination="allow"), tokenizer, UNLIMITED) if keeps else dropped
-    return DataReport(config, prepared, tokenizer, min(config.max_length or context, context), contaminated)
+    of_share = config.heldout_rows if config.heldout_source is None else 0
+    source, _ = read(config.source, "train", config.rows, of_share)
+    return DataReport(config, prepared, source, tokenizer, min(config.max_length or context, context), contaminated)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(name if len(counts) == 1 else f"{name} {count:,}" for name, count in counts.items())
 
 
 def _quantiles(lengths: Sequence[int]) -> list[int]:
