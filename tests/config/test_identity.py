@@ -108,6 +108,54 @@ def test_another_verdict_concerns_runs_that_ask_for_it(overrides: list[str], men
     assert set(versions.versions(config_container(compose_config("train", ["model=tiny", *overrides])))) == mends
 
 
+TWO = ["trainer.devices=2", "trainer.strategy=fsdp2"]
+
+
+def test_the_same_rows_a_step_are_the_same_run_on_any_devices() -> None:
+    """The hash of one device is that of 08cbad9, as eac082041472 above."""
+    tiny = ["model=tiny", "data.packing=128", "optim=equal_norm"]
+    for given in (
+        ["trainer.accumulate=2"],
+        TWO,
+        ["trainer.devices=2"],
+        ["trainer.num_nodes=2"],
+    ):
+        assert config_hash(compose_config("train", [*tiny, *given])) == "eac082041472"
+    for given in ([], [*TWO, "trainer.accumulate=2"], [*TWO, "trainer.batch_size=8"]):
+        assert config_hash(compose_config("train", [*tiny, *given])) != "eac082041472"
+
+
+def test_with_rows_per_step_micro_batches_may_be_any() -> None:
+    spread = ([], ["trainer.batch_size=4"], [*TWO, "trainer.batch_size=8"], ["trainer.devices=4"])
+    names = {config_hash(compose_config("train", ["trainer.rows_per_step=64", *given])) for given in spread}
+    assert len(names) == 1
+    assert names != {config_hash(compose_config("train", ["trainer.rows_per_step=128"]))}
+
+
+def test_a_design_that_looks_at_micro_batches_is_another_run_on_other_devices() -> None:
+    """By its own nature, by a field, and by the default of a field."""
+    for target, is_one in (
+        (["target=sft", "target/reliance=random_drop"], False),
+        (["target=cayley_trans"], False),
+        (["target=cayley_trans", "target.reliance.scope=step"], True),
+    ):
+        one, two, rows = (
+            config_hash(compose_config("train", [*target, *given]))
+            for given in (["trainer.accumulate=2"], TWO, [*TWO, "trainer.rows_per_step=32"])
+        )
+        assert (one == two) == is_one, target
+        assert is_one or two == rows  # of which nothing is left out then
+
+
+def test_runs_of_earlier_builds_on_several_devices_are_found(workdir: Path) -> None:
+    """The name is that of commit 5844f2b, for which devices counted."""
+    cfg, earlier = compose_config("train", ["model=tiny", *TWO]), "e4b5cff2201e"
+    Path("outputs/runs", earlier).mkdir(parents=True)
+    assert job_hash(cfg) == config_hash(cfg)
+    Path("outputs/runs", earlier, "result.json").touch()
+    assert job_hash(cfg) == earlier
+
+
 @pytest.mark.parametrize("expected", HASHES)
 def test_runs_of_an_earlier_build_keep_their_folders(expected: str, workdir: Path) -> None:
     Path("rows.jsonl").write_text(OWN)

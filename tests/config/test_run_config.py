@@ -255,3 +255,21 @@ def test_the_help_of_train_says_what_every_key_means(capsys: pytest.CaptureFixtu
     keys = {line.partition("=")[0] for line in shown if "=" in line}
     assert {f"{node.NODE_KEY}.{one.key}" for node in NODES for one in node.settings()} <= keys
     assert "trainer.batch_size=16  (whole number ≥ 1)  rows of a micro-batch" in shown
+
+
+def test_micro_batches_follow_the_rows_of_a_step() -> None:
+    for spread, expected in (
+        ([], 4),
+        (["trainer.devices=2"], 2),
+        (["trainer.devices=4"], 1),
+        (["trainer.devices=2", "trainer.num_nodes=2", "trainer.batch_size=4"], 4),
+    ):
+        assert RunConfig.compose(["trainer.rows_per_step=64", *spread]).trainer.micro_batches == expected
+    for spread, message in (
+        (["trainer.devices=8"], r"=64 on 8 devices is 8 rows each, .* trainer.batch_size=16: set trainer.batch_size=8"),
+        (["trainer.devices=3"], r"=64 on 3 devices is 21.3333 rows each, .*: take a number of devices that divides it"),
+        (["trainer.batch_size=10"], r"=64 on 1 device is 64 rows each, .*=10: set trainer.batch_size=8"),
+        (["trainer.accumulate=2"], r"trainer.accumulate=2 say one thing twice: leave trainer.accumulate out"),
+    ):
+        with pytest.raises(qtarget.QTargetError, match=message):
+            RunConfig.compose(["trainer.rows_per_step=64", *spread])

@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import re
-from itertools import count, product
+from collections.abc import Iterator
+from itertools import chain, count, islice, product
 
 import pytest
+import torch
 
 from qtarget.config.run_config import RunConfig
+from qtarget.data.batch import Collate
 from qtarget.data.epochs import EpochPlan
 from qtarget.data.example import Example
-from qtarget.data.module import ResumableSampler, SFTData
+from qtarget.data.module import FilledRows, ResumableSampler, SFTData
 from qtarget.run.plan import Plan, make_plan
 
 LINE = re.compile(r"(\d+) steps × (\d+) rows = ([\d.e+]+) epochs of (\d+) rows")
 
 
-def rows_of_steps(epoch_plan: EpochPlan, steps: int) -> list[int]:
-    """Rows of each step over all ranks, counted from the samplers that training reads by."""
-    sizes: list[int] = []
+def steps_of_samplers(epoch_plan: EpochPlan) -> Iterator[list[int]]:
+    """The rows of each step over all ranks that are taught, as the samplers that training reads by hand them out."""
+    rows, per_step = epoch_plan.rows, epoch_plan.batch_size * epoch_plan.accumulate
     for epoch in count():
-        ranks = [
-            ResumableSampler(range(epoch_plan.rows), epoch_plan.world, rank, seed=1) for rank in range(epoch_plan.world)
-        ]  # type: ignore[arg-type]
-        for order in ranks:
-            order.set_epoch(epoch)
-        share = [len(list(order)) for order in ranks]
-        per_step = epoch_plan.batch_size * epoch_plan.accumulate
-        for start in range(0, max(share), per_step):
-            sizes.append(sum(min(per_step, held - start) for held in share))
-        if len(sizes) >= steps:
-            return sizes[:steps]
-    raise AssertionError
+        ranks = [ResumableSampler(range(rows), epoch_plan.world, rank, seed=1) for rank in range(epoch_plan.world)]  # type: ignore[arg-type]
+        for sampler in ranks:
+            sampler.set_epoch(epoch)
+        shares = [list(sampler) for sampler in ranks]
+        assert len(set(map(len, shares))) == 1
+        for start in range(0, len(shares[0]), per_step):
+            yield sorted(row for share in shares for row in share[start : start + per_step] if row < rows)
+
+
+def rows_of_steps(epoch_plan: EpochPlan, steps: int) -> list[int]:
+    return [len(rows) for rows in islice(steps_of_samplers(epoch_plan), steps)]
+
+
+@pytest.mark.parametrize("rows", [5, 24, 41])
+def test_a_step_reads_the_same_rows_on_any_number_of_ranks(rows: int) -> None:
+    """Each row of an epoch once, whether their number divides or not."""
+    one = EpochPlan(rows, batch_size=2, accumulate=4)
+    expected = list(islice(steps_of_samplers(one), 2 * one.steps + 1))
+    assert sorted(chain.from_iterable(expected[: one.steps])) == list(range(rows))
+    for batch_size, accumulate, world in ((2, 2, 2), (1, 4, 2), (2, 1, 4), (1, 1, 8)):
+        several = EpochPlan(rows, batch_size, accumulate, world)
+        assert several.steps == one.steps
+        assert list(islice(steps_of_samplers(several), len(expected))) == expected
+
+
+def test_a_row_that_fills_up_an_epoch_teaches_nothing() -> None:
+    example = Example([1, 2, 3], [False, True, True], {"wrong": [False, True, False]}, row=0, weights=[0.0, 1.0, 0.5])
+    for row in (example, (example, example)):
+        filled = FilledRows([row])  # type: ignore[list-item]
+        assert len(filled) == 1
+        assert filled[0] is row
+        real, empty = (Collate(0)([filled[index]]) for index in (0, 1))  # type: ignore[list-item]
+        assert torch.equal(real.input_ids, empty.input_ids)
+        assert (real.supervised > 0, empty.supervised, empty.sequences) == (True, 0, 0)
 
 
 SIZES = list(product((1, 5, 7, 24, 40, 41), (1, 2, 3, 8, 16), (1, 2, 8), (1, 2, 3)))
@@ -64,7 +89,7 @@ def test_steps_times_rows_is_epochs_times_rows(steps: int) -> None:
         ((40, 16, 8), 4, "4 steps × 40 rows = 4 epochs of 40 rows"),
         ((40, 16, 1), 10, "10 steps × 14 rows = 3.4 epochs of 40 rows"),  # 16, 16 and 8 an epoch
         ((64, 16, 2), 10, "10 steps × 32 rows = 5 epochs of 64 rows"),
-        ((41, 4, 1, 2), 6, "6 steps × 7 rows = 1.02 epochs of 41 rows"),  # one row is read by both ranks
+        ((41, 4, 1, 2), 6, "6 steps × 7 rows = 1 epochs of 41 rows"),  # of the last step one rank has a row
         ((100, 16, 2), 3, "3 steps × 32 rows = 0.96 epochs of 100 rows"),
         ((10, 4, 1), 7, "7 steps, 2.4 epochs: 5 steps × 4 rows = 2 epochs of 10 rows and 2 × 2 rows = 0.4"),
         ((40, 16, 8), 0, "0 steps × 128 rows = 0 epochs of 40 rows"),
@@ -74,12 +99,9 @@ def test_the_line_says_what_a_step_reads(sizes: tuple[int, ...], steps: int, wor
     assert EpochPlan(*sizes).in_words(steps, f"{sizes[0]} rows") == words
 
 
-def test_why_a_step_is_short_and_a_row_read_twice_is_said() -> None:
+def test_why_a_step_is_short_is_said() -> None:
     assert EpochPlan(40, 16, 8).why(4) == "; an epoch's last step ends with it and reads 40 rows instead of 128"
-    assert EpochPlan(41, 41, 1, 2).why(1) == (
-        "; an epoch's last step ends with it and reads 42 rows instead of 82; 1 of an epoch's rows read twice, so "
-        "that 2 devices read equally many"
-    )
+    assert EpochPlan(41, 41, 1, 2).why(1) == "; an epoch's last step ends with it and reads 41 rows instead of 82"
     assert EpochPlan(64, 16, 2).why(10) == EpochPlan(100, 16, 2).why(3) == EpochPlan(40, 16, 8).why(0) == ""
 
 

@@ -316,16 +316,18 @@ def test_two_devices_end_where_one_does(
     from transformers import AutoModelForCausalLM
 
     small = [*SMALL, "checkpoint.optimizer=true"]
-    several = ["train", "-m", "target=sft,kd", *small, *TWO, "trainer.strategy=ddp,fsdp2"]
-    assert qtarget_cli(several) == 2  # kd has no teacher, which is said before a process is started
-    said = capfd.readouterr()
-    assert said.err.count("FAILED    target=kd") == 2
-    assert said.err.count("this target needs the teacher") == 4  # before the first job starts, and at the end
-    assert "Traceback" not in said.err
-    assert said.out.count("sft: 3 steps × 16 rows = 1 epochs of 48 rows") == 2  # one of the two ranks speaks
-    assert "Warning" not in said.err
+    several = ["train", "-m", "target=sft,kd", *small, *TWO]
+    for strategy in ("ddp", "fsdp2"):
+        # kd has no teacher, which is said before a process is started
+        assert qtarget_cli([*several, f"trainer.strategy={strategy}", f"output_dir={strategy}"]) == 2
+        said = capfd.readouterr()
+        assert said.err.count("FAILED    target=kd") == 1
+        assert said.err.count("this target needs the teacher") == 2  # before the first job starts, and at the end
+        assert "Traceback" not in said.err
+        assert said.out.count("sft: 3 steps × 16 rows = 1 epochs of 48 rows") == 1  # one of the two ranks speaks
+        assert "Warning" not in said.err
     assert qtarget_cli(["train", *small, "trainer.batch_size=16"]) == 0
-    runs = records(workdir / "outputs/runs")
+    runs = {name: run for top in ("ddp", "fsdp2", "outputs") for name, run in records(workdir / top / "runs").items()}
     one = runs.pop("auto")
     expected = AutoModelForCausalLM.from_pretrained(one["folder"] / "checkpoint").state_dict()
     files = {path.name for path in one["folder"].rglob("*")}
@@ -342,9 +344,12 @@ def test_two_devices_end_where_one_does(
         assert (run["folder"] / "samples.jsonl").read_text() == (one["folder"] / "samples.jsonl").read_text()
         assert_optimizer_loads(run["folder"] / "optimizer.pt", model)
     monkeypatch.setattr(ranks, "start", None)  # what is finished is returned without a process
-    assert qtarget_cli(several) == 2
-    assert capfd.readouterr().out.count("sft: finished already, not trained again") == 2
-    assert qtarget_cli(["compare", "outputs/runs"]) == 0
+    half = ["trainer.batch_size=8", "trainer.accumulate=2", "trainer.devices=1"]
+    for strategy, run in runs.items():  # also on another number of devices
+        for given in (f"trainer.strategy={strategy}", *TWO), half:
+            assert qtarget_cli(["train", *small, *given, f"output_dir={strategy}"]) == 0
+            assert str(run["folder"].relative_to(workdir)) in capfd.readouterr().out
+    assert qtarget_cli(["compare", "ddp/runs"]) == 0
 
 
 @pytest.mark.slow

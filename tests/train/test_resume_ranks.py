@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from training import tiny_policy
+from training import fit as training_fit
+from training import module, tiny_policy
 from warm import fork_ranks
 from worlds import load_design
 
@@ -32,11 +34,11 @@ from qtarget.train.callbacks import Meter
 from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.optim import AdamW
 from qtarget.train.resume_callback import ResumeCallback
-from qtarget.train.resume_saved import last_state
+from qtarget.train.resume_saved import last_state, restore
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
-ROWS_A_STEP, STEPS, CUT = 8, 5, 3
-"""The rows make two steps an epoch; a run is cut short in the middle of the second epoch."""
+ROWS, STEPS, CUT = 15, 5, 3
+"""The rows make steps of 8 and 7 rows, and don't divide by two; a run is cut short in the middle of an epoch."""
 Result = dict[str, Any]
 
 
@@ -74,7 +76,7 @@ def run(holder: Path, world: int, strategy: str, *, end: int | None = None, resu
     settings = {"devices": world, "strategy": strategy, "accumulate": 4 // world, "max_steps": STEPS}
     settings |= {"accelerator": "cpu", "precision": "32-true"}
     cfg = RunConfig.compose(["model=tiny", *(f"trainer.{key}={value}" for key, value in settings.items())])
-    module = QTargetModule(
+    trained = QTargetModule(
         tiny_policy().train(),
         load_design("psft"),
         {"old": Snapshot(tiny_policy(), every=2)},
@@ -84,20 +86,20 @@ def run(holder: Path, world: int, strategy: str, *, end: int | None = None, resu
     seen, state = Losses(end), last_state(holder) if resume else None
     callback = ResumeCallback(holder, 1, NoJournal(), Stop(), state, when_stopped=True)
     source = ReasoningGym("chain_sum", {"min_terms": 2, "max_terms": 4}, system="")
-    rows = prepare(DataConfig(source, rows=16, heldout_rows=2, noise=WrongAnswer(0.5)), tiny_tokenizer(), 1024).train
+    rows = prepare(DataConfig(source, rows=ROWS, heldout_rows=2, noise=WrongAnswer(0.5)), tiny_tokenizer(), 1024).train
     data = SFTData(rows, 256, batch_size=2, accumulate=4 // world, seed=0)
     with suppress(Cut), callback.save_when_stopped():
-        fit.lightning_fit(fit.make_trainer(cfg, [meter := Meter(), seen, callback]), module, data)
-        callback.save_final(module.trainer, module)
+        fit.lightning_fit(fit.make_trainer(cfg, [meter := Meter(), seen, callback]), trained, data)
+        callback.save_final(trained.trainer, trained)
     if end is not None:
         return {}
     return {
         "losses": seen.losses,
         "rows": seen.rows,
-        "weights": torch.cat([whole(tensor.detach()).flatten() for tensor in module.policy.parameters()]),
-        "means": module.whole_run.compute(),
-        "detection": module.whole_detection.compute(),
-        "tokens": module.histograms.compute_until_next()["histogram/p"].counts,
+        "weights": torch.cat([whole(tensor.detach()).flatten() for tensor in trained.policy.parameters()]),
+        "means": trained.whole_run.compute(),
+        "detection": trained.whole_detection.compute(),
+        "tokens": trained.histograms.compute_until_next()["histogram/p"].counts,
         "read": meter.metrics()["train/tokens_per_second"] * meter.metrics()["train/seconds"],
     }
 
@@ -137,8 +139,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(folder: Path) -> list[dict[str, Result]]:
-    return on_ranks(folder, 2, [*broken("ddp"), *broken("fsdp2")])
+def one(folder: Path) -> Result:
+    """The run on one device; and, cut short, its state, twice."""
+    run(folder / "one cut", 1, "auto", end=CUT)
+    shutil.copytree(folder / "one cut", folder / "one cut again")
+    return run(folder / "one whole", 1, "auto")
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path, one: Result) -> list[dict[str, Result]]:
+    """What two ranks see of all that is asked of them, in one pair of processes."""
+    from_one = [
+        ("ddp from one", "ddp", {"of": "one cut", "resume": True}),
+        ("fsdp2 from one", "fsdp2", {"of": "one cut again", "resume": True}),
+    ]
+    for_others = [("ddp for one", "ddp", {"end": CUT}), ("fsdp2 for one", "fsdp2", {"end": CUT})]
+    return on_ranks(folder, 2, [*broken("ddp"), *broken("fsdp2"), *from_one, *for_others])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -168,6 +184,51 @@ def test_each_rank_writes_what_it_holds(two: list[dict[str, Result]], folder: Pa
         count = sum(tensor.numel() for tensor in tiny_policy().parameters())
         assert sum(sizes) == 4 * count  # weights, two moments, the old policy
         assert strategy == "ddp" or max(sizes) < 0.7 * sum(sizes)  # here the snapshot is whole on every rank
+
+
+# On another number of ranks
+
+
+def assert_same_run(got: list[Result], one: Result, steps: range) -> None:
+    """The rows of each step, what is trained on them to 1e-6, and what was measured from the start."""
+    for step in steps:
+        assert sorted(row for rank in got for row in rank["rows"][step]) == sorted(one["rows"][step])
+        mean = sum(rank["losses"][step] for rank in got) / len(got)  # as DDP averages gradients
+        assert mean == pytest.approx(one["losses"][step], rel=1e-6)
+    for rank in got:
+        assert list(rank["losses"]) == list(steps)
+        torch.testing.assert_close(rank["weights"], one["weights"], rtol=1e-5, atol=1e-5)
+        assert rank["means"] == pytest.approx(one["means"], rel=1e-5)
+        assert rank["detection"] == pytest.approx(one["detection"], rel=1e-5)
+        assert sum(rank["tokens"]) == sum(one["tokens"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_run_of_one_device_goes_on_on_two(two: list[dict[str, Result]], one: Result, strategy: str) -> None:
+    assert_same_run([rank[f"{strategy} from one"] for rank in two], one, range(CUT, STEPS))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_run_of_two_devices_goes_on_on_one(
+    two: list[dict[str, Result]], one: Result, strategy: str, folder: Path
+) -> None:
+    assert_same_run([run(folder / f"{strategy} for one", 1, "auto", resume=True)], one, range(CUT - 1, STEPS))
+
+
+@pytest.mark.slow
+def test_a_run_of_four_devices_goes_on_on_two(one: Result, tmp_path: Path) -> None:
+    on_ranks(tmp_path, 4, [("cut", "fsdp2", {"end": CUT})])
+    two = on_ranks(tmp_path, 2, [("on", "fsdp2", {"of": "cut", "resume": True})])
+    assert_same_run([rank["on"] for rank in two], one, range(CUT - 1, STEPS))
+
+
+def test_a_state_of_another_model_is_refused(folder: Path, one: Result) -> None:
+    """By name, before anything is trained."""
+    state = last_state(folder / "one whole")
+    assert state is not None
+    made = module("sft")
+    with pytest.raises(QTargetError, match=r"one whole/step-5 can't be read \(ValueError: it is of another model"):
+        restore(state, training_fit(made, batch_size=4, accumulate=1), made)
 
 
 class Planted:

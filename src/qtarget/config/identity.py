@@ -12,6 +12,7 @@ from qtarget.config.composing import config_container, register_resolver
 from qtarget.config.heldout_changes import names_heldout_file
 from qtarget.config.names import LABELS, as_hashed
 from qtarget.config.own_source import own_sources
+from qtarget.config.step_rows import without_devices
 from qtarget.config.versions import sources, versions, without_unchanged
 from qtarget.model import chat_template
 from qtarget.model.fingerprint import fingerprint, sampled_digest
@@ -25,47 +26,60 @@ NOT_IDENTITY = (
     "checkpoint.optimizer",
     "data.keep",
     "data.workers",
+    "target.about",
+    "trainer.device_tflops",
+    "trainer.utilisation",
 )
-"""Where results go, who else sees them, in how many attempts it came about, what is left and who prepares the data
-don't change a run.
+"""Where results go, who else sees them, in how many attempts it came about, what is left, who prepares the data and
+what a dry run reckons with don't change a run.
 """
 
 RESULT = "result.json"
-
-ONLY_SAID = ("device_tflops", "utilisation")
-"""Of trainer: what a dry run reckons with."""
 
 
 def job_hash(cfg: Mapping[Any, Any]) -> str:
     """`config_hash`; or the name that an earlier build gave the job, where its results lie under that name alone.
 
-    checkpoint.optimizer, which changes no number, counted in those builds, and stood at true.
+    checkpoint.optimizer, which changes no number, counted in those builds, and stood at true; so did the devices.
     """
     now, holder = config_hash(cfg), Path(str(cfg["output_dir"]), str(cfg["experiment_name"]))
-    if (holder / now / RESULT).is_file() or not holder.is_dir() or (cfg.get("checkpoint") or {}).get("optimizer"):
+    if (holder / now / RESULT).is_file() or not holder.is_dir():
         return now
-    earlier = config_hash(cfg, kept_optimizer=False)
-    return earlier if (holder / earlier / RESULT).is_file() else now
+    for options in _earlier_rules(cfg):
+        earlier = config_hash(cfg, **options)
+        if (holder / earlier / RESULT).is_file():
+            return earlier
+    return now
 
 
-def config_hash(cfg: Mapping[Any, Any], *, with_sources: bool = True, kept_optimizer: bool = True) -> str:
+def _earlier_rules(cfg: Mapping[Any, Any]) -> list[dict[str, bool]]:
+    """By which an earlier build may have named this job, as options of `config_hash`."""
+    trainer = cfg.get("trainer") or {}
+    kept = {True, bool((cfg.get("checkpoint") or {}).get("optimizer"))}
+    several = (trainer.get("devices", 1), trainer.get("num_nodes", 1)) != (1, 1)
+    rules = [{"kept_optimizer": keeps, "by_devices": by} for by in {False, several} for keeps in kept]
+    return [rule for rule in rules if rule != {"kept_optimizer": True, "by_devices": False}]
+
+
+def config_hash(
+    cfg: Mapping[Any, Any], *, with_sources: bool = True, kept_optimizer: bool = True, by_devices: bool = False
+) -> str:
     """12 hex digits of what makes a run what it is. cfg: composed, as plain data or as Hydra's.
 
     with_sources: with the source of parts outside the package. kept_optimizer: what stands for checkpoint.optimizer,
-    whatever it is.
+    whatever it is. by_devices: with the devices that the rows of a step are spread over.
     """
     identity = config_container(cfg)
     for key in NOT_IDENTITY:
         _leave_out(identity, *key.split("."))
     identity |= {key: as_hashed(identity[key]) for key in LABELS if key in identity}
-    identity["target"].pop("about", None)
-    for key in ONLY_SAID:
-        identity["trainer"].pop(key, None)
     identity["checkpoint"] = _as_in_earlier_builds(identity.get("checkpoint"), kept_optimizer)
     if template := identity["model"].get("chat_template"):
         identity["model"]["chat_template"] = chat_template.content(template)
     own = own_sources(identity) if with_sources else {}
     without_unchanged(identity)
+    if not by_devices:
+        without_devices(identity)
     changed = versions(identity)
     for holder, key in _named_inputs(identity):
         holder[key] = fingerprint(holder[key])

@@ -44,6 +44,12 @@ class TrainerConfig(Node):
     accumulate: int = setting(
         1, Whole(1), "micro-batches of an optimizer step; the loss is the mean over all their supervised tokens"
     )
+    rows_per_step: int | None = setting(
+        None,
+        Nullable(Whole(1)),
+        "rows of an optimizer step over all devices: accumulate follows, so that a run may change devices and "
+        "batch_size while it is under way; null: batch_size × accumulate × devices × num_nodes",
+    )
     precision: Any = setting(
         "bf16-mixed",
         Choice(("32-true", "bf16-mixed")),
@@ -82,6 +88,8 @@ class TrainerConfig(Node):
                 f"trainer.strategy={self.strategy} spreads a run over devices, and this one has one: set "
                 "trainer.devices=N, or trainer.strategy=auto"
             )
+        if self.rows_per_step is not None:
+            self._check_rows(self.rows_per_step)
         available = torch.cuda.device_count()
         if self.on_gpu and self.devices > available:
             raise QTargetError(
@@ -93,6 +101,28 @@ class TrainerConfig(Node):
     def processes(self) -> int:
         """How many processes a run trains in: one a device."""
         return self.devices * self.num_nodes
+
+    def _check_rows(self, rows: int) -> None:
+        if self.accumulate != 1:
+            raise QTargetError(
+                f"trainer.rows_per_step={rows} and trainer.accumulate={self.accumulate} say one thing twice: leave "
+                "trainer.accumulate out"
+            )
+        own, rest = divmod(rows, self.processes)
+        if rest or own % self.batch_size:
+            at_most = max((size for size in range(1, self.batch_size + 1) if own and not own % size), default=1)
+            mend = "take a number of devices that divides it" if rest else f"set trainer.batch_size={at_most}"
+            raise QTargetError(
+                f"trainer.rows_per_step={rows} on {self.processes} device{'s' * (self.processes > 1)} is "
+                f"{rows / self.processes:g} rows each, and no multiple of trainer.batch_size={self.batch_size}: {mend}"
+            )
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimizer step on each device."""
+        if self.rows_per_step is None:
+            return self.accumulate
+        return self.rows_per_step // (self.batch_size * self.processes)
 
     @property
     def on_gpu(self) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class EpochPlan:
     """`world` ranks read `rows` epoch by epoch, each up to batch_size·accumulate rows a step.
 
-    A rank's share of an epoch is rows/world rounded up. Where the rows don't divide evenly, the sampler repeats the
-    first of the epoch's order, so that all ranks read equally many.
+    A rank's share of an epoch is rows/world rounded up. Where the rows don't divide evenly, some ranks read a row that
+    is not taught at the end, so that all have equally many: a step's rows are the same for every number of ranks.
     """
 
     rows: int
@@ -42,12 +42,7 @@ class EpochPlan:
     @property
     def rows_of_last_step(self) -> int:
         """Rows of the step that ends an epoch."""
-        return self.rows_per_rank * self.world - (self.steps - 1) * self.rows_of_step
-
-    @property
-    def repeated(self) -> int:
-        """Rows that are read a second time in every epoch."""
-        return self.rows_per_rank * self.world - self.rows
+        return self.rows - (self.steps - 1) * self.rows_of_step
 
     def rows_read(self, steps: int) -> int:
         """Rows that `steps` optimizer steps read."""
@@ -77,14 +72,11 @@ class EpochPlan:
         return f"{steps} steps, {self.epochs(steps):.3g} epochs: {parts} and {ends}"
 
     def why(self, steps: int) -> str:
-        """Why steps are shorter than batch_size × accumulate × ranks, and rows read twice; empty where neither is."""
-        words = ""
-        if self.epoch_ends(steps) and self.rows_of_last_step < self.rows_of_step:
-            last, others = self.rows_of_last_step, self.rows_of_step
-            words += f"; an epoch's last step ends with it and reads {last} rows instead of {others}"
-        if self.repeated and steps:
-            words += f"; {self.repeated} of an epoch's rows read twice, so that {self.world} devices read equally many"
-        return words
+        """Why steps are shorter than batch_size × accumulate × ranks; empty where none is."""
+        last, others = self.rows_of_last_step, self.rows_of_step
+        if not self.epoch_ends(steps) or last == others:
+            return ""
+        return f"; an epoch's last step ends with it and reads {last} rows instead of {others}"
 
 
 ROUNDED = 0.03

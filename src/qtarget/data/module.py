@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizerBase
 
 from qtarget import checks
-from qtarget.data.batch import Collate, Packs, WindowedLoader, pack
+from qtarget.data.batch import Collate, Pack, Packs, WindowedLoader, pack
 from qtarget.data.chat import SUPERVISED, ChatFormat
 from qtarget.data.encoding import EncodedRows, InMemory, Storage
 from qtarget.data.epochs import EpochPlan
@@ -277,13 +277,43 @@ class DataPosition:
 
 
 class ResumableSampler(DistributedSampler[Any]):
-    """An epoch's rows for this rank; the first pass leaves out the `read` ones that an earlier attempt has read."""
+    """An epoch's rows for this rank; the first pass leaves out the `read` ones that an earlier attempt has read.
+
+    Of the n rows, row + n stands for one that fills up the epoch, see `FilledRows`: it was handed out before.
+    """
 
     read = 0
 
     def __iter__(self) -> Iterator[Any]:
         read, self.read = self.read, 0
-        return islice(super().__iter__(), read, None)
+        rows = len(self.dataset)  # type: ignore[arg-type]
+        marked = (
+            row + rows * (at * self.num_replicas + self.rank >= rows) for at, row in enumerate(super().__iter__())
+        )
+        return islice(marked, read, None)
+
+
+class FilledRows(Dataset[Any]):
+    """n training rows, and behind them the same ones with nothing to be taught.
+
+    With the latter ranks read equally many where n doesn't divide by their number; no loss or count sees them.
+    """
+
+    def __init__(self, rows: Sequence[Example] | Packs) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example | Pack:
+        if index < len(self.rows):
+            return self.rows[index]
+        row = self.rows[index - len(self.rows)]
+        return tuple(map(_untaught, row)) if isinstance(row, tuple) else _untaught(row)
+
+
+def _untaught(example: Example) -> Example:
+    return replace(example, supervised=(False,) * len(example))
 
 
 class SFTData(L.LightningDataModule):
@@ -313,7 +343,7 @@ class SFTData(L.LightningDataModule):
 
     def train_dataloader(self) -> WindowedLoader:
         rank, world = rank_and_world()
-        rows: Any = self.rows  # torch asks for a Dataset and takes any sequence
+        rows = FilledRows(self.rows)
         sampler = ResumableSampler(rows, world, rank, seed=self.seed)
         sampler.read, self._read = self._read, 0
         own = torch.Generator()  # the loader draws a number an epoch, which must not be one of the model's

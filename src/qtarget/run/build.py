@@ -180,7 +180,7 @@ def data(plan: Plan) -> SFTData:
         plan.prepared.rows,
         int(plan.tokenizer.pad_token_id),
         batch_size=trainer.batch_size,
-        accumulate=trainer.accumulate,
+        accumulate=trainer.micro_batches,
         seed=plan.cfg.seed,
     )
 

@@ -72,7 +72,7 @@ def train_and_evaluate(
         print(f"{title}: {little_room}" if little_room else "", end="\n" * bool(little_room), file=sys.stderr)
     if is_rank_zero() and resume.state:
         left = ", the last: what is left is the evaluation" if resume.training_was_complete else ""
-        print(f"{title}: goes on from step {resume.state.step}{left}")
+        print(f"{title}: goes on from step {resume.state.step}{resume.state.saved_by}{left}")
     with explain_out_of_memory(plan):
         return _run_plan(plan, record, resume, title)
 
@@ -198,7 +198,7 @@ def make_trainer(cfg: RunConfig, callbacks: list[L.Callback]) -> L.Trainer:
         precision=cfg.trainer.precision,
         max_steps=cfg.trainer.steps,
         max_epochs=-1,
-        accumulate_grad_batches=cfg.trainer.accumulate,
+        accumulate_grad_batches=cfg.trainer.micro_batches,
         gradient_clip_val=cfg.trainer.clip,
         callbacks=callbacks,
         use_distributed_sampler=False,  # the loader shards by itself, and carries StepWindows

@@ -61,4 +61,5 @@ def _parts(plan: Plan) -> Iterator[str]:
         )
     if trainer.batch_size % 2 == 0:
         half, twice = trainer.batch_size // 2, trainer.accumulate * 2
-        yield f"trainer.batch_size={half} trainer.accumulate={twice}, the same step in more parts"
+        more = "" if trainer.rows_per_step else f" trainer.accumulate={twice}"
+        yield f"trainer.batch_size={half}{more}, the same step in more parts"

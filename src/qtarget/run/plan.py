@@ -231,7 +231,7 @@ def _with_steps(cfg: RunConfig, prepared: Prepared) -> RunConfig:
 
 
 def _epoch_plan(trainer: TrainerConfig, prepared: Prepared) -> EpochPlan:
-    return EpochPlan(len(prepared.rows), trainer.batch_size, trainer.accumulate, trainer.processes)
+    return EpochPlan(len(prepared.rows), trainer.batch_size, trainer.micro_batches, trainer.processes)
 
 
 def _attention(cfg: RunConfig, prepared: Prepared) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from qtarget.errors import QTargetError
+from qtarget.parallel import rank_and_world
 from qtarget.resume_folders import MANIFEST, PARTS, incomplete, missing_parts, newest, step_of
 from qtarget.train import resume_state
 from qtarget.train.lightning_module import QTargetModule
@@ -45,6 +46,12 @@ class ResumeState:
     def is_final(self) -> bool:
         """Whether the run had taken its last step: then it holds no optimizer, and is evaluated from here."""
         return bool(self.facts.get("over"))
+
+    @property
+    def saved_by(self) -> str:
+        """On how many devices, in words; empty where that is as many as now."""
+        world = self.facts.get("world", rank_and_world()[1])
+        return "" if world == rank_and_world()[1] else f", saved on {world} device{'s' * (world > 1)}"
 
 
 def last_state(holder: Path) -> ResumeState | None:
