@@ -180,9 +180,10 @@ class Record:
         return self._result
 
     def fail(self, error: BaseException) -> None:
-        (self.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         status = "failed" if isinstance(error, Exception) else "interrupted"
-        self._close(status, error=f"{type(error).__name__}: {error}".removesuffix(": "))
+        with suppress(OSError):  # on a full disk; the error is raised in any case
+            self._close(status, error=f"{type(error).__name__}: {error}".removesuffix(": "))
+            (self.folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         self._tell_tracker(self.tracker.finish, {}, failed=True)
 
     def _close(self, status: str, **facts: Any) -> None:

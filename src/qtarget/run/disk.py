@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from qtarget.model import provide
 from qtarget.model.adapter import adapter_weights, merge
 from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
-from qtarget.resume_folders import STATE
+from qtarget.resume_folders import STATE, newest
 from qtarget.run.caching import role_of
 from qtarget.run.caching import size_of as cache_size
 from qtarget.run.closing import size_of
@@ -34,6 +36,8 @@ MOMENTS = 2
 """Of AdamW, each as large as the weights it trains."""
 REST_BYTES = 20_000
 """Of a state beside weights and moments: generators of random numbers and running means, as measured."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No room on the disk, in the user's quota, or for a file of that size."""
 RECORD_BYTES = 295
 """Of a file of torch.save (torch 2.13) for each tensor: its place in the archive and in the pickle, as measured."""
 
@@ -234,6 +238,21 @@ def _total(uses: Sequence[DiskUse], folder: Path) -> Iterator[str]:
     if kept + beside > free:
         yield ". They don't all fit: set output_dir=FOLDER to a larger disk, make room (qtarget clean), or write less "
         yield "(checkpoint.dtype=bfloat16, checkpoint.save=false)"
+
+
+@contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turns the error of a write to a run's folder that finds no room into what to do; everything else passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        then = "goes on from its last state" if newest(folder / STATE) else "starts afresh"
+        raise QTargetError(
+            f"can't write {error.filename or f'the record in {folder}'}: {error.strerror}. Make room (qtarget clean "
+            f"lists what nobody needs), and the same command {then}"
+        ) from error
 
 
 def _existing(folder: Path) -> Path:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,10 @@ from qtarget.run.plan import Plan
 
 CHECKPOINT, ADAPTER, OPTIMIZER = "checkpoint", "adapter", "optimizer.pt"
 SCRATCH = ".checkpoint.new"
+WITHOUT_OPTIMIZER = (
+    f"What was trained is kept in {STATE}/, without the optimizer: the same command with checkpoint.optimizer=false "
+    "goes on from there, and with resume=never it trains again"
+)
 GENERATION_CONFIG_NAME = "generation_config.json"
 EXACT, ROUNDED = 1e-4, 4e-2
 """Of the largest logit: how far a checkpoint in fp32, and one rounded to 16 bits, may be from what was measured."""
@@ -46,25 +49,33 @@ def save_checkpoint(plan: Plan, policy: Policy, folder: Path) -> None:
     gathered = whole_weights(policy)
     if not is_rank_zero():
         return
-    with _saving("the checkpoint", folder, (OSError, SafetensorError)):
+    try:
         _write(plan, policy, gathered, folder)
+    except (OSError, SafetensorError) as error:
+        raise QTargetError(
+            f"can't save the checkpoint in {folder}: {error}. What was trained is kept in {folder / STATE}: make room, "
+            "and the same command goes on from there"
+        ) from error
 
 
 def save_optimizer(state: Mapping[str, Any], folder: Path) -> None:
     """Write `folder`/optimizer.pt. Raises QTargetError where there is no room."""
-    with _saving("the optimizer's state", folder, (OSError, RuntimeError)), replacing(folder / OPTIMIZER) as scratch:
-        torch.save(dict(state), scratch)
-
-
-@contextmanager
-def _saving(what: str, folder: Path, full_disk: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
-        yield
-    except full_disk as error:
+        with replacing(folder / OPTIMIZER) as scratch:
+            torch.save(dict(state), scratch)
+    except (OSError, RuntimeError) as error:  # of a full disk torch tells as the latter, and not that it is full
         raise QTargetError(
-            f"can't save {what} in {folder}: {error}. What was trained is kept in {folder / STATE}: make room, and the "
-            "same command goes on from there"
+            f"can't save the optimizer's state in {folder}, as where a disk is full: {error}. {WITHOUT_OPTIMIZER}"
         ) from error
+
+
+def check_optimizer_kept(folder: Path) -> None:
+    """Raise QTargetError where the attempt that took the last step has left no optimizer.pt."""
+    if not (folder / OPTIMIZER).is_file():
+        raise QTargetError(
+            f"checkpoint.optimizer=true, and the attempt that took the last step left no {OPTIMIZER} in {folder}. "
+            f"{WITHOUT_OPTIMIZER}"
+        )
 
 
 def discard_checkpoint(folder: Path) -> None:

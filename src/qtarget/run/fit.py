@@ -33,6 +33,7 @@ from qtarget.run.exported_model import (
     CHECKPOINT,
     OPTIMIZER,
     as_saved,
+    check_optimizer_kept,
     discard_checkpoint,
     save_checkpoint,
     save_optimizer,
@@ -142,6 +143,8 @@ def lightning_fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> N
 def _save_trained(plan: Plan, trainer: L.Trainer, module: QTargetModule, resume: ResumeCallback) -> None:
     """State and checkpoint, before the evaluation: if that fails, it can be done again without training."""
     cfg, folder = plan.cfg, resume.holder.parent
+    if resume.training_was_complete and cfg.checkpoint.optimizer:
+        check_optimizer_kept(folder)
     if resume.training_was_complete and (not cfg.checkpoint.save or (folder / CHECKPOINT).is_dir()):
         return
     if is_rank_zero():

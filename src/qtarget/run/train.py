@@ -23,6 +23,8 @@ from qtarget.record.wandb_sweep import under_agent
 from qtarget.resume_folders import STATE, discard
 from qtarget.run import ranks
 from qtarget.run.closing import closing_line
+from qtarget.run.disk import explain_full_disk
+from qtarget.run.exported_model import CHECKPOINT, OPTIMIZER
 from qtarget.run.fit import train_and_evaluate
 from qtarget.run.plan import check_design
 from qtarget.signals import Stop, folder_timeout
@@ -103,7 +105,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def load_finished(cfg: RunConfig, folder: Path, done: str = "trained") -> dict[str, Any] | None:
     """The result of a finished job of the same configuration; refuses a folder of another one. done: what a job is."""
-    return _load_if_finished(cfg.hash, folder, done)
+    stored = _load_if_finished(cfg.hash, folder, done)
+    kept = (folder / OPTIMIZER, folder / CHECKPOINT / OPTIMIZER)  # the latter of earlier builds
+    if stored and done == "trained" and cfg.checkpoint.optimizer and not any(path.is_file() for path in kept):
+        print(f"{stored['name']}: it has no {OPTIMIZER}, as it was trained without checkpoint.optimizer=true")
+    return stored
 
 
 def _load_if_finished(identity: str, folder: Path, done: str) -> dict[str, Any] | None:
@@ -175,7 +181,7 @@ def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: S
     record = Record(folder, make_tracker(cfg.tracker)) if is_rank_zero() else NullRecord(folder)
     resume = _resume_callback(cfg, record, stop)
     try:
-        with record.beating():
+        with record.beating(), explain_full_disk(folder):
             record.start(info, cfg.container(), resume.state.facts if resume.state else None)
             result = record.finish(train_and_evaluate(cfg, record, resume, title=info["name"]))
     except BaseException as error:
