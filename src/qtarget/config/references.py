@@ -7,183 +7,30 @@ class. The yaml of a kind of the user's own names the class by `_target_`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qtarget import checks
-from qtarget.config.composing import instantiate, located
+from qtarget.config.composing import located
+from qtarget.config.reference_kind import Models, NamedReference, PlacedReference, ReferenceConfig
+from qtarget.data.hints import DEFAULT, check_template
 from qtarget.errors import QTargetError
-from qtarget.math.reference import SAMPLED, TAILS
+from qtarget.math.reference import SAMPLED
 from qtarget.math.target import Design, needs, wants_support
 from qtarget.math.tokens import ROLES
-from qtarget.model.cache import Cached, CachePlan
+from qtarget.model.cache import Cached
 from qtarget.model.cached_scores import DETAILS_ON_DISK, Recipe
 from qtarget.model.draws import MOST
-from qtarget.model.flaw import Flaw, NoFlaw
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
-from qtarget.model.policy import Policy
+from qtarget.model.privileged import Privileged
 from qtarget.model.provide import DTYPES
-from qtarget.settings import FLAG, Choice, Node, Nullable, Part, Text, Whole, setting
+from qtarget.settings import FLAG, Choice, Nullable, Text, Whole, setting
 
 if TYPE_CHECKING:
-    from qtarget.config.run_config import RunConfig, TrainerConfig
+    from qtarget.config.run_config import RunConfig
 
-DTYPE = Choice(tuple(DTYPES))
-NAME = Nullable(Text())
-TAIL = Choice(TAILS)
 FULL_DETAIL = {"label": "label", "sampled": SAMPLED, "topk": "topk", "hidden": "full"}
 """What a cache keeps → what a design may look at."""
-NO_FLAW = {"_target_": "qtarget.model.flaw.NoFlaw"}
-
-
-class Models(Protocol):
-    """What a run gives a kind to make its distribution of."""
-
-    @property
-    def policy(self) -> Policy:
-        """The one that is trained."""
-
-    @property
-    def cache(self) -> CachePlan:
-        """What is kept of the reference on disk; only for a `CachedReference`."""
-
-    def still(self) -> Policy:
-        """The model that the reference names, loaded for it alone, with its flaw."""
-
-    def copy(self) -> Policy:
-        """The same with the adapter of the policy, if it has one."""
-
-
-@dataclass(frozen=True)
-class ReferenceConfig(Node):
-    """What a run asks of every kind. One of your own subclasses this, or one of those below."""
-
-    KIND: ClassVar[str] = ""
-    """`kind` of its yaml, for those of `KINDS`."""
-    ROLES: ClassVar[tuple[str, ...]] = ROLES
-    """What it may stand for."""
-    TAKES_A_FLAW: ClassVar[bool] = False
-    RUNS_BESIDE: ClassVar[bool] = True
-    """Whether a model reads every batch beside the policy."""
-    HOLDS_A_COPY: ClassVar[bool] = True
-    """Whether weights of its own are in memory while the policy trains."""
-
-    role: str = field(default="prior", kw_only=True)
-    flaw: Any = setting(NO_FLAW, Part("a part, reference/flaw@references.ROLE.flaw=OPTION"), "what is wrong on purpose")
-    dtype: str = setting("float32", DTYPE, "of its weights")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.made_flaw != NoFlaw() and not self.TAKES_A_FLAW:
-            raise QTargetError(
-                f"references.{self.role}.flaw is for a model of its own, kept apart from the policy, and this "
-                f"{self.role} is {self.kind}: add reference@references.{self.role}=frozen or =cached, or take "
-                f"reference/flaw@references.{self.role}.flaw=none"
-            )
-
-    @property
-    def node_key(self) -> str:
-        return f"references.{self.role}"
-
-    @property
-    def kind(self) -> str:
-        """Its name in messages."""
-        return self.KIND if KINDS.get(self.KIND) is type(self) else type(self).__name__
-
-    @property
-    def names_a_model(self) -> bool:
-        """Whether it is a model of its own by name."""
-        return False
-
-    @property
-    def tail_rule(self) -> str:
-        """What the tokens outside the top k are taken to be, one of `TAILS`; matters where `held` is topk."""
-        return "bucket"
-
-    @property
-    def made_flaw(self) -> Flaw:
-        """Raises QTargetError for a value that is out of range."""
-        made: Flaw = instantiate(self.flaw) if self.flaw else NoFlaw()  # records of earlier runs have none
-        return made
-
-    def model(self, policy: str) -> str | None:
-        """The name of the model that this is, None where there is none. policy: the name of the model to train."""
-        raise NotImplementedError
-
-    def load(self, models: Models) -> Frozen:
-        """What training and evaluation ask for its distribution at every token of a batch."""
-        raise NotImplementedError
-
-    def held(self, design: Design) -> str:
-        """How much of its distribution a run will hold: label, topk or full."""
-        return "full"
-
-    def check_run(self, cfg: RunConfig) -> None:
-        """Raise QTargetError where it doesn't go with the rest of a configuration."""
-
-    def smaller(self, cfg: RunConfig) -> Iterator[str]:
-        """What to set for the same distribution in less memory."""
-        return iter(())
-
-    def live(self, policy: str) -> ReferenceConfig:
-        """The same for reading a few rows beside a checkpoint, without a cache or the policy's adapter."""
-        return self
-
-    def pinned(self, policy: str) -> Self:
-        """The same beside a policy that is another model by now. policy: the one that training started from."""
-        return self
-
-    def container(self) -> dict[str, Any]:
-        named = {"kind": self.KIND} if KINDS.get(self.KIND) is type(self) else {"_target_": checks.class_name(self)}
-        return {**named, **super().container()}
-
-
-@dataclass(frozen=True)
-class NamedReference(ReferenceConfig):
-    """A model of its own. name: None is, for the prior, the model that training starts from."""
-
-    name: str | None = setting(None, NAME, "a folder, a run or a hub id; null: the model training starts from (prior)")
-    topk: int | None = setting(None, Nullable(Whole(1)), "the so many likeliest tokens of it; null: all, exactly")
-    tail: str = setting("bucket", TAIL, "what the tokens outside the top k are taken to be")
-
-    @property
-    def names_a_model(self) -> bool:
-        return bool(self.name)
-
-    @property
-    def tail_rule(self) -> str:
-        return self.tail
-
-    def pinned(self, policy: str) -> Self:
-        name = self.model(policy)
-        return replace(self, name=name) if name else self
-
-    def held(self, design: Design) -> str:
-        return "topk" if self.topk else "full"
-
-    def model(self, policy: str) -> str | None:
-        return self.name or (policy if self.role == "prior" else None)
-
-
-@dataclass(frozen=True)
-class PlacedReference(ReferenceConfig):
-    """A model with weights of its own beside the policy's. Where they lie changes no number."""
-
-    shard: bool | None = setting(
-        None, Choice((None, True, False)), "over the devices, as fsdp2 spreads the policy; null: where the policy is"
-    )
-
-    def is_sharded(self, trainer: TrainerConfig) -> bool:
-        """Whether each device of a run holds a share of it."""
-        return trainer.strategy == "fsdp2" and self.shard is not False
-
-    def check_run(self, cfg: RunConfig) -> None:
-        if self.shard and cfg.trainer.strategy != "fsdp2":
-            raise QTargetError(
-                f"{self.node_key}.shard=true spreads it over the devices of trainer.strategy=fsdp2, and this run has "
-                f"trainer.strategy={cfg.trainer.strategy} on {cfg.trainer.processes} devices: set trainer.strategy="
-                f"fsdp2 and trainer.devices, or leave {self.node_key}.shard null"
-            )
 
 
 @dataclass(frozen=True)
@@ -209,6 +56,32 @@ class FrozenReference(NamedReference, PlacedReference):
 
 
 @dataclass(frozen=True)
+class PrivilegedReference(FrozenReference):
+    """A frozen model that reads each row with a hint in front: a teacher without a second model."""
+
+    KIND: ClassVar[str] = "privileged"
+    ROLES: ClassVar[tuple[str, ...]] = ("teacher",)
+
+    hint: str = setting(
+        DEFAULT, Text(), "read before a row's first user message; {hint}, {answer} and {completion} are the row's"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_template(f"{self.node_key}.hint", self.hint)
+
+    @property
+    def hint_template(self) -> str | None:
+        return self.hint
+
+    def model(self, policy: str) -> str | None:
+        return self.name or policy
+
+    def load(self, models: Models) -> Frozen:
+        return Privileged(models.still(), models.rows(), models.collate, self.topk, self.tail)
+
+
+@dataclass(frozen=True)
 class CachedReference(NamedReference):
     """What a frozen model says of every supervised token: scored once, kept on disk, shared by all runs on the rows."""
 
@@ -228,6 +101,25 @@ class CachedReference(NamedReference):
         None, Choice((None, *DTYPES)), "of hidden states on disk; null: that of the products, so that nothing is lost"
     )
     folder: str | None = setting(None, Nullable(Text("a folder")), "holds the caches; null: below QTARGET_CACHE")
+    hint: str | None = setting(None, Nullable(Text()), "of a teacher: read in front of each row, as of kind privileged")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hint is not None:
+            check_template(f"{self.node_key}.hint", self.hint)
+        if self.hint and self.role != "teacher":
+            raise QTargetError(
+                f"{self.node_key}.hint is for a teacher, and drift is measured from this prior: set "
+                "reference@references.teacher=cached references.teacher.hint=…, whose name may stay null: the model "
+                "that training starts from"
+            )
+
+    @property
+    def hint_template(self) -> str | None:
+        return self.hint
+
+    def model(self, policy: str) -> str | None:
+        return self.name or (policy if self.hint else super().model(policy))
 
     def kept(self, design: Design) -> str:
         """How much is kept: as configured, or the least that makes no difference to the design."""
@@ -245,7 +137,10 @@ class CachedReference(NamedReference):
         return Cached(models.cache, self.tail)
 
     def live(self, policy: str) -> FrozenReference:
-        return _frozen(self, policy, self.topk if self.detail == "topk" else None)
+        plain = _frozen(self, policy, self.topk if self.detail == "topk" else None)
+        if not self.hint:
+            return plain
+        return PrivilegedReference(**{one.name: getattr(plain, one.name) for one in fields(plain)}, hint=self.hint)
 
     def held(self, design: Design) -> str:
         return FULL_DETAIL[self.kept(design)]
@@ -323,7 +218,15 @@ def _frozen(node: NamedReference, policy: str, topk: int | None) -> FrozenRefere
 
 
 KINDS: dict[str, type[ReferenceConfig]] = {
-    kind.KIND: kind for kind in (FrozenReference, CachedReference, AdapterOffReference, SnapshotReference, NoReference)
+    kind.KIND: kind
+    for kind in (
+        FrozenReference,
+        PrivilegedReference,
+        CachedReference,
+        AdapterOffReference,
+        SnapshotReference,
+        NoReference,
+    )
 }
 """Those that a yaml names by `kind`; a kind that subclasses one of them is named by `_target_`."""
 KINDS_OF = {role: tuple(name for name, kind in KINDS.items() if role in kind.ROLES) for role in ROLES}

@@ -16,7 +16,8 @@ from qtarget.config.cross_checks import check
 from qtarget.config.identity import job_hash
 from qtarget.config.names import LABELS, check_names, nodes
 from qtarget.config.part_checks import check_parts
-from qtarget.config.references import ReferenceConfig, read_references
+from qtarget.config.reference_kind import ReferenceConfig
+from qtarget.config.references import read_references
 from qtarget.errors import QTargetError
 from qtarget.evaluate.sampling import Sampling
 from qtarget.model import chat_template

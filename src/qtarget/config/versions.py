@@ -152,7 +152,7 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
 )
 """In no order; a part stands here once, with its newest version."""
 
-LATER = {"shard": (None, False, True), "offload": (False, True), "draws": (64,), "seed": (0,)}
+LATER = {"shard": (None, False, True), "offload": (False, True), "draws": (64,), "seed": (0,), "hint": (None,)}
 """Keys of references: where weights lie, which changes no number; draws, which nobody took."""
 
 UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -168,6 +168,7 @@ UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
         "tools": (None,),
         "weight": (None,),
         "columns": ([],),
+        "hint": (None,),
     },
     "qtarget.data.sources.jsonl.Jsonl": {"trust_scorer": (False,), "unknown": (None,), "heldout": (None,)},
     "qtarget.data.sources.instruct.Instruct": {"trust_scorer": (False,)},

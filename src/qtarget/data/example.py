@@ -29,7 +29,8 @@ class Demonstration:
     that noise made wrong. spans: data column → character spans of the last message that carry it, such as critical
     tokens. entry: what a verifier needs to judge a new answer, {"verifier": its name, or one of the user's itself, …},
     or None. cut_short: noise ended the last message too soon, so that what closes the turn is wrong. unread: keys of
-    the row and its messages that nobody reads.
+    the row and its messages that nobody reads. hint: what a privileged reference may be told beside the prompt; the
+    policy never reads it.
     """
 
     messages: Sequence[Message]
@@ -42,6 +43,7 @@ class Demonstration:
     weight: float = 1.0
     weights: Sequence[WeightedSpan] = ()
     unread: Sequence[str] = ()
+    hint: str = ""
 
     @property
     def prompt(self) -> Sequence[Message]:

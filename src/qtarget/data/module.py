@@ -132,6 +132,7 @@ class Prepared:
     rows with a key that nobody reads under unread_…. A row may be several examples:
     heldout_of says which of heldout_rows a held-out example is of. described: what the source takes its rows to be.
     notes: what reaches the tokens otherwise than it stands in the rows. roles: messages of the training rows by role.
+    train_rows, train_of: the training rows, and which of them a training example is of; of stored ones nothing.
     """
 
     train: Sequence[Example]
@@ -143,6 +144,8 @@ class Prepared:
     heldout_of: Sequence[int] = ()
     notes: Sequence[str] = ()
     roles: Mapping[str, int] = field(default_factory=dict)
+    train_rows: Sequence[Demonstration] = ()
+    train_of: Sequence[int] = ()
 
     @property
     def few_in_words(self) -> str:
@@ -195,7 +198,7 @@ def prepare(
     noisy = config.noise(clean)
     encoded = storage.encode([*noisy, *clean_reserve], chat)
     train = limited(_with_noise(config.noise, encoded, len(noisy), chat), limit, config.truncation)
-    examples, _ = storage.keep("train", train.examples(), columns_of_rows(train.rows))
+    examples, of_train = storage.keep("train", train.examples(), columns_of_rows(train.rows))
     held = limited(storage.encode(heldout, chat), limit, config.truncation)
     heldout_examples, of = storage.keep("heldout", held.examples(), columns_of_rows(held.rows))
     contaminated = len(given) + len(reserve) - len(clean) - len(clean_reserve)
@@ -220,7 +223,19 @@ def prepare(
     rows = examples if config.packing is None else pack(examples, _pack_length(config.packing, examples, limit))
     described = getattr(config.source, "described", "")
     notes = chat.notes([*train.rows, *held.rows])
-    return Prepared(examples, heldout_examples, held.rows, counts, rows, described, of, notes, roles(train.rows))
+    return Prepared(
+        train=examples,
+        heldout=heldout_examples,
+        heldout_rows=held.rows,
+        counts=counts,
+        rows=rows,
+        described=described,
+        heldout_of=of,
+        notes=notes,
+        roles=roles(train.rows),
+        train_rows=train.rows,
+        train_of=of_train,
+    )
 
 
 def check_heldout(config: DataConfig, prepared: Prepared) -> None:

@@ -24,6 +24,7 @@ from qtarget.plot.looks import Mark
 from qtarget.record.runs import without_absolute_paths
 from qtarget.run import build
 from qtarget.run.fit import prepare_process
+from qtarget.run.hinting import with_hints_of
 from qtarget.run.plan import Plan, make_plan
 from qtarget.run.stored_config import NO_NOISE, run_config
 
@@ -96,7 +97,8 @@ def _models(base: Plan, plans: Iterable[Plan]) -> tuple[Policy, dict[str, Frozen
     sources = dict(base.references)
     for plan in plans:
         sources |= plan.references
-    policy, frozen = build.load_models(replace(base, references=sources), roles=sources)
+    hinted = with_hints_of(base.cfg, sources, base.prepared, base.tokenizer)
+    policy, frozen = build.load_models(replace(base, references=sources, hinted=hinted), roles=sources)
     # All designs read the same rows: each model goes over them once.
     policy.forward = cache(policy.forward)  # type: ignore[method-assign]
     for model in frozen.values():

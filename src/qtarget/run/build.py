@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from qtarget.config.composing import instantiate
 from qtarget.config.cross_checks import check_trained_dtypes
-from qtarget.config.references import FrozenReference, PlacedReference
+from qtarget.config.reference_kind import PlacedReference
+from qtarget.config.references import FrozenReference
+from qtarget.data.batch import Batch, Collate
+from qtarget.data.example import Example
 from qtarget.data.module import SFTData
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.math.target import needs
@@ -117,6 +120,12 @@ class _Models:
 
     def still(self) -> Policy:
         return self._placed(_still(self.plan, self.name))
+
+    def rows(self) -> Sequence[Example]:
+        return self.plan.hinted[role_of(self.name)]
+
+    def collate(self, rows: Sequence[Example]) -> Batch:
+        return Collate(int(self.plan.tokenizer.pad_token_id))(rows)
 
     def copy(self) -> Policy:
         role = role_of(self.name)

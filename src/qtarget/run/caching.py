@@ -44,13 +44,17 @@ def cache_plans(
     drift_rows: Mapping[str, Sequence[Example]],
     *,
     tokenizer: Any,
+    hinted: Mapping[str, Sequence[Example]],
 ) -> dict[str, CachePlan]:
-    """The caches a run reads: by role over the training rows, with its detail, and by `DRIFT_SETS`."""
+    """The caches a run reads: by role over the training rows, with its detail, and by `DRIFT_SETS`.
+
+    hinted: the training rows of roles that read them with a hint.
+    """
 
     def planned(name: str, rows: Sequence[Example], detail: str) -> CachePlan:
         return _plan(cfg, name, sources[role_of(name)], rows, detail=detail, tokenizer=tokenizer)
 
-    plans = {role: planned(role, train, detail) for role, detail in details.items()}
+    plans = {role: planned(role, hinted.get(role, train), detail) for role, detail in details.items()}
     drift = cfg.eval.kl_prior and "prior" in sources and isinstance(cfg.references["prior"], CachedReference)
     return plans | {name: planned(name, rows, "hidden") for name, rows in drift_rows.items() if drift and rows}
 

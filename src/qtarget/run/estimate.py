@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from qtarget.config.parts import make_tracker
-from qtarget.config.references import FrozenReference, PlacedReference
+from qtarget.config.reference_kind import PlacedReference
+from qtarget.config.references import FrozenReference
 from qtarget.config.run_config import RunConfig, TrainerConfig
 from qtarget.data.example import label_counts, lengths
 from qtarget.math.target import needs
@@ -134,7 +135,10 @@ def _operations(plan: Plan, policy: Policy, read: float, scored: float) -> float
         role for role, cache in plan.caches.items() if cache.recipe.detail == "hidden" and role in needs(plan.design)
     ]
     passes = 2 * extra_forward_passes(plan.design)
-    of_live = 2 * sum(size - head for size in live.values()) * read
+    longer = {
+        role: sum(map(len, rows)) / max(1, sum(map(len, plan.prepared.train))) for role, rows in plan.hinted.items()
+    }
+    of_live = 2 * sum((size - head) * longer.get(role, 1) for role, size in live.items()) * read
     of_heads = 2 * (len(live) + len(whole)) * head * scored
     return (of_trunk + passes * trunk) * read + (of_head * head + passes * head) * scored + of_live + of_heads
 

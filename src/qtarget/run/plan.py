@@ -14,8 +14,8 @@ from qtarget.config.loss_engine import Engine, attention, choose
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
 from qtarget.data.batch import longest_row
 from qtarget.data.epochs import EpochPlan
-from qtarget.data.example import label_counts
-from qtarget.data.module import Prepared, check_heldout
+from qtarget.data.example import Example, label_counts
+from qtarget.data.module import DataConfig, Prepared, check_heldout, prepare
 from qtarget.data.once import prepare_once
 from qtarget.data.overlap import unseen
 from qtarget.errors import QTargetError
@@ -34,6 +34,7 @@ from qtarget.run.caching import (
     cached_details,
     check_built,
 )
+from qtarget.run.hinting import with_hints_of
 from qtarget.run.row_checks import chat_tokenizer, check_answer_length, check_embeddings, sizes, with_pad
 from qtarget.train.optim import AdamW
 from qtarget.train.step import extra_forward_passes
@@ -62,6 +63,8 @@ class Plan:
     benchmarks: Benchmarks = field(default_factory=Benchmarks)
     test: Sequence[int] | None = None
     """Indices of the held-out rows that test/… is of; None: all."""
+    hinted: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    """By role the training examples with a hint in front, for references that read them so."""
     wanted: float | None = None
     """trainer.epochs as configured, None where max_steps was; `cfg` has max_steps in any case."""
 
@@ -157,7 +160,7 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
         cfg.references[role].made_flaw.check(len(tokenizer))
     context = provide.context_length(config)
     prepared, beside = (
-        prepare_once(data_config, tokenizer, context, cache_dir() / "prepared", _said),
+        _prepared(cfg, data_config, tokenizer, context),
         read_benchmarks(cfg.eval.benchmarks, cfg.eval.retention, tokenizer, context),
     )
     for verified in (prepared.heldout_rows, *beside.benchmarks.values()):
@@ -172,11 +175,21 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     _check_columns(design, prepared)
     chosen = _engine(cfg, prepared, len(tokenizer))
     details = cached_details(cfg, [*cached, *(role for role in references if role in needs(design))], design)
+    hinted = with_hints_of(cfg, references, prepared, tokenizer)
     drift_rows = {HELDOUT: prepared.heldout, RETENTION: beside.retention}
-    caches = cache_plans(cfg, references, details, prepared.train, drift_rows, tokenizer=tokenizer)
+    caches = cache_plans(cfg, references, details, prepared.train, drift_rows, tokenizer=tokenizer, hinted=hinted)
     check_built(caches)
     optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
-    return Plan(cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside, test, wanted)
+    return Plan(
+        cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside, test, hinted, wanted
+    )
+
+
+def _prepared(cfg: RunConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
+    """The rows; where a reference reads them with a hint they are prepared anew, as what is kept of them is tokens."""
+    if any(node.hint_template for node in cfg.references.values()):
+        return prepare(data, tokenizer, context)
+    return prepare_once(data, tokenizer, context, cache_dir() / "prepared", _said)
 
 
 def _said(text: str) -> None:

@@ -106,8 +106,8 @@ def _of_run(run: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """As the run was configured, with its trained weights as policy; its prior stays where training started."""
     cfg = _saved(run / "config.yaml")
     _run_live(cfg)
-    prior = read_references(cfg["references"])["prior"]
-    cfg["references"]["prior"] = prior.pinned(cfg["model"]["name"]).container()
+    for role, node in read_references(cfg["references"]).items():
+        cfg["references"][role] = node.pinned(cfg["model"]["name"]).container()
     cfg["model"] |= {"name": str(run / "checkpoint"), "adapter": {}}
     if cfg["model"].get("chat_template") in chat_template.SHIPPED:
         cfg["model"]["chat_template"] = None  # the checkpoint has the one that was taught

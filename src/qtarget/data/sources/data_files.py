@@ -59,6 +59,7 @@ class Files(Checked):
     read, as in qtarget.data.sources.message. Columns that are chosen by name leave no loss in those that nobody names.
     columns: of a recognised schema, keys under which every row holds character spans [[start, stop], …] of its last
     message; the tokens there carry 1 in a data column of that name, the others 0.
+    hint: what a privileged reference is told beside the prompt; of a recognised schema the key "hint".
     Code that a data set brings is never run.
     """
 
@@ -125,6 +126,9 @@ class Files(Checked):
     )
     unknown: str | None = setting(
         None, Choice(UNKNOWN), "keys that nobody reads; null: an error in a message, named in a row"
+    )
+    hint: str | None = setting(
+        None, Nullable(Text("a column or a template")), "what a privileged reference is told; null: the key hint"
     )
     columns: Sequence[str] = setting(
         (), Listed(Text()), "of a recognised schema: keys with character spans of the last message"
@@ -325,7 +329,7 @@ class Files(Checked):
         if not self._mapping.is_given:
             check_not_guessed(self, table, [key for keys in SCHEMAS.values() for key in keys if key in TEXTS])
             return table
-        text_of = ("prompt", "completion", "answer", "key")
+        text_of = ("prompt", "completion", "answer", "key", "hint")
         check_not_guessed(self, table, [column for column, field in wanted.items() if field in text_of])
         beside = [name for field in ("tools", "weight") if (name := self._mapping.beside(field)) and name not in wanted]
         absent = table.missing(beside) if beside else []

@@ -28,6 +28,7 @@ class ColumnMapping:
     tools: str | bool | None = None
     weight: str | bool | None = None
     unknown: str | None = None
+    hint: str | None = None
 
     @property
     def is_given(self) -> bool:
@@ -49,6 +50,7 @@ class ColumnMapping:
         named = {field: getattr(self, field) for field in ("tools", "weight")}
         beside = {column: field for field, column in named.items() if isinstance(column, str)}
         specs = {"messages": self.messages, "prompt": self.prompt, "completion": self.completion, "answer": self.answer}
+        specs["hint"] = self.hint
         return beside | {column: field for field, spec in specs.items() if spec for column in columns_of(spec)}
 
     def beside(self, field: str) -> str | None:
@@ -72,6 +74,7 @@ class ColumnMapping:
             tools=tools(row.get(self.beside("tools") or "")),
             weight=row_weight(row.get(weight), weight),
             unread=keys.unread,
+            hint=filled(self.hint, row, "hint") if self.hint else "",
         )
 
     def _conversation(self, row: Mapping[str, Any], keys: Keys) -> list[Message]:

@@ -146,8 +146,8 @@ class SchemaRows:
             raise QTargetError(
                 f"a row of {schema} in a file whose first row is {self.schema}: give all rows of a file one schema"
             )
-        keys = Keys(self.unknown)
-        keys.row(row, self._known)
+        keys, hint = Keys(self.unknown), row.get("hint")
+        keys.row(row, (*self._known, *(("hint",) if isinstance(hint, str) else ())))
         messages = self._messages(row, keys)
         length = len(messages[-1]["content"])
         return Demonstration(
@@ -159,6 +159,7 @@ class SchemaRows:
             weight=row_weight(row.get("weight"), "weight"),
             weights=_span_weights(_list(row.get("span_weights"), "span_weights"), length),
             unread=keys.unread,
+            hint=hint if isinstance(hint, str) else "",
         )
 
     @property
