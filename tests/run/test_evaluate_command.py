@@ -10,6 +10,8 @@ import pytest
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import compose_config, options
+from qtarget.data.sources.data_files import Files
+from qtarget.data.sources.jsonl import Jsonl
 from qtarget.run.evaluate import evaluation_config, judged_in_words
 from qtarget.run.plan import make_plan
 
@@ -104,6 +106,20 @@ def test_a_model_that_was_not_trained_here_is_evaluated_too(workdir: Path) -> No
     assert (result["role"], result["name"]) == ("base", "tiny")
     assert "test/kl_prior" not in result["metrics"]
     assert qtarget_cli(["compare", "outputs/evaluations", "--format", "csv"]) == 0
+
+
+@pytest.mark.parametrize(("data", "name"), [("files", "val.csv"), ("jsonl", "val.jsonl")])
+def test_rows_of_a_shared_file_are_counted_while_they_are_read(
+    data: str, name: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workdir / "val.csv").write_text("prompt,completion\n" + "".join(f"{n}+1,{n + 1}\n" for n in range(20)))
+    lines = (json.dumps({"prompt": f"{n}+1", "completion": str(n + 1)}) for n in range(20))
+    (workdir / "val.jsonl").write_text("\n".join(lines))
+    own = [f"data={data}", f"data.source.path={name}", "data.source.heldout_share=0.3"]
+    plan = make_plan(evaluation_config("tiny", own))
+    monkeypatch.setattr(Files, "_table", lambda *_: pytest.fail("the file is read again"))
+    monkeypatch.setattr(Jsonl, "_lines", lambda *_: pytest.fail("the file is read again"))
+    assert judged_in_words(plan).startswith(f"judging {len(plan.prepared.heldout_rows)} of 20 rows, of which the share")
 
 
 def test_an_evaluation_says_how_many_rows_it_judges_and_of_how_many_a_share_is(workdir: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import runpy
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +16,15 @@ import pytest
 import tiny_trainers as tiny
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
 import qtarget
 from qtarget.errors import QTargetError
+from qtarget.model import provide
 from qtarget.model.builtin import tiny_tokenizer
+from qtarget.model.fingerprint import model_folder
+from qtarget.run.export import exported_run
+from qtarget.run.stored_config import trained_config
 
 pytestmark = [
     # TRL 1.16's default and peft 0.21 go by names that transformers 5.23 is about to drop
@@ -62,6 +68,56 @@ def test_a_model_without_its_adapter_that_is_no_prior_is_refused(config: Any, me
     model = tiny.tiny().float()
     with pytest.raises(QTargetError, match=message):
         tiny.sft_trainer(tmp_path, "asft", {"prior": "adapter_off"}, {"peft_config": config, "model": model})
+
+
+@pytest.mark.parametrize("owner", ["trl", "transformers"])
+def test_what_a_trainer_with_an_adapter_leaves_is_refused_by_name_with_the_line_that_merges_it(
+    owner: str, tmp_path: Path
+) -> None:
+    """peft 0.21's folder, with the tokenizer beside it from either trainer. The line is run as it stands."""
+    base, out = tmp_path / "base", tmp_path / "it's out"
+    tiny.tiny().float().save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), lora())
+    if owner == "trl":
+        trainer = tiny.sft_trainer(tmp_path, "sft", given={"model": model})
+    else:
+        trainer = tiny.plain_trainer(tmp_path, "sft")
+        trainer.model = model
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            tensor.add_(0.1 * ("lora_B" in name))
+    trainer.save_model(str(out))
+    for refuse in (model_folder, lambda name: exported_run(Path(name)), trained_config):
+        with pytest.raises(
+            QTargetError, match="is an adapter of peft, not a model by itself: merge it into "
+        ) as refused:
+            refuse(str(out))
+    line = str(refused.value).partition(f"name the folder {out}-merged. ")[2]
+    python, option, code = shlex.split(line)
+    assert (python, option) == ("python", "-c")
+    exec(compile(code, "the line", "exec"), {})
+    merged = provide.load_policy(provide.resolve(f"{out}-merged"), len(tiny_tokenizer()))
+    assert provide.load_tokenizer(provide.resolve(f"{out}-merged")).get_vocab() == tiny_tokenizer().get_vocab()
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged.lm(ids).logits, model.eval()(ids).logits, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(merged.lm(ids).logits, tiny.tiny().float()(ids).logits, atol=1e-2)
+
+
+def test_the_folder_of_a_trainer_with_checkpoints_alone_is_answered_by_their_names(tmp_path: Path) -> None:
+    for step in (5, 20, 100):
+        (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
+    with pytest.raises(QTargetError, match=r"holds 3 checkpoints of a Trainer and no model: name one .*-20, .*-100\)"):
+        model_folder(str(tmp_path / "out"))
+
+
+def test_the_adapter_of_a_run_is_answered_by_the_run(tmp_path: Path) -> None:
+    for file in ("adapter/adapter_config.json", "checkpoint/config.json"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(QTargetError, match=f"name {tmp_path}, whose checkpoint/ has it merged"):
+        model_folder(str(tmp_path / "adapter"))
 
 
 def test_virtual_tokens_are_refused(tmp_path: Path) -> None:

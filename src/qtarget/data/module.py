@@ -128,9 +128,10 @@ class Prepared:
 
     rows: the training ones as they go into batches, each by itself or packed. counts, of rows by name: asked = train +
     dropped_too_long + dropped_contaminated + dropped_untaught, which have no reply of a weight above 0, and likewise
-    heldout_asked = heldout + heldout_dropped_too_long + heldout_untaught; what a source left out stands under source_…,
-    rows with a key that nobody reads under unread_…. A row may be several examples:
-    heldout_of says which of heldout_rows a held-out example is of. described: what the source takes its rows to be.
+    heldout_asked = heldout + heldout_dropped_too_long + heldout_untaught; heldout_share_of: the rows that held-out ones
+    are a share of; what a source left out stands under source_…, rows with a key that nobody reads under unread_….
+    A row may be several examples: heldout_of says which of heldout_rows a held-out example is of. described: what the
+    source takes its rows to be.
     notes: what reaches the tokens otherwise than it stands in the rows. roles: messages of the training rows by role.
     train_rows, train_of: the training rows, and which of them a training example is of; of stored ones nothing.
     """
@@ -188,7 +189,7 @@ def prepare(
     of_share = config.heldout_rows if config.heldout_source is None else 0
     given, from_source = read(config.source, "train", config.rows, of_share)
     reserve, _ = read(config.source, "reserve", config.reserve_rows)
-    held_out, _ = read(config.evaluated, "heldout", config.heldout_rows, config.heldout_rows)
+    held_out, beside = read(config.evaluated, "heldout", config.heldout_rows, config.heldout_rows)
     unread = Counter(key for row in (*given, *reserve, *held_out) for key in row.unread)
     of_all, of_heldout = len(given) + len(reserve), len(held_out)
     given, reserve, heldout = (
@@ -214,6 +215,7 @@ def prepare(
         "cut": train.cut,
         "heldout_asked": of_heldout,
         "heldout": len(held.kept),
+        "heldout_share_of": of_heldout + beside.get("other_split", 0),
         "heldout_dropped_too_long": held.dropped,
         "heldout_untaught": of_heldout - len(heldout),
         "heldout_cut": held.cut,

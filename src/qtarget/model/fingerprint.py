@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from pathlib import Path
 
 from qtarget.errors import QTargetError
 
+PEFT_CONFIG = "adapter_config.json"
+NAMED = 3
+"""Checkpoints that a message names, the latest ones."""
 OUTPUTS = ("outputs",)
 """Where runs lie unless output_dir says otherwise: a name below it is never asked of the hub."""
 
@@ -29,10 +34,42 @@ def model_folder(name: str) -> Path:
         return runs[0] / "checkpoint"
     if runs:
         raise QTargetError(f"{path} holds {len(runs)} finished runs; name one: {', '.join(map(str, runs))}")
+    if (path / PEFT_CONFIG).is_file():
+        raise QTargetError(f"{path} is an adapter of peft, not a model by itself: {_to_merge(path)}")
+    if saved := sorted(path.glob("checkpoint-*"), key=_step):
+        names = ", ".join(map(str, saved[-NAMED:]))
+        raise QTargetError(
+            f"{path} holds {len(saved)} checkpoints of a Trainer and no model: name one of them ({names})"
+        )
     raise QTargetError(
         f"no model at {path}: expected a folder with config.json (as save_pretrained writes), a run's folder, or a "
         "folder with one finished run"
     )
+
+
+def _to_merge(adapter: Path) -> str:
+    """What to do with a folder that peft has saved. Raises nothing, whatever is in it."""
+    run = adapter.parent
+    if (run / "checkpoint" / "config.json").is_file():
+        return f"name {run}, whose checkpoint/ has it merged"
+    try:
+        base = json.loads((adapter / PEFT_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        base = None
+    has_tokenizer = (adapter / "tokenizer_config.json").is_file()
+    held, merged = json.dumps(str(adapter)), json.dumps(f"{adapter}-merged")
+    tokenizer = held if has_tokenizer or not base else json.dumps(base)
+    code = (
+        f'import peft, transformers; model = peft.AutoPeftModelForCausalLM.from_pretrained({held}, dtype="float32"); '
+        f"model.merge_and_unload().save_pretrained({merged}); "
+        f"transformers.AutoTokenizer.from_pretrained({tokenizer}).save_pretrained({merged})"
+    )
+    of = f" into {base}" if base else ""
+    return f"merge it{of} and name the folder {adapter}-merged. {shlex.join(['python', '-c', code])}"
+
+
+def _step(checkpoint: Path) -> int:
+    return int("".join(re.findall(r"\d+$", checkpoint.name)) or 0)
 
 
 def _has_model(result: Path) -> bool:

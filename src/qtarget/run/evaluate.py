@@ -151,7 +151,7 @@ def judged_in_words(plan: Plan) -> str:
     is_part = data.heldout_source is not None or data.heldout_rows is not None  # then not all rows were read
     if is_part or not isinstance(data.source, Sharing) or not data.source.share:
         return f"judging {count} held-out rows{few}"
-    total = sum(len(data.source.rows(split, None)) for split in ("train", "heldout"))
+    total = plan.prepared.counts.get("heldout_share_of", count)
     return (
         f"judging {count} of {total} rows, of which the share data.source.heldout_share={data.source.share:g} is held "
         f"out{few}. A file that wasn't trained on is judged whole by data.source.heldout=FILE"

@@ -88,16 +88,17 @@ class Jsonl(Checked):
     def read_shared(
         self, split: str, count: int | None, heldout_rows: int | None
     ) -> tuple[list[Demonstration], dict[str, int]]:
-        """The same, where only the first `heldout_rows` rows of the share are held out; None: all of the share."""
+        """The same, counted, where only the first `heldout_rows` rows of the share are held out; None: all of it."""
         if split == "reserve" and count:
             raise QTargetError("data=jsonl has no reserve of clean rows: leave data.reserve_rows at 0")
         if split == "heldout" and self.heldout:
             return self._other_file.read("heldout", count)
         side = self.side(heldout_rows)
-        rows = [row for row in self._parse() if side.holds(row) == (split == "heldout")]
+        sides = [(row, side.holds(row) == (split == "heldout")) for row in self._parse()]
+        rows = [row for row, is_wanted in sides if is_wanted]
         if count is not None and len(rows) < count:
             raise QTargetError(f"{self.path} holds {len(rows)} {split} rows, {count} were asked for: ask for fewer")
-        return rows[:count], {}
+        return rows[:count], {"read": len(sides), "other_split": len(sides) - len(rows)}
 
     def side(self, heldout_rows: int | None) -> HeldOut:
         """Which rows are held out."""
