@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -160,6 +161,22 @@ def test_what_is_left_for_an_evaluation_to_be_done_again_is_said(
     assert use.last_state == pytest.approx(left, rel=0.03)
     assert use.meanwhile == use.checkpoint + use.last_state
     assert use.most == use.state
+
+
+def test_caches_that_a_run_builds_are_said_by_it_and_named_by_a_multirun(
+    model: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within 3 %, as the files are; the prior's over the rows of training and over those that drift is measured on."""
+    monkeypatch.setenv("QTARGET_CACHE", "cache")
+    cached = ["target=asft", "reference@references.prior=cached"]
+    trained("outputs", *model, *cached)
+    size = sum(path.stat().st_size for path in Path("cache/references").rglob("*.safetensors"))
+    (said,) = re.findall(r"; builds (\S+) kB of caches in cache/references\n", capsys.readouterr().out)
+    assert float(said) == pytest.approx(size / 1e3, rel=0.03)
+    trained("again", *model, *cached)
+    assert "of caches" not in capsys.readouterr().out
+    assert "caches of references come on top, once for all" in total_in_words([announced(*cached)] * 2, Path())
+    assert "caches" not in total_in_words([announced()] * 2, Path())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.config.composing import instantiate
 from qtarget.config.names import is_ours
+from qtarget.config.references import CachedReference
 from qtarget.config.run_config import RunConfig
 from qtarget.errors import QTargetError
 from qtarget.math.target import Design, needs
@@ -49,7 +50,8 @@ class DiskUse:
     checkpoint: tokenizer included; of an adapter with it merged. adapter: that alone, with the tokenizer. optimizer:
     optimizer.pt. state: what a run goes on from that was stopped before its last step. last_state: what its evaluation
     is done again from. states: how many states lie side by side, because of checkpoint.every; 0: none is sure to be
-    written. is_known: False of an adapter that isn't qtarget's own.
+    written. has_caches: whether it reads caches of references, which it may have to build, and which many runs share.
+    is_known: False of an adapter that isn't qtarget's own.
     """
 
     checkpoint: int = 0
@@ -58,6 +60,7 @@ class DiskUse:
     state: int = 0
     last_state: int = 0
     states: int = 0
+    has_caches: bool = False
     is_known: bool = True
 
     @property
@@ -118,7 +121,8 @@ def disk_use(cfg: RunConfig, design: Design, known: dict[str, Sizes] | None = No
         known[model] = _sizes(cfg)
     sizes = known[model]
     saves, copies = cfg.checkpoint.save, 1 + ("old" in needs(design))
-    use = DiskUse(checkpoint=sizes["checkpoint"] * saves, adapter=sizes["adapter"] * saves)
+    cached = any(isinstance(node, CachedReference) for node in cfg.references.values())
+    use = DiskUse(checkpoint=sizes["checkpoint"] * saves, adapter=sizes["adapter"] * saves, has_caches=cached)
     if steps == 0:
         return use
     every = cfg.checkpoint.every
@@ -219,9 +223,14 @@ def check_room(use: DiskUse, folder: Path, caches: Iterable[tuple[Path, int]] = 
 def unbuilt_caches(plan: Plan) -> list[tuple[Path, int]]:
     """(folder, bytes) of the caches that a run builds before it trains."""
     sources = {name: plan.references[role_of(name)] for name in plan.caches}
-    return [
-        (cache.folder, cache_size(cache, sources[name])) for name, cache in plan.caches.items() if not cache.is_built
-    ]
+    missing = {name: cache for name, cache in plan.caches.items() if not cache.is_built}
+    return [(cache.folder, cache_size(cache, sources[name]) - cache.bytes_held) for name, cache in missing.items()]
+
+
+def caches_in_words(caches: Sequence[tuple[Path, int]]) -> str:
+    """What is built before training, "" where nothing is."""
+    holders = ", ".join(dict.fromkeys(str(folder.parent) for folder, _ in caches))
+    return f"; builds {in_bytes(sum(size for _, size in caches))} of caches in {holders}" if caches else ""
 
 
 def total_in_words(uses: Sequence[DiskUse], folder: Path) -> str:
@@ -234,6 +243,7 @@ def _total(uses: Sequence[DiskUse], folder: Path) -> Iterator[str]:
     free = _free(folder)
     yield f"{len(uses)} jobs keep {in_bytes(kept)} on disk"
     yield f", each takes up to {in_bytes(beside)} more while it runs" if beside else ""
+    yield "; caches of references come on top, once for all" if any(use.has_caches for use in uses) else ""
     yield f"; {in_bytes(free)} are free in {folder}" if free < float("inf") else ""
     if kept + beside > free:
         yield ". They don't all fit: set output_dir=FOLDER to a larger disk, make room (qtarget clean), or write less "

@@ -28,7 +28,7 @@ from qtarget.parallel import is_rank_zero
 from qtarget.record.record import NullRecord, Record
 from qtarget.resume_folders import STATE, newest
 from qtarget.run import build, ranks
-from qtarget.run.disk import check_room, disk_use, unbuilt_caches
+from qtarget.run.disk import caches_in_words, check_room, disk_use, unbuilt_caches
 from qtarget.run.exported_model import (
     CHECKPOINT,
     OPTIMIZER,
@@ -66,10 +66,10 @@ def train_and_evaluate(
         loss=how,
         attention=plan.attention,
     )
-    use = disk_use(plan.cfg, plan.design)
-    little_room = check_room(use, record.folder, unbuilt_caches(plan))
+    use, caches = disk_use(plan.cfg, plan.design), unbuilt_caches(plan)
+    little_room = check_room(use, record.folder, caches)
     if is_rank_zero():
-        print(f"{title}: {plan.extent}; loss {how}; {use.in_words}")
+        print(f"{title}: {plan.extent}; loss {how}; {use.in_words}{caches_in_words(caches)}")
         print(f"{title}: {little_room}" if little_room else "", end="\n" * bool(little_room), file=sys.stderr)
     if is_rank_zero() and resume.state:
         left = ", the last: what is left is the evaluation" if resume.training_was_complete else ""
