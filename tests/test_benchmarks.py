@@ -181,3 +181,15 @@ def test_designs_inside_trl_are_compared_on_one_loss(monkeypatch: pytest.MonkeyP
     losses = [float(inside_trl.step_of(inside_trl.CONTENDERS[name][0](str(tmp_path)))()) for name in names]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-2)  # bf16
     assert all(beside in inside_trl.CONTENDERS for _, beside in inside_trl.CONTENDERS.values())
+
+
+def test_answers_of_forced_lengths_are_as_long_in_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    import answers
+
+    monkeypatch.setattr(answers, "SHORTEST", 2)
+    monkeypatch.setattr(answers, "LONGEST", 9)
+    monkeypatch.setattr(answers, "BATCH", 5)
+    whole, refilled = answers.measure(TINY, 2, 1, warm=0)
+    assert whole["answers"] == refilled["answers"] == 16
+    assert whole["tokens"] == refilled["tokens"]
+    assert 2 * 16 < whole["tokens"] < 9 * 16

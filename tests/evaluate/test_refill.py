@@ -147,7 +147,7 @@ def test_models_whose_rows_cannot_move_are_named_and_answer_in_whole_batches(
 ) -> None:
     policy = small_policy(model_type)
     assert why_not_refilled(policy) == reason
-    assert way_of_writing(policy) == f"whole batches, each until its longest answer has ended: {reason}"
+    assert way_of_writing(policy) == f"in whole batches, each until its longest answer has ended: {reason}"
     monkeypatch.setattr(refill.Refill, "answers", lambda self: pytest.fail("refilled"))
     assert len(answers(policy)) == len(PROMPTS)
 

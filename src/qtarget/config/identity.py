@@ -36,6 +36,9 @@ what a dry run reckons with don't change a run.
 
 RESULT = "result.json"
 
+SERVED: tuple[Any, ...] = (None, {}, "ids")
+"""Values of eval.server that stand for themselves."""
+
 
 def job_hash(cfg: Mapping[Any, Any]) -> str:
     """`config_hash`; or the name that an earlier build gave the job, where its results lie under that name alone.
@@ -73,6 +76,7 @@ def config_hash(
     for key in NOT_IDENTITY:
         _leave_out(identity, *key.split("."))
     identity |= {key: as_hashed(identity[key]) for key in LABELS if key in identity}
+    _leave_out_server(identity["eval"])
     identity["checkpoint"] = _as_in_earlier_builds(identity.get("checkpoint"), kept_optimizer)
     if template := identity["model"].get("chat_template"):
         identity["model"]["chat_template"] = chat_template.content(template)
@@ -99,6 +103,14 @@ def _as_in_earlier_builds(checkpoint: Any, kept_optimizer: bool) -> Any:
         return checkpoint
     dtype = checkpoint.get("dtype")
     return {**checkpoint, "dtype": "float32" if dtype == "trained" else dtype, "optimizer": kept_optimizer}
+
+
+def _leave_out_server(node: dict[str, Any]) -> None:
+    """Of eval.server what may change an answer stays: not where it is, nor how it is asked again."""
+    engine, server = node.pop("engine", "local"), node.pop("server", None) or {}
+    if engine != "local":
+        changing = {key: server.get(key) for key in ("command", "extra", "prompts")}
+        node |= {"engine": engine, "server": {key: value for key, value in changing.items() if value not in SERVED}}
 
 
 def _leave_out(node: dict[str, Any], *path: str) -> None:

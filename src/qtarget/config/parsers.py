@@ -80,7 +80,8 @@ or list what runs share, and free it
   qtarget cache data=gsm_symbolic detail=label
   qtarget cache role=teacher references.teacher.name=MODEL detail=topk references.teacher.topk=50"""
 
-EVALUATE = """evaluate takes checkpoint=WHERE (a run, a model's folder or its id) and overrides of `qtarget train`:
+EVALUATE = """evaluate takes checkpoint=WHERE (a run, a folder of runs, a model's folder or its id) and overrides of
+`qtarget train`:
   qtarget evaluate checkpoint=outputs/runs/HASH eval.samples=8 eval.temperature=1
   qtarget evaluate checkpoint=MODEL data=gsm_symbolic eval=small name=ROW_LABEL
 With --cfg job it prints the configuration and evaluates nothing."""

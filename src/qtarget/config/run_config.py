@@ -20,6 +20,7 @@ from qtarget.config.reference_kind import ReferenceConfig
 from qtarget.config.references import read_references
 from qtarget.errors import QTargetError
 from qtarget.evaluate.sampling import Sampling
+from qtarget.evaluate.server_settings import ServerConfig
 from qtarget.model import chat_template
 from qtarget.model.provide import DTYPES
 from qtarget.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
@@ -164,6 +165,12 @@ class EvalConfig(Node):
         1.0, Number(0, 1), "the fewest likeliest tokens that hold so much probability are drawn from"
     )
     seed: int = setting(0, Whole(0), "of the draws")
+    engine: str = setting("local", Choice(("local", "server")), "who writes answers: this process, or eval.server")
+    server: Mapping[str, Any] = setting(
+        {},
+        Part("{command, url, model, prompts, extra, in_flight, retries, timeout, start}"),
+        "of qtarget evaluate eval.engine=server: how it is started or where it is, and how it is asked",
+    )
     benchmarks: Mapping[str, Any] = setting(
         {}, Part("NAME: {source, rows}"), "other verified problems, answered once training is over"
     )
@@ -181,7 +188,15 @@ class EvalConfig(Node):
                 "eval.problems_in_training=null it sees them all: say how many are for validation, such as 100"
             )
         _ = self.sampling
+        object.__setattr__(self, "server", self.answer_server.container())  # records of earlier builds hold none
+        if self.engine == "server":
+            self.answer_server.check_reachable()
         check_benchmarks(self.benchmarks, self.retention)
+
+    @property
+    def answer_server(self) -> ServerConfig:
+        """eval.server, read and checked."""
+        return ServerConfig.read(self.server)
 
     @property
     def sampling(self) -> Sampling:

@@ -81,6 +81,10 @@ class ChatFormat:
         """Tokens of a prompt, up to where a reply begins."""
         return self.tokens.ids(self.template.render(messages, tools, reply=True))
 
+    def prompt_text(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The text that those tokens are of."""
+        return plain(self.template.render(messages, tools, reply=True))
+
     def asked(self, rows: Iterable[Demonstration]) -> Iterator[tuple[Demonstration, list[int]]]:
         """The rows that can be judged, each with the tokens of its prompt."""
         for row in rows:

@@ -21,13 +21,13 @@ from qtarget.model.policy import Policy
 from qtarget.model.sharding import is_sharded
 from qtarget.parallel import all_reduce_max
 
-REFILLED = "refilled batches"
+REFILLED = "in refilled batches"
 
 
 def way_of_writing(policy: Policy) -> str:
     """In words, with the reason where batches aren't refilled."""
     reason = why_not_refilled(policy)
-    return REFILLED if reason is None else f"whole batches, each until its longest answer has ended: {reason}"
+    return REFILLED if reason is None else f"in whole batches, each until its longest answer has ended: {reason}"
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -15,13 +15,15 @@ from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.batch import Batch, Collate
+from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration, Example
 from qtarget.evaluate.calibration import Bin, Reliability, retention_metrics, token_metrics
 from qtarget.evaluate.generate import way_of_writing
-from qtarget.evaluate.prompting import answer_problems
+from qtarget.evaluate.prompting import answer_problems, check_thoughts
 from qtarget.evaluate.row_losses import RowLoss, RowText, described_rows, row_metrics
 from qtarget.evaluate.samples import HELDOUT, Sample, answer_metrics
 from qtarget.evaluate.sampling import GREEDY, Sampling
+from qtarget.evaluate.served import Served, ServedPrompt, Server
 from qtarget.evaluate.spreading import Ranks, all_ranks
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
@@ -69,7 +71,7 @@ class Evaluator:
     benchmarks: name → problems of another kind. retention: text outside the task; retention_prior: the prior over it.
     autocast: the precision of training, so that the policy is judged as it was trained.
     new_tokens: the longest answer, in tokens; None: a few more than the longest demonstration among the held-out rows
-    and the benchmark's own.
+    and the benchmark's own. server: answers in the policy's place.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -85,6 +87,7 @@ class Evaluator:
     retention_prior: Frozen | None = None
     test: Sequence[int] | None = None
     row_of_example: Sequence[int] | None = None
+    server: Server | None = None
 
     def __call__(self, policy: Policy, limit: int | None = None, *, closing: bool = True) -> Evaluation:
         """limit: only the first so many held-out rows, in place of those of `test`. closing=False: without benchmarks,
@@ -100,8 +103,9 @@ class Evaluator:
 
     def answering(self, policy: Policy) -> dict[str, str]:
         """{"answers": how they are written}, for the record; {} where nothing is asked."""
-        asked = [*self.rows, *(row for rows in self.benchmarks.values() for row in rows)]
-        return {"answers": way_of_writing(policy)} if any(row.entry is not None for row in asked) else {}
+        if not self._asked:
+            return {}
+        return {"answers": "by a server" if self.server else way_of_writing(policy)}
 
     def _evaluated(self, policy: Policy, limit: int | None, how: How, closing: bool) -> Evaluation:
         reliability = Reliability()
@@ -110,13 +114,39 @@ class Evaluator:
         outside = self._batches(self.retention)
         retained = retention_metrics(policy, self.retention_prior, outside, **how.of("retention"))
         metrics |= {f"retention/{name}": value for name, value in retained.items()}
-        samples = list(self._answers(policy, HELDOUT, [self.rows[index] for index in indices], how))
-        metrics |= answer_metrics(samples)
-        for name, problems in self.benchmarks.items() if closing else ():
-            answers = list(self._answers(policy, name, problems, how))
-            metrics |= {f"{name}/{metric}": value for metric, value in answer_metrics(answers).items()}
-            samples += answers
+        with self._served(policy) as served:
+            ask = partial(self._answers, policy, how=how, served=served)
+            samples = list(ask(HELDOUT, [self.rows[index] for index in indices]))
+            metrics |= answer_metrics(samples)
+            for name, problems in self.benchmarks.items() if closing else ():
+                answers = list(ask(name, problems))
+                metrics |= {f"{name}/{metric}": value for metric, value in answer_metrics(answers).items()}
+                samples += answers
         return Evaluation(metrics, samples, reliability.bins(), row_losses)
+
+    @contextmanager
+    def _served(self, policy: Policy) -> Iterator[Served | None]:
+        """The server, where one answers. By then nothing is read here any more, and devices are free for it."""
+        asked = self._asked
+        if self.server is None or not asked:
+            yield None
+            return
+        check_thoughts(self.tokenizer)
+        for model in (policy, self.prior, self.retention_prior):
+            if model is not None:
+                model.to(torch.device("cpu"))
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        chat, first = ChatFormat(self.tokenizer), asked[0]
+        probe = ServedPrompt(chat.prompt_ids(first.prompt, first.tools), chat.prompt_text(first.prompt, first.tools))
+        with self.server.answering(self.sampling, probe) as served:
+            yield served
+
+    @property
+    def _asked(self) -> list[Demonstration]:
+        """All rows that are answered and judged."""
+        rows = [*self.rows, *(row for problems in self.benchmarks.values() for row in problems)]
+        return [row for row in rows if row.entry is not None]
 
     def _read(
         self, policy: Policy, indices: Sequence[int], reliability: Reliability, how: How
@@ -150,7 +180,9 @@ class Evaluator:
         starts = range(0, len(by_length), self.batch_size)
         return [collate(by_length[start : start + self.batch_size]) for start in starts]
 
-    def _answers(self, policy: Policy, source: str, rows: Sequence[Demonstration], how: How) -> Iterator[Sample]:
+    def _answers(
+        self, policy: Policy, source: str, rows: Sequence[Demonstration], *, how: How, served: Served | None
+    ) -> Iterator[Sample]:
         problems = [row for row in rows if row.entry is not None]
         if problems:
             yield from answer_problems(
@@ -161,6 +193,7 @@ class Evaluator:
                 batch=self.batch_size,
                 sampling=self.sampling,
                 source=source,
+                served=served,
                 **how.of(f"{source} answers"),
             )
 

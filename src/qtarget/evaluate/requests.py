@@ -17,10 +17,19 @@ Request = tuple[int, int]
 
 @dataclass(frozen=True)
 class GeneratedAnswer:
-    """An answer's tokens up to its end, and whether it came to one: False where the limit cut it off."""
+    """An answer's tokens up to its end, and whether it came to one: False where the limit cut it off.
+
+    text, count: of an answer that a server has written, which sends text; its `ids` are empty.
+    """
 
     ids: list[int]
     ended: bool
+    text: str | None = None
+    count: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids) if self.text is None else self.count
 
 
 Answers = dict[Request, GeneratedAnswer]

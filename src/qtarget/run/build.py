@@ -18,6 +18,7 @@ from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
 from qtarget.data.module import SFTData
 from qtarget.evaluate.heldout import Evaluator
+from qtarget.evaluate.served import Server
 from qtarget.math.target import needs
 from qtarget.model import provide
 from qtarget.model.cache import Cached, CachePlan
@@ -194,8 +195,10 @@ def data(plan: Plan) -> SFTData:
     )
 
 
-def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) -> Evaluator:
-    """What judges the policy on held-out demonstrations, at the precision of training."""
+def evaluator(
+    plan: Plan, frozen: Mapping[str, Frozen], device: torch.device, server: Server | None = None
+) -> Evaluator:
+    """What judges the policy on held-out demonstrations, at the precision of training. server: answers in its place."""
     mixed = plan.cfg.trainer.is_mixed
     priors = {name: frozen[name].to(device) for name in DRIFT_SETS if name in frozen}
     return Evaluator(
@@ -212,4 +215,5 @@ def evaluator(plan: Plan, frozen: Mapping[str, Frozen], device: torch.device) ->
         retention=plan.benchmarks.retention,
         retention_prior=priors.get(RETENTION),
         test=plan.test,
+        server=server,
     )

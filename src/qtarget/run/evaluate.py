@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,24 +25,53 @@ from qtarget.data.sources.source import Sharing
 from qtarget.errors import QTargetError
 from qtarget.evaluate.row_losses import save_row_losses
 from qtarget.evaluate.samples import FILE, save_samples
+from qtarget.evaluate.served import Server
 from qtarget.record.record import Record, stored_result
 from qtarget.record.trackers import NoTracker
 from qtarget.run import build
+from qtarget.run.exported_model import CHECKPOINT
 from qtarget.run.fit import note_answering, prepare_process
 from qtarget.run.plan import Plan, make_plan
 from qtarget.run.stored_config import NO_NOISE, check_not_trained_on, run_folder, trained_config
 from qtarget.run.train import load_finished, lock_folder
 
-FOLDER = "evaluations"
+FOLDER, SERVER_LOG = "evaluations", "server.log"
 JUDGED = ("heldout", "validation", "test", "like_validation")
 """Counts of rows that an evaluation has to do with."""
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """Judge one checkpoint; what has been judged the same way before is shown, not done again."""
+    """Judge a checkpoint, or each run of a folder; what has been judged the same way is shown, not done again."""
     options = keys_parser("evaluate").parse_intermixed_args(arguments)
-    arguments = options.keys
-    where, overrides = _split(arguments)
+    where, overrides = _split(options.keys)
+    several = runs_below(where)
+    if not several:
+        return _evaluate_one(where, overrides, options)
+    failed = {}
+    for place, run in enumerate(several, start=1):
+        if not options.cfg:
+            print(f"{place}/{len(several)}  {near(run)}", flush=True)
+        try:
+            _evaluate_one(str(run), overrides, options)
+        except QTargetError as error:
+            failed[near(run)] = error
+            print(f"qtarget: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise QTargetError(f"{len(failed)} of {len(several)} runs could not be evaluated: {', '.join(failed)}")
+    return 0
+
+
+def runs_below(where: str) -> list[Path]:
+    """The runs with a checkpoint that a folder holds, at most one folder further down; none of a run or a model."""
+    folder = Path(where).expanduser()
+    if not folder.is_dir() or any((folder / name).exists() for name in ("config.yaml", "config.json", CHECKPOINT)):
+        return []
+    found = (path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{CHECKPOINT}"))
+    return sorted(run for run in found if (run / "config.yaml").is_file())
+
+
+def _evaluate_one(where: str, overrides: Sequence[str], options: Namespace) -> int:
+    arguments = [f"checkpoint={where}", *overrides]
     cfg = evaluation_config(where, overrides)
     if options.cfg:
         print(to_yaml(cfg.container()), end="")
@@ -135,13 +166,24 @@ def _judged(cfg: RunConfig, record: Record) -> dict[str, float]:
     print(judged_in_words(plan))
     policy, frozen = build.load_models(plan)
     device = torch.device("cuda" if cfg.trainer.on_gpu else "cpu")
-    evaluator = build.evaluator(plan, frozen, device)
+    evaluator = build.evaluator(plan, frozen, device, _server(plan, record.folder))
     note_answering(evaluator, policy, record, cfg.name or FOLDER)
     evaluation = evaluator(policy.to(device))
     record.note(calibration=evaluation.calibration)
     save_samples(record.folder, evaluation.samples)
     save_row_losses(record.folder, evaluation.row_losses)
     return evaluation.named("test")
+
+
+def _server(plan: Plan, folder: Path) -> Server | None:
+    """What answers under eval.engine=server; its log lies beside the record."""
+    if plan.cfg.eval.engine == "local":
+        return None
+    if plan.model.is_tiny:
+        raise QTargetError("model=tiny is made here and has no folder: no server can load it")
+    where = Path(plan.model.location)
+    checkpoint = str(where.resolve()) if where.exists() else plan.model.location
+    return Server(plan.cfg.eval.answer_server, checkpoint, folder / SERVER_LOG)
 
 
 def judged_in_words(plan: Plan) -> str:

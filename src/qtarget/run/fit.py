@@ -116,7 +116,7 @@ def note_answering(evaluator: Evaluator, policy: Policy, record: Record | NullRe
     noted = evaluator.answering(policy)
     record.note(**noted)
     if is_rank_zero() and noted.get("answers", REFILLED) != REFILLED:
-        print(f"{title}: answers in {noted['answers']}")
+        print(f"{title}: answers {noted['answers']}")
 
 
 def _fit_counting_graphs(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord) -> None:

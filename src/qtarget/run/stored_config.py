@@ -17,12 +17,15 @@ from qtarget.config.names import OF_A_RUN, as_typed
 from qtarget.config.references import read_references
 from qtarget.config.run_config import NODES, RunConfig
 from qtarget.errors import QTargetError
+from qtarget.evaluate.server_settings import ServerConfig
 from qtarget.model import chat_template
 from qtarget.model.fingerprint import model_folder, names_a_folder
 from qtarget.record.record import stored_result
+from qtarget.settings import Node
 
 NO_NOISE = {"_target_": "qtarget.data.noise.NoNoise"}
-OF_EARLIER_RUNS = {kind.NODE_KEY: kind for kind in NODES}
+SERVED: type[Node] = ServerConfig
+OF_EARLIER_RUNS: dict[str, type[Node]] = {kind.NODE_KEY: kind for kind in (*NODES, SERVED)}
 """Nodes of which an earlier run's record may know fewer keys."""
 
 
@@ -163,6 +166,7 @@ def _field(cfg: dict[str, Any], override: str) -> tuple[str, Any]:
     holder = _at(cfg, parent)
     known = list(map(str, holder if isinstance(holder, dict) else cfg))
     if parent in OF_EARLIER_RUNS:
+        holder = {} if holder is None else holder
         known += [one.key for one in OF_EARLIER_RUNS[parent].settings()]
     if not isinstance(holder, dict) or (name not in known and not is_new):
         raise QTargetError(f"unknown key {key!r} in the run's config.yaml{nearest(name, known)}")

@@ -40,6 +40,11 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
     On several devices it runs in as many processes: those that torchrun or srun started, of which this is one, or else
     processes of its own. Rank 0 writes the record; only there is the result returned whole.
     """
+    if cfg.eval.engine != "local":
+        raise QTargetError(
+            "eval.engine=server answers for a checkpoint on disk: train with eval.engine=local, and then qtarget "
+            "evaluate checkpoint=RUN eval.engine=server"
+        )
     info = _info(cfg.container(), choices, overrides)
     several = cfg.trainer.processes > 1
     ranks.check_started(cfg.trainer)
