@@ -31,10 +31,12 @@ def write_many(
 
 
 def _rows(values: random.Random, design: int, rate: float) -> list[dict[str, float]]:
-    rows = []
+    rows, tokens = [], 0
     for step in range(1, STEPS + 1):
         level = (1 + design / 5) * math.exp(-step / 60) + rate + 0.05
+        tokens += values.randint(3000, 5000)
         row = {"step": step, "time": 0.4 * step * values.uniform(0.95, 1.05)}
+        row |= {"train/tokens": tokens, "train/supervised_tokens": tokens // 3}
         row |= {name: level * values.uniform(0.9, 1.1) / (1 + index) for index, name in enumerate(LOGGED)}
         if step % 10 == 0:
             row |= {name: level * values.uniform(0.9, 1.1) / (2 + index) for index, name in enumerate(EVALUATED)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import many_runs
@@ -10,6 +11,7 @@ import yaml
 from test_runs import NOW, write_run
 
 from qtarget.compare.group_table import Grouping, grouped_rows
+from qtarget.compare.report import x_choices
 from qtarget.compare.run_groups import run_groups
 from qtarget.plot.figures import metric_panels, nll_panel, progress_panel
 from qtarget.plot.looks import DASHES, KNOWN, look, looks, marks
@@ -74,6 +76,22 @@ def test_a_mean_is_of_the_steps_that_all_seeds_have(tmp_path: Path) -> None:
     assert (line.lows, line.highs) == (pytest.approx((10.0, 20.0)), pytest.approx((30.0, 40.0)))
     assert line.other_x == {"seconds": (2.0, 4.0)}
     assert [member.values[0] for member in line.members] == pytest.approx([10.0, 20.0, 30.0])
+
+
+def test_curves_stand_over_tokens_where_every_run_has_counted_them(tmp_path: Path) -> None:
+    """Both counts are means over seeds, as the seconds are; runs of an earlier build have none."""
+    for seed in range(2):
+        counted = {"train/tokens": 100 * (seed + 1), "train/supervised_tokens": 10 * (seed + 1)}
+        history = "\n".join(json.dumps({"step": step, "train/nll": 1.0, **counted}) for step in (1, 2))
+        write_run(tmp_path / "new", "sft", f"{seed:012x}", history=history, seed=seed, config={"seed": seed})
+    panel = nll_panel(run_groups(read_runs([tmp_path], NOW)))
+    assert panel.x_choices == ("tokens", "supervised")
+    assert panel.lines[0].other_x == {"tokens": (150.0, 150.0), "supervised": (15.0, 15.0)}
+    assert metric_panels(run_groups(read_runs([tmp_path], NOW))) == ()  # they are no curves of their own
+    write_run(tmp_path / "old", "dft", "a" * 12, history='{"step": 1, "train/nll": 1.0}')
+    assert nll_panel(run_groups(read_runs([tmp_path], NOW))).x_choices == ()
+    assert x_choices([panel]) == [("step", "steps"), ("tokens", "tokens read"), ("supervised", "supervised tokens")]
+    assert x_choices([]) == []
 
 
 def test_an_axis_is_logarithmic_where_values_span_decades(tmp_path: Path) -> None:

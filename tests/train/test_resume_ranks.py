@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from worlds import load_design
 from qtarget import resume_folders
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch
+from qtarget.data.example import Example
 from qtarget.data.module import DataConfig, SFTData, prepare
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.reasoning_gym import ReasoningGym
@@ -30,7 +33,7 @@ from qtarget.model.frozen import Snapshot
 from qtarget.model.sharding import whole
 from qtarget.run import fit, ranks
 from qtarget.signals import Stop
-from qtarget.train.callbacks import Meter
+from qtarget.train.callbacks import Meter, tokens_seen
 from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.optim import AdamW
 from qtarget.train.resume_callback import ResumeCallback
@@ -101,7 +104,15 @@ def run(holder: Path, world: int, strategy: str, *, end: int | None = None, resu
         "detection": trained.whole_detection.compute(),
         "tokens": trained.histograms.compute_until_next()["histogram/p"].counts,
         "read": meter.metrics()["train/tokens_per_second"] * meter.metrics()["train/seconds"],
+        "seen": tokens_seen(meter, trained),
+        "sizes": _sizes(rows),
     }
+
+
+def _sizes(rows: Sequence[Example]) -> dict[int, tuple[int, int]]:
+    """Of each row, by the index of its first supervised token: its tokens, and the supervised ones among them."""
+    starts = accumulate((row.labels for row in rows), initial=0)
+    return {start: (len(row), row.labels) for start, row in zip(starts, rows, strict=False)}
 
 
 def all_in_one(folder: str, jobs: list[tuple[str, str, dict[str, Any]]]) -> None:
@@ -169,6 +180,19 @@ def test_two_ranks_go_on_to_the_last_bit(two: list[dict[str, Result]], strategy:
         assert torch.equal(resumed["weights"], unbroken["weights"])
         for key in ("means", "detection", "tokens", "read"):
             assert resumed[key] == pytest.approx(unbroken[key], rel=1e-12), key
+        assert resumed["seen"] == unbroken["seen"]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_tokens_seen_are_those_of_all_rows_that_both_ranks_were_given(
+    two: list[dict[str, Result]], strategy: str
+) -> None:
+    """Over two and a half epochs, several micro-batches a step, counted once more from the rows themselves."""
+    whole = [rank[f"{strategy} whole"] for rank in two]
+    given = [one["sizes"][first] for one in whole for step in one["rows"].values() for first in step]
+    assert len(given) == 8 * STEPS
+    read, supervised = (float(sum(column)) for column in zip(*given, strict=True))
+    assert [one["seen"] for one in whole] == 2 * [{"train/tokens": read, "train/supervised_tokens": supervised}]
 
 
 def test_each_rank_writes_what_it_holds(two: list[dict[str, Result]], folder: Path) -> None:

@@ -159,7 +159,7 @@ def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: 
         "swept": over,
         "heats": heats,
         "others": others,
-        "timed": any(plot.x_choices for plot in (*plots, *others)),
+        "x_choices": x_choices((*plots, *others)),
         "figures": chart_data((*means.plots, *over.plots, *heats, *plots, *others)),
         "compared": finished(runs) or runs,
         "differences": differences(finished(runs) or runs),
@@ -167,6 +167,15 @@ def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: 
         "runs": runs,
         "versions": versions(runs),
     }
+
+
+X_CHOICES = {"step": "steps", "tokens": "tokens read", "supervised": "supervised tokens", "seconds": "seconds"}
+
+
+def x_choices(plots: Sequence[Panel]) -> list[tuple[str, str]]:
+    """What curves over training may stand over, with its name; none where it is the step alone."""
+    offered = {name for plot in plots for name in plot.x_choices}
+    return [(name, text) for name, text in X_CHOICES.items() if name in offered or name == "step"] if offered else []
 
 
 def training_plots(groups: Sequence[RunGroup]) -> tuple[Panel, ...]:

@@ -124,7 +124,8 @@ class Chart {
   get panel() { return panels[this.key]; }
   get lines() { return this.panel.lines.filter((line) => !this.hidden.has(line.run)); }
   get dots() { return this.panel.dots.filter((dot) => !this.hidden.has(dot.run)); }
-  xs(line) { return axes[line.x[xChoice] ?? line.x.step ?? Object.values(line.x)[0]]; }
+  get xKind() { return this.panel.x.choices.includes(xChoice) ? xChoice : "step"; }  // what this plot's x axis is
+  xs(line) { return axes[line.x[this.xKind]]; }
 
   draw() {
     const { width, height } = this.place.getBoundingClientRect();
@@ -143,7 +144,7 @@ class Chart {
   // Frames: the ranges, ticks and margins of each kind of plot
 
   xTitle(width) {
-    const title = this.panel.x.choices ? X_TITLES[xChoice] : this.panel.x.title;
+    const title = this.panel.x.choices.length ? X_TITLES[this.xKind] : this.panel.x.title;
     return title ? wrapped(title, Math.max(12, Math.floor((width - 80) / 6.5)), 3) : [];
   }
 
@@ -255,7 +256,7 @@ class Chart {
   }
 
   pointText(line, xs, index) {
-    const at = this.panel.x.choices ? X_NAMES[xChoice] : line.at;
+    const at = this.panel.x.choices.length ? X_NAMES[this.xKind] : line.at;
     const interval = line.low ? ` [${short(line.low[index])}, ${short(line.high[index])}]` : "";
     return [line.label, `${line.metric} ${short(line.y[index])}${interval} at ${at} ${short(xs[index], 4)}`, ...(line.texts ? [line.texts[index]] : [])];
   }
@@ -310,7 +311,7 @@ class Chart {
   }
 
   member(line, { x, y }) {
-    const xs = axes[x[xChoice] ?? x.step], points = xs.map((value, index) => ({ px: this.frame.x(value), py: this.frame.y(y[index]) }));
+    const xs = axes[x[this.xKind]], points = xs.map((value, index) => ({ px: this.frame.x(value), py: this.frame.y(y[index]) }));
     make(this.over, "path", { class: "member", d: pathOf(points.filter(({ py }) => Number.isFinite(py))), stroke: line.colour });
   }
 
@@ -366,8 +367,8 @@ function showTip(lines, event) {
   tip.style.top = `${event.clientY - size.height - 14 >= 8 ? event.clientY - size.height - 14 : event.clientY + 18}px`;
 }
 
-const X_TITLES = { step: "step", seconds: "seconds since the start" };
-const X_NAMES = { step: "step", seconds: "second" };
+const X_TITLES = { step: "step", tokens: "tokens read", supervised: "supervised tokens", seconds: "seconds since the start" };
+const X_NAMES = { step: "step", tokens: "tokens", supervised: "supervised tokens", seconds: "second" };
 let xChoice = "step";
 const charts = [...document.querySelectorAll(".plot")].filter((place) => panels[place.id.slice(5)]).map((place) => new Chart(place, place.id.slice(5)));
 const chartOf = (id) => charts.find((chart) => chart.place.id === id);

@@ -77,8 +77,8 @@ class Heat:
 class Panel:
     """One plot. `reference`: where the dotted line stands. `span`, `x_span`: what is in view; by default all.
 
-    number: how hovering writes a value of a dot, in Python's format; unit: what stands behind it. x_choices: the reader
-    chooses what x is, of the lines' `other_x`.
+    number: how hovering writes a value of a dot, in Python's format; unit: what stands behind it. x_choices: what x may
+    be beside the step, of the lines' `other_x`.
     """
 
     key: str
@@ -94,7 +94,7 @@ class Panel:
     heat: Heat | None = None
     x_log: bool = False
     y_log: bool = False
-    x_choices: bool = False
+    x_choices: tuple[str, ...] = ()
     x_near: bool = False  # the x axis begins where the points do, not at 0
     number: str = ".1f"
     unit: str = " %"
@@ -176,7 +176,12 @@ def trust_panel(groups: Sequence[RunGroup]) -> Panel:
     return _over_training("trust", "Trust in the label", "trust (plain SFT = 1)", caption, clean + wrong, reference=1.0)
 
 
-SHOWN_ELSEWHERE = ("val/accuracy", "train/nll", "val/nll", "target/trust_clean", "target/trust_noisy")
+CLOCKS = {"tokens": "train/tokens", "supervised": "train/supervised_tokens", "seconds": "time"}
+"""What curves can stand over beside the step, and what it is called in a line of the record."""
+SHOWN_ELSEWHERE = (
+    *("val/accuracy", "train/nll", "val/nll", "target/trust_clean", "target/trust_noisy"),
+    *CLOCKS.values(),
+)
 ENDS = ("_low", "_high")
 """Of intervals."""
 
@@ -198,8 +203,8 @@ def _metric_panel(index: int, name: str, lines: tuple[Line, ...]) -> Panel:
 
 def _over_training(key: str, title: str, y_title: str, caption: str, lines: tuple[Line, ...], **style: Any) -> Panel:
     log = wants_log_axis([value for line in lines for value in line.values]) and style.get("reference") is None
-    timed = bool(lines) and all("seconds" in line.other_x for line in lines)
-    return Panel(key, title, "step", y_title, caption, lines=lines, y_log=log, x_choices=timed, **style)
+    choices = tuple(name for name in CLOCKS if lines and all(name in line.other_x for line in lines))
+    return Panel(key, title, "step", y_title, caption, lines=lines, y_log=log, x_choices=choices, **style)
 
 
 def _band(lines: Sequence[Line]) -> str:
@@ -236,14 +241,10 @@ def _mean_line(group: RunGroup, metric: str, scale: float, style: Mapping[str, A
     steps = sorted(set.intersection(*map(set, histories))) if histories else []
     if not steps:
         return None
-    rows = [[history[step] for history in histories] for step in steps]
-    table = [
-        [step, statistics.fmean(time for time, _ in row), *(scale * y for _, y in row)]
-        for step, row in zip(steps, rows, strict=True)
-    ]
-    columns = list(zip(*_thinned(table), strict=True))
-    x, seconds, values = columns[0], columns[1], columns[2:]
-    clock = {"seconds": seconds} if all(map(math.isfinite, seconds)) else {}
+    table = [_table_row(step, scale, [history[step] for history in histories]) for step in steps]
+    x, *columns = zip(*_thinned(table), strict=True)
+    clock = {name: column for name, column in zip(CLOCKS, columns, strict=False) if all(map(math.isfinite, column))}
+    values = columns[len(CLOCKS) :]
     if len(values) == 1:
         return Line(group.mark, metric, x, values[0], other_x=clock, **style)
     points = list(zip(*values, strict=True))
@@ -262,10 +263,16 @@ def _mean_line(group: RunGroup, metric: str, scale: float, style: Mapping[str, A
     )
 
 
-def _by_step(history: Sequence[Mapping[str, float]], metric: str) -> dict[float, tuple[float, float]]:
-    """Step → seconds since the start (NaN where they are not known) and value."""
+def _table_row(step: float, scale: float, rows: Sequence[Sequence[float]]) -> list[float]:
+    """The step, the means of its CLOCKS, and every run's value. rows: of the runs, their clocks and the value."""
+    clocks = (statistics.fmean(row[index] for row in rows) for index in range(len(CLOCKS)))
+    return [step, *clocks, *(scale * row[-1] for row in rows)]
+
+
+def _by_step(history: Sequence[Mapping[str, float]], metric: str) -> dict[float, tuple[float, ...]]:
+    """Step → its CLOCKS, NaN where one is not known, and the value."""
     return {
-        row["step"]: (row.get("time", math.nan), row[metric])
+        row["step"]: (*(row.get(name, math.nan) for name in CLOCKS.values()), row[metric])
         for row in history
         if math.isfinite(row.get(metric, math.nan))
     }

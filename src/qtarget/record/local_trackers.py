@@ -138,10 +138,12 @@ class TensorBoard(Local):
     """TensorBoard's event file, by Lightning's logger, in FOLDER/tensorboard/NAME of a run's folder.
 
     Scalars and histograms at their steps, tables as text, the configuration with the closing metrics under HPARAMS. The
-    sums of a histogram are those of its bins' middles.
+    sums of a histogram are those of its bins' middles. Two lines of one step may hold the same count of tokens; it is
+    written once.
     """
 
     _logger: Any = field(default=None, init=False, repr=False)
+    _written: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _sent: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -159,7 +161,9 @@ class TensorBoard(Local):
         self._replay(folder)
 
     def _write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._logger.log_metrics(metrics, step)
+        new = {name: value for name, value in metrics.items() if self._written.get(name) != step}
+        self._written |= dict.fromkeys(new, step)
+        self._logger.log_metrics(new, step)
 
     def histograms(self, step: int, counted: Mapping[str, Mapping[str, Any]]) -> None:
         for name, one in counted.items():

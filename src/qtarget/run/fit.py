@@ -40,7 +40,7 @@ from qtarget.run.exported_model import (
 )
 from qtarget.run.out_of_memory import explain_out_of_memory
 from qtarget.run.plan import Plan, make_plan
-from qtarget.train.callbacks import LastMetrics, Log, Meter, PeriodicEvaluation, ShowProgress, StepLogger
+from qtarget.train.callbacks import LastMetrics, Log, Meter, PeriodicEvaluation, ShowProgress, StepLogger, tokens_seen
 from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.resume_callback import ResumeCallback
@@ -85,10 +85,10 @@ def _run_plan(plan: Plan, record: Record | NullRecord, resume: ResumeCallback, t
     measured = LastMetrics(meter := Meter())
     log = measured.passing_on(record.log)
     shown = [ShowProgress(title, measured)] if is_rank_zero() else []
-    trainer = make_trainer(cfg, [meter, StepLogger(log, cfg.trainer.log_every), *shown, resume])
+    trainer = make_trainer(cfg, [meter, StepLogger(log, cfg.trainer.log_every, meter), *shown, resume])
     evaluator = build.evaluator(plan, frozen, trainer.strategy.root_device)
     note_answering(evaluator, policy, record, title)
-    trainer.callbacks.append(_periodic_evaluation(cfg, evaluator, module, record, log))  # type: ignore[attr-defined]
+    trainer.callbacks.append(_periodic_evaluation(cfg, evaluator, module, record, log, meter=meter))  # type: ignore[attr-defined]
     with resume.save_when_stopped():
         if cfg.trainer.max_steps:
             _fit_counting_graphs(plan, trainer, module, record)
@@ -223,10 +223,11 @@ def _strategy(trainer: TrainerConfig) -> Strategy | str:
 
 
 def _periodic_evaluation(
-    cfg: RunConfig, evaluator: Evaluator, module: QTargetModule, record: Record | NullRecord, log: Log
+    cfg: RunConfig, evaluator: Evaluator, module: QTargetModule, record: Record | NullRecord, log: Log, *, meter: Meter
 ) -> PeriodicEvaluation:
     def evaluate() -> dict[str, float]:
-        return evaluator(module.policy, limit=cfg.eval.problems_in_training, closing=False).named("val")
+        evaluation = evaluator(module.policy, limit=cfg.eval.problems_in_training, closing=False)
+        return evaluation.named("val") | tokens_seen(meter, module)
 
     def log_with_histograms(step: int, metrics: dict[str, float]) -> None:
         log(step, metrics)

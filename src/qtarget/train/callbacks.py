@@ -86,11 +86,24 @@ class Meter(L.Callback):
         }
 
 
-class StepLogger(L.Callback):
-    """Logs every `every` optimizer steps, and after the last one, the means over the steps since it last logged."""
+def tokens_seen(meter: Meter, module: QTargetModule) -> dict[str, float]:
+    """What all ranks have trained on since the first step, earlier attempts included. Both are exact. Collective.
 
-    def __init__(self, log: Log, every: int) -> None:
-        self.log_metrics, self.every = log, every
+    train/tokens: all that the policy read, padding aside; train/supervised_tokens: those with a loss.
+    """
+    counts = torch.tensor([meter.tokens, module.whole_run.tokens], dtype=torch.int64)
+    tokens, supervised = all_reduce_sum(counts).tolist()
+    return {"train/tokens": float(tokens), "train/supervised_tokens": float(supervised)}
+
+
+class StepLogger(L.Callback):
+    """Logs every `every` optimizer steps, and after the last one, the means over the steps since it last logged.
+
+    meter: stands before it among the callbacks.
+    """
+
+    def __init__(self, log: Log, every: int, meter: Meter) -> None:
+        self.log_metrics, self.every, self.meter = log, every, meter
         self._logged = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -109,7 +122,7 @@ class StepLogger(L.Callback):
         followed = scheduled(pl_module.design, pl_module.progress_at(step - 1))
         now = {f"target/{field}": value for field, value in followed}
         means, detected = pl_module.recent.pop(), pl_module.recent_detection.pop()
-        self.log_metrics(step, means | detected | size | now)
+        self.log_metrics(step, means | detected | size | now | tokens_seen(self.meter, pl_module))
 
 
 class PeriodicEvaluation(L.Callback):

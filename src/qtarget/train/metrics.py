@@ -49,6 +49,11 @@ class TokenMeans:
         row[0] += values.sum(dtype=row.dtype)
         row[1] += values.numel()
 
+    @property
+    def tokens(self) -> int:
+        """How many this rank has seen."""
+        return int(self._sums[NAMES.index("train/nll"), 1])
+
     def compute(self) -> dict[str, float]:
         """Means so far; a metric that has seen no token on any rank is left out. Collective."""
         totals = all_reduce_sum(self._sums).tolist()
