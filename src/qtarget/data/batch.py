@@ -46,7 +46,8 @@ class Batch:
     set's supervised tokens a label is, from 0 (−1 where there is none); position_ids [B, T] where several
     demonstrations share a row: each counts its own from 0; weights [B, T] fp32, aligned with labels: what the data
     multiplies a token's loss by, above 0 where it is supervised and 0 elsewhere (None: 1 for all); window: the
-    optimizer step this micro-batch belongs to (None outside training). No attention mask: padding stands after every
+    optimizer step this micro-batch belongs to (None outside training); real_tokens: of demonstrations that teach
+    something, padding aside. No attention mask: padding stands after every
     real token and attention is causal, so nothing real ever sees it; and in packed rows a mask would hide from
     transformers where the demonstrations begin.
     """
@@ -126,7 +127,7 @@ class Collate:
         examples = [example for pack in packs for example in pack]
         return replace(
             batch,
-            real_tokens=sum(map(len, examples)),
+            real_tokens=sum(len(example) for example in examples if any(example.supervised)),
             position_ids=batch.position_ids if rows[0] is packs[0] else None,
             weights=batch.weights if any(example.weights is not None for example in examples) else None,
         )

@@ -157,6 +157,7 @@ class TensorBoard(Local):
         name = re.sub(r"^\.|[^\w.=,+-]", "_", info["name"])
         options: Any = {"default_hp_metric": False, "flush_secs": FLUSH_SECONDS}
         self._logger = TensorBoardLogger(folder, name="tensorboard", version=name, **options)
+        self._written = {}
         self._sent = as_sent(config, info["choices"])
         self._replay(folder)
 
