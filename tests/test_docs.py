@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -89,15 +90,43 @@ def test_tests_that_the_readme_names_exist() -> None:
     assert [(file, test) for file, test in named if f"\ndef {test}(" not in files[file]] == []
 
 
+def command_lines(text: str) -> list[list[str]]:
+    """Overrides of `qtarget train` and `qtarget data` in a page, of a multirun those of its first job. Lines that leave
+    something out (…), name what isn't there (OPTION) or belong to another page's files are passed over.
+    """
+    lines = re.findall(r"^ *qtarget (?:train|data) (.*)$", text.replace("\\\n", " "), re.MULTILINE)
+    whole = [line for line in lines if not re.search("…|OPTION|at_least|brier", line)]
+    words = [[word for word in shlex.split(line, comments=True) if "=" in word] for line in whole]
+    return [[_first(word) for word in line if "hydra" not in word] for line in words]
+
+
+def _first(override: str) -> str:
+    """Of several values that stand without quotes or brackets."""
+    return re.sub(r"^([\w@/.]+=[^,{\['\"]+),[^{\['\"]*$", r"\1", override)
+
+
 @pytest.mark.parametrize(
-    "arguments", [line.split("#")[0].split()[2:] for line in README.splitlines() if line.startswith("qtarget train ")]
+    "page",
+    [
+        "README.md",
+        *(
+            pytest.param(f"docs/{path.name}", marks=pytest.mark.slow)
+            for path in sorted((ROOT / "docs").glob("*.md"))
+            if path.stem not in ("configuration", "api")
+        ),
+    ],
 )
-def test_command_lines_of_the_readme_compose(arguments: list[str]) -> None:
-    """Of a multirun its first job."""
+def test_command_lines_of_the_pages_compose(page: str) -> None:
     from qtarget.config.composing import compose_config
 
-    overrides = [re.sub(r",.*", "", argument) for argument in arguments if not argument.startswith("-")]
-    compose_config("train", [override for override in overrides if override != "job" and "hydra/" not in override])
+    for overrides in command_lines((ROOT / page).read_text(encoding="utf-8")):
+        compose_config("train", overrides)
+
+
+def test_command_lines_are_found() -> None:
+    text = "  qtarget train -m target=sft,dft \\\n  optim.lr=1e-5,3e-5 hydra/launcher=slots  # a=b\nqtarget train x=…\n"
+    assert command_lines(text) == [["target=sft", "optim.lr=1e-5"]]
+    assert len(command_lines(README)) > 8
 
 
 @pytest.mark.slow
