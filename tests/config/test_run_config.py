@@ -189,6 +189,16 @@ def test_values_of_ones_own_stand_at_the_top_level() -> None:
         RunConfig.compose([*SMALL, "+trainer.rate=0.25"])
 
 
+@pytest.mark.parametrize("key", ["checkpoint", "loss"])
+def test_a_node_that_is_set_to_a_value_on_the_command_line_is_told(
+    key: str, workdir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its folder is named by a configuration that isn't read yet."""
+    Path("outputs/runs").mkdir(parents=True)
+    assert qtarget_cli(["train", *SMALL, f"{key}=3"]) == 2
+    assert f"{key}=3 sets a value, and {key} has fields: set {key}.FIELD=VALUE" in capfd.readouterr().err
+
+
 def test_a_node_that_is_set_to_a_value_is_told() -> None:
     with pytest.raises(
         qtarget.QTargetError, match=r"loss=off sets a value, and loss has fields: set loss\.FIELD=VALUE"

@@ -58,7 +58,8 @@ def job_hash(cfg: Mapping[Any, Any]) -> str:
 def _earlier_rules(cfg: Mapping[Any, Any]) -> list[dict[str, bool]]:
     """By which an earlier build may have named this job, as options of `config_hash`."""
     trainer = cfg.get("trainer") or {}
-    kept = {True, bool((cfg.get("checkpoint") or {}).get("optimizer"))}
+    checkpoint = cfg.get("checkpoint")
+    kept = {True, isinstance(checkpoint, Mapping) and bool(checkpoint.get("optimizer"))}
     several = (trainer.get("devices", 1), trainer.get("num_nodes", 1)) != (1, 1)
     rules = [{"kept_optimizer": keeps, "by_devices": by} for by in {False, several} for keeps in kept]
     return [rule for rule in rules if rule != {"kept_optimizer": True, "by_devices": False}]
@@ -116,6 +117,8 @@ def _leave_out_server(node: dict[str, Any]) -> None:
 def _leave_out(node: dict[str, Any], *path: str) -> None:
     for key in path[:-1]:
         node = node.get(key) or {}
+        if not isinstance(node, dict):  # that it may not be set to a value is said later, in words
+            return
     node.pop(path[-1], None)
 
 

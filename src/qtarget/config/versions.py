@@ -115,7 +115,9 @@ def _divides_by_a_truncated_mass(config: Node) -> bool:
 
 def _is_tested_rounded(config: Node) -> bool:
     """Where a checkpoint is saved in a smaller dtype than it was trained in; `qtarget evaluate` only reads one."""
-    checkpoint, model = config.get("checkpoint") or {}, config["model"]
+    checkpoint, model = config.get("checkpoint"), config["model"]
+    if not isinstance(checkpoint, dict):  # that it may not be set to a value is said later, in words
+        return False
     only_reads = config["trainer"].get("max_steps") == 0 and config["data"].get("rows") == 0
     is_fp32 = bool(model.get("adapter")) or model.get("dtype", "float32") == "float32"
     return bool(checkpoint.get("save")) and checkpoint.get("dtype") == "bfloat16" and is_fp32 and not only_reads

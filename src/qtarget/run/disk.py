@@ -35,8 +35,8 @@ from qtarget.units import in_bytes
 
 MOMENTS = 2
 """Of AdamW, each as large as the weights it trains."""
-REST_BYTES = 20_000
-"""Of a state beside weights and moments: generators of random numbers and running means, as measured."""
+REST_BYTES = 35_000
+"""Of a state beside weights and moments, for each rank: generators of random numbers and running means, as measured."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the disk, in the user's quota, or for a file of that size."""
 RECORD_BYTES = 295
@@ -125,12 +125,12 @@ def disk_use(cfg: RunConfig, design: Design, known: dict[str, Sizes] | None = No
     use = DiskUse(checkpoint=sizes["checkpoint"] * saves, adapter=sizes["adapter"] * saves, has_caches=cached)
     if steps == 0:
         return use
-    every = cfg.checkpoint.every
+    every, rest = cfg.checkpoint.every, REST_BYTES * cfg.trainer.processes
     return replace(
         use,
         optimizer=sizes["optimizer"] * cfg.checkpoint.optimizer,
-        state=(copies + MOMENTS) * sizes["trained"] + REST_BYTES,
-        last_state=sizes["trained"] + REST_BYTES,
+        state=(copies + MOMENTS) * sizes["trained"] + rest,
+        last_state=sizes["trained"] + rest,
         states=0 if every is None else 1 + (steps is None or steps > every),
     )
 
