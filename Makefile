@@ -11,6 +11,7 @@
 # make notebooks        runs notebooks/*.ipynb and writes docs/notebooks
 # make docs            the docs as a site: site/index.html, built strictly; also readable as they are
 # make bench            the benchmarks, into benchmarks/RESULTS.md: about forty minutes on two idle cores
+# make gpu              on a machine with a CUDA device, without the environment: PART=tests, head, steps or memory, WHEELS=FOLDER
 # make setup            only the environment (.venv); all of the above call it
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak mutants screenshots check bench docs notebooks format clean
+.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak mutants screenshots check bench gpu docs notebooks format clean
 
 setup: $(STAMP)
 
@@ -111,6 +112,9 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick)
+
+gpu:
+	$(PYTHON) benchmarks/gpu.py $(if $(PART),--part $(PART)) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(OUT),--out $(OUT))
 
 notebooks: setup
 	$(BIN)/python notebooks/render.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -193,3 +195,74 @@ def test_answers_of_forced_lengths_are_as_long_in_both_ways(monkeypatch: pytest.
     assert whole["answers"] == refilled["answers"] == 16
     assert whole["tokens"] == refilled["tokens"]
     assert 2 * 16 < whole["tokens"] < 9 * 16
+
+
+# On a GPU, rehearsed without one
+
+
+def test_the_head_on_a_device_has_a_row_for_each_way() -> None:
+    import gpu_head
+
+    rows = gpu_head.rows(gpu_head.QUICK[0], "cpu", rounds=1, compiled=False)
+    assert {gpu_head.PLAIN, *gpu_head.OURS} <= {row["way"] for row in rows}
+    assert rows[0]["time ratio"] == 1.0
+    assert all(row["ms"] > 0 for row in rows)
+
+
+def test_a_part_that_runs_out_of_time_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu
+
+    monkeypatch.setattr(gpu, "_missing", lambda device, environment: "")
+    (tmp_path / "steps.json").write_text(
+        json.dumps({"part": "steps", "circumstances": "there", "tables": [["of before", [{"a": 1.5, "b": None}]]]})
+    )
+    given = ["--device", "cpu", "--quick", "--out", str(tmp_path), "--limit"]
+    assert gpu.main([*given, "0.3", "--part", "head"]) == 1
+    text = (tmp_path / "GPU.md").read_text()
+    assert "**Stopped after 0 s: what follows is what it had.**" in text
+    assert text.index("## head") < text.index("## steps")
+    assert "| 1.50 | – |" in text
+
+
+@pytest.mark.slow
+def test_parts_leave_their_figures_and_a_page(tmp_path: Path) -> None:
+    import gpu
+
+    assert gpu.main(["--device", "cpu", "--quick", "--out", str(tmp_path), "--part", "head", "memory"]) == 0
+    for part in ("head", "memory"):
+        found = json.loads((tmp_path / f"{part}.json").read_text())
+        assert found["ended"] == ""
+        assert "a rehearsal on a CPU" in found["circumstances"]
+        assert f"## {part}" in (tmp_path / "GPU.md").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is one")
+def test_without_a_device_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import gpu
+
+    assert gpu.main(["--out", str(tmp_path)]) == 2
+    assert "sees no CUDA device here; --device cpu --quick rehearses without one" in capsys.readouterr().err
+
+
+def test_wheels_are_unpacked_beside_the_results_without_another_torch(tmp_path: Path) -> None:
+    import gpu
+
+    for name in ("lacking-1.0-py3-none-any.whl", "torch-2.13.0-cp311-none-any.whl", "nvidia_cublas-1-none-any.whl"):
+        with zipfile.ZipFile(tmp_path / name, "w") as wheel:
+            wheel.writestr(f"{name.partition('-')[0]}.py", "")
+    folder = gpu._unpacked(tmp_path, tmp_path / "packages")
+    assert [path.name for path in folder.glob("*.py")] == ["lacking.py"]
+
+
+def test_outcomes_of_tests_are_rows(tmp_path: Path) -> None:
+    import gpu_tests
+
+    written = tmp_path / "outcomes.xml"
+    written.write_text(
+        '<testsuites><testsuite><testcase name="a" time="0.5"/><testcase name="b" time="1">'
+        '<failure message="no | luck&#10;at all"/></testcase></testsuite></testsuites>'
+    )
+    assert gpu_tests.outcomes(written) == [
+        {"test": "a", "outcome": "passed", "seconds": 0.5, "said": None},
+        {"test": "b", "outcome": "failure", "seconds": 1.0, "said": "no ¦ luck"},
+    ]
