@@ -186,11 +186,30 @@ def test_the_reader_chooses_the_metric_and_the_x_axis(chromium: Browser, reports
         assert page.evaluate(title) == "train/entropy"
         last = "() => [...document.querySelectorAll('#plot-nll .ticks text')].map((text) => text.textContent)"
         assert "200" in page.evaluate(last)
-        page.locator("select[data-x]").select_option("seconds")
-        assert "200" not in page.evaluate(last)
-        assert "seconds since the start" in str(page.locator("#plot-nll .x-title").first.text_content())
+        for choice_of_x, title_of_x in (("tokens", "tokens read"), ("seconds", "seconds since the start")):
+            page.locator("select[data-x]").select_option(choice_of_x)
+            assert "200" not in page.evaluate(last)
+            assert title_of_x in str(page.locator("#plot-nll .x-title").first.text_content())
         assert page.evaluate(TOUCHING) == []
         assert page.evaluate(OUTSIDE) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_histograms_and_calibration_are_drawn_whatever_the_curves_stand_over(
+    chromium: Browser, reports: dict[str, Path], width: str
+) -> None:
+    """Five designs at two rates; of calibration the dotted diagonal, too, which no name hides."""
+    shown = "#plot-metric-0"
+    with reading(chromium, reports["many"], width) as page:
+        page.locator("select[data-x]").select_option("tokens")
+        choice = page.locator("select[data-plot='plot-metric-0']")
+        for label, x_title, lines in (("w at the end of training", "w", 10), ("Calibration", "confidence (%)", 11)):
+            choice.select_option(label=label)
+            assert page.locator(f"{shown} .trace .line").count() == lines
+            assert page.locator(f"{shown} .band").count() == 10
+            assert page.locator(f"{shown} .x-title").first.text_content() == x_title
+            assert page.evaluate(TOUCHING) == []
+            assert page.evaluate(OUTSIDE) == []
 
 
 def test_pointing_at_a_mark_says_what_it_is(chromium: Browser, reports: dict[str, Path]) -> None:

@@ -27,7 +27,29 @@ def write_many(
         config: dict[str, Any] = {"seed": seed, "data": {"noise": {"rate": rate}}, "target": {"name": design}}
         history = "\n".join(json.dumps(row) for row in _rows(values, designs.index(design), rate))
         accuracy = 0.9 - rate / 2 - designs.index(design) / 20 + values.gauss(0, 0.02)
-        test_runs.write_run(folder, design, f"{number:012x}", accuracy, history, seed=seed, config=config)
+        run = test_runs.write_run(folder, design, f"{number:012x}", accuracy, history, seed=seed, config=config)
+        write_spreads(run, values)
+
+
+def write_spreads(run: Path, values: random.Random) -> None:
+    """Histograms of two evaluations, and the bins of a reliability curve, the first of which hold no token."""
+    ranges = {"reliance": 1.0, "weight": 4.0, "p": 1.0}
+    lines = [
+        {"step": step, "time": 1.0}
+        | {
+            f"histogram/{name}": {"low": 0.0, "high": high, "counts": [values.randint(0, 999) for _ in range(40)]}
+            for name, high in ranges.items()
+        }
+        for step in (STEPS // 2, STEPS)
+    ]
+    (run / "histograms.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    bins = [
+        {"low": place / 15, "high": (place + 1) / 15, "tokens": 9 * (place > 2), "confidence": None, "accuracy": None}
+        | ({"confidence": (place + 0.5) / 15, "accuracy": values.random()} if place > 2 else {})
+        for place in range(15)
+    ]
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"calibration": bins}))
 
 
 def _rows(values: random.Random, design: int, rate: float) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import many_runs
@@ -13,8 +14,10 @@ from test_runs import NOW, write_run
 from qtarget.compare.group_table import Grouping, grouped_rows
 from qtarget.compare.report import x_choices
 from qtarget.compare.run_groups import run_groups
+from qtarget.plot.chart_data import chart_data
 from qtarget.plot.figures import metric_panels, nll_panel, progress_panel
 from qtarget.plot.looks import DASHES, KNOWN, look, looks, marks
+from qtarget.plot.spreads import spread_panels
 from qtarget.record.runs import differing_but_seeds, read_runs
 
 TARGETS = Path(__file__).parents[2] / "conf" / "target"
@@ -109,6 +112,41 @@ def test_every_other_recorded_metric_can_be_chosen(tmp_path: Path) -> None:
         "train/lr",
         "val/kl_prior",
     ]
+
+
+def write_spread(root: Path, seed: int, last: list[int], accuracy: list[float | None]) -> None:
+    """A run whose bins of γ go from 0 to 1, and those of confidence too; an earlier evaluation counted otherwise."""
+    run = write_run(root, "sft", f"{seed:012x}", seed=seed, config={"seed": seed})
+    counts = ([9] * len(last), last)
+    lines = [{"step": 1, "histogram/reliance": {"low": 0.0, "high": 1.0, "counts": one}} for one in counts]
+    (run / "histograms.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    width = 1 / len(accuracy)
+    bins = [
+        {"low": width * place, "high": width * (place + 1), "tokens": int(one is not None), "accuracy": one}
+        for place, one in enumerate(accuracy)
+    ]
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"calibration": bins}))
+
+
+def test_histograms_and_calibration_are_curves_of_means_over_seeds(tmp_path: Path) -> None:
+    write_spread(tmp_path, 0, [1, 3], [0.25, None])
+    write_spread(tmp_path, 1, [2, 2], [0.75, None])
+    gamma, calibration = spread_panels(run_groups(read_runs([tmp_path], NOW)))
+    (line,) = gamma.lines
+    assert (gamma.title, gamma.x_title) == ("γ at the end of training", "γ")
+    assert (line.steps, line.values) == ((0.25, 0.75), (37.5, 62.5))
+    assert (line.lows, line.highs) == ((25.0, 50.0), (50.0, 75.0))
+    assert [member.values for member in line.members] == [(25.0, 75.0), (50.0, 50.0)]
+    mean, diagonal = calibration.lines
+    assert (mean.steps, mean.values[0], math.isnan(mean.values[1])) == ((25.0, 75.0), 50.0, True)
+    assert diagonal.steps == diagonal.values == (0.0, 100.0)
+    assert chart_data([calibration])["panels"]["calibration"]["lines"][0]["y"] == [50.0, None]
+
+
+def test_runs_that_kept_no_histograms_have_no_empty_plot(tmp_path: Path) -> None:
+    write_run(tmp_path, "sft", "a" * 12)
+    assert spread_panels(run_groups(read_runs([tmp_path], NOW))) == ()
 
 
 UNLIKE = {

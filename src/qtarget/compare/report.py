@@ -17,6 +17,7 @@ from qtarget.plot.chart_data import chart_data
 from qtarget.plot.figures import Dot, Line, Panel, RunGroup, wants_log_axis
 from qtarget.plot.looks import Mark, distinct, marks
 from qtarget.plot.page import render as render_page
+from qtarget.plot.spreads import spread_panels
 from qtarget.record.runs import Run, differing_keys, finished, of_design, unfinished
 
 
@@ -139,7 +140,7 @@ def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: 
     by_configuration = run_groups(runs)
     groups = groups_of_rows(grouped) if grouped else by_configuration
     plots = training_plots(groups) if grouped else figures.panels(groups)
-    others = figures.metric_panels(groups)
+    others = (*figures.metric_panels(groups), *spread_panels(groups))
     styled = [group.mark for group in groups]
     mark_of = {run.folder: group.mark for group in by_configuration for run in group.runs}
     means = _grouped_part(grouped, len(styled))

@@ -311,7 +311,7 @@ class Chart {
   }
 
   member(line, { x, y }) {
-    const xs = axes[x[this.xKind]], points = xs.map((value, index) => ({ px: this.frame.x(value), py: this.frame.y(y[index]) }));
+    const xs = axes[x[this.xKind]], points = xs.map((value, index) => ({ px: this.frame.x(value), py: y[index] === null ? NaN : this.frame.y(y[index]) }));
     make(this.over, "path", { class: "member", d: pathOf(points.filter(({ py }) => Number.isFinite(py))), stroke: line.colour });
   }
 

@@ -149,7 +149,7 @@ def progress_panel(groups: Sequence[RunGroup]) -> Panel:
     width = _half_interval([run for group in groups for run in group.runs])
     caption += f": one point is uncertain by about ±{width:.0f} percentage points." if width else "."
     return _over_training(
-        "progress", "Validation accuracy over training", "accuracy (%)", caption + _band(lines), lines
+        "progress", "Validation accuracy over training", "accuracy (%)", caption + band_in_words(lines), lines
     )
 
 
@@ -161,7 +161,7 @@ def nll_panel(groups: Sequence[RunGroup]) -> Panel:
         "same rows can be compared whatever the design; the values of the designs' own objectives cannot. "
         "Lower is not always better: a design that refuses wrong labels keeps a higher training nll."
     )
-    return _over_training("nll", "nll over training", "nats per token", caption + _band(lines), lines)
+    return _over_training("nll", "nll over training", "nats per token", caption + band_in_words(lines), lines)
 
 
 def trust_panel(groups: Sequence[RunGroup]) -> Panel:
@@ -172,7 +172,7 @@ def trust_panel(groups: Sequence[RunGroup]) -> Panel:
     if not clean and not wrong:
         clean, reading = _lines(groups, "target/trust"), "Tokens are not split into clean and wrong here."
     caption = f"Trust is how hard the label is pulled relative to plain SFT, which stays at 1 (dotted). {reading}"
-    caption += _band(clean + wrong)
+    caption += band_in_words(clean + wrong)
     return _over_training("trust", "Trust in the label", "trust (plain SFT = 1)", caption, clean + wrong, reference=1.0)
 
 
@@ -198,7 +198,7 @@ def metric_panels(groups: Sequence[RunGroup]) -> tuple[Panel, ...]:
 def _metric_panel(index: int, name: str, lines: tuple[Line, ...]) -> Panel:
     about = {measure.logged: f"{measure.about[0].upper()}{measure.about[1:]}." for measure in MEASURES}
     caption = about.get(name.removesuffix("_clean").removesuffix("_noisy"), "As it was recorded during training.")
-    return _over_training(f"metric-{index}", name, name, caption + _band(lines), lines)
+    return _over_training(f"metric-{index}", name, name, caption + band_in_words(lines), lines)
 
 
 def _over_training(key: str, title: str, y_title: str, caption: str, lines: tuple[Line, ...], **style: Any) -> Panel:
@@ -207,7 +207,7 @@ def _over_training(key: str, title: str, y_title: str, caption: str, lines: tupl
     return Panel(key, title, "step", y_title, caption, lines=lines, y_log=log, x_choices=choices, **style)
 
 
-def _band(lines: Sequence[Line]) -> str:
+def band_in_words(lines: Sequence[Line]) -> str:
     return " Means over seeds; the band reaches from the smallest seed to the largest." * any(
         line.band for line in lines
     )
