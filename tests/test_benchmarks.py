@@ -191,7 +191,7 @@ def test_answers_of_forced_lengths_are_as_long_in_both_ways(monkeypatch: pytest.
     monkeypatch.setattr(answers, "SHORTEST", 2)
     monkeypatch.setattr(answers, "LONGEST", 9)
     monkeypatch.setattr(answers, "BATCH", 5)
-    whole, refilled = answers.measure(TINY, 2, 1, warm=0)
+    whole, refilled = answers.measure(TINY, 2, 1)
     assert whole["answers"] == refilled["answers"] == 16
     assert whole["tokens"] == refilled["tokens"]
     assert 2 * 16 < whole["tokens"] < 9 * 16

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -193,6 +195,33 @@ def test_a_server_that_does_not_start_is_answered_by_the_end_of_its_log(tmp_path
         pass
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="by prctl, which Linux has")
+def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """Also where that was killed: nothing holds the device then."""
+    program = f"""
+import os, signal
+from pathlib import Path
+from qtarget.evaluate.server_process import started
+from qtarget.evaluate.server_settings import ServerConfig
+with started(ServerConfig(command={f"{SCRIPT} ''"!r}), "judged", Path({str(tmp_path / "log")!r})) as server:
+    print(server.process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    deadline = time.monotonic() + 10
+    while is_running(int(killed.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(int(killed.stdout))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 # Settings
 
 
@@ -201,6 +230,7 @@ def test_a_server_that_does_not_start_is_answered_by_the_end_of_its_log(tmp_path
     [
         (["eval.engine=server"], "needs one of eval.server.command and eval.server.url, got None and None"),
         (["eval.server.command=vllm"], r"has no \{port\}"),
+        (['eval.server.command="serve \'{port}"'], "can't be split into words as a shell does: No closing quotation"),
         (["eval.server.url=localhost:8000"], "must be an address such as http://localhost:8000/v1"),
         (["eval.server.url='https://me:secret@host/v1'"], "no user, password or query, .*set QTARGET_SERVER_KEY"),
         (["+eval.server.extra.seed=3"], "none of model, prompt"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +20,7 @@ from typing import Any
 from qtarget.errors import QTargetError
 from qtarget.evaluate.completions import Client
 from qtarget.evaluate.server_settings import KEY, ServerConfig
+from qtarget.forked import PR_SET_PDEATHSIG
 
 LINES = 15
 """Of a log, in messages."""
@@ -52,20 +55,38 @@ def started(config: ServerConfig, checkpoint: str, log: Path) -> Iterator[Starte
     assert config.command
     port = free_port()
     words = [_filled(word, checkpoint, port) for word in shlex.split(config.command)]
+    if shutil.which(words[0]) is None:
+        raise QTargetError(f"eval.server.command can't be started: there is no program {words[0]!r}")
     environment = {name: value for name, value in os.environ.items() if name != KEY}
     with log.open("wb") as file:
-        try:
-            process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
-            )
-        except OSError as error:
-            raise QTargetError(f"eval.server.command can't be started: {error}") from error
+        process = subprocess.Popen(
+            _ending_with_parent(words),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,
+        )
     try:
         server = Started(process, f"http://127.0.0.1:{port}/v1", log)
         _wait_for(server, config.start)
         yield server
     finally:
         _end(process)
+
+
+def _ending_with_parent(words: list[str]) -> list[str]:
+    """In a process that gets SIGTERM once this one is gone, even where it was killed: no server keeps a GPU.
+
+    By a small program that becomes the command; `preexec_fn` may hang in a process with threads.
+    """
+    if sys.platform != "linux":
+        return words
+    program = (
+        f"import ctypes, os, sys; ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGTERM)}); "
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    return [sys.executable, "-SEc", program, *words]
 
 
 def _filled(word: str, checkpoint: str, port: int) -> str:

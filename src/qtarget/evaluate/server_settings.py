@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -48,6 +49,8 @@ class ServerConfig(Node):
                 f"eval.server.command={self.command!r} has no {{port}}: a free one is filled in, as in "
                 "vllm serve {checkpoint} --port {port}"
             )
+        if self.command:
+            _check_words(self.command)
         if self.url is not None:
             _check_url(self.url)
         if not isinstance(self.extra, Mapping) or set(self.extra) & set(OURS):
@@ -64,6 +67,15 @@ class ServerConfig(Node):
                 f"eval.engine=server needs one of eval.server.command and eval.server.url, got {self.command!r} and "
                 f"{self.url!r}: eval.server.command='vllm serve {{checkpoint}} --port {{port}}' starts one a checkpoint"
             )
+
+
+def _check_words(command: str) -> None:
+    try:
+        shlex.split(command)
+    except ValueError as error:
+        raise QTargetError(
+            f"eval.server.command={command!r} can't be split into words as a shell does: {error}"
+        ) from None
 
 
 def _check_url(url: str) -> None:
