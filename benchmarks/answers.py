@@ -19,8 +19,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from qtarget.config.run_config import RunConfig
 from qtarget.data.chat import ChatFormat
 from qtarget.evaluate import generate, refill
+from qtarget.evaluate.logits import processors
 from qtarget.evaluate.requests import GeneratedAnswer
-from qtarget.evaluate.sampling import Sampling, processors
+from qtarget.evaluate.sampling import Sampling
 from qtarget.model.policy import Policy
 from qtarget.run import build
 from qtarget.run.plan import make_plan

@@ -73,6 +73,7 @@ STAGES = {
     "design": LOSS,
     "math/scoring.py": (*LOSS, ("test_compiled.py",)),
     "data/batch.py": BATCHES,
+    "data/packing.py": BATCHES,
     "train/step.py": BATCHES,
 }
 """Module or package → its tests, cheapest first; a stage is run where the one before has not noticed."""
@@ -103,7 +104,7 @@ class Result:
 def modules() -> list[str]:
     inside = [path for package in ("math", "design") for path in sorted((SOURCE / package).glob("*.py"))]
     files = [path.relative_to(SOURCE).as_posix() for path in inside if path.name != "__init__.py"]
-    return [*files, "train/step.py", "data/batch.py"]
+    return [*files, "train/step.py", "data/batch.py", "data/packing.py"]
 
 
 def mutants_of(module: str) -> list[Mutant]:

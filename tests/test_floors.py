@@ -9,7 +9,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "qtarget"
 FLOORS = [
-    {"errors", "units"},
+    {"choices", "errors", "units"},
     {"checks", "extras", "files", "forked", "isolated", "measures", "parallel", "progress", "signals"},
     {"resume_folders", "settings"},
     {"math"},
@@ -29,7 +29,7 @@ FLOORS = [
 """Packages and single files by floor, lowest first; those of one floor don't import each other."""
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LIBRARIES = {
-    "lightning": {"data/module.py", "train", "record/local_trackers.py", "run"},
+    "lightning": {"data/lightning_data.py", "train", "record/local_trackers.py", "run"},
     "pandas": {"record/run_table.py"},
     "trackio": {"record/local_trackers.py"},
     "transformers": {"model", "evaluate", "data", "run", "trainers"},
@@ -41,7 +41,7 @@ LIBRARIES = {
     "matplotlib": {"plot", "lens"},
     "rich": {"progress.py", "evaluate/heldout.py", "compare", "run", "sweep/command.py"},
     "datasets": {"data/sources/loading.py"},
-    "peft": {"model/adapter.py"},
+    "peft": {"model/adapting.py"},
     "psutil": {"train/callbacks.py", "launch/slots.py", "sweep/agents.py"},
     "filelock": {"files.py"},
     "optuna": {"sweep"},

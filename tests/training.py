@@ -10,7 +10,8 @@ import torch
 from worlds import NEEDS_TOP_K, load_design
 
 from qtarget.data.batch import Batch
-from qtarget.data.module import DataConfig, Prepared, SFTData, prepare
+from qtarget.data.lightning_data import SFTData
+from qtarget.data.module import DataConfig, Prepared, prepare
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer

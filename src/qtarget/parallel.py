@@ -5,16 +5,21 @@ A *collective* function is called by every rank, as often as by the others: one 
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch.distributed as dist
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
     """(this process's rank, how many there are): (0, 1) where nothing is distributed."""
+    if "torch" not in sys.modules:  # then nothing is: a configuration is read, and refused, without it
+        return 0, 1
+    import torch.distributed as dist
+
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -27,6 +32,8 @@ def is_rank_zero() -> bool:
 
 def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over ranks. Collective."""
+    import torch.distributed as dist
+
     if rank_and_world()[1] > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -35,6 +42,8 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 def all_reduce_max(value: Tensor) -> Tensor:
     """The largest over ranks, entry by entry. Collective."""
+    import torch.distributed as dist
+
     if rank_and_world()[1] > 1:
         value = value.clone()
         dist.all_reduce(value, dist.ReduceOp.MAX)
@@ -43,6 +52,8 @@ def all_reduce_max(value: Tensor) -> Tensor:
 
 def all_gather_objects(value: T) -> list[T]:
     """What every rank has, in rank order; tensors on the CPU. Collective."""
+    import torch.distributed as dist
+
     _, world = rank_and_world()
     if world == 1:
         return [value]

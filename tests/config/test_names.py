@@ -28,8 +28,8 @@ from qtarget.config.names import GROUPS, as_typed
 from qtarget.config.run_config import RunConfig
 from qtarget.errors import QTargetError
 from qtarget.record.trackers import Wandb
+from qtarget.run.job_record import run_info
 from qtarget.run.stored_config import trained_config
-from qtarget.run.train import _info
 
 PARSER = OverridesParser.create()
 
@@ -148,9 +148,9 @@ def test_a_name_that_a_yaml_file_holds_as_something_else_is_refused(place: str, 
 
 def test_a_label_may_be_another_keys_number() -> None:
     cfg = RunConfig.compose(["model=tiny", "name=${seed}", "experiment_name=${optim.lr}"])
-    info = _info(cfg.container(), {"target": "sft"}, [])
+    info = run_info(cfg.container(), {"target": "sft"}, [])
     assert (info["name"], info["experiment"]) == ("sft", str(cfg.optim["lr"]))  # seed 0 is no name
-    assert _info(RunConfig.compose(["model=tiny", "name=${seed}", "seed=3"]).container(), {}, [])["name"] == "3"
+    assert run_info(RunConfig.compose(["model=tiny", "name=${seed}", "seed=3"]).container(), {}, [])["name"] == "3"
 
 
 def test_a_tag_without_brackets_is_refused_before_the_job(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qtarget.data.example import Demonstration
-from qtarget.data.module import DataConfig, SFTData, prepare
+from qtarget.data.lightning_data import SFTData
+from qtarget.data.module import DataConfig, prepare
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.sources.reasoning_gym import ReasoningGym

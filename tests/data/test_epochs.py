@@ -13,7 +13,7 @@ from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Collate
 from qtarget.data.epochs import EpochPlan
 from qtarget.data.example import Example
-from qtarget.data.module import FilledRows, ResumableSampler, SFTData
+from qtarget.data.lightning_data import FilledRows, ResumableSampler, SFTData
 from qtarget.run.plan import Plan, make_plan
 
 LINE = re.compile(r"(\d+) steps × (\d+) rows = ([\d.e+]+) epochs of (\d+) rows")

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from training import batches, close, eight_rows, module, one_step, tiny_policy
 
-from qtarget.data.batch import Batch, Collate, pack
+from qtarget.data.batch import Batch, Collate
 from qtarget.data.chat import ChatFormat
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.limits import cut_to
 from qtarget.data.module import Prepared
 from qtarget.data.noise import RandomToken
+from qtarget.data.packing import pack
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE
 from qtarget.model.builtin import tiny_tokenizer

@@ -20,7 +20,8 @@ from qtarget.data.batch import Collate
 from qtarget.data.module import Prepared
 from qtarget.math.loss import IGNORE, linear_loss
 from qtarget.math.target import needs
-from qtarget.model.adapter import Lora, merge
+from qtarget.model.adapter import Lora
+from qtarget.model.adapting import merge
 from qtarget.model.cache import Cached, CachePlan
 from qtarget.model.cache_build import ensure
 from qtarget.model.cached_scores import Recipe

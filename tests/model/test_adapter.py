@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaCon
 
 from qtarget import QTargetError
 from qtarget.cli import run as qtarget_cli
-from qtarget.model import adapter
-from qtarget.model.adapter import OPTIONS, Lora, adapter_weights, merge
+from qtarget.model import adapting
+from qtarget.model.adapter import OPTIONS, Lora
+from qtarget.model.adapting import adapter_weights, merge
 from qtarget.model.frozen import AdapterOff
 from qtarget.model.policy import Policy
 
@@ -313,6 +314,6 @@ def test_bf16_layers_beside_an_adapter_are_refused(workdir: Path, capfd: pytest.
 def test_the_look_at_an_adapter_can_be_seen_to_move_it() -> None:
     made = Lora(rank=4)(policy(tied=False)).eval()
     before = logits(made)
-    with adapter._moved(made):
+    with adapting._moved(made):
         assert float((logits(made) - before).abs().max()) > 1e-4
     assert torch.equal(logits(made), before)

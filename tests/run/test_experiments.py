@@ -19,7 +19,7 @@ from qtarget.config.run_config import RunConfig
 from qtarget.data.chat import ChatFormat
 from qtarget.data.epochs import steps_an_epoch
 from qtarget.data.example import Demonstration
-from qtarget.data.module import SFTData
+from qtarget.data.lightning_data import SFTData
 from qtarget.errors import QTargetError
 from qtarget.model import provide
 from qtarget.model.builtin import tiny_tokenizer

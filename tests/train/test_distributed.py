@@ -25,7 +25,8 @@ from qtarget.cli import run as qtarget_cli
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.data.example import Example
-from qtarget.data.module import DataConfig, SFTData, prepare
+from qtarget.data.lightning_data import SFTData
+from qtarget.data.module import DataConfig, prepare
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.model.builtin import tiny_config, tiny_model, tiny_tokenizer

@@ -15,7 +15,7 @@ from worlds import few_at_once, load_design
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import options
 from qtarget.config.run_config import RunConfig
-from qtarget.data.module import SFTData
+from qtarget.data.lightning_data import SFTData
 from qtarget.errors import QTargetError
 from qtarget.model import provide
 from qtarget.model.adapter import Lora

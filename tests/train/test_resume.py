@@ -27,7 +27,7 @@ from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import compose_config, config_container
 from qtarget.config.identity import config_hash
 from qtarget.data.batch import Batch
-from qtarget.data.module import SFTData
+from qtarget.data.lightning_data import SFTData
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.model.frozen import Snapshot

@@ -24,7 +24,8 @@ from qtarget import resume_folders
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch
 from qtarget.data.example import Example
-from qtarget.data.module import DataConfig, SFTData, prepare
+from qtarget.data.lightning_data import SFTData
+from qtarget.data.module import DataConfig, prepare
 from qtarget.data.noise import WrongAnswer
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.errors import QTargetError

@@ -24,7 +24,8 @@ from qtarget.config.composing import compose_config, options
 from qtarget.config.identity import config_hash
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch
-from qtarget.data.module import DataConfig, SFTData, prepare
+from qtarget.data.lightning_data import SFTData
+from qtarget.data.module import DataConfig, prepare
 from qtarget.data.sources.reasoning_gym import ReasoningGym
 from qtarget.errors import QTargetError
 from qtarget.evaluate.calibration import token_metrics

@@ -6,20 +6,18 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
-
 from qtarget.config.names import our_trackers
 from qtarget.errors import QTargetError
-from qtarget.model.policy import Policy
 from qtarget.settings import FLAG
 
 if TYPE_CHECKING:
     from qtarget.config.run_config import RunConfig
+    from qtarget.model.policy import Policy
 
 
 def check(cfg: RunConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
-    for check_part in (_options, _artifact, _references, _flash_attention, _step_size):
+    for check_part in (_options, _artifact, _references, _flash_attention, _step_size, _gpus):
         check_part(cfg)
 
 
@@ -73,8 +71,24 @@ def _step_size(cfg: RunConfig) -> None:
         raise _rounds(f"model.dtype={cfg.model.dtype} trains all weights in that dtype")
 
 
+def _gpus(cfg: RunConfig) -> None:
+    """The last of these, as it asks torch."""
+    if cfg.trainer.devices == 1 or not cfg.trainer.on_gpu:
+        return
+    import torch
+
+    available = torch.cuda.device_count()
+    if cfg.trainer.devices > available:
+        raise QTargetError(
+            f"trainer.devices={cfg.trainer.devices}, and this machine has {available} GPU{'s' * (available > 1)}: ask "
+            "for fewer, or set trainer.accelerator=cpu"
+        )
+
+
 def check_trained_dtypes(policy: Policy, cfg: RunConfig) -> None:
     """Raise QTargetError where weights are trained that are not fp32, such as whole layers beside an adapter."""
+    import torch  # the checks above go before it is imported
+
     narrow = [name for name, p in policy.named_parameters() if p.requires_grad and p.dtype != torch.float32]
     if not narrow:
         return

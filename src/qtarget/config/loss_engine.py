@@ -6,8 +6,6 @@ import os
 import shutil
 from dataclasses import dataclass
 
-import torch
-
 from qtarget.errors import QTargetError
 
 CHOICES = ("auto", "on", "off")
@@ -72,4 +70,8 @@ def compiler() -> str | None:
 
 def on_gpu(accelerator: str) -> bool:
     """Whether Lightning would train on a CUDA device."""
-    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if accelerator not in ("auto", "gpu", "cuda"):
+        return False
+    import torch  # a configuration is read without it
+
+    return torch.cuda.is_available()

@@ -7,22 +7,20 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from qtarget import checks
+from qtarget.choices import DTYPE_BYTES, ROLES, TAILS
 from qtarget.config.composing import instantiate
 from qtarget.errors import QTargetError
-from qtarget.math.reference import TAILS
-from qtarget.math.target import Design
-from qtarget.math.tokens import ROLES
-from qtarget.model.cache import CachedRow, CachePlan
 from qtarget.model.flaw import Flaw, NoFlaw
-from qtarget.model.frozen import Frozen
-from qtarget.model.policy import Policy
-from qtarget.model.provide import DTYPES
 from qtarget.settings import Choice, Node, Nullable, Part, Text, Whole, setting
 
 if TYPE_CHECKING:
     from qtarget.config.run_config import RunConfig, TrainerConfig
+    from qtarget.math.target import Design
+    from qtarget.model.cache import CachedRow, CachePlan
+    from qtarget.model.frozen import Frozen
+    from qtarget.model.policy import Policy
 
-DTYPE = Choice(tuple(DTYPES))
+DTYPE = Choice(tuple(DTYPE_BYTES))
 NAME = Nullable(Text())
 TAIL = Choice(TAILS)
 NO_FLAW = {"_target_": "qtarget.model.flaw.NoFlaw"}

@@ -1,7 +1,8 @@
 """The kinds of a reference, as they are configured: references.prior, references.teacher, references.old.
 
 A kind is one class and one yaml in conf/reference. Whatever a run asks of a kind is a method or a constant of the
-class. The yaml of a kind of the user's own names the class by `_target_`.
+class. The yaml of a kind of the user's own names the class by `_target_`. What needs torch is imported where a model
+is: a configuration is read without it.
 """
 
 from __future__ import annotations
@@ -11,23 +12,18 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qtarget import checks
+from qtarget.choices import DETAILS_ON_DISK, DTYPE_BYTES, MOST_DRAWS, ROLES, SAMPLED
 from qtarget.config.composing import located
 from qtarget.config.reference_kind import Models, NamedReference, PlacedReference, ReferenceConfig
 from qtarget.data.hints import DEFAULT, check_template
 from qtarget.errors import QTargetError
-from qtarget.math.reference import SAMPLED
-from qtarget.math.target import Design, needs, wants_support
-from qtarget.math.tokens import ROLES
-from qtarget.model.cache import Cached
-from qtarget.model.cached_scores import DETAILS_ON_DISK, Recipe
-from qtarget.model.draws import MOST
-from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
-from qtarget.model.privileged import Privileged
-from qtarget.model.provide import DTYPES
 from qtarget.settings import FLAG, Choice, Nullable, Text, Whole, setting
 
 if TYPE_CHECKING:
     from qtarget.config.run_config import RunConfig
+    from qtarget.math.target import Design
+    from qtarget.model.cached_scores import Recipe
+    from qtarget.model.frozen import Frozen
 
 FULL_DETAIL = {"label": "label", "sampled": SAMPLED, "topk": "topk", "hidden": "full"}
 """What a cache keeps → what a design may look at."""
@@ -45,6 +41,8 @@ class FrozenReference(NamedReference, PlacedReference):
     )
 
     def load(self, models: Models) -> Frozen:
+        from qtarget.model.frozen import FrozenModel
+
         return FrozenModel(models.still(), self.topk, self.tail)
 
     def smaller(self, cfg: RunConfig) -> Iterator[str]:
@@ -78,6 +76,8 @@ class PrivilegedReference(FrozenReference):
         return self.name or policy
 
     def load(self, models: Models) -> Frozen:
+        from qtarget.model.privileged import Privileged
+
         return Privileged(models.still(), models.rows(), models.collate, self.topk, self.tail)
 
 
@@ -95,10 +95,12 @@ class CachedReference(NamedReference):
     detail: str | None = setting(
         None, Choice((None, *DETAILS_ON_DISK)), "what is kept; null: the least that makes no difference to the target"
     )
-    draws: int = setting(MOST, Whole(1, MOST), "of detail=sampled: draws a token, which are independent")
+    draws: int = setting(MOST_DRAWS, Whole(1, MOST_DRAWS), "of detail=sampled: draws a token, which are independent")
     seed: int = setting(0, Whole(0), "of detail=sampled: of the draws")
     store_dtype: str | None = setting(
-        None, Choice((None, *DTYPES)), "of hidden states on disk; null: that of the products, so that nothing is lost"
+        None,
+        Choice((None, *DTYPE_BYTES)),
+        "of hidden states on disk; null: of the products, which loses nothing",
     )
     folder: str | None = setting(None, Nullable(Text("a folder")), "holds the caches; null: below QTARGET_CACHE")
     hint: str | None = setting(None, Nullable(Text()), "of a teacher: read in front of each row, as of kind privileged")
@@ -123,6 +125,8 @@ class CachedReference(NamedReference):
 
     def kept(self, design: Design) -> str:
         """How much is kept: as configured, or the least that makes no difference to the design."""
+        from qtarget.math.target import needs, wants_support
+
         if self.detail:
             return self.detail
         if needs(design).get(self.role) == "label":
@@ -131,9 +135,13 @@ class CachedReference(NamedReference):
 
     def recipe(self, detail: str, precision: str, exact: str) -> Recipe:
         """exact: the dtype in which nothing of hidden states is lost."""
+        from qtarget.model.cached_scores import Recipe
+
         return Recipe(detail, self.topk, self.store_dtype or exact, precision, self.draws, self.seed)
 
     def load(self, models: Models) -> Frozen:
+        from qtarget.model.cache import Cached
+
         return Cached(models.cache, self.tail)
 
     def live(self, policy: str) -> FrozenReference:
@@ -165,6 +173,8 @@ class AdapterOffReference(NamedReference):
         return policy
 
     def load(self, models: Models) -> Frozen:
+        from qtarget.model.frozen import AdapterOff
+
         return AdapterOff(models.policy)
 
     def check_run(self, cfg: RunConfig) -> None:
@@ -208,6 +218,8 @@ class SnapshotReference(PlacedReference):
         return policy
 
     def load(self, models: Models) -> Frozen:
+        from qtarget.model.frozen import Snapshot
+
         return Snapshot(models.copy(), self.every)
 
 

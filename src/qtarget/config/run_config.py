@@ -7,25 +7,23 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-import torch
-
+from qtarget.choices import DTYPE_BYTES
 from qtarget.config import loss_engine
 from qtarget.config.benchmarks import check_benchmarks
-from qtarget.config.composing import compose_config, config_container, interpolated_keys
+from qtarget.config.composing import compose_config, config_container, instantiate, interpolated_keys
 from qtarget.config.cross_checks import check
 from qtarget.config.identity import job_hash
-from qtarget.config.names import LABELS, check_names, nodes
-from qtarget.config.part_checks import check_parts
+from qtarget.config.names import LABELS, check_names, is_ours, nodes
+from qtarget.config.part_checks import check_parts, check_target
 from qtarget.config.reference_kind import ReferenceConfig
 from qtarget.config.references import read_references
 from qtarget.errors import QTargetError
 from qtarget.evaluate.sampling import Sampling
 from qtarget.evaluate.server_settings import ServerConfig
 from qtarget.model import chat_template
-from qtarget.model.provide import DTYPES
 from qtarget.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
 
-DTYPE = Choice(tuple(DTYPES))
+DTYPE = Choice(tuple(DTYPE_BYTES))
 AS_TRAINED = "trained"
 TEXT = Text()
 
@@ -92,12 +90,6 @@ class TrainerConfig(Node):
             )
         if self.rows_per_step is not None:
             self._check_rows(self.rows_per_step)
-        available = torch.cuda.device_count()
-        if self.on_gpu and self.devices > available:
-            raise QTargetError(
-                f"trainer.devices={self.devices}, and this machine has {available} GPU{'s' * (available > 1)}: ask for "
-                "fewer, or set trainer.accelerator=cpu"
-            )
 
     @property
     def processes(self) -> int:
@@ -268,7 +260,7 @@ class CheckpointConfig(Node):
     save: bool = setting(True, FLAG, "the trained model, as a folder that transformers loads")
     dtype: str = setting(
         AS_TRAINED,
-        Choice((AS_TRAINED, *DTYPES)),
+        Choice((AS_TRAINED, *DTYPE_BYTES)),
         "of the saved weights; where it rounds those that were trained, test/… is of the rounded ones",
     )
     optimizer: bool = setting(
@@ -330,7 +322,13 @@ class RunConfig(Node):
         references = read_references(plain.pop("references", {}))
         known = {setting.key for setting in cls.settings()}
         own = {key: plain.pop(key) for key in list(plain) if key not in known}
-        return super().read(plain, references=references, own=own, **parts, **more)
+        cfg = super().read(plain, references=references, own=own, **parts, **more)
+        for part in (cfg.optim, cfg.model.adapter):
+            if part and is_ours(part):
+                instantiate(part)  # which fields go together its class says
+        if cfg.target:
+            check_target(cfg.target)  # the last, as it imports torch
+        return cfg
 
     @classmethod
     def compose(cls, overrides: Sequence[str] = ()) -> Self:
@@ -360,7 +358,7 @@ class RunConfig(Node):
     @property
     def rounds(self) -> bool:
         """Whether a checkpoint is saved in a smaller dtype than its weights were trained in."""
-        return self.checkpoint.save and DTYPES[self.saved_dtype].itemsize < DTYPES[self.trained_dtype].itemsize
+        return self.checkpoint.save and DTYPE_BYTES[self.saved_dtype] < DTYPE_BYTES[self.trained_dtype]
 
     @property
     def packing(self) -> int | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from qtarget.data.example import Demonstration, Example, Message, Span
 from qtarget.data.template import TODAY, Template, plain
 from qtarget.data.tokenise import TokenisedText, Tokeniser, message_weight, token_weights
 from qtarget.data.turn import REASONING, Turn, check_context, spanned, turn, unread
 from qtarget.errors import QTargetError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SUPERVISED = ("all", "last")
 SAID = ("content", "tool_calls", *REASONING)

@@ -1,28 +1,21 @@
-"""Demonstrations prepared for training and evaluation, as a LightningDataModule."""
+"""Demonstrations prepared for training and evaluation."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, replace
-from itertools import islice
-from typing import Any, ClassVar
-
-import lightning as L
-import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, ClassVar
 
 from qtarget import checks
-from qtarget.data.batch import Collate, Pack, Packs, WindowedLoader, pack
 from qtarget.data.chat import SUPERVISED, ChatFormat
 from qtarget.data.encoding import EncodedRows, InMemory, Storage
-from qtarget.data.epochs import EpochPlan
 from qtarget.data.example import Demonstration, Example, columns_of_rows, lengths, roles
 from qtarget.data.limits import limited
 from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.noise.base import writes_tokens
 from qtarget.data.overlap import CONTAMINATIONS, apart
+from qtarget.data.packing import Packs, pack
 from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.data_files import Files
 from qtarget.data.sources.jsonl import Jsonl
@@ -30,8 +23,10 @@ from qtarget.data.sources.loading import is_file_name
 from qtarget.data.sources.source import Sharing, Source, read
 from qtarget.data.tokenise import is_taught
 from qtarget.errors import QTargetError
-from qtarget.parallel import rank_and_world
 from qtarget.settings import Checked, Choice, Nullable, Option, Part, Whole, setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UNREAD = "unread_"
 FEW = 20
@@ -277,92 +272,3 @@ def _with_noise(noise: Noise, encoded: EncodedRows, count: int, chat: ChatFormat
     end = encoded.starts[count]
     spoilt = noise.tokens(encoded.examples[:end], chat)
     return replace(encoded, examples=[*spoilt, *encoded.examples[end:]])
-
-
-@dataclass(frozen=True)
-class DataPosition:
-    """How far a rank has read: `batches` of the epoch's `of` micro-batches."""
-
-    epoch: int
-    batches: int
-    of: int
-
-    @property
-    def total(self) -> int:
-        """Micro-batches read since the start."""
-        return self.epoch * self.of + self.batches
-
-
-class ResumableSampler(DistributedSampler[Any]):
-    """An epoch's rows for this rank; the first pass leaves out the `read` ones that an earlier attempt has read.
-
-    Of the n rows, row + n stands for one that fills up the epoch, see `FilledRows`: it was handed out before.
-    """
-
-    read = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        read, self.read = self.read, 0
-        rows = len(self.dataset)  # type: ignore[arg-type]
-        marked = (
-            row + rows * (at * self.num_replicas + self.rank >= rows) for at, row in enumerate(super().__iter__())
-        )
-        return islice(marked, read, None)
-
-
-class FilledRows(Dataset[Any]):
-    """n training rows, and behind them the same ones with nothing to be taught.
-
-    With the latter ranks read equally many where n doesn't divide by their number; no loss or count sees them.
-    """
-
-    def __init__(self, rows: Sequence[Example] | Packs) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Example | Pack:
-        if index < len(self.rows):
-            return self.rows[index]
-        row = self.rows[index - len(self.rows)]
-        return tuple(map(_untaught, row)) if isinstance(row, tuple) else _untaught(row)
-
-
-def _untaught(example: Example) -> Example:
-    return replace(example, supervised=(False,) * len(example))
-
-
-class SFTData(L.LightningDataModule):
-    """Training micro-batches with their StepWindow, in an order fixed by `seed` and the epoch."""
-
-    def __init__(
-        self,
-        rows: Sequence[Example] | Packs,
-        pad_id: int,
-        *,
-        batch_size: int,
-        accumulate: int,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.rows, self.collate = rows, Collate(pad_id)
-        self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
-        self._read = 0
-
-    def resume_at(self, step: int) -> DataPosition:
-        """Start behind the rows of `step` optimizer steps: seed and epoch fix the order, so their number says where."""
-        epoch_plan = EpochPlan(len(self.rows), self.batch_size, self.accumulate, rank_and_world()[1])
-        epoch, inside = divmod(step, epoch_plan.steps)
-        position = DataPosition(epoch, inside * self.accumulate, epoch_plan.batches)
-        self._read = position.batches * self.batch_size
-        return position
-
-    def train_dataloader(self) -> WindowedLoader:
-        rank, world = rank_and_world()
-        rows = FilledRows(self.rows)
-        sampler = ResumableSampler(rows, world, rank, seed=self.seed)
-        sampler.read, self._read = self._read, 0
-        own = torch.Generator()  # the loader draws a number an epoch, which must not be one of the model's
-        loader = DataLoader(rows, batch_size=self.batch_size, sampler=sampler, collate_fn=self.collate, generator=own)
-        return WindowedLoader(loader, self.accumulate)

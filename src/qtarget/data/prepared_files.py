@@ -21,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from qtarget.data.batch import Packs
 from qtarget.data.in_files import InFiles
 from qtarget.data.module import DataConfig, Prepared, prepare
+from qtarget.data.packing import Packs
 from qtarget.data.stored import StoredExamples, StoredRows, write_rows
 from qtarget.errors import QTargetError
 from qtarget.files import lock_shared, locked, replacing, settle

@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from qtarget.data.example import Demonstration, Span, WeightedSpan
 from qtarget.data.template import CLOSE, OPEN, Template, plain
 from qtarget.errors import QTargetError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def message_weight(row: Demonstration, turn: int) -> float:

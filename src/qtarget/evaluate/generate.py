@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from qtarget.evaluate.logits import processors
 from qtarget.evaluate.refill import Refill, why_not_refilled
 from qtarget.evaluate.requests import Answers, AnswerTask, GeneratedAnswer, Prompts, Request, left_padded
-from qtarget.evaluate.sampling import GREEDY, Sampling, processors
+from qtarget.evaluate.sampling import GREEDY, Sampling
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import is_sharded
 from qtarget.parallel import all_reduce_max

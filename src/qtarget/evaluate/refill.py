@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from qtarget.evaluate.logits import processors
 from qtarget.evaluate.requests import AnswerTask, GeneratedAnswer, Request, left_padded
 from qtarget.evaluate.row_cache import Prefix, RowCache
-from qtarget.evaluate.sampling import processors
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import is_sharded
 from qtarget.parallel import all_reduce_max

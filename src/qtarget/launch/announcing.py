@@ -69,14 +69,15 @@ def _check(composed: Any, overrides: Sequence[str], sizes: dict[str, Any]) -> Ch
     """
     from qtarget.config.run_config import RunConfig
     from qtarget.launch.slots import Job
-    from qtarget.run.disk import disk_use
-    from qtarget.run.plan import check_design
-    from qtarget.run.ranks import check_devices
 
     try:
         if Job.from_config(composed, overrides).finished:
             return CheckedJob(finished=True)
         cfg = RunConfig.read(composed)
+        from qtarget.run.disk import disk_use
+        from qtarget.run.plan import check_design  # torch comes in here, where no other key is wrong
+        from qtarget.run.ranks import check_devices
+
         check_devices(cfg.trainer)
         design, _ = check_design(cfg)
     except QTargetError as error:
@@ -130,7 +131,7 @@ class Announcer:
 
 def speaks() -> bool:
     """Whether this process is rank 0, or the only one, of those that torchrun or srun started."""
-    from qtarget.run.ranks import environment
+    from qtarget.run.environment import environment
 
     started = environment()
     return started is None or started.global_rank() == 0

@@ -86,7 +86,7 @@ def _make_task(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
     """The function Hydra runs per job. It notes what became of the job: one that fails doesn't stop the others."""
 
     def job(composed: Any) -> Any:
-        from qtarget.run.ranks import environment  # torch and transformers come in here
+        from qtarget.run.environment import environment
 
         settings = HydraConfig.get()
         if settings.mode == RunMode.MULTIRUN:
@@ -135,8 +135,7 @@ def _run_or_dry(composed: Any, folder: Path, choices: Mapping[str, Any], overrid
     """The result of a job; None of one with trainer=dry, which only says what it would do."""
     from qtarget.config.composing import config_container
     from qtarget.config.run_config import RunConfig
-    from qtarget.run.estimate import dry_run
-    from qtarget.run.train import record_rejected, run_job
+    from qtarget.run.job_record import record_rejected
 
     if "tracker" not in choices:  # Hydra 1.3 merges the options of a list into one node, and records none of them
         raise QTargetError(
@@ -147,12 +146,16 @@ def _run_or_dry(composed: Any, folder: Path, choices: Mapping[str, Any], overrid
         with suppress(OSError):
             folder.rmdir()  # Hydra made it
         cfg = RunConfig.read(composed)
+        from qtarget.run.estimate import dry_run  # torch and transformers come in here, and below
+
         dry_run(cfg, cfg.name or choices["target"])
         return None
     try:
         cfg = RunConfig.read(composed)
     except QTargetError as error:
         return record_rejected(config_container(composed), folder, choices, overrides, error)
+    from qtarget.run.train import run_job
+
     return run_job(cfg, folder, choices, overrides)
 
 
@@ -174,7 +177,7 @@ def _hydra_raises(arguments: Arguments) -> Iterator[None]:
 
 def _summary(outcomes: list[Outcome]) -> int:
     """Say where results are, which jobs failed, and what to do next. 0, or 1 for a crash, or 2 for bad input only."""
-    from qtarget.parallel import is_rank_zero  # torch has been imported by now
+    from qtarget.parallel import is_rank_zero
 
     if not is_rank_zero():
         return 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qtarget import checks
+from qtarget.choices import SAMPLED, TAILS
 from qtarget.errors import QTargetError
 from qtarget.math import legal
 from qtarget.math.distribution import LABEL_SCALARS, Distribution
@@ -17,15 +18,6 @@ from qtarget.math.head import Head, matmul_dtype
 
 DETAILS = ("label", "topk", "full")
 """How much is held of a distribution, thinnest first. A design says which it needs at least."""
-SAMPLED = "sampled"
-"""The detail of a reference by draws: enough for designs whose gradient is linear in it, and for no other."""
-TAILS = ("bucket", "renormalised", "uniform")
-"""What the mass outside a top k is taken to be.
-
-bucket: shared out as the policy shares its own (cross-entropy over k + 1 cells; what TRL does by default).
-renormalised: none; the k are scaled up to 1: the policy learns that nothing else can happen (DistillKit's default).
-uniform: the same for every other token.
-"""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import MISSING, dataclass
 import torch
 from torch import Tensor
 
+from qtarget.choices import SAMPLED
 from qtarget.errors import QTargetError
 from qtarget.math.distribution import dot, finite
-from qtarget.math.reference import DETAILS, SAMPLED
+from qtarget.math.reference import DETAILS
 from qtarget.math.schedule import Scalar, Scheduled, written
 from qtarget.math.scope_values import design_parts
 from qtarget.math.view import TokenView

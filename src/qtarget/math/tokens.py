@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qtarget import checks
+from qtarget.choices import ROLES
 from qtarget.errors import QTargetError
 from qtarget.math import legal
 from qtarget.math.legal import IGNORE
@@ -21,8 +22,6 @@ from qtarget.math.view import TokenView
 
 __all__ = ["CHUNK_BYTES", "IGNORE", "ROLES", "EarlierTokens", "LossInputs", "Tokens", "default_chunk", "slices"]
 
-ROLES = ("prior", "teacher", "old")
-"""What a frozen distribution can be to a design: where training started, another model, the policy of a while ago."""
 CHUNK_BYTES = 2**27
 """Default size of one fp32 chunk × vocabulary tensor: so many tokens go through the head in one matrix product."""
 

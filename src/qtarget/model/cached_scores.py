@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from qtarget import checks
+from qtarget.choices import DETAILS_ON_DISK, MOST_DRAWS
 from qtarget.math.distribution import LABEL_SCALARS, TOP, Distribution
 from qtarget.math.head import Head, matmul_dtype
 from qtarget.math.reference import Reference
 from qtarget.math.tokens import IGNORE, default_chunk, slices
-from qtarget.model.draws import DISTINCT, MOST, drawn, packed, uniform, unpacked
+from qtarget.model.draws import DISTINCT, drawn, packed, uniform, unpacked
 from qtarget.model.frozen import Inputs
 from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
 
-DETAILS_ON_DISK = ("label", "sampled", "topk", "hidden")
 ON_DISK = "statistics"
 """What the tensor of label scalars is called in a shard."""
 
@@ -40,7 +40,7 @@ class Recipe:
     topk: int
     dtype: str
     precision: str
-    draws: int = MOST
+    draws: int = MOST_DRAWS
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-MOST = 64
-"""Draws of a position at most: a count in 6 bits."""
+from qtarget.choices import MOST_DRAWS
+
 _COUNT_BITS = 6
 _NARROW = 1 << 18
 """Token ids below it fit 3 bytes beside a count; others take 4."""
@@ -55,10 +55,10 @@ def packed(ids: Tensor) -> dict[str, Tensor]:
 
 
 def unpacked(stored: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Of some positions of what `packed` made: indices and counts [m, MOST] int64, a count of 0 behind the last."""
+    """Some positions of what `packed` made: indices and counts [m, MOST_DRAWS] int64, 0 behind the last."""
     lengths = stored["distinct"].long()
     ends = lengths.cumsum(0)
-    place = torch.arange(MOST)
+    place = torch.arange(MOST_DRAWS)
     is_held = place < lengths[rows, None]
     at = ((ends - lengths)[rows, None] + place).where(is_held, 0)
     held = stored["tokens"][at.reshape(-1)].long()
@@ -66,5 +66,5 @@ def unpacked(stored: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     together = together.view(at.shape)  # type: ignore[union-attr]
     return {
         "indices": (together >> _COUNT_BITS).where(is_held, 0),
-        "counts": ((together & (MOST - 1)) + 1).where(is_held, 0),
+        "counts": ((together & (MOST_DRAWS - 1)) + 1).where(is_held, 0),
     }

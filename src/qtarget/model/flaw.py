@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import ClassVar, Protocol
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from qtarget.errors import QTargetError
-from qtarget.math.head import Head
-from qtarget.model.policy import Policy
 from qtarget.settings import Checked, Listed, Nullable, Number, Whole, setting
+
+if TYPE_CHECKING:
+    from qtarget.model.policy import Policy
 
 
 class Flaw(Protocol):
@@ -42,12 +39,9 @@ class Temperature(Checked, Flaw):
     temperature: float = setting(2.0, Number(0.01), "T, which logits are divided by; above 1 the model is less sure")
 
     def __call__(self, policy: Policy) -> Policy:
-        return _Headed(policy, self._divided)
+        from qtarget.model import flawed  # torch comes in there, as below
 
-    def _divided(self, head: Head) -> Head:
-        """z/T = c·tanh(s·(hWᵀ + b)/c)/T, where 1/T goes into s and c."""
-        t = self.temperature
-        return replace(head, scale=head.scale / t, softcap=None if head.softcap is None else head.softcap / t)
+        return flawed.divided(policy, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -71,15 +65,9 @@ class TokenBias(Checked, Flaw):
 
     def __call__(self, policy: Policy) -> Policy:
         self.check(policy.vocab_size)
-        bias = torch.zeros(len(policy.head.weight))
-        bias[self._drawn(policy.vocab_size)] = self.strength
-        return _Headed(policy, partial(_biased, bias))
+        from qtarget.model import flawed
 
-    def _drawn(self, vocab_size: int) -> Tensor:
-        if self.tokens is not None:
-            return torch.tensor(self.tokens, dtype=torch.int64)
-        order = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(self.seed))
-        return order[: round(self.share * vocab_size)]
+        return flawed.biased(policy, self.strength, flawed.drawn(policy.vocab_size, self.tokens, self.share, self.seed))
 
 
 @dataclass(frozen=True)
@@ -90,28 +78,7 @@ class NoisyWeights(Checked, Flaw):
     sigma: float = setting(0.05, Number(0), "standard deviation of the noise, in those of the weight matrix")
     seed: int = setting(0, Whole(0), "of the draws")
 
-    @torch.no_grad()
     def __call__(self, policy: Policy) -> Policy:
-        generator = torch.Generator().manual_seed(self.seed)
-        for weight in policy.parameters():
-            if weight.ndim > 1:
-                noise = torch.randn(weight.shape, generator=generator).to(weight.device)
-                weight.copy_(weight.float() + self.sigma * weight.float().std(correction=0) * noise)
-        return policy
+        from qtarget.model import flawed
 
-
-class _Headed(Policy):
-    """A model with another head, on the same weights."""
-
-    def __init__(self, policy: Policy, change: Callable[[Head], Head]) -> None:
-        super().__init__(policy.lm, policy.vocab_size, compiled=policy.compiled)
-        self._head = lambda: change(policy.head)
-
-    @property
-    def head(self) -> Head:
-        return self._head()
-
-
-def _biased(bias: Tensor, head: Head) -> Head:
-    added = bias.to(head.weight.device) / head.scale  # the head multiplies its bias too
-    return replace(head, bias=added if head.bias is None else head.bias + added)
+        return flawed.noisy(policy, self.sigma, self.seed)

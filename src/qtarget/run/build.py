@@ -16,7 +16,7 @@ from qtarget.config.reference_kind import PlacedReference
 from qtarget.config.references import FrozenReference
 from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
-from qtarget.data.module import SFTData
+from qtarget.data.lightning_data import SFTData
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.evaluate.served import Server
 from qtarget.math.target import needs

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qtarget import checks
+from qtarget.choices import DETAILS_ON_DISK
 from qtarget.config.composing import compose_config, to_yaml
 from qtarget.config.run_config import RunConfig
-from qtarget.model.cached_scores import DETAILS_ON_DISK
 from qtarget.parallel import is_rank_zero
 from qtarget.run import build, ranks
 from qtarget.run.caching import build_missing, described, role_of

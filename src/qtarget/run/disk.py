@@ -22,7 +22,7 @@ from qtarget.config.run_config import RunConfig
 from qtarget.errors import QTargetError
 from qtarget.math.target import Design, needs
 from qtarget.model import provide
-from qtarget.model.adapter import adapter_weights, merge
+from qtarget.model.adapting import adapter_weights, merge
 from qtarget.model.policy import Policy
 from qtarget.model.provide import DTYPES
 from qtarget.resume_folders import STATE, newest

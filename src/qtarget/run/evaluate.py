@@ -31,9 +31,10 @@ from qtarget.record.trackers import NoTracker
 from qtarget.run import build
 from qtarget.run.exported_model import CHECKPOINT
 from qtarget.run.fit import note_answering, prepare_process
+from qtarget.run.job_record import lock_folder
 from qtarget.run.plan import Plan, make_plan
 from qtarget.run.stored_config import NO_NOISE, check_not_trained_on, run_folder, trained_config
-from qtarget.run.train import load_finished, lock_folder
+from qtarget.run.train import load_finished
 
 FOLDER, SERVER_LOG = "evaluations", "server.log"
 JUDGED = ("heldout", "validation", "test", "like_validation")

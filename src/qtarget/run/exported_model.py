@@ -19,7 +19,7 @@ from qtarget.data.example import Message
 from qtarget.errors import QTargetError
 from qtarget.files import replacing
 from qtarget.model import provide
-from qtarget.model.adapter import merge, save_adapter
+from qtarget.model.adapting import merge, save_adapter
 from qtarget.model.agreement import measured_logits, own_logits
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import reshard, round_weights, shard_alike, whole_weights

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from qtarget.config.run_config import RunConfig, TrainerConfig
 from qtarget.data.batch import Collate
-from qtarget.data.module import SFTData
+from qtarget.data.lightning_data import SFTData
 from qtarget.evaluate.generate import REFILLED
 from qtarget.evaluate.heldout import Evaluation, Evaluator
 from qtarget.evaluate.row_losses import save_row_losses

@@ -12,12 +12,12 @@ from qtarget.config.benchmarks import Benchmarks, read_benchmarks
 from qtarget.config.composing import instantiate, instantiate_design
 from qtarget.config.loss_engine import Engine, attention, choose
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
-from qtarget.data.batch import longest_row
 from qtarget.data.epochs import EpochPlan
 from qtarget.data.example import Example, label_counts
 from qtarget.data.module import DataConfig, Prepared, check_heldout, prepare
 from qtarget.data.once import prepare_once
 from qtarget.data.overlap import unseen
+from qtarget.data.packing import longest_row
 from qtarget.errors import QTargetError
 from qtarget.evaluate.probing import check_scorers
 from qtarget.files import cache_dir

@@ -22,12 +22,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from qtarget import signals
 from qtarget.config.run_config import TrainerConfig
 from qtarget.errors import QTargetError
 from qtarget.parallel import all_gather_objects, is_rank_zero, rank_and_world
+from qtarget.run.environment import environment
 from qtarget.signals import EXIT_CODE, Terminated
 
 T = TypeVar("T")
@@ -52,23 +52,6 @@ class Report:
         return (
             QTargetError(self.message) if self.is_input else RankError(f"rank {self.rank} of {count}: {self.message}")
         )
-
-
-def environment() -> ClusterEnvironment | None:
-    """Which launcher made this process one of several: torchrun (`start` sets its variables), srun, or None."""
-    if {"RANK", "LOCAL_RANK"} <= set(os.environ) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return TorchElasticEnvironment()
-    # of this step: an allocation for many tasks says nothing of a command that srun did not start
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and SLURMEnvironment.detect():
-        return _slurm()
-    return None
-
-
-def _slurm() -> ClusterEnvironment:
-    try:
-        return SLURMEnvironment()
-    except RuntimeError as error:  # srun was told of tasks in a way that leaves open where they are
-        raise QTargetError(str(error)) from error
 
 
 def check_started(trainer: TrainerConfig) -> None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qtarget.config.identity import config_hash, job_hash
-from qtarget.config.names import check_names
-from qtarget.config.own_source import edited_since, own_sources
+from qtarget.config.own_source import edited_since
 from qtarget.config.parts import make_tracker
 from qtarget.config.run_config import RunConfig
-from qtarget.config.versions import versions
 from qtarget.errors import QTargetError
-from qtarget.files import locked
 from qtarget.parallel import is_rank_zero
-from qtarget.record.record import NullRecord, Record, make_folder, replay, stored_result
+from qtarget.record.record import NullRecord, Record, replay
 from qtarget.record.trackers import NoTracker
 from qtarget.record.wandb_sweep import under_agent
 from qtarget.resume_folders import STATE, discard
@@ -26,8 +20,9 @@ from qtarget.run.closing import closing_line
 from qtarget.run.disk import explain_full_disk
 from qtarget.run.exported_model import CHECKPOINT, OPTIMIZER
 from qtarget.run.fit import train_and_evaluate
+from qtarget.run.job_record import finished_result, lock_folder, run_info
 from qtarget.run.plan import check_design
-from qtarget.signals import Stop, folder_timeout
+from qtarget.signals import Stop
 from qtarget.train.resume_callback import ResumeCallback
 from qtarget.train.resume_saved import ResumeState, last_state
 
@@ -45,7 +40,7 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
             "eval.engine=server answers for a checkpoint on disk: train with eval.engine=local, and then qtarget "
             "evaluate checkpoint=RUN eval.engine=server"
         )
-    info = _info(cfg.container(), choices, overrides)
+    info = run_info(cfg.container(), choices, overrides)
     several = cfg.trainer.processes > 1
     ranks.check_started(cfg.trainer)
     if several and ranks.environment():
@@ -97,88 +92,13 @@ def _start_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str
     return record.reread()
 
 
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """The job's folder, to this process alone."""
-    make_folder(folder)
-    # a sweep may hand out values twice: the second run waits, and tells what the first measured
-    wait = -1 if under_agent() else folder_timeout()
-    busy = f"another process is running this job in {folder}: wait for it, or stop it"
-    with locked(folder / ".lock", busy, wait=wait):
-        yield
-
-
 def load_finished(cfg: RunConfig, folder: Path, done: str = "trained") -> dict[str, Any] | None:
     """The result of a finished job of the same configuration; refuses a folder of another one. done: what a job is."""
-    stored = _load_if_finished(cfg.hash, folder, done)
+    stored = finished_result(cfg.hash, folder, done)
     kept = (folder / OPTIMIZER, folder / CHECKPOINT / OPTIMIZER)  # the latter of earlier builds
     if stored and done == "trained" and cfg.checkpoint.optimizer and not any(path.is_file() for path in kept):
         print(f"{stored['name']}: it has no {OPTIMIZER}, as it was trained without checkpoint.optimizer=true")
     return stored
-
-
-def _load_if_finished(identity: str, folder: Path, done: str) -> dict[str, Any] | None:
-    result = stored_result(folder)
-    if result is None:
-        return None
-    if result.get("config_hash") != identity:
-        raise QTargetError(
-            f"{folder} holds a run of another configuration ({result.get('name')}): choose another folder with "
-            "hydra.run.dir, or remove it"
-        )
-    if result["status"] != "finished":
-        return None
-    print(f"{result['name']}: finished already, not {done} again; remove {folder} to have it run anew")
-    return result
-
-
-def record_rejected(
-    config: Mapping[str, Any], folder: Path, choices: Mapping[str, Any], overrides: list[str], error: QTargetError
-) -> dict[str, Any]:
-    """What becomes of a configuration that can't be read: its record says why, and the error is raised.
-
-    A finished run of an earlier build, which read it, is returned. config: composed, as plain data.
-    """
-    rank = ranks.environment()
-    if rank and rank.global_rank():
-        raise error
-    with lock_folder(folder):
-        if stored := _load_if_finished(job_hash(config), folder, "trained"):
-            return stored
-        record = Record(folder, _tracker_or_none(config))
-        record.start(_info(config, choices, overrides), config)
-        record.fail(error)
-    raise error
-
-
-def _tracker_or_none(config: Mapping[str, Any]) -> Any:
-    try:
-        check_names(config)
-        return make_tracker(config["tracker"])
-    except QTargetError:  # which may be what is wrong
-        return NoTracker()
-
-
-def _info(config: Mapping[str, Any], choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """What the record says of a run from its start. config: as plain data."""
-    return {
-        "name": str(config["name"] or choices["target"]),
-        "role": config["role"],
-        "experiment": str(config["experiment_name"]),
-        "choices": dict(choices),
-        "overrides": overrides,
-        "seed": config["seed"],
-        "config_hash": job_hash(config),
-        "mends": versions(config),
-        **_own_sources(config),
-        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-    }
-
-
-def _own_sources(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of parts outside the package; nothing where there is none."""
-    own = own_sources({key: value for key, value in config.items() if key != "tracker"})
-    return {"sources": own, "hash_without_sources": config_hash(config, with_sources=False)} if own else {}
 
 
 def _run_with_record(cfg: RunConfig, folder: Path, info: dict[str, Any], stop: Stop) -> dict[str, Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qtarget.errors import QTargetError
 from qtarget.settings import FLAG, Checked, Listed, Nullable, Number, setting
-from qtarget.train.normed_adamw import NormedAdamW
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 NEARLY_1 = 1 - 1e-9
 SMALLEST_EPS = 1e-30
@@ -59,6 +59,10 @@ class AdamW(Checked):
 
     def configure(self, parameters: Iterable[nn.Parameter], steps: int) -> dict[str, Any]:
         """What LightningModule.configure_optimizers returns."""
+        import torch  # reading a configuration needs none
+
+        from qtarget.train.normed_adamw import NormedAdamW
+
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -82,8 +86,8 @@ class AdamW(Checked):
         if self.update_norm is None:
             assert self.lr is not None
             return {"train/lr": self.lr * factor}
-        assert isinstance(optimizer, NormedAdamW)
-        return {"train/lr": optimizer.rate, "train/update_norm": self.update_norm * factor if optimizer.rate else 0.0}
+        rate: float = optimizer.rate  # type: ignore[attr-defined]  # of NormedAdamW
+        return {"train/lr": rate, "train/update_norm": self.update_norm * factor if rate else 0.0}
 
     def lr_factor(self, step: int, steps: int) -> float:
         """The learning rate of optimizer step `step` (from 0) as a fraction of the peak."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import lightning as L
 
 from qtarget.data.batch import Batch
-from qtarget.data.module import DataPosition, SFTData
+from qtarget.data.lightning_data import DataPosition, SFTData
 from qtarget.errors import QTargetError
 from qtarget.parallel import rank_and_world
 from qtarget.signals import Stop, Terminated

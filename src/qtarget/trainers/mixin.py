@@ -17,7 +17,7 @@ from qtarget.errors import QTargetError
 from qtarget.math.loss import LossOutput
 from qtarget.math.target import Design, columns
 from qtarget.measures import HIT
-from qtarget.model.adapter import check_adapter
+from qtarget.model.adapting import check_adapter
 from qtarget.model.agreement import check_logits
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy, check_packing

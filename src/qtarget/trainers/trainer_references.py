@@ -14,7 +14,7 @@ from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.math.target import Design, check_references, needs
 from qtarget.math.tokens import ROLES
-from qtarget.model.adapter import check_base
+from qtarget.model.adapting import check_base
 from qtarget.model.agreement import check_logits
 from qtarget.model.frozen import AdapterOff, Frozen, FrozenModel, Snapshot
 from qtarget.model.policy import Policy
