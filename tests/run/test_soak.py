@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 import pytest
 from resuming import SMALL, assert_same_run, only_run, result
-from warm import forking_context
+from warm import fork_ranks, forking_context
 
 KILLS = int(os.environ.get("QTARGET_KILLS", "8"))
 A_JOB = 3
@@ -44,7 +45,8 @@ command: ["${env}", qtarget, train, "${args_no_hyphens}"]
 TWELVE_POINTS = POINTS.replace("[sft, dft]", "[sft, dft, focal]")
 TWELVE_POINTS = TWELVE_POINTS.replace("  seed:", "  optim.lr: {values: [0.001, 0.0001]}\n  seed:")
 TWELVE = ["sweep", "twelve.yaml", "--slots", "2", *SMALL, "trainer.max_steps=1", "trainer.eval_every=0"]
-READY = "ready"
+ON_TWO = ["train", *SMALL, "trainer.devices=2", "trainer.batch_size=2", "checkpoint.every=1", "target=psft"]
+READY, PIDS = "ready", "pids"
 
 
 def command(arguments: Sequence[str], folder: Path) -> None:
@@ -54,15 +56,30 @@ def command(arguments: Sequence[str], folder: Path) -> None:
     from qtarget.cli import run
     from qtarget.launch import slots
     from qtarget.model import cache_build
+    from qtarget.run import train
 
     os.chdir(folder)
     torch.set_num_threads(1)
     cache_build.SHARD_TOKENS = 2000  # many shards of a small data set
     slots.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})  # of that module alone
+    fork_ranks(pytest.MonkeyPatch())
+    train.run_as_rank = noted_rank
     Path("points.yaml").write_text(POINTS)
     Path("twelve.yaml").write_text(TWELVE_POINTS)
     Path(READY).touch()
     sys.exit(run(arguments))
+
+
+def noted_rank(*given: Any) -> Any:
+    """A rank whose process can be found."""
+    import torch.distributed as dist
+
+    from qtarget.run import train
+
+    rank, folder = dist.get_rank(), Path(PIDS)
+    folder.mkdir(exist_ok=True)
+    (folder / str(rank)).write_text(str(os.getpid()))
+    return train.run_as_rank(*given)
 
 
 class Forked:
@@ -194,6 +211,46 @@ def test_random_kills_lose_nothing(tmp_path: Path) -> None:
     assert killer.kills >= KILLS
     assert attempts > 0 or KILLS < 20  # some went on from a state
     print(f"{killer.kills} kills, {number + 1} jobs, {attempts} times a run went on from a state")
+
+
+def kill_rank(process: Any, folder: Path, rank: int, seconds: float) -> bool:
+    """So long after it was connected; whether it was there to be killed."""
+    while process.is_alive() and not (folder / PIDS / str(rank)).exists():
+        time.sleep(0.005)
+    process.join(seconds)
+    try:
+        os.kill(int((folder / PIDS / str(rank)).read_text()), signal.SIGKILL)
+    except (OSError, ValueError):  # it has ended
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ranks_killed_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """The other one and the command that started them end, and the same command goes on from the state."""
+    commands = {name: [*ON_TWO, f"trainer.strategy={name}"] for name in ("ddp", "fsdp2")}
+    seconds = {name: seconds_of(arguments, tmp_path / name) for name, arguments in commands.items()}
+    draw, kills, attempts, enough = random.Random(KILLS), 0, 0, max(1, 2 * KILLS // 3)
+    for number, name in zip(range(100 * enough), itertools.cycle(commands), strict=False):
+        folder, code = tmp_path / str(number), None
+        for attempt in itertools.count():
+            process = started(commands[name], folder)
+            if attempt < A_JOB and kills < enough:
+                kills += kill_rank(process, folder, draw.randrange(2), draw.uniform(0, seconds[name]))
+            process.join()
+            shutil.rmtree(folder / PIDS, ignore_errors=True)
+            check_records(folder)
+            code = process.exitcode
+            if code == 0:
+                break
+            assert attempt < A_JOB
+        attempts += check_runs(folder, tmp_path / name)
+        if kills >= enough:
+            break
+    assert kills >= enough
+    assert attempts > 0 or enough < 20
+    print(f"{kills} ranks killed, {number + 1} jobs, {attempts} times a run went on from a state")
 
 
 def finished(folder: Path) -> dict[str, dict[str, Any]]:

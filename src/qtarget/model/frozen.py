@@ -109,7 +109,8 @@ class Snapshot(FrozenModel):
         if step % self.every or step == self.taken:
             return
         self.taken = step
-        reshard(self.policy)
+        for gathered in (self.policy, policy):  # by an evaluation
+            reshard(gathered)
         for mine, theirs in zip(self.policy.parameters(), policy.parameters(), strict=True):
             own_shard(mine).copy_(own_shard(theirs) if is_shard(mine) else whole(theirs))
 

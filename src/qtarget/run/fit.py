@@ -24,6 +24,7 @@ from qtarget.evaluate.row_losses import save_row_losses
 from qtarget.evaluate.samples import save_samples
 from qtarget.math.scoring import graphs_compiled
 from qtarget.model.policy import Policy
+from qtarget.model.sharding import reshard
 from qtarget.parallel import is_rank_zero
 from qtarget.record.record import NullRecord, Record
 from qtarget.resume_folders import STATE, newest
@@ -149,6 +150,7 @@ def _save_trained(plan: Plan, trainer: L.Trainer, module: QTargetModule, resume:
         return
     if is_rank_zero():
         discard_checkpoint(folder)  # of an earlier attempt
+    reshard(module.policy)  # after the evaluation of the last step
     if cfg.trainer.max_steps and not resume.training_was_complete:
         resume.save_final(trainer, module)
         _save_optimizer(cfg, trainer, folder)
