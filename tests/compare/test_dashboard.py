@@ -15,7 +15,8 @@ from test_wandb import INFO, SMALL
 from wandb_server import ENTITY, Backend
 
 from qtarget.cli import run as qtarget_cli
-from qtarget.compare.workspace import USUAL, axes, parts
+from qtarget.compare.workspace import USUAL, axes, find_project, parts
+from qtarget.plot.looks import GREY, looks
 from qtarget.record.trackers import Wandb
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
@@ -79,6 +80,23 @@ def test_a_workspace_and_a_report_with_the_same_panels(saved: tuple[dict[str, An
     assert re.search(rf"workspace +http\S+/{ENTITY}/designs\?nw=\w+", told)
     assert re.search(rf"report +http\S+/{ENTITY}/designs/reports/First-look--\w+", told)
     assert "axes of the sweeps: target, optim.lr\n" in told
+
+
+def test_a_run_has_the_colour_that_its_design_has_everywhere(saved: tuple[dict[str, Any], str]) -> None:
+    """By the run's id, as wandb-workspaces 0.4.13 names colours; every plan of a report's panels has its own."""
+    specs, _ = saved
+    expected = {name: looks([name])[name][0] for name in ("sft", "dft")}
+    (of_workspace,) = found(specs["project-view"], "customRunColors")
+    assert {name: of_workspace[name] for name in expected} == expected
+    of_grids = [grid["customRunColors"] for grid in grids(specs["runs"])]
+    assert len(of_grids) == len(parts(USUAL))
+    assert all(colours == expected for colours in of_grids)
+
+
+def test_a_model_before_training_is_grey(wandb_server: Backend) -> None:
+    two_runs(wandb_server)
+    wandb_server.runs["sft"].told["jobType"] = "base"
+    assert find_project(f"{ENTITY}/designs").colours == {"sft": GREY, "dft": looks(["dft"])["dft"][0]}
 
 
 def test_designs_side_by_side_curves_with_their_range_and_sweeps(saved: tuple[dict[str, Any], str]) -> None:

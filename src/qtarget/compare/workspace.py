@@ -4,6 +4,11 @@ How our config keys are written. A run's config is sent flat, so that W&B stores
 whole dotted name is one key, and the value stands under it. wandb-workspaces takes the dots of `Config("optim.lr")`
 for nesting and writes optim.value.lr, where a flat config has nothing. A key that ends in .value is passed on as it is
 where panels and run sets are grouped; axes have no such way, so `FlatScatter` and `FlatColumn` write theirs.
+
+Colours. Each run has the colour of its design, as on the page, in the picture and in the lens. wandb-workspaces 0.4.13
+names colours by runs' ids, by "RUN:METRIC" and by the groups of a run set; a panel that groups its lines or bars by
+itself, as ours do by design, has no name for a group's colour, and W&B picks it. Runs that come later have W&B's
+colours until the dashboard is made again.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from typing import Any
 
 from qtarget.errors import QTargetError
 from qtarget.measures import MEASURES
+from qtarget.plot.looks import GREY, looks
 from qtarget.record.runs import differing
 from qtarget.record.wandb_sweep import CONNECT
 
@@ -28,6 +34,8 @@ MOST_RUNS = 500
 """Runs that are asked for what differs between them."""
 MOST_AXES = 8
 DESIGN = "target"
+BASE = "base"
+"""The job type of a model before training, whose design says nothing."""
 RATE = "data.noise.rate"
 BEST = "test/accuracy"
 USUAL = (DESIGN, "optim.lr", "seed")
@@ -54,11 +62,12 @@ class DashboardSection:
 
 @dataclass(frozen=True)
 class Project:
-    """A project at W&B, and the config keys in which its runs differ."""
+    """A project at W&B, the config keys in which its runs differ, and the colour of each run by its id."""
 
     entity: str
     name: str
     keys: tuple[str, ...]
+    colours: Mapping[str, str]
 
     @property
     def path(self) -> str:
@@ -106,12 +115,20 @@ def find_project(path: str) -> Project:
         api = wandb.Api()
         owner, _, name = path.rpartition("/")
         entity = owner or str(api.default_entity)
-        configs = [run.config for run in islice(api.runs(f"{entity}/{name}", lazy=False), MOST_RUNS)]
+        runs = list(islice(api.runs(f"{entity}/{name}", lazy=False), MOST_RUNS))
     except (wandb.Error, ValueError) as error:
         raise _not_found(path, error) from error
-    if not configs:
+    if not runs:
         raise QTargetError(f"the W&B project {entity}/{name} has no runs: {HOW_TO_FILL}")
-    return Project(entity, name, axes(configs))
+    return Project(entity, name, axes([run.config for run in runs]), colours(runs))
+
+
+def colours(runs: Sequence[Any]) -> dict[str, str]:
+    """Run → the colour of its design; a model before training is grey. runs: as W&B's client has them."""
+    designs = {str(run.id): str(run.config[DESIGN]) for run in runs if DESIGN in run.config}
+    untrained = {str(run.id) for run in runs if run.job_type == BASE}
+    look_of = looks(sorted(set(designs.values())))
+    return {run: GREY if run in untrained else look_of[design][0] for run, design in designs.items()}
 
 
 def _not_found(path: str, error: Exception) -> QTargetError:
@@ -262,6 +279,7 @@ def workspace(project: Project, name: str) -> Any:
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),
         runset_settings=ws.RunsetSettings(
             order=[ws.Ordering(ws.Summary(BEST), ascending=False)],
+            run_settings={run: ws.RunSettings(color=colour) for run, colour in project.colours.items()},
             pinned_columns=[accessor(DESIGN), accessor("seed"), f"summary:{BEST}", "summary:test/nll"],
         ),
     )
@@ -277,7 +295,10 @@ def report(project: Project, name: str) -> Any:
     blocks: list[Any] = [wr.TableOfContents()]
     for part in parts(project.keys):
         runs = wr.Runset(
-            entity=project.entity, project=project.name, groupby=[f"config.{stored(key)}" for key in part.by]
+            entity=project.entity,
+            project=project.name,
+            groupby=[f"config.{stored(key)}" for key in part.by],
+            run_settings={run: wr.RunSettings(color=colour) for run, colour in project.colours.items()},
         )
         blocks += [wr.H2(part.name), wr.P(part.about), wr.PanelGrid(runsets=[runs], panels=_placed(part.panels))]
     return wr.Report(
