@@ -1,6 +1,6 @@
 """The benchmark suite: prints its tables and keeps them in RESULTS.md beside this file.
 
-    python benchmarks/run.py [--part a b c d e f g] [--quick] [--out FILE]
+    python benchmarks/run.py [--part a b c d e f g h] [--quick] [--out FILE]
 
 a  the output layer and the loss: time and memory beside plain cross-entropy
 b  an optimizer step under each target, with live and with cached references, beside plain SFT's
@@ -9,6 +9,7 @@ d  a sweep of eight runs with live and with cached references
 e  share of the machine's matrix-product rate that a step reaches, and where its time goes
 f  TRL's SFTTrainer with its own losses and with designs: time and memory
 g  sampled answers of 20 to 300 tokens: refilled batches beside whole ones
+h  rows that are prepared once, beside rows that every process prepares in its own memory
 
 Parts that aren't run keep what an earlier run wrote. Leave the machine alone meanwhile: all of it takes about forty
 minutes on two cores.
@@ -27,7 +28,16 @@ from table import Section, store
 
 from qtarget.run.fit import prepare_process
 
-PARTS = {"a": "layer", "b": "steps", "c": "peers", "d": "sweep", "e": "rate", "f": "inside_trl", "g": "answers"}
+PARTS = {
+    "a": "layer",
+    "b": "steps",
+    "c": "peers",
+    "d": "sweep",
+    "e": "rate",
+    "f": "inside_trl",
+    "g": "answers",
+    "h": "prepared",
+}
 """Part → the module beside this file whose `section(quick)` measures it."""
 
 

@@ -266,3 +266,19 @@ def test_outcomes_of_tests_are_rows(tmp_path: Path) -> None:
         {"test": "a", "outcome": "passed", "seconds": 0.5, "said": None},
         {"test": "b", "outcome": "failure", "seconds": 1.0, "said": "no ¦ luck"},
     ]
+
+
+@pytest.mark.slow
+def test_rows_are_prepared_in_memory_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prepared import Rows, measure
+
+    monkeypatch.delenv("QTARGET_BASELINE", raising=False)
+    table, tokens = measure(Rows(rows=40, lines=3, heldout=4, rounds=1, model="tiny"))
+    assert [row["preparation"] for row in table] == [
+        "in memory",
+        "the first time",
+        "again",
+        "again, two processes together",
+    ]
+    assert tokens > 36 * 100
+    assert all(isinstance(row["private bytes a token"], float) for row in table)

@@ -6,6 +6,7 @@ Linux alone: elsewhere libraries of the system don't outlive a fork.
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -65,6 +66,7 @@ def _work(task: Callable[[], Any], there: Connection, parent: int) -> None:
         signal.signal(ending, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: this process's parent ends it
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # their threads weren't forked
+    gc.freeze()  # a collection would touch, and so copy, every page that both processes share
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return

@@ -179,6 +179,7 @@ class ChatFormat:
     def _drafts(self, row: Demonstration) -> list[_Draft]:
         drafts: list[_Draft] = []
         turns = self._supervised_turns(row)
+        written = ""
         for index in turns:
             one = turn(self.template, row.messages, index, row.tools)
             prompt = self.tokens.ids(one.asked)
@@ -186,8 +187,9 @@ class ChatFormat:
                 drafts.append(_Draft(["wrong", *row.spans]))
             drafts[-1].context(prompt)
             self._write(drafts[-1], row, index, one)
+            written = one.text
         if turns:
-            check_context(self.template, row.messages[: turns[-1] + 1], row.tools)
+            check_context(self.template, row.messages[: turns[-1] + 1], row.tools, written)
         if not any(draft.weights and any(draft.weights) for draft in drafts):
             raise QTargetError("no token to supervise; it needs an assistant message with text, of a weight above 0")
         return [draft for draft in drafts if any(draft.weights)]

@@ -1,13 +1,10 @@
-"""Rows → examples, by the chat template and the tokenizer; and where they are meanwhile."""
+"""Rows, and the examples that the chat template and the tokenizer make of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Protocol
 
-from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration, Example
 
 
@@ -22,30 +19,3 @@ class EncodedRows:
     def group(self, index: int) -> list[Example]:
         """The examples of a row."""
         return list(self.examples[self.starts[index] : self.starts[index + 1]])
-
-
-class Storage(Protocol):
-    """Where examples are while they are prepared, and once they are."""
-
-    def encode(self, rows: Sequence[Demonstration], chat: ChatFormat) -> EncodedRows:
-        """Raises QTargetError, with its number, for the first row that can't be taught."""
-
-    def keep(
-        self, name: str, examples: Iterable[tuple[Example, int]], columns: Iterable[str]
-    ) -> tuple[Sequence[Example], Sequence[int]]:
-        """The examples; and which row each is of, as it was given with it. columns: those that any may have."""
-
-
-class InMemory:
-    """As Python's objects, in this process."""
-
-    def encode(self, rows: Sequence[Demonstration], chat: ChatFormat) -> EncodedRows:
-        groups = [chat.encode(row) for row in rows]
-        starts = list(accumulate(map(len, groups), initial=0))
-        return EncodedRows(rows, [example for group in groups for example in group], starts)
-
-    def keep(
-        self, name: str, examples: Iterable[tuple[Example, int]], columns: Iterable[str]
-    ) -> tuple[Sequence[Example], Sequence[int]]:
-        kept = list(examples)
-        return [example for example, _ in kept], [of for _, of in kept]

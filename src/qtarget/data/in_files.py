@@ -16,6 +16,7 @@ import numpy as np
 from qtarget.data.chat import ChatFormat
 from qtarget.data.encoding import EncodedRows
 from qtarget.data.example import Demonstration, Example, columns_of_rows
+from qtarget.data.limits import KeptRows
 from qtarget.data.stored import StoredExamples, writing_examples
 from qtarget.forked import can_fork, in_forks
 
@@ -47,13 +48,14 @@ class InFiles:
             path.unlink()  # what is mapped stays until nobody looks at it
         return EncodedRows(rows, examples, np.searchsorted(examples.of, np.arange(len(rows) + 1)).tolist())
 
-    def keep(
-        self, name: str, examples: Iterable[tuple[Example, int]], columns: Iterable[str]
-    ) -> tuple[Sequence[Example], Sequence[int]]:
-        path = self.folder / f"{name}.arrow"
-        with writing_examples(path, columns) as writer:
-            for example, of in examples:
-                writer.add(example, of)
+    def keep(self, name: str, kept: KeptRows) -> tuple[Sequence[Example], Sequence[int]]:
+        path, encoded = self.folder / f"{name}.arrow", kept.encoded.examples
+        if isinstance(encoded, StoredExamples) and not kept.cut:
+            kept.noisy, kept.noisy_tokens = encoded.write(path, kept.kept)
+        else:
+            with writing_examples(path, columns_of_rows(kept.rows)) as writer:
+                for example, of in kept.examples():
+                    writer.add(example, of)
         stored = StoredExamples(path)
         return stored, stored.of
 

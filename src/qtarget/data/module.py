@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from qtarget import checks
 from qtarget.data.chat import SUPERVISED, ChatFormat
-from qtarget.data.encoding import EncodedRows, InMemory, Storage
-from qtarget.data.example import Demonstration, Example, columns_of_rows, lengths, roles
+from qtarget.data.encoding import EncodedRows
+from qtarget.data.example import Demonstration, Example, lengths, roles
 from qtarget.data.limits import limited
 from qtarget.data.noise import Noise, NoNoise
 from qtarget.data.noise.base import writes_tokens
@@ -21,6 +21,7 @@ from qtarget.data.sources.data_files import Files
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.sources.loading import is_file_name
 from qtarget.data.sources.source import Sharing, Source, read
+from qtarget.data.storage import InMemory, Storage
 from qtarget.data.tokenise import is_taught
 from qtarget.errors import QTargetError
 from qtarget.settings import Checked, Choice, Nullable, Option, Part, Whole, setting
@@ -194,9 +195,9 @@ def prepare(
     noisy = config.noise(clean)
     encoded = storage.encode([*noisy, *clean_reserve], chat)
     train = limited(_with_noise(config.noise, encoded, len(noisy), chat), limit, config.truncation)
-    examples, of_train = storage.keep("train", train.examples(), columns_of_rows(train.rows))
+    examples, of_train = storage.keep("train", train)
     held = limited(storage.encode(heldout, chat), limit, config.truncation)
-    heldout_examples, of = storage.keep("heldout", held.examples(), columns_of_rows(held.rows))
+    heldout_examples, of = storage.keep("heldout", held)
     contaminated = len(given) + len(reserve) - len(clean) - len(clean_reserve)
     counts = {
         "asked": of_all,

@@ -24,11 +24,11 @@ from qtarget.data.sources.written import WrittenNumber
 COLUMN = "column."
 """What the name of a data column begins with, so that none is taken for one of a table's own."""
 NUMBERS = {
-    "row": pa.int64(),
-    "of": pa.int64(),
-    "first_label": pa.int64(),
-    "tokens": pa.int32(),
-    "labels": pa.int32(),
+    "row": np.int64,
+    "of": np.int64,
+    "first_label": np.int64,
+    "tokens": np.int32,
+    "labels": np.int32,
 }
 """One of each for an example; of: which of the rows that are kept it is of, from 0."""
 LISTS = {"input_ids": np.int32, "supervised": np.bool_, "weights": np.float64}
@@ -48,8 +48,10 @@ class ExampleWriter:
     def __init__(self, sink: pa.NativeFile, columns: Iterable[str]) -> None:
         self._columns = tuple(columns)
         lists = LISTS | dict.fromkeys((COLUMN + name for name in self._columns), np.bool_)
-        listed = {name: pa.list_(pa.from_numpy_dtype(kind)) for name, kind in lists.items()}
-        self._schema = pa.schema(list((NUMBERS | listed).items()))
+        numbers = [(name, pa.from_numpy_dtype(kind)) for name, kind in NUMBERS.items()]
+        self._schema = pa.schema(
+            [*numbers, *((name, pa.list_(pa.from_numpy_dtype(kind))) for name, kind in lists.items())]
+        )
         self._writer = pa.ipc.new_stream(sink, self._schema)
         self._held: list[Example] = []
         self._of: list[int] = []
@@ -82,7 +84,7 @@ class ExampleWriter:
             *([example.columns.get(name) for example in held] for name in self._columns),
         ]
         kinds = [*LISTS.values(), *(np.bool_ for _ in self._columns)]
-        arrays = [pa.array(values, kind) for values, kind in zip(numbers, NUMBERS.values(), strict=True)]
+        arrays = [_array(np.array(values, kind)) for values, kind in zip(numbers, NUMBERS.values(), strict=True)]
         arrays += [_list_array(values, kind) for values, kind in zip(lists, kinds, strict=True)]
         self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
         self._held, self._of, self._tokens = [], [], 0
@@ -92,8 +94,14 @@ def _list_array(values: Sequence[Sequence[Any] | None], kind: Any) -> pa.ListArr
     """Lists of numbers of one kind, or of nothing."""
     ends = list(accumulate((len(value or ()) for value in values), initial=0))
     flat = np.fromiter(chain.from_iterable(value or () for value in values), kind, ends[-1])
-    missing = pa.array([value is None for value in values], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat), mask=missing)
+    missing = np.array([value is None for value in values], np.bool_)
+    return pa.ListArray.from_arrays(_array(np.array(ends, np.int32)), _array(flat), mask=_array(missing))
+
+
+def _array(values: Any) -> pa.Array:
+    """Of numpy's numbers or booleans. Not by `pa.array` of pyarrow 26, which imports pandas: 13 MB and a second."""
+    packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(packed)])
 
 
 class StoredExamples(Sequence[Example]):
@@ -148,14 +156,60 @@ class StoredExamples(Sequence[Example]):
         """Which row each is of."""
         return self._numbers("of")
 
+    def write(self, path: Path, rows: Sequence[int]) -> tuple[int, int]:
+        """Write those of these rows (in order; see `of`) to a file, as the examples of a data set of their own.
+
+        Returns how many of the rows hold a token that noise made wrong, and how many such tokens there are.
+        """
+        place = np.full(max([*self.of, *rows], default=-1) + 1, -1)
+        place[list(rows)] = np.arange(len(rows))
+        wrong = np.zeros(len(rows), np.int64)
+        first_label = 0
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, self._table.schema) as writer:
+            for batch in self._table.to_batches():
+                of = place[_numbers(batch["of"])]
+                kept = batch if (of >= 0).all() else batch.filter(_array(of >= 0))
+                of, labels = of[of >= 0], _numbers(kept["labels"]).astype(np.int64)
+                ends = first_label + labels.cumsum()
+                columns = dict(zip(kept.schema.names, kept.columns, strict=True))
+                columns |= {"of": _array(of), "first_label": _array(ends - labels)}
+                writer.write_batch(pa.record_batch(list(columns.values()), schema=self._table.schema))
+                first_label += int(labels.sum())
+                np.add.at(wrong, of, _true_in(kept[COLUMN + "wrong"]))
+        return int((wrong > 0).sum()), int(wrong.sum())
+
     def _numbers(self, name: str) -> list[int]:
-        numbers: list[int] = self._table[name].to_numpy().tolist()
-        return numbers
+        return [number for chunk in self._table[name].chunks for number in _listed(chunk)]
 
     def _list(self, name: str, at: int) -> list[Any] | None:
         values = self._table[name][at].values
-        listed: list[Any] | None = None if values is None else values.to_numpy(zero_copy_only=False).tolist()
-        return listed
+        return None if values is None else _listed(values)
+
+
+def _listed(values: pa.Array) -> list[Any]:
+    listed: list[Any] = _numbers(values).tolist()
+    return listed
+
+
+def _numbers(values: pa.Array) -> Any:
+    """Numbers or booleans, none missing, as numpy's. Not by `to_numpy`, for the reason of `_array`."""
+    start, stop = values.offset, values.offset + len(values)
+    kind = np.dtype(values.type.to_pandas_dtype())
+    if not len(values):
+        return np.zeros(0, kind)
+    content = values.buffers()[1]
+    if kind != np.bool_:
+        return np.frombuffer(content, kind)[start:stop]
+    first = start // 8
+    bits = np.frombuffer(content, np.uint8, -(-stop // 8) - first, first)
+    return np.unpackbits(bits, bitorder="little")[start - 8 * first :][: len(values)].view(np.bool_)
+
+
+def _true_in(lists: pa.ListArray) -> Any:
+    """How many entries of each list are true."""
+    before = np.concatenate([[0], _numbers(lists.values).cumsum()])
+    ends = before[_numbers(lists.offsets)]
+    return np.diff(ends)
 
 
 @contextmanager
@@ -183,7 +237,13 @@ def write_rows(path: Path, rows: Sequence[Demonstration]) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for start in range(0, len(rows), BATCH_ROWS):
             texts = [_as_text(row) for row in rows[start : start + BATCH_ROWS]]
-            writer.write_batch(pa.record_batch([pa.array(texts, pa.large_string())], schema=schema))
+            writer.write_batch(pa.record_batch([_texts(texts)], schema=schema))
+
+
+def _texts(texts: Sequence[str]) -> pa.Array:
+    encoded = [text.encode() for text in texts]
+    ends = np.array(list(accumulate(map(len, encoded), initial=0)), np.int64)
+    return pa.LargeStringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
 
 
 class StoredRows(Sequence[Demonstration]):

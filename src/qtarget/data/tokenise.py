@@ -150,7 +150,7 @@ class Tokeniser:
             split_special_tokens=as_text,
             **{"return_offsets_mapping": True} if fast else {},
         )
-        offsets = [(int(low), int(high)) for low, high in encoded["offset_mapping"]] if fast else None
+        offsets = list(encoded["offset_mapping"]) if fast else None
         return TokenisedText(list(encoded["input_ids"]), offsets)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -26,7 +26,8 @@ class Turn:
     """asked: the template's text up to where the reply begins. reply: what the model must write, with its end of turn.
 
     opening: what of the message stands in `asked`, where a prompt opens the thought. body: characters of the reply,
-    without marks, up to its end of turn. ended: whether the template closes it with a control token.
+    without marks, up to its end of turn. ended: whether the template closes it with a control token. text: all that the
+    template writes of the conversation up to the reply.
     """
 
     asked: str
@@ -34,6 +35,7 @@ class Turn:
     opening: str
     body: int
     ended: bool
+    text: str = ""
 
     def positions(self, content: str) -> list[int]:
         """Where each character of a message stands in the reply, without marks; below 0 in what was asked.
@@ -70,7 +72,7 @@ def turn(template: Template, messages: Sequence[Message], index: int, tools: Too
         raise QTargetError(_rewritten(template, asked, after))
     located = _ended(template, asked, reply, opening)
     _check_written(template, messages[: index + 1], tools, located)
-    return located
+    return replace(located, text=after)
 
 
 def spanned(spans: Sequence[Span], positions: Sequence[int]) -> list[Span]:
@@ -166,9 +168,11 @@ def _check_written(template: Template, messages: Sequence[Message], tools: Tools
     message, text = messages[-1], squeezed(located.opening + located.reply)
     for key in ("content", *REASONING):
         value = message.get(key)
-        if isinstance(value, str) and squeezed(value) not in text and unread(template, messages, key, tools):
+        if not isinstance(value, str) or squeezed(value) in text:
+            continue
+        if unread(template, messages, key, tools):
             raise QTargetError(_left_out(key, "assistant", message))
-        if key == "content" and isinstance(value, str) and not _in_order(value, text):
+        if key == "content" and not _in_order(value, text):
             raise QTargetError(
                 f"the chat template leaves a part of the reply's content out, such as its thought, which can't be "
                 f"taught so: of {value[:40]!r} it writes {plain(located.reply)[:40]!r}. Take it out of the content, or "
@@ -182,9 +186,12 @@ def _in_order(value: str, text: str) -> bool:
     return all(letter in rest for letter in value.casefold() if letter.isalnum())
 
 
-def check_context(template: Template, messages: Sequence[Message], tools: Tools) -> None:
-    """Raise QTargetError for a message, call or tool that doesn't reach the text; the last message is a reply."""
-    text = squeezed(template.render(messages, tools, reply=False))
+def check_context(template: Template, messages: Sequence[Message], tools: Tools, written: str) -> None:
+    """Raise QTargetError for a message, call or tool that doesn't reach the text; the last message is a reply.
+
+    written: what the template writes of all.
+    """
+    text = squeezed(written)
     for index, message in enumerate(messages):
         content = message.get("content")
         if isinstance(content, str) and squeezed(content) not in text and _no_change(template, messages, index, tools):
