@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import transformers
 from resuming import SMALL, TEACHER, assert_same_run, lines, only_run, result
 from safetensors.torch import save_file
 from training import fit, module, weights
@@ -500,6 +501,51 @@ def test_restored_weights_are_those_of_the_policy_and_of_the_old_one(
     assert all(torch.equal(tensor, then[name]) for name, tensor in old.policy.named_parameters())
     assert old.taken == 0
     assert torch.equal(torch.rand(3), drawn)
+
+
+class Bytes(torch.optim.Optimizer):
+    """Keeps a byte for each number of a weight, and one table for all of it, as 8-bit optimizers do."""
+
+    def __init__(self, weights: Any) -> None:
+        super().__init__(weights, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for weight in self.param_groups[0]["params"]:
+            state = self.state[weight]
+            state["signs"] = (weight.grad > 0).to(torch.uint8)
+            state["table"] = state.get("table", torch.zeros(3)) + weight.grad.flatten()[:3]
+            state["step"] = state.get("step", 0) + 1
+            weight.sub_(0.01 * state["step"] * (2.0 * state["signs"] - 1) + state["table"].sum())
+
+
+OWN_OPTIMIZERS = {  # row_var [n, 1] and col_var [1, m] of torch 2.13; a step that is an int of transformers 5
+    "torch's Adafactor": torch.optim.Adafactor,
+    "transformers' Adafactor": transformers.Adafactor,
+    "8 bits": Bytes,
+}
+
+
+@pytest.mark.parametrize("name", OWN_OPTIMIZERS)
+def test_what_an_optimizer_of_ones_own_keeps_is_restored_whatever_its_shape_and_kind(
+    name: str, trained: tuple[L.Trainer, QTargetModule]
+) -> None:
+    trainer, made = trained
+    own: Any = OWN_OPTIMIZERS[name](list(made.policy.parameters()))
+    trainer.optimizers = [own]
+    for weight in made.policy.parameters():
+        weight.grad = torch.randn_like(weight)
+    own.step()
+    save_state(Path("state"), 1, trainer, made)
+    own.step()
+    expected = weights(made)
+    expected = {name: tensor.clone() for name, tensor in expected.items()}
+    state = resume_saved.last_state(Path("state"))
+    assert state is not None
+    trainer.optimizers = [OWN_OPTIMIZERS[name](list(made.policy.parameters()))]
+    resume_saved.restore(state, trainer, made)
+    trainer.optimizers[0].step()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(made).items())
 
 
 def save_as_before(folder: Path, trainer: L.Trainer, made: QTargetModule) -> None:

@@ -15,9 +15,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
@@ -65,13 +66,10 @@ def write_pieces(pieces: Mapping[str, TensorPiece], path: Path) -> None:
     settle(path)
 
 
-def names_in(folder: Path) -> set[str]:
-    """Of the tensors that the files of a folder hold."""
-    names: set[str] = set()
-    for path in folder.glob(f"*{SUFFIX}"):
-        with safe_open(path, framework="pt") as file:
-            names |= set(file.keys())
-    return names
+def saved_tensors(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Name → shape in one piece, and dtype, of the tensors that the files of a folder hold."""
+    held: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {name: (tensor.size, tensor.properties.dtype) for name, tensor in held.items()}
 
 
 def read_into(tensors: Mapping[str, Tensor], folder: Path) -> None:

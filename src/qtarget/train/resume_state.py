@@ -32,11 +32,11 @@ from qtarget.errors import QTargetError
 from qtarget.files import settle
 from qtarget.model.frozen import Snapshot
 from qtarget.model.policy import Policy
-from qtarget.model.sharding import reshard
+from qtarget.model.sharding import is_shard, reshard
 from qtarget.parallel import rank_and_world
 from qtarget.train.callbacks import Meter
 from qtarget.train.lightning_module import QTargetModule
-from qtarget.train.resume_shards import SUFFIX, TensorPiece, names_in, own_pieces, read_into, write_pieces
+from qtarget.train.resume_shards import SUFFIX, TensorPiece, own_pieces, read_into, saved_tensors, write_pieces
 
 RNG = "drawn"
 """The key of random numbers in the file of a rank."""
@@ -109,14 +109,16 @@ def _moments(trainer: L.Trainer, module: QTargetModule) -> dict[str, Tensor]:
     }
 
 
-def _states(
-    trainer: L.Trainer, module: QTargetModule, *, of_one_number: bool
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The optimizer's tensors by the weight's name: those of one number, or the others."""
+def _states(trainer: L.Trainer, module: QTargetModule, *, of_one_number: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the optimizer keeps by the weight's name: numbers and tensors of one number, or the other tensors."""
     state = trainer.optimizers[0].state
     for name, weight in module.policy.named_parameters():
         if values := state.get(weight):
-            yield name, {key: value for key, value in values.items() if (value.ndim == 0) == of_one_number}
+            yield name, {key: value for key, value in values.items() if _is_one_number(value) == of_one_number}
+
+
+def _is_one_number(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.ndim == 0
 
 
 def _measured(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
@@ -197,10 +199,10 @@ def restore(folder: Path, world: int, trainer: L.Trainer, module: QTargetModule,
     with readable(folder):
         files = [folder / f"{part_name(rank, world)}.pt" for rank in range(world)]
         own = [_read(files[saved]) for saved in saved_ranks(world)]
-        names, tensors = names_in(folder), _all_weights(module, final=final)
+        kept, tensors = saved_tensors(folder), _all_weights(module, final=final)
         if not final:
-            tensors |= _new_moments(names, trainer, module)
-        if names != tensors.keys():
+            tensors |= _new_moments(kept, trainer, module)
+        if kept.keys() != tensors.keys():
             raise ValueError("it is of another model")
         read_into(tensors, folder)
         if not final:
@@ -221,22 +223,33 @@ def _read(path: Path) -> dict[str, Any]:
     return saved
 
 
-def _new_moments(names: set[str], trainer: L.Trainer, module: QTargetModule) -> dict[str, Tensor]:
-    """Tensors for the optimizer's moments, like the weights that they are of."""
+def _new_moments(
+    kept: Mapping[str, tuple[torch.Size, torch.dtype]], trainer: L.Trainer, module: QTargetModule
+) -> dict[str, Tensor]:
+    """Tensors for what the optimizer keeps of each weight, as they were saved. kept: see `saved_tensors`."""
     state, moments = trainer.optimizers[0].state, {}
     named = dict(module.policy.named_parameters())
-    for saved in sorted(name for name in names if name.startswith(f"{MOMENTS}/")):
+    for saved in sorted(name for name in kept if name.startswith(f"{MOMENTS}/")):
         _, key, name = saved.split("/", 2)
-        state[named[name]][key] = moments[saved] = torch.zeros_like(named[name], requires_grad=False)
+        state[named[name]][key] = moments[saved] = _new_moment(named[name], *kept[saved])
     return moments
 
 
+def _new_moment(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Sharded as its weight is. Adafactor's are rows and columns of it, and those of 8-bit optimizers not floats."""
+    if shape == weight.shape:
+        return torch.zeros_like(weight, dtype=dtype, requires_grad=False)
+    if is_shard(weight):
+        raise ValueError(f"the optimizer keeps a tensor {tuple(shape)} of a sharded weight {tuple(weight.shape)}")
+    return torch.zeros(shape, dtype=dtype, device=weight.device)
+
+
 def _restore_optimizer(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer, module: QTargetModule) -> None:
-    """Its settings, and its tensors of one number."""
+    """Its settings, its numbers, and its tensors of one number."""
     named = dict(module.policy.named_parameters())
     for name, numbers in saved["numbers"].items():
         for key, number in numbers.items():
-            optimizer.state[named[name]][key] = number.to(named[name].device)
+            optimizer.state[named[name]][key] = number.to(named[name].device) if isinstance(number, Tensor) else number
     for group, settings in zip(optimizer.param_groups, saved["groups"], strict=True):
         group.update(settings)
 
