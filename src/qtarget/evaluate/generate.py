@@ -1,14 +1,15 @@
 """Answers to prompts: the likeliest, or several drawn ones, the same however prompts are batched.
 
 Rows leave and join a batch while it is written (`qtarget.evaluate.refill`) where the model's cache allows it;
-else transformers' generate writes batch after batch, each until its longest answer has ended.
+else transformers' generate writes batch after batch, each until its longest answer has ended. Texts that grow so long
+that the model rotates them otherwise (`qtarget.evaluate.rotation`) are written by generate, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import GenerationConfig
 from qtarget.evaluate.logits import processors
 from qtarget.evaluate.refill import Refill, why_not_refilled
 from qtarget.evaluate.requests import Answers, AnswerTask, GeneratedAnswer, Prompts, Request, left_padded
+from qtarget.evaluate.rotation import LengthRule, length_rule
 from qtarget.evaluate.sampling import GREEDY, Sampling
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import is_sharded
@@ -27,8 +29,11 @@ REFILLED = "in refilled batches"
 
 def way_of_writing(policy: Policy) -> str:
     """In words, with the reason where batches aren't refilled."""
-    reason = why_not_refilled(policy)
-    return REFILLED if reason is None else f"in whole batches, each until its longest answer has ended: {reason}"
+    reason, rule = why_not_refilled(policy), length_rule(policy)
+    way = REFILLED if reason is None else f"in whole batches, each until its longest answer has ended: {reason}"
+    return (
+        way if rule is None else f"{way}; of texts that may pass {rule.steady} tokens, prompts of one length at a time"
+    )
 
 
 @torch.no_grad()
@@ -59,15 +64,51 @@ def generate(
         refilled = why_not_refilled(policy) is None
     answers: Answers = {}
     progress = iter(watch(task.requests))
-    for request, answer in Refill(policy, task).answers() if refilled else whole_batches(policy, task):
+    for request, answer in _written(policy, task, refilled=refilled):
         answers[request] = answer
         next(progress, None)
     next(progress, None)
     return [[answers[prompt, sample] for sample in range(sampling.samples)] for prompt in range(len(prompts))]
 
 
-def whole_batches(policy: Policy, task: AnswerTask) -> Iterator[tuple[Request, GeneratedAnswer]]:
-    """By transformers' generate: a batch is over when its longest answer is."""
+def _written(policy: Policy, task: AnswerTask, *, refilled: bool) -> Iterator[tuple[Request, GeneratedAnswer]]:
+    rule = length_rule(policy)
+    short, long = task.requests, []
+    if rule:
+        long = [request for request in short if task.most_tokens(request) > rule.steady]
+        short = [request for request in short if task.most_tokens(request) <= rule.steady]
+    if refilled:
+        yield from Refill(policy, task, short).answers()
+    else:
+        yield from whole_batches(policy, task, _parts(short, task.batch))
+    if rule:  # on every rank, whether it has such requests or not
+        yield from _changing(policy, task, long, rule)
+
+
+def _changing(
+    policy: Policy, task: AnswerTask, requests: Sequence[Request], rule: LengthRule
+) -> Iterator[tuple[Request, GeneratedAnswer]]:
+    """Those share a batch whose texts are rotated otherwise from the same step on."""
+
+    def together(request: Request) -> float:
+        return rule.together(len(task.prompts[request[0]]))
+
+    groups = [list(group) for _, group in groupby(requests, together)]  # they come by length
+    parts = [part for group in groups for part in _parts(group, task.batch)]
+    yield from whole_batches(policy, task, parts, forgetting=rule.remembers)
+
+
+def _parts(requests: Sequence[Request], batch: int) -> list[Sequence[Request]]:
+    return [requests[start : start + batch] for start in range(0, len(requests), batch)]
+
+
+def whole_batches(
+    policy: Policy, task: AnswerTask, parts: Sequence[Sequence[Request]], *, forgetting: bool = False
+) -> Iterator[tuple[Request, GeneratedAnswer]]:
+    """By transformers' generate: a batch is over when its longest answer is.
+
+    forgetting: the model reads a short text before each batch, and so loses what a long one has left.
+    """
     settings = GenerationConfig(
         max_new_tokens=task.new_tokens,
         do_sample=False,
@@ -75,9 +116,9 @@ def whole_batches(policy: Policy, task: AnswerTask) -> Iterator[tuple[Request, G
         pad_token_id=task.pad,
         bos_token_id=None,
     )
-    requests = task.requests
-    parts = [requests[start : start + task.batch] for start in range(0, len(requests), task.batch)]
-    for part in parts + [[]] * (_rounds(policy, len(parts)) - len(parts)):
+    for part in [*parts, *[()] * (_rounds(policy, len(parts)) - len(parts))]:
+        if forgetting:
+            policy.next_scores(input_ids=torch.tensor([[task.pad]], device=policy.lm.device))
         rows = _continued(policy, task, part, settings)
         for request, row in zip(part, rows, strict=bool(part)):
             yield request, _up_to_end(row, task.ends)

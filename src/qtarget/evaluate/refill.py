@@ -69,13 +69,13 @@ class Row:
 
 
 class Refill:
-    """Writes the answers of a task."""
+    """Writes the answers to these requests of a task."""
 
-    def __init__(self, policy: Policy, task: AnswerTask) -> None:
+    def __init__(self, policy: Policy, task: AnswerTask, requests: Sequence[Request]) -> None:
         self.policy, self.task = policy, task
         self.device: torch.device = policy.lm.device
         self.forward = Forward(policy)
-        self.waiting = deque(task.requests)
+        self.waiting = deque(requests)
         self.slots = max(1, min(task.batch, len(self.waiting)))
         self.rows: list[Row] = []
         self.cache: RowCache | None = None

@@ -54,6 +54,10 @@ class AnswerTask:
         order = sorted(range(len(self.prompts)), key=lambda index: -len(self.prompts[index]))
         return [(prompt, sample) for prompt in order for sample in range(self.sampling.samples)]
 
+    def most_tokens(self, request: Request) -> int:
+        """Of the prompt and its longest answer."""
+        return len(self.prompts[request[0]]) + self.new_tokens
+
     def generator(self, request: Request, device: torch.device) -> torch.Generator:
         """Of the draws of one answer."""
         prompt, sample = request
