@@ -75,6 +75,19 @@ def files_of(part: Path) -> Iterator[Path]:
         yield from (path for path in (Path(folder, name) for name in below) if path.is_symlink())
 
 
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files of a folder of data, also of folders that links in it lead to. above: folders that it is reached by,
+    into which no link leads back.
+    """
+    real = folder.resolve()
+    if real in above:
+        return
+    _, below, names = next(os.walk(folder), ("", (), ()))
+    yield from (path for path in (folder / name for name in names) if path.is_file())
+    for name in below:
+        yield from files_below(folder / name, (*above, real))
+
+
 def remove(path: Path) -> None:
     """Take a file or a folder away, if it is there."""
     if path.is_dir() and not path.is_symlink():

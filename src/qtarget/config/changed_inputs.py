@@ -23,6 +23,7 @@ from qtarget.data.sources.file_rows import FilePart, FileRows, form
 from qtarget.data.sources.written import WrittenNumber, parsed
 from qtarget.data.thought import is_control
 from qtarget.errors import QTargetError
+from qtarget.files import files_below
 from qtarget.model import chat_template
 from qtarget.model.fingerprint import model_folder, names_a_folder
 
@@ -79,7 +80,7 @@ def reads_retyped_files(source: Node) -> bool:
 def local_files(source: Node, wanted: Callable[[Path], object]) -> Iterator[Path]:
     """Those wanted of the local files that a source names, and of those in folders that it names."""
     for path in (Path(name).expanduser() for name in _names(source)):
-        files = path.rglob("*") if path.is_dir() else [path]
+        files = files_below(path) if path.is_dir() else [path]
         yield from (file for file in files if wanted(file) and file.is_file())
 
 

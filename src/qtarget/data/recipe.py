@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.sources.data_files import Files
 from qtarget.data.sources.loading import is_file_name, is_local, table_files
+from qtarget.files import files_below
 
 if TYPE_CHECKING:
     from qtarget.data.module import DataConfig
@@ -117,8 +118,8 @@ def _with_files(value: Any) -> Any:
 
 
 def local_files(path: Path) -> list[Path]:
-    """The file, or those of the folder."""
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
+    """The file, or those of the folder and of folders that links in it lead to."""
+    return sorted(files_below(path)) if path.is_dir() else [path] * path.is_file()
 
 
 def file_digest(path: Path) -> str:

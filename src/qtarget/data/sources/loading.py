@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.file_rows import FORMATS, PACKED, FilePart, FileRows, Table, Typed, form
 from qtarget.errors import QTargetError
+from qtarget.files import files_below
 
 TYPED = {".parquet": "parquet", ".arrow": "arrow"}
 BUILDERS = {"Csv": "csv", "Json": "json"}
@@ -137,11 +139,12 @@ def _of_folder(source: Named, folder: Path, split: str) -> Table:
     _check_no_pattern(folder)
     builder = _asked(source, split, built=True, **named)
     if builder.config.data_files is not None:
+        _check_inside(source, folder, builder)
         _check_names(source, builder)
         _check_left_out(source, folder, builder)
     written = next((BUILDERS[base.__name__] for base in type(builder).__mro__ if base.__name__ in BUILDERS), None)
     if written is None:
-        cache = _cache([file for file in folder.rglob("*") if file.is_file()])
+        cache = _cache(files_below(folder))
         return Typed(_asked(source, split, cache_dir=cache, **named))
     _check_settings(source, builder.config)
     files = {str(name): tuple(map(Path, held)) for name, held in builder.config.data_files.items()}
@@ -156,6 +159,16 @@ def _check_no_pattern(folder: Path) -> None:
         raise QTargetError(
             f"{path}: the signs [, * and ? in the name of a folder are read as a pattern of other folders' names: "
             "rename the folder, or name its files in data.source.files={SPLIT: [FILE, …]}"
+        )
+
+
+def _check_inside(source: Named, folder: Path, builder: Any) -> None:
+    """What a folder holds is what a run on it is known by."""
+    read = [file for held in builder.config.data_files.values() for file in held]
+    if others := sorted({file for file in read if not Path(os.path.normpath(file)).is_relative_to(folder.resolve())}):
+        raise QTargetError(
+            f"the card of {source.called} names {listed(others)}, which lies outside of the folder: move it into the "
+            "folder, or name the files in data.source.files={SPLIT: [FILE, …]}"
         )
 
 
@@ -183,6 +196,11 @@ def _check_left_out(source: Named, folder: Path, builder: Any) -> None:
     read = {Path(file) for held in builder.config.data_files.values() for file in held}
     formats = {_format(file) for file in read}
     others = [file for file in _data_files(root) if file not in read]
+    if left := sorted(str(file.relative_to(root)) for file in others if file.parent.resolve() != file.parent):
+        raise QTargetError(
+            f"{source.called}: {listed(left)} would not be read, since a link leads to their folder: name the files in "
+            "data.source.files={SPLIT: [FILE, …]}, or put links to the files themselves into the folder"
+        )
     if left := sorted(str(file.relative_to(root)) for file in others if _format(file) not in formats):
         raise QTargetError(
             f"{source.called} holds files of several formats, and {listed(left)} would not be read: name the files "
@@ -205,10 +223,10 @@ def _has_card(folder: Path) -> bool:
 
 def _data_files(folder: Path) -> Iterator[Path]:
     """Files of data by their names, without those that are hidden, as `datasets` looks at them."""
-    for file in folder.rglob("*"):
+    for file in files_below(folder):
         parts = file.relative_to(folder).parts
         hidden = any(part.startswith((".", "__")) for part in parts)
-        if _format(file) and file.name not in SAID and not hidden and file.is_file():
+        if _format(file) and file.name not in SAID and not hidden:
             yield file
 
 
