@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pytest
 import torch
 
@@ -334,6 +336,24 @@ def test_the_code_of_the_key_is_all_that_preparing_imports() -> None:
                 assert {f"{path}.py", f"{path}/__init__.py"} & known or path.startswith(
                     tuple(other.removesuffix(".py") for other in others)
                 ), f"{file} imports {name}"
+
+
+NO_EXAMPLE = {"latex2sympy2_extended", "lightning", "torch"}
+"""Of the libraries that the code of the key imports: verdicts, and training."""
+
+
+def test_the_versions_of_the_key_are_of_all_libraries_that_preparing_imports(tmp_path: Path) -> None:
+    used = set()
+    for file in code_files(PACKAGE):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            used |= {name.split(".")[0] for name in names}
+    libraries = json.loads(recipe(config(jsonl(tmp_path, rows(3))), TOKENIZER, 1024)["libraries"])
+    of_others = used - sys.stdlib_module_names - {"qtarget"} - NO_EXAMPLE
+    assert of_others | {"python", "tokenizers"} == {name.replace("-", "_") for name in libraries}
+    assert libraries["python"] == ".".join(map(str, sys.version_info[:2]))
+    assert libraries["pyarrow"] == pa.__version__
 
 
 def test_the_key_is_of_what_files_hold_and_not_of_their_folder_or_times(tmp_path: Path) -> None:

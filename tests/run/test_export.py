@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shlex
 import shutil
@@ -111,6 +112,8 @@ def test_the_card_says_design_data_metrics_with_intervals_versions_and_command(t
     assert interval.low < interval.mean < interval.high
     assert f"| test/nll | {interval.mean:.4g} | [{interval.low:.4g}, {interval.high:.4g}] |" in card
     assert f"| torch | {result['versions']['torch']} |" in card
+    assert result["versions"]["python"] == platform.python_version()
+    assert {"numpy", "sympy", "pyarrow", "tokenizers", "math-verify"} <= set(result["versions"])
     assert f"qtarget train {shlex.join(SMALL)} output_dir=…/outputs" in card
     assert "train/loss" not in card
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -27,7 +28,20 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE = ("data", "forked.py", "isolated.py", "settings.py", "checks.py")
 """Of the package: what reads, spoils, renders, tokenises, cuts and stores rows."""
-LIBRARIES = ("datasets", "jinja2", "reasoning-gym", "tokenizers", "transformers")
+LIBRARIES = (
+    "datasets",
+    "jinja2",
+    "numpy",
+    "pyarrow",
+    "reasoning-gym",
+    "sympy",
+    "tokenizers",
+    "transformers",
+)
+"""Whose versions may change an example: pyarrow reads Parquet; numpy writes its narrow numbers and, with sympy, the
+problems of reasoning-gym (which pins its other libraries). Of Python the minor version: random numbers and Unicode.
+"""
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 NO_CHANGE = ("keep", "workers", "max_length")
 """Fields of a DataConfig that change nothing, or that the limit of tokens stands for."""
 FILES = ("path", "files", "heldout", "heldout_source")
@@ -51,7 +65,7 @@ def recipe(config: DataConfig, tokenizer: PreTrainedTokenizerBase, limit: int) -
         "limit": str(limit),
         "tokenizer": _digest(_tokenizer(tokenizer)),
         "code": code_digest(PACKAGE),
-        "libraries": json.dumps({name: _version(name) for name in LIBRARIES}),
+        "libraries": json.dumps({"python": PYTHON} | {name: _version(name) for name in LIBRARIES}),
     }
 
 

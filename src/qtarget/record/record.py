@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import platform
 import subprocess
 import tempfile
 import threading
@@ -32,7 +33,24 @@ from qtarget.files import settle, write_atomically
 if TYPE_CHECKING:
     from qtarget.train.histograms import Histogram  # torch comes in there
 
-PACKAGES = ("qtarget", "torch", "lightning", "transformers", "peft", "hydra-core", "wandb", "reasoning-gym")
+PACKAGES = (
+    "qtarget",
+    "torch",
+    "lightning",
+    "transformers",
+    "tokenizers",
+    "jinja2",
+    "peft",
+    "datasets",
+    "pyarrow",
+    "numpy",
+    "sympy",
+    "math-verify",
+    "reasoning-gym",
+    "hydra-core",
+    "wandb",
+)
+"""That a number of a run may depend on, beside Python."""
 METRICS, HISTOGRAMS = "metrics.jsonl", "histograms.jsonl"
 APPENDED = {"metrics_bytes": METRICS, "histograms_bytes": HISTOGRAMS}
 """What `offsets` says of a file that grows: its length, and its name."""
@@ -263,7 +281,8 @@ def make_folder(folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Of Python and of packages, by name."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:
