@@ -32,6 +32,7 @@ from qtarget.model.cached_scores import Recipe
 from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
 from qtarget.run import build, caching, estimate, ranks
+from qtarget.run.cache_command import list_caches
 from qtarget.run.plan import Plan, make_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees
@@ -60,15 +61,30 @@ def built(made: CachePlan, load: Any = other_policy) -> CachePlan:
 
 def test_a_cache_is_locked_while_it_is_read_and_readers_share_it(tmp_path: Path) -> None:
     """`qtarget clean --caches` holds this lock for itself, and so leaves what a run reads, wherever the run lies."""
-    made = built(plan(tmp_path / "one"))
+    folder = tmp_path / "one"
+    made = built(plan(folder))
     first, second = Cached(made), Cached(made)
+    del made  # which holds it from the moment that it looks for it
     for reader in (first, second):
-        assert reader.folder == made.folder
-        with pytest.raises(QTargetError, match="is read"), locked(made.folder / READING, "is read", wait=0):
+        assert reader.folder == folder
+        with pytest.raises(QTargetError, match="is read"), locked(folder / READING, "is read", wait=0):
             pass
     del first, second, reader
-    with locked(made.folder / READING, "is read", wait=0):
+    with locked(folder / READING, "is read", wait=0):
         pass
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_cache_stays_from_the_moment_that_a_run_looks_for_it(is_there: bool, own_cache: Path) -> None:
+    """Models are loaded before it is opened."""
+    folder = own_cache / "references" / "hidden-1"
+    if is_there:
+        built(plan(folder))
+    wanted = plan(folder)
+    caching.build_missing({"prior": wanted}, {"prior": provide.resolve("tiny")}, lambda name: other_policy())
+    list_caches([], free_them=True)
+    assert len(list(folder.glob("shard-*.safetensors"))) == 1
+    Cached(wanted)
 
 
 def unbuilt() -> Policy:
@@ -407,7 +423,7 @@ def test_cache_scores_before_the_runs_and_says_what_to_do_next(
         (["train", "model/adapter=lora", "model.adapter.rank=0"], "model.adapter.rank must be a whole number"),
         (
             ["train", "reference@references.teacher=adapter_off"],
-            "references.teacher must be one of frozen, cached, none",
+            "references.teacher must be one of frozen, privileged, cached, none",
         ),
     ],
 )

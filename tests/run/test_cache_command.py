@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qtarget.cli import run as qtarget_cli
+from qtarget.data import prepared_files
 from qtarget.data.module import DataConfig, Prepared
 from qtarget.data.once import prepare_once
 from qtarget.data.sources.jsonl import Jsonl
@@ -94,6 +98,33 @@ def test_prepared_data_that_is_read_or_built_stays(holder: Path, capsys: pytest.
     del read
     shown(capsys, "--yes")
     assert kept(holder) == set()
+
+
+def test_prepared_data_stays_between_a_look_for_it_and_its_opening(
+    holder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = prepared_files.opened
+
+    def after_a_prune(*given: Any) -> Prepared:
+        assert any("prepared" in line and "(in use: left)" in line for line in shown(capsys, "--yes"))
+        return opened(*given)
+
+    monkeypatch.setattr(prepared_files, "opened", after_a_prune)
+    assert len(prepared(holder).train) == 8
+
+
+def test_prepared_data_that_is_pruned_just_now_is_prepared_again(holder: Path) -> None:
+    """A reader waits for the command's lock before it looks."""
+    folder = next(path.parent for path in (holder / "prepared").glob("*/manifest.json"))
+    read: list[Prepared] = []
+    reader = threading.Thread(target=lambda: read.append(prepared(holder)))
+    with locked(folder / ".reading"):
+        reader.start()
+        time.sleep(0.5)
+        for name in ("manifest.json", *prepared_files.FILES):
+            (folder / name).unlink()
+    reader.join()
+    assert len(read[0].train) == 8
 
 
 def test_a_reader_of_the_other_kind_keeps_nothing_but_its_own(holder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,11 +38,11 @@ def prepare_once(
 
     folder = holder / recipe_digest(made_by)
     try:
-        prepared_files.build_missing(folder, made_by, prepared_files.Build(config, tokenizer, context), say)
+        reader = prepared_files.build_missing(folder, made_by, prepared_files.Build(config, tokenizer, context), say)
     except NotStorableError as error:
         say(f"prepared rows aren't kept: {error} in held-out rows can't be written to a file")
         return prepare(config, tokenizer, context)
-    return prepared_files.opened(folder, made_by)
+    return prepared_files.opened(folder, made_by, reader)
 
 
 def _recipe(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> dict[str, str] | None:

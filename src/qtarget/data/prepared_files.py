@@ -70,16 +70,24 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def build_missing(folder: Path, made_by: Mapping[str, str], build: Build, say: Callable[[str], object]) -> None:
-    """Of several processes one builds and the others wait. Raises QTargetError, and NotStorableError."""
-    if is_whole(folder):
-        return
+class Reader:
+    """Holds a folder's READING as long as it lives, which no command prunes meanwhile."""
+
+
+def build_missing(folder: Path, made_by: Mapping[str, str], build: Build, say: Callable[[str], object]) -> Reader:
+    """Of several processes one builds and the others wait. Raises QTargetError, and NotStorableError.
+
+    The folder is held before it is looked at: what is there, or is built, is there when it is opened.
+    """
+    reader = Reader()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        busy = f"another process is preparing the data in {folder}: waiting for it"
-        with locked(folder / LOCK, busy, wait=0, say=say):
-            if not is_whole(folder):
-                _build(folder, made_by, build)
+        lock_shared(folder / READING, reader)
+        if not is_whole(folder):
+            busy = f"another process is preparing the data in {folder}: waiting for it"
+            with locked(folder / LOCK, busy, wait=0, say=say):
+                if not is_whole(folder):
+                    _build(folder, made_by, build)
     except KilledError as error:
         raise QTargetError(f"a process that prepared the data was ended by {error}: was memory short?") from error
     except OSError as error:  # pyarrow's errors of a full disk are such too
@@ -87,6 +95,7 @@ def build_missing(folder: Path, made_by: Mapping[str, str], build: Build, say: C
             f"can't write prepared data to {folder}: {error}; set QTARGET_CACHE=FOLDER to a place that has room, or "
             "data.keep=false, which prepares it in memory for this run alone"
         ) from error
+    return reader
 
 
 def _build(folder: Path, made_by: Mapping[str, str], build: Build) -> None:
@@ -131,14 +140,8 @@ def _digest(path: Path) -> str:
 # Reading
 
 
-class Reader:
-    """Holds a folder's READING as long as it lives, which no command prunes meanwhile."""
-
-
-def opened(folder: Path, made_by: Mapping[str, str]) -> Prepared:
+def opened(folder: Path, made_by: Mapping[str, str], reader: Reader) -> Prepared:
     """What is prepared there. Raises QTargetError for a folder that is damaged, or made by another recipe."""
-    reader = Reader()
-    lock_shared(folder / READING, reader)
     known = _checked(folder, made_by)["prepared"]
     try:
         train, heldout = (StoredExamples(folder / name) for name in FILES[:2])

@@ -68,6 +68,10 @@ class CachePlan:
     def is_built(self) -> bool:
         return (self.folder / "manifest.json").is_file()
 
+    def hold(self) -> None:
+        """No command prunes the folder from now on, as long as the plan lives."""
+        lock_shared(self.folder / READING, self)
+
     @property
     def bytes_held(self) -> int:
         """What is on disk of it."""

@@ -60,6 +60,7 @@ def ensure(
     """
     with _writing(plan.folder):
         plan.folder.mkdir(parents=True, exist_ok=True)
+    plan.hold()
     build = _Build(plan, load, watch)
     if ranks > 1 and not plan.is_built:
         check_room(plan.folder, needed - plan.bytes_held)

@@ -138,6 +138,8 @@ def build_missing(
     Collective: none of the ranks begins before all know what is missing. Raises QTargetError, before anything is
     scored, where the disk hasn't room for it.
     """
+    for plan in plans.values():
+        plan.hold()  # before it is looked at, and until it is opened: models are loaded in between
     missing = set().union(*all_gather_objects([name for name, plan in plans.items() if not plan.is_built]))
     for name, plan in plans.items():
         if name in missing:
