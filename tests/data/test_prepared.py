@@ -13,10 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -43,6 +46,7 @@ from qtarget.data.sources.instruct import Instruct
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.data.sources.mix import Mix
 from qtarget.data.sources.reasoning_gym import ReasoningGym
+from qtarget.data.stored import NotStorableError, StoredRows, write_rows
 from qtarget.errors import QTargetError
 from qtarget.forked import in_forks
 from qtarget.model.builtin import tiny_tokenizer
@@ -151,12 +155,30 @@ def test_rows_that_are_too_long_are_dropped_or_cut_alike(truncation: str, name: 
     [
         ReasoningGym(tasks={"chain_sum": 1, "spell_backward": 2, "letter_counting": 1}),
         Mix({"sums": ReasoningGym("chain_sum"), "words": Instruct()}),
+        ReasoningGym("knights_knaves"),  # whose names are of numpy
     ],
-    ids=["tasks", "mix"],
+    ids=["tasks", "mix", "numpy"],
 )
 def test_rows_that_are_made_and_their_entries_are_kept_alike(source: Any, tmp_path: Path) -> None:
     kept = config(source, rows=6, heldout_rows=4, contamination="drop")
-    assert_same(once(kept, tmp_path), prepare(kept, TOKENIZER, 4096))
+    assert_same(once(kept, tmp_path, context=4096), prepare(kept, TOKENIZER, 4096))
+    assert only_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", [np.str_("Ann"), np.int8(-3), np.uint64(2**64 - 1), np.float32(0.1), np.float64(0.1), np.bool_(True)]
+)
+def test_numbers_and_texts_of_numpy_come_back_as_they_were(value: Any, tmp_path: Path) -> None:
+    given = Demonstration([], row=0, entry={"held": [value]})
+    write_rows(tmp_path / "rows.arrow", [given])
+    (held,) = StoredRows(tmp_path / "rows.arrow")[0].entry["held"]  # type: ignore[index]
+    assert (type(held), held) == (type(value), value)
+
+
+@pytest.mark.parametrize("value", [{1}, b"x", 1j, date(2026, 7, 26), np.datetime64("2026-07-26"), Decimal("0.1")])
+def test_values_that_no_file_gives_back_are_refused_by_their_kind(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(NotStorableError, match=f"a value of the kind {type(value).__name__}$"):
+        write_rows(tmp_path / "rows.arrow", [Demonstration([], row=0, entry={"held": value})])
 
 
 def test_a_row_of_several_examples_is_kept_as_these(tmp_path: Path) -> None:

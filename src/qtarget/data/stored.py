@@ -290,6 +290,8 @@ def _plain(value: Any) -> Any:
         return {"dict": [[_plain(key), _plain(item)] for key, item in value.items()]}
     if kind is WrittenNumber:
         return {"number": value.written}
+    if isinstance(value, np.generic) and type(value.item()) in (str, int, float, bool):  # names in reasoning-gym's
+        return {"numpy": [value.dtype.str, value.item()]}
     raise NotStorableError(f"a value of the kind {kind.__name__}")
 
 
@@ -303,4 +305,4 @@ def _given_back(value: Any) -> Any:
         return tuple(_given_back(item) for item in held)
     if kind == "dict":
         return {_given_back(key): _given_back(item) for key, item in held}
-    return WrittenNumber(held)
+    return WrittenNumber(held) if kind == "number" else np.dtype(held[0]).type(held[1])
