@@ -165,6 +165,14 @@ def test_a_server_is_started_and_ended(tmp_path: Path) -> None:
         served.answers(PROMPTS, 30)
 
 
+def test_a_server_that_loads_its_model_behind_its_address_is_waited_for(tmp_path: Path) -> None:
+    """As llama.cpp's does, which answers 503 meanwhile; for as long as a server may take to start."""
+    with own("busy twice", tmp_path, retries=0)() as served:
+        assert len(served.answers(PROMPTS, 30)) == 3
+    with pytest.raises(LostServerError, match="status 503"), own("busy", tmp_path, retries=0, start=1.0)():
+        pass
+
+
 def test_a_server_that_dies_is_answered_by_the_end_of_its_log(tmp_path: Path) -> None:
     with (
         pytest.raises(QTargetError, match=r"the server ended by exit code 3; .*\n  loading judged no key\n  CUDA out"),

@@ -87,6 +87,17 @@ def test_a_cache_stays_from_the_moment_that_a_run_looks_for_it(is_there: bool, o
     Cached(wanted)
 
 
+@pytest.mark.parametrize("detail", ["label", "sampled", "topk", "hidden"])
+def test_a_model_that_gives_no_numbers_is_refused(detail: str, tmp_path: Path) -> None:
+    policy = other_policy()
+    with torch.no_grad():
+        next(policy.decoder.norm.parameters()).fill_(torch.nan)
+    made = plan(tmp_path / "one", detail)
+    with pytest.raises(QTargetError, match=r"the model gives NaN .* for one of the rows of up to \d+ tokens"):
+        built(made, lambda: policy)
+    assert not made.is_built
+
+
 def unbuilt() -> Policy:
     raise AssertionError("nothing is left to score")
 

@@ -18,11 +18,15 @@ from qtarget.errors import QTargetError
 from qtarget.evaluate.server_settings import KEY
 
 AGAIN = (408, 425, 429, 500, 502, 503, 504)
+LOADING = 503
+"""What llama.cpp's server answers while it loads a model."""
 LONGEST_PAUSE = 30.0
 
 
 class LostServerError(QTargetError):
-    """The server is gone, or takes too long, for good."""
+    """The server is gone, or takes too long, for good. status: of its last answer; None: there was none."""
+
+    status: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,12 @@ class Client:
 
     def post(self, path: str, fields: Mapping[str, Any]) -> Any:
         """What a request was answered. Raises QTargetError where it was refused, LostServerError where nothing came."""
+        status = None
         for attempt in range(self.retries + 1):
             try:
                 status, answer = self._sent("POST", path, fields)
             except (OSError, HTTPException) as error:  # timeouts are OSErrors
-                reason = f"{type(error).__name__}: {error}"
+                status, reason = None, f"{type(error).__name__}: {error}"
             else:
                 if status == 200:
                     return answer
@@ -72,10 +77,12 @@ class Client:
             if self.stopped.is_set():
                 break
         tried = f"{self.retries + 1} time{'s' * (self.retries > 0)}"
-        raise LostServerError(
+        lost = LostServerError(
             f"the server at {self.url} gave no answer, asked {tried} with {self.timeout:g} s each, at last {reason}: "
             "see its log; eval.server.timeout, eval.server.retries and eval.server.in_flight say how it is asked"
         )
+        lost.status = status
+        raise lost
 
     def _sent(self, method: str, path: str, fields: Mapping[str, Any] | None) -> tuple[int, Any]:
         parts = urlsplit(self.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qtarget.errors import QTargetError
-from qtarget.evaluate.completions import Client
+from qtarget.evaluate.completions import LOADING, Client, LostServerError
 from qtarget.evaluate.requests import GeneratedAnswer, Request
 from qtarget.evaluate.sampling import Sampling, seed_of
 from qtarget.evaluate.server_process import started
@@ -153,14 +154,25 @@ class Server:
         """The server, started where it is to be, and checked with one prompt."""
         with ExitStack() as stack:
             is_alive: Callable[[], None] = _nothing
+            deadline = time.monotonic() + (self.config.start if self.config.url is None else 0.0)
             url = self.config.url
             if url is None:
                 server = stack.enter_context(started(self.config, self.checkpoint, self.log))
                 url, is_alive = server.url, server.check_alive
             client = Client(url.rstrip("/"), self.config.timeout, self.config.retries, is_alive)
             served = Served(self.config, client, self.config.model or self.checkpoint, sampling)
-            self._check(served, probe)
+            self._check_once_loaded(served, probe, deadline)
             yield served
+
+    def _check_once_loaded(self, served: Served, probe: ServedPrompt, deadline: float) -> None:
+        """A server that was started may answer before its model is there. Raises the last error at the deadline."""
+        while True:
+            try:
+                return self._check(served, probe)
+            except LostServerError as error:
+                if error.status != LOADING or time.monotonic() > deadline:
+                    raise
+            time.sleep(served.client.pause)
 
     def _check(self, served: Served, probe: ServedPrompt) -> None:
         if not served.sampling.temperature:

@@ -170,7 +170,7 @@ def _scores(
         batch = plan.collate(members).to(policy.lm.device)
         indices = batch.label_indices[batch.labels != IGNORE].cpu() - first
         for name, values in plan.recipe.scores(policy, batch).items():
-            if values.isnan().any():
+            if not plan.recipe.are_numbers(values):
                 raise QTargetError(
                     f"the model gives NaN ({name}) for one of the rows of up to {len(members[-1])} tokens: check its "
                     "weights, or score with trainer.precision=32-true"

@@ -96,6 +96,11 @@ class Recipe:
         logp, indices = known.logp.topk(min(self.topk, logits.shape[1]), dim=-1)
         return {"indices": indices.int(), "logp": logp}
 
+    @staticmethod
+    def are_numbers(values: Tensor) -> bool:
+        """Whether the model gave numbers for every token: a draw from none is a token below 0."""
+        return not bool((values.isnan() if values.is_floating_point() else values < 0).any())
+
     def on_disk(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What `scores` made of a shard's tokens, as it is written."""
         return packed(scores["draws"]) if self.detail == "sampled" and scores else scores

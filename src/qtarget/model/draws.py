@@ -27,7 +27,7 @@ def uniform(count: int, draws: int, seed: int, first: int) -> Tensor:
 
 
 def drawn(logp: Tensor, at: Tensor) -> Tensor:
-    """Token ids [n, N], int32, ascending: independent draws from log-probabilities [n, V].
+    """Token ids [n, N], int32, ascending: independent draws from log-probabilities [n, V]; −1 where these are NaN.
 
     at: uniform numbers [n, N], at which the distribution function is inverted. In fp64: a running sum of 150,000 small
     terms in fp32 loses whole tokens.
@@ -36,7 +36,7 @@ def drawn(logp: Tensor, at: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     below = at.to(cumulative.device).clamp_max(1 - 2.0**-40) * total  # rounding must not reach the end
     ids: Tensor = torch.searchsorted(cumulative, below, right=True)  # a token of probability 0 begins nowhere
-    return ids.sort(-1).values.int()
+    return ids.masked_fill(total.isnan(), -1).sort(-1).values.int()
 
 
 def packed(ids: Tensor) -> dict[str, Tensor]:
