@@ -223,7 +223,7 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "option of dashboard": (["dashboard"], "dashboard: the following arguments are required: --project"),
     "argument of doctor": (["doctor", "now"], "doctor takes no arguments, got 'now'"),
     "shell": (["completion", "tcsh"], "Allowed: bash, fish, zsh"),
-    "option of cache": (["cache", "--detail", "topk"], "unrecognized arguments: --detail. Allowed: --cfg, -c"),
+    "option of cache": (["cache", "--detail", "topk"], "unrecognized arguments: --detail. Allowed: --cfg, --yes, -c"),
     "value of cache": (["cache", "detail=top"], "detail must be one of label, sampled, topk, hidden"),
     "several values": (["cache", "data=arithmetic,gsm8k"], "data takes one value here, got arithmetic,gsm8k"),
     "range of one": (["evaluate", "checkpoint=tiny", "seed=range(3)"], "seed takes one value here, got range(3)"),

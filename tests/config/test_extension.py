@@ -166,7 +166,12 @@ BAD: dict[str, tuple[str, str, str, str]] = {
     ),
     "no class": ("tracker", "", TARGET, "badpart.Own can't be imported (module 'badpart' has no attribute 'Own')"),
     "broken module": ("tracker", "import nolibrary", TARGET, "badpart.Own can't be imported (No module named 'nolib"),
-    "no target": ("tracker", "", "path: x\n", "tracker names no class: write _target_: MODULE.CLASS into its yaml"),
+    "no target": (
+        "tracker",
+        "",
+        "path: x\n",
+        "conf/tracker/own.yaml has no _target_; write _target_: MODULE.CLASS, yours or one of",
+    ),
     "field": ("tracker", "class Own: ...", f"{TARGET}x: 1\n", "badpart.Own can't be made of its fields: TypeError"),
     "no methods": ("tracker", "class Own: ...", TARGET, "tracker: badpart.Own has no method start; it needs start("),
     "arguments": (

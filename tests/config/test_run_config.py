@@ -19,6 +19,7 @@ from qtarget.config.manual import GROUPS, classes, every_key, manual
 from qtarget.config.names import nodes
 from qtarget.config.references import KINDS, KINDS_OF
 from qtarget.config.run_config import NODES, RunConfig
+from qtarget.evaluate.server_settings import ServerConfig
 
 SOURCE = Path(qtarget.__file__).parent
 SMALL = ["model=tiny", "data=arithmetic"]
@@ -64,6 +65,8 @@ def test_the_yaml_and_the_dataclass_have_the_same_defaults(kind: type) -> None:
     defaults = {one.key: one.default for one in kind.settings()}
     if kind.NODE_KEY == "model":
         defaults["name"] = composed["name"]  # each model has its own
+    if kind.NODE_KEY == "eval":
+        defaults["server"] = ServerConfig().container()
     assert defaults == composed
 
 

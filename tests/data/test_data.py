@@ -142,6 +142,7 @@ def test_reserve_rows_are_clean_and_counted() -> None:
         "reserve": 5,
         "heldout_asked": 6,
         "heldout": 6,
+        "heldout_share_of": 6,
     }
     assert prepared.dropped_in_words == ""
     assert 6 <= marked <= 3 * 6

@@ -593,7 +593,7 @@ def test_values_out_of_range_are_refused(make: Any, message: str) -> None:
     ("overrides", "message"),
     [
         (["data/noise=several"], "add +data/noise@data.noise.parts.NAME=typo"),
-        (["data/noise=several", "+data.noise.parts.a.rate=0.1"], "must hold at least one noise by name"),
+        (["data/noise=several", "+data.noise.parts.a.rate=0.1"], "data.noise.parts.a: its yaml"),
         (["data/noise=typo", "data.noise.rate=1.5"], "data.noise.rate must lie in [0, 1], got 1.5"),
         (["data/noise=typos"], "unknown data/noise 'typos': did you mean 'typo'?"),
     ],

@@ -275,7 +275,7 @@ def test_every_design_trains_and_evaluates(design: str, run_of: dict[str, Path])
     assert metrics["train/tokens_per_second"] > 0
     said = {name: count for name, count in result["rows"].items() if count}
     assert said.pop("noisy_tokens") >= 19
-    assert said == {"asked": 48, "train": 48, "noisy": 19, "heldout_asked": 8, "heldout": 8}
+    assert said == {"asked": 48, "train": 48, "noisy": 19, "heldout_asked": 8, "heldout": 8, "heldout_share_of": 8}
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 8
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {"val/nll", "val/accuracy"} <= set(steps[0])
