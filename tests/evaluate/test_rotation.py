@@ -1,24 +1,37 @@
-"""Answers of models that rotate long texts otherwise: each is the one that transformers gives its prompt alone."""
+"""Models that rotate long texts otherwise: each text is read, and answered, as transformers does it alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from tiny_architectures import TOKENS, small_config, small_model
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import PreTrainedConfig
 
+from qtarget.data.batch import Collate
+from qtarget.data.chat import ChatFormat
+from qtarget.data.example import Demonstration, Example
 from qtarget.evaluate import refill
 from qtarget.evaluate.generate import generate, way_of_writing
+from qtarget.evaluate.heldout import Evaluator
 from qtarget.evaluate.requests import Prompts
-from qtarget.evaluate.rotation import length_rule
 from qtarget.evaluate.sampling import GREEDY, Sampling
+from qtarget.model.builtin import tiny_tokenizer
+from qtarget.model.cache import CachePlan
+from qtarget.model.cache_build import ensure
+from qtarget.model.cached_scores import Recipe
+from qtarget.model.frozen import FrozenModel
 from qtarget.model.policy import Policy
+from qtarget.model.rotation import length_rule
 from qtarget.model.sharding import shard
 from qtarget.run import ranks
 
@@ -63,13 +76,13 @@ def by_layer() -> PreTrainedConfig:
 MODELS = [phi3, llama, dynamic, by_layer]
 
 
-def policy_of(config: PreTrainedConfig) -> Policy:
+def policy_of(config: PreTrainedConfig, vocabulary: int = TOKENS) -> Policy:
     """With weights so large that an answer changes with the factors."""
     lm = small_model(config)
     with torch.no_grad():
         for weight in lm.parameters():
             weight.mul_(8.0 if weight.ndim > 1 else 1.0)
-    return Policy(lm, TOKENS).eval()
+    return Policy(lm, vocabulary).eval()
 
 
 def by_transformers(policy: Policy, prompt: list[int]) -> list[int]:
@@ -101,6 +114,46 @@ def test_answers_are_those_of_transformers_to_each_prompt_alone(
 def test_drawn_answers_are_the_same_however_prompts_are_batched(config: Callable[[], PreTrainedConfig]) -> None:
     policy = policy_of(config())
     assert answers(policy, DRAWN, batch=1) == answers(policy, DRAWN, batch=64)
+
+
+def demonstrations() -> tuple[list[Demonstration], list[Example]]:
+    """Some shorter than STEADY, and some longer."""
+    chat = ChatFormat(tiny_tokenizer())
+    talks = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "bcd" * n}] for n in range(1, 9)]
+    rows = [Demonstration(talk, row=number) for number, talk in enumerate(talks)]
+    examples = [example for row in rows for example in chat.encode(row)]
+    first = accumulate((example.labels for example in examples), initial=0)
+    return rows, [replace(example, first_label=label) for example, label in zip(examples, first, strict=False)]
+
+
+def nll_alone(config: PreTrainedConfig, example: Example) -> float:
+    """Of a row by transformers."""
+    ids = torch.tensor([example.input_ids])
+    logp = policy_of(config, config.vocab_size).lm(ids).logits[0].log_softmax(-1)
+    of_labels = logp[:-1].gather(1, ids[0, 1:, None])[:, 0]
+    return -float(of_labels.detach()[torch.tensor(example.supervised[1:])].sum())
+
+
+@pytest.mark.parametrize("config", MODELS)
+def test_held_out_rows_and_the_scores_of_a_reference_are_those_of_each_row_alone(
+    config: Callable[[], PreTrainedConfig], tmp_path: Path
+) -> None:
+    made: Any = config()
+    made.vocab_size = len(tiny_tokenizer())
+    rows, examples = demonstrations()
+    assert min(map(len, examples)) < STEADY < max(map(len, examples)) - 1
+    alone = [nll_alone(made, example) for example in examples]
+    policy = policy_of(made, made.vocab_size)
+    policy(torch.ones(1, 60, dtype=torch.long))  # a long text that it may remember
+    evaluated = Evaluator(tiny_tokenizer(), rows, examples, FrozenModel(policy), nullcontext)(policy)
+    assert [row.nll for row in evaluated.row_losses] == pytest.approx(alone, rel=1e-4)
+    assert evaluated.metrics["kl_prior"] == pytest.approx(0, abs=1e-5)
+    cache = CachePlan(tmp_path, Recipe("label", 5, "float32", "32-true"), examples, {}, {}, Collate(256))
+    ensure(cache, lambda done: policy, lambda done: None, print)
+    scores = load_file(tmp_path / "shard-00000.safetensors")["statistics"][:, 0]
+    assert [-float(part.sum()) for part in scores.split([one.labels for one in examples])] == pytest.approx(
+        alone, rel=1e-4
+    )
 
 
 SHARES = (PROMPTS[1:], PROMPTS[:1])

@@ -20,8 +20,9 @@ from qtarget.evaluate.spreading import ALONE, Ranks
 from qtarget.math.loss import IGNORE, LossOutput, linear_loss
 from qtarget.math.target import Mixture
 from qtarget.measures import CONFIDENCE, HIT, MEASURES
-from qtarget.model.frozen import Frozen
+from qtarget.model.frozen import Frozen, FrozenModel
 from qtarget.model.policy import Policy
+from qtarget.model.rotation import forget_length
 
 BINS = 15
 Bin = Mapping[str, float | int | None]
@@ -100,6 +101,8 @@ def read(
     own = []
     for batch in watch(ranks.share(batches, in_step=True)):
         moved = batch.to(policy.lm.device)
+        for model in (policy, *([prior.policy] if isinstance(prior, FrozenModel) else [])):
+            forget_length(model)
         references = {"prior": prior.exact(moved)} if prior else {}
         hidden, measures = policy(moved.input_ids, moved.position_ids), (CONFIDENCE, HIT)
         out = linear_loss(hidden, policy.head, moved.labels, PLAIN, references=references, measures=measures)

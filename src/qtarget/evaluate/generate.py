@@ -2,7 +2,7 @@
 
 Rows leave and join a batch while it is written (`qtarget.evaluate.refill`) where the model's cache allows it;
 else transformers' generate writes batch after batch, each until its longest answer has ended. Texts that grow so long
-that the model rotates them otherwise (`qtarget.evaluate.rotation`) are written by generate, too.
+that the model rotates them otherwise (`qtarget.model.rotation`) are written by generate, too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from transformers import GenerationConfig
 from qtarget.evaluate.logits import processors
 from qtarget.evaluate.refill import Refill, why_not_refilled
 from qtarget.evaluate.requests import Answers, AnswerTask, GeneratedAnswer, Prompts, Request, left_padded
-from qtarget.evaluate.rotation import LengthRule, length_rule
 from qtarget.evaluate.sampling import GREEDY, Sampling
 from qtarget.model.policy import Policy
+from qtarget.model.rotation import LengthRule, forget_length, length_rule
 from qtarget.model.sharding import is_sharded
 from qtarget.parallel import all_reduce_max
 
@@ -95,7 +95,7 @@ def _changing(
 
     groups = [list(group) for _, group in groupby(requests, together)]  # they come by length
     parts = [part for group in groups for part in _parts(group, task.batch)]
-    yield from whole_batches(policy, task, parts, forgetting=rule.remembers)
+    yield from whole_batches(policy, task, parts)
 
 
 def _parts(requests: Sequence[Request], batch: int) -> list[Sequence[Request]]:
@@ -103,12 +103,9 @@ def _parts(requests: Sequence[Request], batch: int) -> list[Sequence[Request]]:
 
 
 def whole_batches(
-    policy: Policy, task: AnswerTask, parts: Sequence[Sequence[Request]], *, forgetting: bool = False
+    policy: Policy, task: AnswerTask, parts: Sequence[Sequence[Request]]
 ) -> Iterator[tuple[Request, GeneratedAnswer]]:
-    """By transformers' generate: a batch is over when its longest answer is.
-
-    forgetting: the model reads a short text before each batch, and so loses what a long one has left.
-    """
+    """By transformers' generate: a batch is over when its longest answer is."""
     settings = GenerationConfig(
         max_new_tokens=task.new_tokens,
         do_sample=False,
@@ -117,8 +114,7 @@ def whole_batches(
         bos_token_id=None,
     )
     for part in [*parts, *[()] * (_rounds(policy, len(parts)) - len(parts))]:
-        if forgetting:
-            policy.next_scores(input_ids=torch.tensor([[task.pad]], device=policy.lm.device))
+        forget_length(policy)
         rows = _continued(policy, task, part, settings)
         for request, row in zip(part, rows, strict=bool(part)):
             yield request, _up_to_end(row, task.ends)

@@ -27,6 +27,7 @@ from qtarget.evaluate.served import Served, ServedPrompt, Server
 from qtarget.evaluate.spreading import Ranks, all_ranks
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
+from qtarget.model.rotation import alike
 from qtarget.parallel import is_rank_zero
 
 SPARE_TOKENS = 8
@@ -111,7 +112,7 @@ class Evaluator:
         reliability = Reliability()
         indices = range(len(self.rows))[:limit] if self.test is None or limit is not None else self.test
         metrics, row_losses = self._read(policy, indices, reliability, how)
-        outside = self._batches(self.retention)
+        outside = self._batches(policy, self.retention)
         retained = retention_metrics(policy, self.retention_prior, outside, **how.of("retention"))
         metrics |= {f"retention/{name}": value for name, value in retained.items()}
         with self._served(policy) as served:
@@ -159,7 +160,7 @@ class Evaluator:
             if index in nats
         ]
         chosen.sort(key=lambda pair: len(pair[0]))  # the order of the batches
-        heldout, by_example = self._batches([example for example, _ in chosen]), list[float]()
+        heldout, by_example = self._batches(policy, [example for example, _ in chosen]), list[float]()
         metrics = token_metrics(policy, self.prior, heldout, reliability, by_example, **how.of("held-out nll"))
         for (_, index), nll in zip(chosen, by_example, strict=True):
             nats[index] += nll
@@ -174,11 +175,11 @@ class Evaluator:
     def _row_texts(self) -> list[RowText]:
         return described_rows(self.tokenizer, self.rows, self.examples, self._row_of_example)
 
-    def _batches(self, examples: Sequence[Example]) -> list[Batch]:
-        collate = Collate(int(self.tokenizer.pad_token_id))
-        by_length = sorted(examples, key=len)
-        starts = range(0, len(by_length), self.batch_size)
-        return [collate(by_length[start : start + self.batch_size]) for start in starts]
+    def _batches(self, policy: Policy, examples: Sequence[Example]) -> list[Batch]:
+        """In order of length."""
+        collate, size = Collate(int(self.tokenizer.pad_token_id)), self.batch_size
+        groups = alike(examples, policy)
+        return [collate(group[start : start + size]) for group in groups for start in range(0, len(group), size)]
 
     def _answers(
         self, policy: Policy, source: str, rows: Sequence[Demonstration], *, how: How, served: Served | None

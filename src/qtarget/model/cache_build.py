@@ -27,6 +27,7 @@ from qtarget.math.tokens import IGNORE
 from qtarget.model.cache import FORMAT, CachedRow, CachePlan
 from qtarget.model.fingerprint import sampled_digest
 from qtarget.model.policy import Policy
+from qtarget.model.rotation import alike, forget_length
 from qtarget.units import in_bytes
 
 SHARD_TOKENS = 1 << 15
@@ -166,8 +167,9 @@ def _scores(
     first, count = rows[0].first_label, _tokens(rows)
     scores: dict[str, Tensor] = {}
     done = 0
-    for members in _alike(rows):
+    for members in _batches(rows, policy):
         batch = plan.collate(members).to(policy.lm.device)
+        forget_length(policy)
         indices = batch.label_indices[batch.labels != IGNORE].cpu() - first
         for name, values in plan.recipe.scores(policy, batch).items():
             if not plan.recipe.are_numbers(values):
@@ -183,10 +185,15 @@ def _scores(
     return scores
 
 
-def _alike(rows: Sequence[CachedRow]) -> Iterator[list[CachedRow]]:
+def _batches(rows: Sequence[CachedRow], policy: Policy) -> Iterator[list[CachedRow]]:
     """Rows by length, as many at a time as make `BATCH_TOKENS`."""
+    for group in alike(rows, policy):
+        yield from _parts(group)
+
+
+def _parts(rows: Sequence[CachedRow]) -> Iterator[list[CachedRow]]:
     taken: list[CachedRow] = []
-    for row in sorted(rows, key=len):
+    for row in rows:
         if taken and len(row) * (len(taken) + 1) > BATCH_TOKENS:
             yield taken
             taken = []

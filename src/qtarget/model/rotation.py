@@ -1,18 +1,24 @@
 """Models that rotate a short text otherwise than a long one: transformers' rope types "longrope" and "dynamic".
 
 The longest text of a forward pass decides for all its rows (`dynamic_rope_update` of transformers 5.23). Keys that were
-cached before stay rotated as they were, or are all made anew at that step (`generate` of Phi-3). So a row has the
-answer that it has alone only among rows that change at the same step.
+cached before stay rotated as they were, or are all made anew at that step (`generate` of Phi-3). So a row is read as it
+is alone only among rows that are rotated as it is, and has the answer that it has alone only among rows that change at
+the same step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar
+
+import torch
 
 from qtarget.model.policy import Policy
+
+T = TypeVar("T", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,10 @@ class LengthRule:
     def together(self, tokens: int) -> float:
         """The same number for prompts of so many tokens that change at the same steps."""
         return min(tokens, self.settled + 1)
+
+    def alike(self, tokens: int) -> float:
+        """The same number for texts of so many tokens that are rotated alike."""
+        return 0 if tokens <= self.steady else self.together(tokens)
 
     @property
     def remembers(self) -> bool:
@@ -39,6 +49,22 @@ def length_rule(policy: Policy) -> LengthRule | None:
     if not rules:
         return None
     return LengthRule(min(rule.steady for rule in rules), max(rule.settled for rule in rules))
+
+
+@torch.no_grad()
+def forget_length(policy: Policy) -> None:
+    """Have a model that remembers its longest text read a short one. Collective where the policy is sharded."""
+    rule = length_rule(policy)
+    if rule and rule.remembers:
+        policy(torch.zeros(1, 1, dtype=torch.long, device=policy.lm.device))
+
+
+def alike(texts: Iterable[T], policy: Policy) -> list[list[T]]:
+    """Texts in order of length, apart where the model rotates them otherwise."""
+    rule, by_length = length_rule(policy), sorted(texts, key=len)
+    if rule is None:
+        return [by_length]
+    return [list(group) for _, group in groupby(by_length, lambda text: rule.alike(len(text)))]
 
 
 def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
