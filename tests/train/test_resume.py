@@ -698,3 +698,11 @@ def test_under_an_agent_a_run_that_goes_on_is_told_from_its_start(
     info = {"name": "sft", "experiment": "runs", "role": "design", "choices": {}, "tracked_as": "of before"}
     assert trackers.Wandb(mode="online").start(tmp_path, info, {}) == "given"
     assert told == [{"step": 5, "train/nll": 2.0}]
+
+
+def test_a_state_of_a_cpu_is_restored_on_a_gpu() -> None:
+    """The device has drawn nothing then; trainer.accelerator=auto is the same run on both."""
+    state = resume_state.rng_state(torch.device("cpu"))
+    drawn = torch.rand(3)
+    resume_state.set_rng_state(state, torch.device("cuda"))
+    assert torch.equal(torch.rand(3), drawn)

@@ -285,7 +285,7 @@ def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
-    if device.type == "cuda":
+    if device.type == "cuda" and state["cuda"] is not None:  # a run that began on a CPU has drawn nothing there
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
