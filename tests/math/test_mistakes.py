@@ -31,7 +31,7 @@ from qtarget.data.batch import Batch, Collate, WindowedLoader
 from qtarget.data.module import DataConfig, prepare
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.evaluate.calibration import token_metrics
-from qtarget.math import loss, scoring
+from qtarget.math import loss, scoring, tokens
 from qtarget.math.loss import IGNORE
 from qtarget.math.target import columns, needs, wants_negatives
 from qtarget.math.tokens import EarlierTokens
@@ -756,6 +756,7 @@ def chunks_allocated(name: str, count: int, *roles: str) -> float:
         "progress": 1.0,
     }
     hidden.requires_grad_()
+    qtarget.linear_loss(hidden[:1], weight, labels[:1], load_design("sft"))  # what a process allocates once
     with Allocated() as allocated:
         qtarget.linear_loss(hidden, weight, labels, load_design(name), chunk_size=CHUNK, **beside).total.backward()
     return allocated.peak / (CHUNK * VOCAB * 4)
@@ -765,13 +766,22 @@ def chunks_allocated(name: str, count: int, *roles: str) -> float:
 def test_memory_is_that_of_chunks_however_many_tokens_there_are(name: str) -> None:
     """In other trainers a logged entropy alone took 80 GB (TRL #4013)."""
     few, many = (chunks_allocated(name, count, "prior") for count in (2 * CHUNK, 8 * CHUNK))
-    assert few < 17
+    assert few < 18
     assert many - few < 0.5  # what is kept of a token takes hundreds of bytes, and not V numbers
+
+
+def test_a_chunk_of_many_blocks_takes_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a design makes of a chunk is made block by block; the chunk's products alone are held as a whole."""
+    whole = chunks_allocated("target_sft", 4 * CHUNK, "prior")
+    monkeypatch.setattr(tokens, "BLOCK_BYTES", 4 * VOCAB)
+    assert chunks_allocated("target_sft", 4 * CHUNK, "prior") < whole / 2
 
 
 @pytest.mark.parametrize("name", ["sft", "dft", "eaft", "label_smoothing", "target_sft", "kd_jsd", "gem"])
 def test_diagnostics_take_two_tensors_of_a_chunk_at_most(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In other trainers a logged entropy alone took 80 GB (TRL #4013). Drift from a prior takes the prior as well."""
+    """In other trainers a logged entropy alone took 80 GB (TRL #4013). Drift from a prior takes its products and the
+    prior as well.
+    """
 
     def objective_alone(design: Any, wants_gradient: bool, measures: Any, logits: Tensor, tokens: Any) -> Any:
         view = tokens.view(torch.log_softmax(logits, dim=-1))
@@ -787,7 +797,7 @@ def test_diagnostics_take_two_tensors_of_a_chunk_at_most(name: str, monkeypatch:
     alone = chunks_allocated(name, 4 * CHUNK)
     assert alone > 4
     assert everything - alone < 2.1
-    assert with_drift - everything < 2.1
+    assert with_drift - everything < 3.1
 
 
 # Row 21: masks

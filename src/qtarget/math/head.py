@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+from qtarget.math.products import product
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,15 @@ class Head:
 
     def logits(self, hidden: Tensor, dtype: torch.dtype) -> Tensor:
         """[n, D] → logits [n, V]: the product in `dtype`, everything after it in fp32 (fp64 stays fp64)."""
-        z = product(hidden.to(dtype), self.weight.to(dtype))
-        z = z if z.dtype == torch.float64 else z.float()
+        return self.finished(self.products(hidden, dtype))
+
+    def products(self, hidden: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """[n, D] → h Wᵀ [n, V] in `dtype`, in `out` where that may be."""
+        return product(hidden.to(dtype), self.weight.to(dtype), out)
+
+    def finished(self, products: Tensor) -> Tensor:
+        """h Wᵀ [n, V] → logits [n, V] in fp32 or fp64; `products` stay as they are."""
+        z = products if products.dtype == torch.float64 else products.float()
         if self.bias is not None:
             z = z + self.bias
         if self.scale != 1.0:
@@ -40,7 +47,8 @@ class Head:
         if self.softcap is not None:
             z = self.softcap * torch.tanh(z / self.softcap)
         if self.true_vocab is not None:
-            z[:, self.true_vocab :] = -torch.inf
+            padding = z.shape[1] - self.true_vocab
+            z = torch.nn.functional.pad(z[:, : self.true_vocab], (0, padding), value=-torch.inf)
         return z
 
     def product_gradient(self, grad_logits: Tensor, logits: Tensor) -> Tensor:
@@ -49,30 +57,6 @@ class Head:
             slope = 1 - (logits / self.softcap).square()
             grad_logits = torch.where(torch.isfinite(logits), grad_logits * slope, 0.0)
         return grad_logits if self.scale == 1.0 else grad_logits * self.scale
-
-
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left rightᵀ: [n, K], [m, K] → [n, m]. In fp32 on a CPU by oneDNN, which keeps no graph.
-
-    What PyTorch takes for fp32 products (MKL) runs at half of oneDNN's speed on processors of another maker.
-    """
-    graph = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
-    if graph or left.dtype != torch.float32 or left.device.type != "cpu" or not ONEDNN:
-        return left @ right.T
-    result: Tensor = _onednn(left, right)
-    return result
-
-
-@torch.library.custom_op("qtarget::onednn_product", mutates_args=())
-def _onednn(left: Tensor, right: Tensor) -> Tensor:
-    """An operator of its own, so that the compiler leaves it be: of oneDNN's it takes constant weights only."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-    return result
-
-
-@_onednn.register_fake
-def _(left: Tensor, right: Tensor) -> Tensor:
-    return left.new_empty(left.shape[0], right.shape[0])
 
 
 def matmul_dtype(tensor: Tensor) -> torch.dtype:

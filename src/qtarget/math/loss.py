@@ -11,7 +11,8 @@ from torch import Tensor
 
 from qtarget.errors import QTargetError
 from qtarget.math.derivatives import attach, check_first_order
-from qtarget.math.head import Head, matmul_dtype, product
+from qtarget.math.head import Head, matmul_dtype
+from qtarget.math.products import add_product, product
 from qtarget.math.schedule import scheduled
 from qtarget.math.scope_values import TokenTable, scope_values_of, scoped_parts
 from qtarget.math.scoring import ChunkLoss, chunk_loss
@@ -106,11 +107,12 @@ def dense_loss(
     every = (*MEASURES, *measures)
     score = chunk_loss(design, wants_gradient=gradient is not None, compiled=compiled, measures=every)
     pieces = []
-    for rows in chunks:
-        piece, grad_logits = _score(score, every, compute[rows], tokens, rows)
-        pieces.append(piece)
-        if gradient is not None and grad_logits is not None:
-            gradient[rows] = grad_logits
+    for chunk in chunks:
+        for rows, block in tokens.blocks(chunk, logits.shape[-1]):
+            piece, grad_logits = _score(score, every, compute[rows], block, rows.start)
+            pieces.append(piece)
+            if gradient is not None and grad_logits is not None:
+                gradient[rows] = grad_logits
     return _output(pieces, every, tokens, [(flat, gradient)])
 
 
@@ -148,14 +150,21 @@ def linear_loss(
     every = (*MEASURES, *measures)
     score = chunk_loss(design, wants_gradient=grads.wanted, compiled=compiled, measures=every)
     pieces = []
-    for rows in chunks:
-        with torch.no_grad():
-            chunk = states[rows].to(dtype)
-            logits = cast.logits(chunk, dtype)
-            piece, grad_logits = _score(score, every, logits, tokens, rows)
-            pieces.append(piece)
-            if grad_logits is not None:
-                grads.add(rows, chunk, logits, grad_logits, head=cast)
+    with torch.no_grad():
+        buffer = states.new_empty(
+            max((rows.stop - rows.start for rows in chunks), default=0), len(head.weight), dtype=dtype
+        )
+        for chunk in chunks:
+            hidden_rows = states[chunk].to(dtype)
+            products = cast.products(hidden_rows, dtype, out=buffer[: len(hidden_rows)])
+            for rows, block in tokens.blocks(chunk, len(head.weight)):
+                of_block = products[rows.start - chunk.start : rows.stop - chunk.start]
+                logits = cast.finished(of_block)
+                piece, grad_logits = _score(score, every, logits, block, rows.start)
+                pieces.append(piece)
+                if grad_logits is not None:
+                    of_block.copy_(grads.at_products(logits, grad_logits, head=cast))
+            grads.add(chunk, hidden_rows, products, head=cast)
     return _output(
         pieces, every, tokens, [(states, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)]
     )
@@ -226,10 +235,12 @@ def _table(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Calla
     """The label's log-probability [N] under the policy and under every source that a part with a scope reads."""
     sources = {"policy"} | {source for part in scoped_parts(design) for source in getattr(part, "needs", {})}
     columns: dict[str, list[Tensor]] = {source: [] for source in sorted(sources)}
-    for rows in chunks:
-        view = tokens.select(rows).view(torch.log_softmax(logits_of(rows), dim=-1))
-        for source, pieces in columns.items():
-            pieces.append(view.of(source).label_logp)
+    for chunk in chunks:
+        logits = logits_of(chunk)
+        for rows, block in tokens.blocks(chunk, logits.shape[-1]):
+            view = block.view(torch.log_softmax(logits[rows.start - chunk.start : rows.stop - chunk.start], dim=-1))
+            for source, pieces in columns.items():
+                pieces.append(view.of(source).label_logp)
     empty = tokens.scale.new_zeros(0)
     return tokens.table({source: torch.cat(pieces) if pieces else empty for source, pieces in columns.items()})
 
@@ -246,18 +257,18 @@ def _with_scope_values(
 
 @torch.no_grad()
 def _score(
-    score: ChunkLoss, measures: Sequence[Measure], logits: Tensor, tokens: Tokens, rows: slice
+    score: ChunkLoss, measures: Sequence[Measure], logits: Tensor, tokens: Tokens, first: int
 ) -> tuple[TokenMeasures, Tensor | None]:
-    """One chunk: what the design makes of it, and s·∂loss/∂logits [n, V] where that is wanted."""
+    """Tokens from the `first` on: what the design makes of them, and s·∂loss/∂logits [n, V] where that is wanted."""
     with torch.autocast(logits.device.type, enabled=False):  # it would round sums to bf16
-        values, gradient = score(logits, tokens.select(rows))
+        values, gradient = score(logits, tokens)
     named = dict(zip((measure.name for measure in measures), values, strict=True))
-    measured, scale = TokenMeasures(**_by_field(named)), tokens.scale[rows]
+    measured, scale = TokenMeasures(**_by_field(named)), tokens.scale
     finite = torch.isfinite(measured.nll + measured.loss * scale)
     if "prior" in tokens.references:  # a part that compares with NaN makes a mask of it, and a finite loss
         finite &= ~torch.isnan(measured.prior_nll)
     if not finite.all():
-        _raise_not_finite(logits, measured, scale, int((~finite).nonzero()[0, 0]), rows.start)
+        _raise_not_finite(logits, measured, scale, int((~finite).nonzero()[0, 0]), first)
     return measured, gradient
 
 
@@ -277,12 +288,14 @@ def _raise_not_finite(logits: Tensor, measured: TokenMeasures, scale: Tensor, ro
 
 @dataclass
 class _HeadGradients:
-    """Gradients of the hidden states and of the head, accumulated over chunks in fp32; None where not wanted."""
+    """Gradients of the hidden states [N, D] and of the head, fp32 or fp64, None where not wanted.
+
+    What the hidden states' and the weight's hold before the first chunk doesn't count.
+    """
 
     hidden: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
-    is_empty: bool = True
 
     @classmethod
     def wanted_by(cls, hidden: Tensor, head: Head) -> _HeadGradients:
@@ -290,7 +303,8 @@ class _HeadGradients:
             if tensor is None or not tensor.requires_grad or not torch.is_grad_enabled():
                 return None
             dtype = tensor.dtype if tensor.dtype == torch.float64 else torch.float32
-            return torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)
+            make = torch.empty if len(hidden) and tensor is not head.bias else torch.zeros
+            return make(tensor.shape, dtype=dtype, device=tensor.device)
 
         return cls(buffer(hidden), buffer(head.weight), buffer(head.bias))
 
@@ -298,18 +312,19 @@ class _HeadGradients:
     def wanted(self) -> bool:
         return any(buffer is not None for buffer in (self.hidden, self.weight, self.bias))
 
-    def add(self, rows: slice, chunk: Tensor, logits: Tensor, grad_logits: Tensor, *, head: Head) -> None:
-        """chunk [n, D] and the head's weight are in the dtype of products."""
-        grad_product = head.product_gradient(grad_logits, logits)
+    def at_products(self, logits: Tensor, grad_logits: Tensor, *, head: Head) -> Tensor:
+        """∂L/∂logits of a block [n, V] → that of its products; the bias takes its gradient."""
+        grad_products = head.product_gradient(grad_logits, logits)
         if self.bias is not None:
-            self.bias.add_(grad_product.sum(0))
-        grad_product = grad_product.to(chunk.dtype)
+            self.bias.add_(grad_products.sum(0))
+        return grad_products
+
+    def add(self, rows: slice, hidden: Tensor, grad_products: Tensor, *, head: Head) -> None:
+        """Of a chunk: hidden [n, D], grad_products [n, V] and the head's weight are in the dtype of products."""
         if self.hidden is not None:
-            self.hidden[rows] = product(grad_product, head.weight.T)
+            self.hidden[rows] = product(grad_products, head.weight.T)
         if self.weight is not None:
-            grad = product(grad_product.T, chunk.T)
-            self.weight = grad.to(self.weight.dtype) if self.is_empty else self.weight.add_(grad)
-        self.is_empty = False
+            add_product(self.weight, grad_products.T, hidden.T, is_first=rows.start == 0)
 
 
 def _by_field(values: Mapping[str, Tensor]) -> dict[str, Any]:

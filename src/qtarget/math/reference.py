@@ -37,6 +37,7 @@ class Reference:
     labels: Tensor | None = None  # [N], beside `label_scalars`
     label_scalars: Mapping[str, Tensor] = field(default_factory=dict)  # name → [N]
     supervised_only: bool = False  # a row for every supervised position, instead of for every position
+    is_multiplied: bool = False  # `rows` are [N, V] products of hidden states and head already
     is_trusted: bool = True  # by whoever made it; what the constructors below are given is looked at
 
     @classmethod
@@ -178,6 +179,12 @@ class Reference:
         dtype = matmul_dtype(self.rows)
         return replace(self, rows=self.rows.to(dtype), head=self.head.cast(dtype))
 
+    def multiplied(self) -> Reference:
+        """The same with the products [N, V] of its hidden states and head, which one large product makes fastest."""
+        if self.head is None or self.rows is None or self.is_multiplied:
+            return self
+        return replace(self, rows=self.head.products(self.rows, matmul_dtype(self.rows)), is_multiplied=True)
+
     def select(self, index: Tensor | slice) -> Reference:
         """The same reference for some of the tokens."""
 
@@ -214,11 +221,11 @@ class Reference:
         if self.rows is None:
             names = ", ".join(self.label_scalars)
             raise QTargetError(f"more of this reference was asked for than its label scalars ({names})")
-        logp = self.rows.to(policy_logp.dtype)
-        if self.head is not None:
-            logits = self.head.logits(self.rows, matmul_dtype(self.rows))
-            logp = torch.log_softmax(logits.to(policy_logp.dtype), dim=-1)
-        return _align(logp, policy_logp.shape[1])
+        products = self.multiplied()
+        if products.head is None or products.rows is None:
+            return _align(self.rows.to(policy_logp.dtype), policy_logp.shape[1])
+        logits = products.head.finished(products.rows)
+        return _align(torch.log_softmax(logits.to(policy_logp.dtype), dim=-1), policy_logp.shape[1])
 
     def _support(self, policy_logp: Tensor) -> tuple[Tensor, Tensor] | None:
         """Token ids and log-probabilities [n, k], where this is a top-k reference."""

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TypedDict
 
 import torch
@@ -23,6 +24,7 @@ from qtarget.math.view import TokenView
 __all__ = ["CHUNK_BYTES", "IGNORE", "ROLES", "EarlierTokens", "LossInputs", "Tokens", "default_chunk", "slices"]
 
 CHUNK_BYTES = 2**27
+BLOCK_BYTES = 2**22
 """Default size of one fp32 chunk × vocabulary tensor: so many tokens go through the head in one matrix product."""
 
 
@@ -137,8 +139,23 @@ class Tokens:
         checks.whole("chunk_size", size, 1)
         return slices(self.labels.numel(), size)
 
+    @torch.no_grad()
+    def blocks(self, rows: slice, vocab_size: int) -> Iterator[tuple[slice, Tokens]]:
+        """A chunk in blocks whose logits stay in a CPU's cache: rows of a block, and its tokens.
+
+        What references hold as hidden states goes through their heads for the chunk as a whole, as the policy's does.
+        """
+        chunk = self.select(rows)
+        chunk = replace(chunk, references={role: held.multiplied() for role, held in chunk.references.items()})
+        size = rows.stop - rows.start
+        if self.labels.device.type == "cpu":
+            _keep_freed_memory()
+            size = max(1, BLOCK_BYTES // (4 * vocab_size))
+        for part in slices(rows.stop - rows.start, size):
+            yield slice(rows.start + part.start, rows.start + part.stop), chunk.select(part)
+
     def select(self, rows: slice) -> Tokens:
-        """One chunk of them."""
+        """Some of them."""
         return Tokens(
             positions=self.positions[rows],
             labels=self.labels[rows],
@@ -178,6 +195,16 @@ class Tokens:
     def table(self, label_logp: Mapping[str, Tensor]) -> TokenTable:
         """What scope values are made of."""
         return TokenTable(label_logp, self.labels, self.sequence_ids, self.progress)
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a block's temporaries leave, instead of returning it and faulting every page in anew.
+
+    It keeps memory up to twice the largest freed block of at most 32 MiB that it had mapped: this is one. Pages that
+    come back zeroed cost more than half of what the passes over them do.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def default_chunk(vocab_size: int) -> int:
