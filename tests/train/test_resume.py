@@ -31,9 +31,10 @@ from qtarget.data.batch import Batch
 from qtarget.data.lightning_data import SFTData
 from qtarget.errors import QTargetError
 from qtarget.evaluate.heldout import Evaluator
+from qtarget.math import products
 from qtarget.model.frozen import Snapshot
 from qtarget.run import ranks
-from qtarget.train import resume_saved, resume_shards, resume_state
+from qtarget.train import fp32_products, resume_saved, resume_shards, resume_state
 from qtarget.train.callbacks import PeriodicEvaluation
 from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.resume_writer import StateWriter
@@ -149,6 +150,32 @@ def test_a_run_that_was_killed_ends_where_an_unbroken_one_does(
     assert result(run)["attempts"] == len(ENDS)  # the second began afresh, as there was no state yet
     assert result(run)["started"] == started
     assert not (run / resume_folders.STATE).exists()
+
+
+def test_a_run_goes_on_with_the_library_that_it_began_with(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial at the start of a run says which is faster, and may say otherwise at another time: sums would differ."""
+    monkeypatch.setenv("QTARGET_CACHE", str(workdir / "cache"))
+    monkeypatch.setattr(fp32_products, "LARGE", 1)
+    monkeypatch.setattr(products, "SMALL", 1)
+    try:
+        begun = fp32_products.faster_here()
+        expected = whole_run()
+        assert result(expected)["loss"].endswith(f", fp32 products by {begun}")
+        with monkeypatch.context() as patched:
+            in_step(3, die)(patched)
+            with pytest.raises(Killed):
+                qtarget_cli(["train", *SMALL, EVERY])
+        (file,) = Path("cache").glob(fp32_products.FILE)
+        other = next(name for name in products.LIBRARIES if name != begun)
+        file.write_text(file.read_text().replace(begun, other))
+        assert qtarget_cli(["train", *SMALL, EVERY]) == 0
+        assert_same_run(only_run(Path("outputs")), expected)
+        assert result(only_run(Path("outputs")))["loss"].endswith(f", fp32 products by {begun}")
+        chosen = f"loss.products={other}"
+        assert qtarget_cli(["train", *SMALL, chosen, "output_dir=chosen"]) == 0
+        assert result(only_run(Path("chosen")))["loss"].endswith(f", fp32 products by {other}")
+    finally:
+        products.pin(None)
 
 
 def test_the_data_go_on_where_the_steps_have_come() -> None:

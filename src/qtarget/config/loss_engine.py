@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from qtarget.errors import QTargetError
 
 CHOICES = ("auto", "on", "off")
+AUTO = "auto"
+PRODUCTS = (AUTO, "torch", "onednn")
 PAYS_FROM = 6e9
 """Scored tokens × vocabulary from which, on a CPU, the compiled loss has saved the time it took to compile.
 

@@ -244,6 +244,11 @@ class LossConfig(Node):
         Choice(loss_engine.CHOICES),
         "through torch.compile; auto: on a GPU, on a CPU where the run is long enough to pay",
     )
+    products: str = setting(
+        "auto",
+        Choice(loss_engine.PRODUCTS),
+        "library of the output layer's fp32 products on a CPU; auto: that which a trial found faster on this machine",
+    )
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,7 @@ LATER = {"shard": (None, False, True), "offload": (False, True), "draws": (64,),
 UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
     **{f"references.{role}": LATER for role in ("prior", "teacher", "old")},
     "trainer": {"rows_per_step": (None,)},
+    "loss": {"products": ("auto",)},
     "qtarget.model.adapter.Lora": {"options": ({},)},
     "qtarget.train.optim.AdamW": {"allow_bf16_rounding": (False, True)},
     "qtarget.data.sources.reasoning_gym.ReasoningGym": {"trust_scorer": (False,)},

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qtarget.config.composing import instantiate
 from qtarget.config.cross_checks import check_trained_dtypes
+from qtarget.config.loss_engine import AUTO
 from qtarget.config.reference_kind import PlacedReference
 from qtarget.config.references import FrozenReference
 from qtarget.data.batch import Batch, Collate
@@ -176,10 +177,16 @@ def scoring_model(plan: Plan, name: str) -> Policy:
 def module(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen]) -> QTargetModule:
     """Policy, design and the references that the design looks at."""
     used = {role: frozen[role] for role in _read_in_training(plan)}
-    steps, chunk_size = plan.cfg.trainer.steps, plan.cfg.loss.chunk_size
-    compiled = plan.engine.compiled
+    loss = plan.cfg.loss
     return QTargetModule(
-        policy, plan.design, used, plan.optim, total_steps=steps, chunk_size=chunk_size, compiled=compiled
+        policy,
+        plan.design,
+        used,
+        plan.optim,
+        total_steps=plan.cfg.trainer.steps,
+        chunk_size=loss.chunk_size,
+        compiled=plan.engine.compiled,
+        library=None if loss.products == AUTO else loss.products,
     )
 
 

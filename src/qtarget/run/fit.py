@@ -121,11 +121,12 @@ def note_answering(evaluator: Evaluator, policy: Policy, record: Record | NullRe
 
 
 def _fit_counting_graphs(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord) -> None:
-    """Of a compiled loss the record says how many graphs it took."""
+    """The record says how many graphs a compiled loss took, and which library made fp32 products."""
     before = graphs_compiled() if plan.engine.compiled else 0  # counting them imports the compiler
     lightning_fit(trainer, module, build.data(plan))
-    if plan.engine.compiled:
-        record.note(loss=f"{plan.engine.description}, {graphs_compiled() - before} graphs")
+    graphs = [f"{graphs_compiled() - before} graphs"] if plan.engine.compiled else []
+    library = [f"fp32 products by {module.library}"] if module.library else []
+    record.note(loss=", ".join([plan.engine.description, *graphs, *library]))
 
 
 def lightning_fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:

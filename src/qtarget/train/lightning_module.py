@@ -10,12 +10,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from qtarget.data.batch import Batch
+from qtarget.math import products
 from qtarget.math.loss import IGNORE
 from qtarget.math.target import Design
 from qtarget.model.frozen import Frozen, check_not_shared
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import shard
 from qtarget.train.detection import NoiseDetection
+from qtarget.train.fp32_products import faster_here, matters
 from qtarget.train.histograms import TokenHistograms
 from qtarget.train.memory import chunk_that_fits
 from qtarget.train.metrics import TokenMeans
@@ -41,6 +43,7 @@ class QTargetModule(PolicyLoss, L.LightningModule):
         total_steps: int,
         chunk_size: int | None = None,
         compiled: bool = False,
+        library: str | None = None,
     ) -> None:
         super().__init__()
         self.policy = policy
@@ -49,6 +52,7 @@ class QTargetModule(PolicyLoss, L.LightningModule):
         self.total_steps = total_steps
         self.chunk_size = chunk_size
         self.compiled = compiled
+        self.library = library
         self.references = dict(references)
         for role, frozen in self.references.items():
             check_not_shared(role, frozen, policy)
@@ -70,6 +74,9 @@ class QTargetModule(PolicyLoss, L.LightningModule):
         if self.chunk_size is None:
             trained = sum(tensor.numel() for tensor in self.policy.parameters() if tensor.requires_grad)
             self.chunk_size = chunk_that_fits(self.policy.vocab_size, trained, self.device)
+        if self.trainer.precision == "32-true" and matters(self.policy.head.weight):
+            self.library = self.trainer.strategy.broadcast(self.library or faster_here())  # on all ranks that of one
+            products.pin(self.library)
         for measured in self.measured:
             measured.to(self.device)
 

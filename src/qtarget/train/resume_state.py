@@ -30,6 +30,7 @@ from torch import Tensor
 
 from qtarget.errors import QTargetError
 from qtarget.files import settle
+from qtarget.math.products import ONEDNN
 from qtarget.model.frozen import Snapshot
 from qtarget.model.policy import Policy
 from qtarget.model.sharding import is_shard, reshard
@@ -98,6 +99,7 @@ def _trainer_state(trainer: L.Trainer, module: QTargetModule) -> dict[str, Any]:
         "schedule": schedule.scheduler.state_dict(),
         "taken": {role: old.taken for role, old in _snapshots(module).items()},
         "chunk_size": module.chunk_size,  # on a GPU that of the memory that was free at the start
+        "library": module.library,  # what a trial at the start said
     }
 
 
@@ -255,12 +257,13 @@ def _restore_optimizer(saved: Mapping[str, Any], optimizer: torch.optim.Optimize
 
 
 def restore_trainer(saved: Mapping[str, Any], trainer: L.Trainer, module: QTargetModule) -> None:
-    """Schedule, snapshots' steps and the size of chunks."""
+    """Schedule, snapshots' steps, the size of chunks and what makes fp32 products: before it was saved, oneDNN."""
     (schedule,) = trainer.lr_scheduler_configs
     schedule.scheduler.load_state_dict(saved["schedule"])
     for role, old in _snapshots(module).items():
         old.taken = saved["taken"][role]
     module.chunk_size = saved["chunk_size"]
+    module.library = saved.get("library", ONEDNN)
 
 
 def restore_rank(own: Sequence[Mapping[str, Any]], trainer: L.Trainer, module: QTargetModule, world: int) -> None:
