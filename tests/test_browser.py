@@ -226,6 +226,17 @@ def test_pointing_at_a_mark_says_what_it_is(chromium: Browser, reports: dict[str
         assert not tip.is_visible()
 
 
+def test_ticks_of_values_that_lie_close_together_are_told_apart(chromium: Browser, tmp_path: Path) -> None:
+    history = [{"step": step, "train/nll": 0.9962 + 1e-6 * step, "target/gap": 0.9962} for step in range(1, 9)]
+    test_runs.write_run(tmp_path, "sft", "a" * 12, history="\n".join(map(json.dumps, history)))
+    compare([tmp_path], format="csv")
+    with reading(chromium, tmp_path / "report.html", "phone") as page:
+        assert page.evaluate(TOUCHING) == []
+        texts = page.locator("#plot-nll .ticks text[text-anchor=end]").all_text_contents()
+        assert len(texts) > 2
+        assert len(set(texts)) == len(texts)
+
+
 def test_dragging_looks_closer_and_a_double_click_goes_back(chromium: Browser, reports: dict[str, Path]) -> None:
     """Steps 5 to 15 to begin with; then a part of them; then all again."""
     ticks = "() => [...document.querySelectorAll('#plot-nll .grid path')].length"

@@ -246,7 +246,7 @@ def test_bits_per_byte_stand_beside_nll_where_tokenizers_differ(
     ]
     assert (apart.low, apart.high) == (0, 0)
     compare([tmp_path], format="md")
-    assert "| nll | bits/byte |" in capsys.readouterr().out
+    assert "| nll [95\u00a0%] | bits/byte |" in capsys.readouterr().out
 
 
 def test_bits_per_byte_stay_away_where_tokenizers_agree(unjudged: Path, capsys: pytest.CaptureFixture[str]) -> None:

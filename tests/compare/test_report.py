@@ -7,11 +7,12 @@ import re
 
 import matplotlib.image
 import pytest
-from test_groups import sample
+from test_groups import sample, write_losses
 from test_runs import NOW, write_run
 
+from qtarget.compare.columns import columns_of, reading_note
 from qtarget.compare.command import CompareOptions, compare, compared, print_tables
-from qtarget.compare.groups import problems
+from qtarget.compare.groups import kept_interval, problems
 from qtarget.compare.report import differences, picture_plots, render
 from qtarget.compare.run_groups import run_groups
 from qtarget.errors import QTargetError
@@ -50,7 +51,7 @@ def test_compare_writes_both_files_and_says_where(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert compare(["demo"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"dft +p\^0.5 +self +1\+λ +41.2 \[37.2, 46.2\] +0.630 +–", printed)
+    assert re.search(r"dft +p\^0.5 +self +1\+λ +41.2 \[37.2, 46.2\] +0.630 *$", printed, re.M)
     assert "demo/report.html" in printed
     assert "demo/comparison.png" in printed
     assert "qtarget train experiment=demo target=dft seed=1" in printed
@@ -144,6 +145,46 @@ def test_page_loads_nothing_and_names_no_folder_of_the_machine(folder, tmp_path)
     assert "@import" not in page
     assert str(tmp_path) not in page
     assert "…/t.pt" in page
+
+
+def test_columns_that_no_run_fills_are_left_out(folder, capsys):
+    runs = read_runs([folder], NOW)
+    titles = [column.title for column in columns_of(runs)]
+    assert "KL to prior" not in titles
+    assert {"nll", "trust clean", "trust wrong"} <= set(titles)
+    assert ">KL to prior<" not in render(runs)
+    compare([folder], format="md")
+    assert "KL to prior" not in capsys.readouterr().out
+
+
+def test_runs_that_nobody_judged_show_the_nll_of_their_rows_with_its_interval(tmp_path, capsys):
+    for name, level in (("sft", 1.0), ("dft", 1.2)):
+        write_losses(tmp_path / "demo", name, 0, [level, 2 * level, 1.5, 4.0], [1, 2, 2, 4])
+    (run,) = [run for run in read_runs([tmp_path]) if run.name == "sft"]
+    interval = kept_interval(run.folder, "test/nll")
+    compare([tmp_path / "demo"], format="md")
+    printed = capsys.readouterr().out
+    head, _, row = printed.splitlines()[:3]
+    assert "| nll [95\u00a0%] |" in head
+    assert "accuracy" not in printed
+    shown = [float(text) for text in re.search(r"\| (\S+) \[(\S+), (\S+)\]", row).groups()]
+    assert shown == pytest.approx([interval.mean, interval.low, interval.high], abs=1e-3)
+    assert "held-out problems" not in printed
+    assert "the luck of the rows drawn" in printed
+    page = render(read_runs([tmp_path]))
+    assert "“wrong” tokens" not in page
+    assert "the luck of the rows drawn" in page
+
+
+def test_a_note_speaks_of_no_interval_where_there_is_none(tmp_path):
+    write_run(tmp_path / "demo", "sft", "a" * 12, metrics={"test/nll": 0.5})
+    assert reading_note(read_runs([tmp_path])).endswith("No interval is known: a small gap is not a finding.")
+
+
+def test_the_page_names_the_picture_only_where_it_lies_beside_it(folder):
+    compare([folder])
+    assert "comparison.png" in (folder / "report.html").read_text()
+    assert "comparison.png" not in render(read_runs([folder], NOW))
 
 
 def test_same_runs_same_bytes(folder, tmp_path):

@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from qtarget.compare.decimals import bracketed, decimals_of_intervals, decimals_of_values, fixed
+from qtarget.compare.groups import kept_interval
+from qtarget.evaluate.scores import Score
 from qtarget.measures import MEASURES, Measure
 from qtarget.record.runs import Run, finished, unfinished
 
@@ -31,6 +35,7 @@ def numeric(values: Sequence[str]) -> bool:
 
 
 MISSING = "–"
+ACCURACY, NLL, PER_BYTE = "test/accuracy", "test/nll", "test/bits_per_byte"
 SAME = 1e-3
 """Tokens of a byte that are closer than this share are those of one tokenizer: sums of fp32 are not exact."""
 
@@ -46,11 +51,12 @@ class TableColumn:
     text: Callable[[Run], str]
     value: Callable[[Run], float | str | None]
     numeric: bool = True
+    least: int | None = None  # decimals; more where the values of a column need them. None: the text is always the same
 
 
 def accuracy_text(run: Run) -> str:
     """Held-out accuracy in percent with its 95 % interval: `41.2 [36.5, 46.1]`."""
-    values = [run.metrics.get(f"test/accuracy{end}") for end in ("", "_low", "_high")]
+    values = [run.metrics.get(f"{ACCURACY}{end}") for end in ("", "_low", "_high")]
     if values[0] is None:
         return MISSING
     shown = [f"{100 * value:.1f}" for value in values if value is not None]
@@ -71,10 +77,12 @@ def _designed(key: str, title: str, about: str) -> TableColumn:
 
 
 def _measured(key: str, title: str, about: str, group: str, digits: int) -> TableColumn:
-    def text(run: Run) -> str:
-        return f"{run.metrics[key]:,.{digits}f}" if key in run.metrics else MISSING
+    text = _with_decimals(key, digits)
+    return TableColumn(key, title, about, group, text, lambda run: _finite(run.metrics.get(key)), least=digits)
 
-    return TableColumn(key, title, about, group, text, lambda run: _finite(run.metrics.get(key)))
+
+def _with_decimals(key: str, decimals: int) -> Callable[[Run], str]:
+    return lambda run: fixed(run.metrics[key], decimals) if key in run.metrics else MISSING
 
 
 def _finite(value: float | None) -> float | None:
@@ -102,12 +110,12 @@ COLUMNS: tuple[TableColumn, ...] = (
     _designed("residual", "residual", "where the rest of the target's mass goes"),
     _designed("weight", "weight w", "the step size of a token"),
     TableColumn(
-        "test/accuracy",
+        ACCURACY,
         "accuracy % [95\u00a0%]",
         "held-out problems solved, with the 95 % interval",
         "result",
         accuracy_text,
-        lambda run: _finite(run.metrics.get("test/accuracy")),
+        lambda run: _finite(run.metrics.get(ACCURACY)),
     ),
     *(_evaluated(measure) for measure in MEASURES if measure.evaluated),
     *_apart("trust"),
@@ -131,16 +139,57 @@ COLUMNS: tuple[TableColumn, ...] = (
     _measured("train/peak_memory_gb", "peak GB", "peak memory while training, in GB", "loss", 2),
 )
 
-PER_BYTE = "test/bits_per_byte"
 BITS_PER_BYTE = _measured(
     PER_BYTE, "bits/byte", "nll in bits per UTF-8 byte of the held-out replies: for unlike tokenizers", "result", 3
 )
 
 
 def columns_of(runs: Sequence[Run]) -> tuple[TableColumn, ...]:
-    """COLUMNS, with bits per byte behind the nll where the runs' tokenizers differ."""
-    beside = [BITS_PER_BYTE] * differing_tokenizers(finished(runs))
-    return tuple(one for column in COLUMNS for one in (column, *beside * (column.key == "test/nll")))
+    """COLUMNS as finished runs fill them: without those that are empty, each with the decimals that its values need.
+
+    The nll has its interval where no answer was judged; bits per byte stand behind it where tokenizers differ.
+    """
+    done = finished(runs)
+    beside = [BITS_PER_BYTE] * differing_tokenizers(done)
+    columns = [one for column in COLUMNS for one in (column, *beside * (column.key == NLL))]
+    if not done:
+        return tuple(columns)
+    filled = [column for column in columns if any(column.text(run) != MISSING for run in done)]
+    fitted = [_fitted(column, done) for column in filled]
+    return tuple(fitted if judged(done) else [_with_interval(column, done) for column in fitted])
+
+
+def judged(runs: Iterable[Run]) -> bool:
+    """Whether answers to held-out problems were."""
+    return any(ACCURACY in run.metrics for run in runs)
+
+
+def _fitted(column: TableColumn, runs: Sequence[Run]) -> TableColumn:
+    if column.least is None:
+        return column
+    values = [run.metrics[column.key] for run in runs if column.key in run.metrics]
+    return replace(column, text=_with_decimals(column.key, decimals_of_values(values, column.least)))
+
+
+def _with_interval(column: TableColumn, runs: Sequence[Run]) -> TableColumn:
+    """The nll with its 95 % interval over held-out rows, of the runs that have kept those."""
+    kept = nll_intervals(runs) if column.key == NLL else {}
+    if not kept:
+        return column
+    decimals = decimals_of_intervals(list(kept.values()), 3)
+    plain = _with_decimals(column.key, decimals)
+
+    def text(run: Run) -> str:
+        return bracketed(kept[run.folder], decimals) if run.folder in kept else plain(run)
+
+    about = f"{column.about}, with the 95 % interval over rows"
+    return replace(column, title=f"{column.title} [95\u00a0%]", about=about, text=text)
+
+
+def nll_intervals(runs: Iterable[Run]) -> dict[Path, Score]:
+    """By the folders of the runs that have kept the nll of their held-out rows."""
+    kept = {run.folder: kept_interval(run.folder, NLL) for run in runs if NLL in run.metrics}
+    return {folder: interval for folder, interval in kept.items() if interval}
 
 
 def differing_tokenizers(runs: Iterable[Run]) -> bool:
@@ -148,7 +197,7 @@ def differing_tokenizers(runs: Iterable[Run]) -> bool:
 
     tokens / bytes = ln 2 · bits_per_byte / nll, of the same held-out rows.
     """
-    both = [(run.metrics.get(PER_BYTE), run.metrics.get("test/nll")) for run in runs]
+    both = [(run.metrics.get(PER_BYTE), run.metrics.get(NLL)) for run in runs]
     counts = [bits / nll for bits, nll in both if bits and nll]
     return bool(counts) and max(counts) > (1 + SAME) * min(counts)
 
@@ -159,15 +208,29 @@ def differing_tokenizers(runs: Iterable[Run]) -> bool:
 def reading_note(runs: Iterable[Run]) -> str:
     """The line under the table: what the intervals cover and what they don't."""
     done = finished(runs)
+    unit = "problem" if judged(done) else "row"
     counts = sorted({count for run in done if (count := run.rows.get("test") or run.rows.get("heldout"))})
-    problems = " or ".join(f"{count:,}" for count in counts)
-    scored = f" on {problems} held-out problems" if problems else ""
+    measured = "scored" if unit == "problem" else "measured"
+    scored = f", {measured} on {' or '.join(f'{count:,}' for count in counts)} held-out {unit}s" if counts else ""
     seeds = sorted({run.seed for run in done if run.seed is not None})
     trained = "with one seed" if len(seeds) <= 1 else "with one of the seeds " + ", ".join(map(str, seeds))
+    return f"Each row is a single run {trained}{scored}. {_of_intervals(done, unit)}" + _outdated_note(done)
+
+
+def _of_intervals(runs: Sequence[Run], unit: str) -> str:
+    has_intervals = any(f"{ACCURACY}_low" in run.metrics for run in runs) if unit == "problem" else nll_intervals(runs)
+    if not has_intervals:
+        return "No interval is known: a small gap is not a finding."
     return (
-        f"Each row is a single run {trained}, scored{scored}. The intervals cover the luck of the problems drawn, "
-        "not that of the seed: a gap that fits inside them is not a finding."
-    ) + _outdated_note(done)
+        f"The intervals cover the luck of the {unit}s drawn, not that of the seed: a gap that fits inside them is not "
+        "a finding."
+    )
+
+
+def means_note(runs: Iterable[Run]) -> str:
+    """What the numbers of tokens are, on the page."""
+    wrong = "; “wrong” tokens are the labels that were made wrong"
+    return "γ, trust and nll are means over tokens" + wrong * any(run.rows.get("noisy") for run in runs) + "."
 
 
 def _outdated_note(runs: Sequence[Run]) -> str:

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import yaml
 
 from qtarget.compare.columns import (
-    MISSING,
     TableColumn,
     columns_of,
     next_command,
@@ -203,8 +202,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 def latex(runs: Sequence[Run]) -> str:
     """One booktabs table of the columns that say something."""
-    done = finished(runs)
-    columns = [column for column in columns_of(runs) if not done or any(column.text(run) != MISSING for run in done)]
+    columns = columns_of(runs)
     note = "\n".join([_note(runs), *unfinished_lines(runs)])
     return _table(runs, columns, [column.title for column in columns], note=note).latex()
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qtarget.compare.columns import MISSING, PER_BYTE, differing_tokenizers, numeric
+from qtarget.compare.decimals import (
+    bracketed,
+    decimals_of_intervals,
+    decimals_of_spans,
+    decimals_of_values,
+    fixed,
+)
 from qtarget.compare.formats import Table
 from qtarget.compare.groups import Group, GroupRow, group_runs, is_of_rows, rows
 from qtarget.compare.selection import choose
@@ -69,8 +76,27 @@ class Grouped:
         return 100.0 if self.is_percent else 1.0
 
     @property
-    def decimals(self) -> int:
+    def least_decimals(self) -> int:
         return 1 if self.is_percent else 3
+
+    @property
+    def decimals(self) -> int:
+        """Of the means and their intervals."""
+        scores = [self._scaled(row.interval) for row in self.rows if row.interval]
+        if scores:
+            return decimals_of_intervals(scores, self.least_decimals)
+        return decimals_of_values([self.scale * row.mean for row in self.rows], self.least_decimals)
+
+    @property
+    def difference_decimals(self) -> int:
+        scores = [self._scaled(row.difference) for row in self.rows if row.difference]
+        return decimals_of_intervals(scores, self.least_decimals)
+
+    @property
+    def seed_decimals(self) -> int:
+        """Of the smallest and the largest seed: at least those of the means."""
+        spans = [(self.scale * row.low_seed, self.scale * row.high_seed) for row in self.rows]
+        return decimals_of_spans(spans, self.decimals)
 
     @property
     def title(self) -> str:
@@ -126,16 +152,23 @@ class Grouped:
         return f"{text} intervals alone.{holm}"
 
     def _cells(self, row: GroupRow) -> list[str]:
-        mean = _bracketed(row.interval, self._number) if row.interval else self._number(row.mean)
-        several = len(row.group.runs) > 1
-        span = f"{self._number(row.low_seed)} … {self._number(row.high_seed)}" if several else MISSING
+        mean = fixed(self.scale * row.mean, self.decimals)
+        if row.interval:
+            mean = bracketed(self._scaled(row.interval), self.decimals)
         apart = [MISSING, MISSING]
         if row.difference:
-            apart = [_bracketed(row.difference, self._signed), f"{row.p_holm:.2g}"]
+            difference = bracketed(self._scaled(row.difference), self.difference_decimals, "+")
+            apart = [difference, f"{row.p_holm:.2g}"]
         bits = row.group.values(PER_BYTE)
         beside = [f"{sum(bits) / len(bits):.3f}" if bits else MISSING] * self.per_byte
         keys = row.group.key_values.values()
-        return [*keys, row.group.seeds(self.metric), mean, *beside, span, *apart * self.compared]
+        return [*keys, row.group.seeds(self.metric), mean, *beside, self._by_seed(row), *apart * self.compared]
+
+    def _by_seed(self, row: GroupRow) -> str:
+        if len(row.group.runs) < 2:
+            return MISSING
+        low, high = (fixed(self.scale * end, self.seed_decimals) for end in (row.low_seed, row.high_seed))
+        return f"{low} … {high}"
 
     def _numbers(self, row: GroupRow) -> list[str]:
         inside = [row.interval.low, row.interval.high] if row.interval else ["", ""]
@@ -146,11 +179,8 @@ class Grouped:
             map(str, [*row.group.key_values.values(), count, row.mean, *inside, row.low_seed, row.high_seed, *apart])
         )
 
-    def _number(self, value: float) -> str:
-        return f"{self.scale * value:.{self.decimals}f}"
-
-    def _signed(self, value: float) -> str:
-        return f"{self.scale * value:+.{self.decimals}f}"
+    def _scaled(self, score: Score) -> Score:
+        return Score(*(self.scale * value for value in (score.mean, score.low, score.high)))
 
 
 def label_without(group: Group, without: Sequence[str]) -> str:
@@ -162,10 +192,6 @@ def best_first(grouped: Grouped) -> Grouped:
     """Rows from the better end of the metric to the worse; as they come where neither end is better."""
     sign = {"min": 1, "max": -1, None: 0}[direction(grouped.metric)]
     return replace(grouped, rows=tuple(sorted(grouped.rows, key=lambda row: sign * row.center)))
-
-
-def _bracketed(score: Score, number: Callable[[float], str]) -> str:
-    return f"{number(score.mean)} [{number(score.low)}, {number(score.high)}]"
 
 
 @dataclass(frozen=True)

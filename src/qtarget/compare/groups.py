@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,16 @@ def _measured(run: Run, metric: str) -> Measured:
 
 def kept_interval(folder: Path, metric: str) -> Score | None:
     """Of a run by itself, over the held-out rows whose nll it has kept; None of a metric that is not of rows."""
-    rows = _shared([_of_rows(folder, metric.rpartition("/")[2])]) if is_of_rows(metric) else None
+    path = folder / ROWS_FILE
+    if not is_of_rows(metric) or not path.is_file():
+        return None
+    return _interval_of_file(folder, metric, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _interval_of_file(folder: Path, metric: str, _written: int) -> Score | None:
+    """A bootstrap takes a fifth of a second, and a page that is watched asks for it again and again."""
+    rows = _shared([_of_rows(folder, metric.rpartition("/")[2])])
     return ratio_over_seeds(rows) if rows else None
 
 

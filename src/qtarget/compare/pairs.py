@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from qtarget.compare.command import near
+from qtarget.compare.decimals import bracketed, decimals_of_intervals, fixed
 from qtarget.compare.groups import HELDOUT_METRICS
 from qtarget.errors import QTargetError
 from qtarget.evaluate.ratios import Ratios, ratio_difference
@@ -105,7 +106,8 @@ def _line(pair: Paired, unit: str, p_value: float, comparisons: int) -> str:
     score, unshared = pair.difference.score, pair.only_a + pair.only_b
     others = f", {unshared} others left out" if unshared else ""
     how = f"sign flips, Holm over {comparisons} sources" if comparisons > 1 else "sign flips"
+    decimals = decimals_of_intervals([score], 3)
     return (
-        f"A {pair.a:.3f}  B {pair.b:.3f}  B − A {score.mean:+.3f} [{score.low:+.3f}, {score.high:+.3f}]  "
+        f"A {fixed(pair.a, decimals)}  B {fixed(pair.b, decimals)}  B − A {bracketed(score, decimals, '+')}  "
         f"p = {p_value:.2g} ({how}), {pair.shared} shared {unit}{others}"
     )

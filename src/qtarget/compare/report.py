@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qtarget.compare.columns import MISSING, TableColumn, columns_of, reading_note, subject, unfinished_in_words
+from qtarget.compare.columns import (
+    MISSING,
+    TableColumn,
+    columns_of,
+    means_note,
+    reading_note,
+    subject,
+    unfinished_in_words,
+)
 from qtarget.compare.group_table import Grouped, label_without
 from qtarget.compare.groups import GroupRow, problems
 from qtarget.compare.run_groups import groups_of_rows, row_design, run_groups
@@ -80,7 +88,8 @@ def _bars(grouped: Grouped) -> str:
 def _means(grouped: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
     dots = tuple(_dot(grouped, row, mark, row.center, _ends(grouped, row)) for row, mark in styled)
     title, caption = "Means over seeds", f"One dot a group, the mean over its seeds. {_bars(grouped)}"
-    return _with_number_format(grouped, Panel("means", title, grouped.title, "", caption, dots=dots))
+    panel = Panel("means", title, grouped.title, "", caption, dots=dots)
+    return _with_number_format(grouped, panel, grouped.decimals)
 
 
 def _differences(grouped: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> Panel:
@@ -91,14 +100,14 @@ def _differences(grouped: Grouped, styled: Sequence[tuple[GroupRow, Mark]]) -> P
         f"Each group less {baseline} (dotted), paired by seed and {grouped.unit}, with 95 % intervals: a bar that "
         "crosses the dotted line doesn't tell the two apart."
     )
-    title = f"Difference to {baseline}"
-    return _with_number_format(
-        grouped, Panel("differences", title, f"difference in {grouped.title}", "", caption, dots, reference=0.0)
-    )
+    title, x_title = f"Difference to {baseline}", f"difference in {grouped.title}"
+    panel = Panel("differences", title, x_title, "", caption, dots, reference=0.0)
+    return _with_number_format(grouped, panel, grouped.difference_decimals)
 
 
-def _with_number_format(grouped: Grouped, panel: Panel) -> Panel:
-    return replace(panel, number=f".{grouped.decimals}f", unit=" %" if grouped.is_percent else "")
+def _with_number_format(grouped: Grouped, panel: Panel, decimals: int) -> Panel:
+    """As in the table."""
+    return replace(panel, number=f".{decimals}f", unit=" %" if grouped.is_percent else "")
 
 
 def _dot(grouped: Grouped, row: GroupRow, mark: Mark, value: float, ends: tuple[float, float]) -> Dot:
@@ -126,13 +135,15 @@ class ReportPart:
 
 
 def write_report(runs: Sequence[Run], path: Path, grouped: Grouped | None = None, swept: Swept | None = None) -> None:
-    """The page for `runs` (in table order) at `path`."""
-    path.write_text(render(runs, grouped, swept), encoding="utf-8", newline="\n")
+    """The page for `runs` (in table order) at `path`, beside comparison.png."""
+    path.write_text(render(runs, grouped, swept, has_picture=True), encoding="utf-8", newline="\n")
 
 
-def render(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> str:
-    """The page as text. Everything that comes from a run is escaped."""
-    return render_page(TEMPLATE, template_values(runs, grouped, swept))
+def render(
+    runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None, *, has_picture: bool = False
+) -> str:
+    """The page as text. Everything that comes from a run is escaped. has_picture: comparison.png lies beside it."""
+    return render_page(TEMPLATE, {**template_values(runs, grouped, swept), "has_picture": has_picture})
 
 
 def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: Swept | None = None) -> dict[str, Any]:
@@ -151,6 +162,7 @@ def template_values(runs: Sequence[Run], grouped: Grouped | None = None, swept: 
         "columns": sorted(columns_of(runs), key=_column_order),
         "rows": [(run, mark_of[run.folder]) for run in finished(runs)],
         "note": reading_note(runs),
+        "means_note": means_note(finished(runs)),
         "unfinished": unfinished(runs),
         "unfinished_words": unfinished_in_words(runs),
         "marks": distinct(styled),

@@ -160,7 +160,6 @@ def results_table(outcomes: Sequence[Outcome]) -> Table | None:
     worst = float("inf")
     runs.sort(key=lambda run: (sign * run.metrics.get(metric, sign * worst), run.metrics.get("test/nll", worst)))
     columns = [column for column in columns_of(runs) if column.group == "result" and column.numeric]
-    columns = [column for column in columns if any(column.value(run) is not None for run in runs)]
     titles = ["job", *(column.title for column in columns), "training"]
     lines = [[labels[run.folder], *(column.text(run) for column in columns), _time(run.metrics)] for run in runs]
     return Table(titles, lines, [False, *[True] * (len(titles) - 1)], title=f"Results, best {metric} first")

@@ -30,7 +30,12 @@ function make(parent, name, attributes = {}, text) {
 // Numbers as Python's format writes them: ".1f" and ".3g".
 function written(value, format) {
   const digits = Number(format.slice(1, -1));
-  return format.endsWith("f") ? value.toFixed(digits) : short(value, digits);
+  return format.endsWith("f") ? fixed(value, digits) : short(value, digits);
+}
+
+// What rounds to zero has no minus.
+function fixed(value, decimals) {
+  return (Math.abs(value) < 0.5 * 10 ** -decimals ? 0 : value).toFixed(decimals);
 }
 
 function short(value, digits = 3) {
@@ -88,15 +93,23 @@ function rangeOf(values, axis, fromZero) {
   return { low: low - room, high: high + room, log: false };
 }
 
-// Labels of an axis that don't touch each other: fewer of them where they would.
+// The labels of ticks: four digits, more where neighbours would look alike.
+function labelled(ticks) {
+  for (let digits = 4; ; digits++) {
+    const texts = ticks.map((tick) => short(tick, digits));
+    if (new Set(texts).size === texts.length || digits === 12) return texts;
+  }
+}
+
+// Ticks of an axis whose labels don't touch each other: fewer of them where they would.
 function fitting(range, room, sizeOf, gap) {
   let most = Math.max(2, Math.floor(room / (gap + 22)));
   let ticks;
   do {
     ticks = range.log ? logTicks(range.low, range.high) : linearTicks(range.low, range.high, most);
     most -= 1;
-  } while (!range.log && most >= 1 && ticks.reduce((sum, tick) => sum + sizeOf(short(tick, 4)) + gap, 0) > room);
-  return ticks;
+  } while (!range.log && most >= 1 && labelled(ticks).reduce((sum, text) => sum + sizeOf(text) + gap, 0) > room);
+  return labelled(ticks).map((text, index) => ({ value: ticks[index], lines: [text] }));
 }
 
 // One plot
@@ -154,12 +167,11 @@ class Chart {
     if (this.panel.reference !== null && !y.log) values.push(this.panel.reference);
     const yRange = rangeOf(values, y, false);
     const yTicks = fitting(yRange, height - 60, () => LINE_HEIGHT, 26);
-    const left = Math.max(...yTicks.map((tick) => widthOf(short(tick, 4))), 8) + TICK_GAP + 4 + (y.title ? LINE_HEIGHT + 4 : 0);
+    const left = Math.max(...yTicks.map((tick) => widthOf(tick.lines[0])), 8) + TICK_GAP + 4 + (y.title ? LINE_HEIGHT + 4 : 0);
     const xRange = this.zoom ?? rangeOf(all.flatMap((line) => this.xs(line)), x, !x.near);
     const titles = this.xTitle(width - left), right = width - 14;
     const xTicks = fitting(xRange, right - left, widthOf, 14);
-    return this.placed({ left, right, top: 10, bottom: height - 22 - LINE_HEIGHT * titles.length - 4, xRange, yRange, titles,
-      xTicks: xTicks.map((value) => ({ value, lines: [short(value, 4)] })), yTicks: yTicks.map((value) => ({ value, lines: [short(value, 4)] })) });
+    return this.placed({ left, right, top: 10, bottom: height - 22 - LINE_HEIGHT * titles.length - 4, xRange, yRange, titles, xTicks, yTicks });
   }
 
   dotsFrame(width, height) {
@@ -169,7 +181,7 @@ class Chart {
     const values = dots.flatMap((dot) => [dot.value, dot.low, dot.high]);
     if (this.panel.reference !== null) values.push(this.panel.reference);
     const xRange = rangeOf(values, this.panel.x, false), titles = this.xTitle(width - left), right = width - 16;
-    const xTicks = fitting(xRange, right - left, widthOf, 14).map((value) => ({ value, lines: [short(value, 4)] }));
+    const xTicks = fitting(xRange, right - left, widthOf, 14);
     const yRange = { low: dots.length - 0.4, high: -0.6, log: false };
     return this.placed({ left, right, top: 6, bottom: height - 22 - LINE_HEIGHT * titles.length - 4, xRange, yRange, xTicks, yTicks, titles, named: true });
   }
@@ -257,8 +269,9 @@ class Chart {
 
   pointText(line, xs, index) {
     const at = this.panel.x.choices.length ? X_NAMES[this.xKind] : line.at;
-    const interval = line.low ? ` [${short(line.low[index])}, ${short(line.high[index])}]` : "";
-    return [line.label, `${line.metric} ${short(line.y[index])}${interval} at ${at} ${short(xs[index], 4)}`, ...(line.texts ? [line.texts[index]] : [])];
+    const { low, high } = this.frame.yRange, digits = Math.max(3, Math.ceil(Math.log10(Math.abs(high) / (high - low))) + 3);
+    const interval = line.low ? ` [${short(line.low[index], digits)}, ${short(line.high[index], digits)}]` : "";
+    return [line.label, `${line.metric} ${short(line.y[index], digits)}${interval} at ${at} ${short(xs[index], 4)}`, ...(line.texts ? [line.texts[index]] : [])];
   }
 
   dotsMarks() {
