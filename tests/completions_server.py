@@ -59,6 +59,8 @@ class Completions:
         if self.mode == "cuts":
             choice |= {"finish_reason": "length", "text": "12"}
             usage |= {"completion_tokens": 2}
+        if self.mode == "halves a letter":
+            choice |= {"text": "12\ud83d"}
         if self.mode == "filters":
             choice |= {"finish_reason": "content_filter"}
         if self.mode == "counts nothing":

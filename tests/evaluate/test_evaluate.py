@@ -393,10 +393,11 @@ def test_runs_are_paired_by_the_text_of_their_prompts() -> None:
 
 
 def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
-    written_samples = samples("r ", "xé")
+    ends = "a\u2028b\x85c\x0bd\re\n"  # all that Python takes for ends of lines
+    written_samples = [replace(sample, answer=ends, prompt=ends) for sample in samples("r ", "xé")]
     save_samples(tmp_path, written_samples)
     assert read_samples(tmp_path / "samples.jsonl") == written_samples
-    assert json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])["correct"] is True
+    assert json.loads((tmp_path / "samples.jsonl").read_text().split("\n")[0])["correct"] is True
     (tmp_path / "other.jsonl").write_text('{"row": 1}\n')
     with pytest.raises(qtarget.QTargetError, match="holds no samples"):
         read_samples(tmp_path / "other.jsonl")

@@ -71,6 +71,14 @@ def test_an_answer_that_the_limit_cut_off_has_not_ended() -> None:
     assert (answer.ended, answer.tokens, answer.text is not None and len(answer.text)) == (False, 4, 4)
 
 
+def test_half_a_letter_is_no_loss_of_the_answers(tmp_path: Path) -> None:
+    """JSON may hold half a surrogate pair, and a file of text may not."""
+    with serving(mode="halves a letter") as server:
+        (answer,) = asking(server, GREEDY).answers(PROMPTS[:1], 30)[0]
+    assert answer.text == "12?"
+    (tmp_path / "answers").write_text(answer.text, encoding="utf-8")
+
+
 def test_the_key_comes_from_the_environment_and_goes_to_the_server_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -175,7 +175,8 @@ def save_samples(folder: Path, samples: Sequence[Sample]) -> None:
 def read_samples(path: Path) -> list[Sample]:
     """What `save_samples` wrote. Raises QTargetError for anything else."""
     try:
-        return [_sample(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").split("\n")  # an answer may hold other ends of lines, such as U+2028
+        return [_sample(json.loads(line)) for line in lines if line]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QTargetError(f"{path} holds no samples that an evaluation wrote: {error!r}") from error
 

@@ -83,7 +83,7 @@ class Served:
     def _checked(self, answer: Any, prompt: ServedPrompt, new_tokens: int) -> GeneratedAnswer:
         try:
             (choice,), usage, model = answer["choices"], answer["usage"], str(answer["model"])
-            text, reason = str(choice["text"]), choice["finish_reason"]
+            text, reason = _whole_letters(str(choice["text"])), choice["finish_reason"]
             read, written = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
         except (KeyError, TypeError, ValueError) as error:
             raise QTargetError(
@@ -179,6 +179,11 @@ class Server:
             served.answer(probe, 0, 1)
         elif not served.check_draws(probe, 16):
             self.said("the server gives other answers when asked again with the same seed: its numbers will vary a bit")
+
+
+def _whole_letters(text: str) -> str:
+    """Without halves of surrogate pairs, as where a limit cuts an emoji: no file could hold them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _nothing() -> None:

@@ -86,7 +86,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
             f"what W&B has been sent of this run can't be read from {file} ({done.stderr.strip()[-200:]}): remove "
             f"{file.parent}, and this run at W&B, to have all of it sent again"
         )
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    records = [json.loads(line) for line in done.stdout.split("\n") if line.startswith("{")]
     return [record["history"]["item"] for record in records if "history" in record]
 
 
