@@ -12,9 +12,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -39,6 +39,10 @@ from qtarget.errors import FULL_ERROR, QTargetError
 from qtarget.launch.announcing import Announcer, print_results, speaks
 from qtarget.launch.launcher import check_no_agent, launchers_by_class
 from qtarget.launch.outcome import Outcome
+from qtarget.run.rank_report import LostError
+
+if TYPE_CHECKING:
+    from qtarget.run.rank_agreement import RankAgreement
 
 
 def launch(words: Sequence[str]) -> int:
@@ -96,13 +100,15 @@ def _make_task(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
         overrides = list(settings.overrides.task)
         choices = {group: option for group, option in settings.runtime.choices.items() if "hydra/" not in group}
         label = " ".join(overrides) or "defaults"
+        of_ranks = _agreement(settings)
         try:
-            with _announced(job, settings):
-                result = _run_or_dry(composed, folder, choices, overrides)
+            with _announced(job, settings), of_ranks.agreeing() if of_ranks else nullcontext():
+                result = _run_or_dry(composed, folder, choices, overrides, of_ranks)
             if result is None:
                 return None
         except Exception as error:
-            if raises or environment() or not settings.launcher._target_.endswith("BasicLauncher"):
+            is_one = bool(environment()) and of_ranks is None
+            if raises or is_one or isinstance(error, LostError) or not _in_this_process(settings):
                 raise  # whoever started this process learns of failures in no other way
             is_input = isinstance(error, QTargetError)
             text = str(error) if is_input else f"{type(error).__name__}: {error}"
@@ -113,6 +119,21 @@ def _make_task(outcomes: list[Outcome], raises: bool) -> Callable[[Any], Any]:
 
     job.outcomes = outcomes  # type: ignore[attr-defined]  # where a launcher of processes notes what became of them
     return job
+
+
+def _in_this_process(settings: Any) -> bool:
+    return bool(settings.launcher._target_.endswith("BasicLauncher"))
+
+
+def _agreement(settings: Any) -> RankAgreement | None:
+    """Of the ranks of a multirun that torchrun or srun started, on its next job."""
+    from qtarget.run.environment import environment
+
+    if settings.mode != RunMode.MULTIRUN or not _in_this_process(settings) or environment() is None:
+        return None
+    from qtarget.run.rank_agreement import RankAgreement  # torch comes in here
+
+    return RankAgreement.of_job(f"job {settings.job.num}")
 
 
 @contextmanager
@@ -131,7 +152,9 @@ def _announced(task: Any, settings: Any) -> Iterator[None]:
         announcer.ended(number, time.monotonic() - began)
 
 
-def _run_or_dry(composed: Any, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any] | None:
+def _run_or_dry(
+    composed: Any, folder: Path, choices: Mapping[str, Any], overrides: list[str], of_ranks: RankAgreement | None
+) -> dict[str, Any] | None:
     """The result of a job; None of one with trainer=dry, which only says what it would do."""
     from qtarget.config.composing import config_container
     from qtarget.config.run_config import RunConfig
@@ -156,7 +179,7 @@ def _run_or_dry(composed: Any, folder: Path, choices: Mapping[str, Any], overrid
         return record_rejected(config_container(composed), folder, choices, overrides, error)
     from qtarget.run.train import run_job
 
-    return run_job(cfg, folder, choices, overrides)
+    return run_job(cfg, folder, choices, overrides, of_ranks)
 
 
 @contextmanager
@@ -176,15 +199,26 @@ def _hydra_raises(arguments: Arguments) -> Iterator[None]:
 
 
 def _summary(outcomes: list[Outcome]) -> int:
-    """Say where results are, which jobs failed, and what to do next. 0, or 1 for a crash, or 2 for bad input only."""
-    from qtarget.parallel import is_rank_zero
+    """Say where results are, which jobs failed, and what to do next. 0, or 1 for a crash, or 2 for bad input only.
 
-    if not is_rank_zero():
-        return 0
-    done = [outcome for outcome in outcomes if not outcome.error]
+    Of ranks that torchrun or srun started rank 0 says it, and all return the same.
+    """
+    from qtarget.run.environment import environment
+
+    several = environment() is not None
     failed = [outcome for outcome in outcomes if outcome.error]
-    if len(outcomes) == 1 and failed and failed[0].is_input:
+    if len(outcomes) == 1 and failed and failed[0].is_input and not several:
         raise QTargetError(failed[0].error)
+    if speaks():
+        _say_outcomes([outcome for outcome in outcomes if not outcome.error], failed, outcomes)
+    if several and failed:
+        _leave_after_rank_0()
+    if not failed:
+        return 0
+    return 2 if all(outcome.is_input for outcome in failed) else 1
+
+
+def _say_outcomes(done: list[Outcome], failed: list[Outcome], outcomes: list[Outcome]) -> None:
     for outcome in done:
         print(f"finished  {outcome}")
     print_results(outcomes)
@@ -195,7 +229,12 @@ def _summary(outcomes: list[Outcome]) -> int:
             print(f"          traceback: {trace}", file=sys.stderr)
     if done:
         print(f"next: {shlex.join(['qtarget', 'compare', *sorted({str(outcome.folder.parent) for outcome in done})])}")
-    if not failed:
-        return 0
-    print(f"{len(failed)} of {len(outcomes)} jobs failed; the same command runs only those again", file=sys.stderr)
-    return 2 if all(outcome.is_input for outcome in failed) else 1
+    if failed:
+        print(f"{len(failed)} of {len(outcomes)} jobs failed; the same command runs only those again", file=sys.stderr)
+
+
+def _leave_after_rank_0() -> None:
+    from qtarget.run.rank_agreement import RankAgreement
+
+    sys.stdout.flush()
+    RankAgreement.of_job("summary").after_rank_0()

@@ -10,9 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -26,32 +24,15 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from qtarget import signals
 from qtarget.config.run_config import TrainerConfig
 from qtarget.errors import QTargetError
-from qtarget.parallel import all_gather_objects, is_rank_zero, rank_and_world
+from qtarget.parallel import is_rank_zero, rank_and_world
 from qtarget.run.environment import environment
+from qtarget.run.rank_agreement import OtherRankError, RankAgreement
+from qtarget.run.rank_report import RankError, Report
 from qtarget.signals import EXIT_CODE, Terminated
 
 T = TypeVar("T")
 PATIENCE = 5.0
 """Seconds that the other processes have to end by themselves when one has failed."""
-
-
-class RankError(Exception):
-    """A process of the run failed, by no fault of the configuration."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """A rank's failure as plain data: not every exception can be pickled."""
-
-    rank: int
-    message: str
-    is_input: bool
-    trace: str
-
-    def error(self, count: int) -> Exception:
-        return (
-            QTargetError(self.message) if self.is_input else RankError(f"rank {self.rank} of {count}: {self.message}")
-        )
 
 
 def check_started(trainer: TrainerConfig) -> None:
@@ -96,18 +77,18 @@ def _check_accelerator(name: str) -> None:
         )
 
 
-def connect(init_method: str | None = None) -> None:
+def connect(init_method: str | None = None, store: dist.Store | None = None) -> None:
     """Join the processes of the run. By default torchrun's or srun's variables say where the others are."""
     here = environment()
-    if here is None or dist.is_initialized():  # by an earlier job of the same multirun
+    if here is None or dist.is_initialized():  # for an earlier role of the same command
         return
-    if init_method is None:
+    if init_method is None and store is None:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = here.main_address, str(here.main_port)
     if torch.cuda.is_available():
         torch.cuda.set_device(here.local_rank() % torch.cuda.device_count())
     # counts and tables are summed on the CPU, gradients on the devices
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, init_method, rank=here.global_rank(), world_size=here.world_size())
+    dist.init_process_group(backend, init_method, store=store, rank=here.global_rank(), world_size=here.world_size())
 
 
 def as_rank_0(value: Any) -> Any:
@@ -134,9 +115,9 @@ def from_rank_0(work: Callable[[], T]) -> T:
     return value
 
 
-def check_same_configuration(identity: str) -> None:
-    """Raise QTargetError, on every rank, where one was started with another configuration. Collective."""
-    first, *others = all_gather_objects(identity)
+def check_same_configuration(identities: Sequence[str]) -> None:
+    """Raise QTargetError where a rank was started with another configuration. identities: of all ranks."""
+    first, *others = identities
     for rank, other in enumerate(others, start=1):
         if other != first:
             raise QTargetError(
@@ -168,11 +149,65 @@ def start(count: int, run: Callable[..., Any], *given: Any) -> None:
         _raise(codes, reports)
 
 
+def start_one(job: RankAgreement, run: Callable[..., Any], *given: Any) -> None:
+    """Call `run(*given)` in a new process that takes this one's rank in a job; wait for it, and for the others.
+
+    Raises, on every rank, the error of the rank that failed first, as `start` does. A process whose rank fails alone
+    leaves the others in a collective: they have PATIENCE seconds to end by its error, and are ended then.
+    """
+    here = environment()
+    assert here is not None
+    place: dict[str, Any] = {
+        "RANK": here.global_rank(),
+        "LOCAL_RANK": here.local_rank(),
+        "WORLD_SIZE": here.world_size(),
+    }
+    place |= {"GROUP_RANK": here.node_rank(), "MASTER_ADDR": here.main_address, "MASTER_PORT": here.main_port}
+    arguments = ({name: str(value) for name, value in place.items()}, job.name, partial(run, *given))
+    with job.agreeing():
+        context = mp.start_processes(_one, arguments, nprocs=1, join=False, start_method="spawn")
+        try:
+            code = _watch(context.processes[0], job)
+        except Terminated:
+            _end(context.processes, signals.GRACE)
+            raise
+        finally:
+            _end(context.processes)
+        if code is None:
+            raise OtherRankError("another rank failed")
+        if _were_terminated([code]):
+            raise Terminated("by SIGTERM")
+        if code:
+            job.report(report := Report.of_exit(job.rank, code))
+            raise report.error(job.world)
+
+
+def _watch(process: SpawnProcess, job: RankAgreement) -> int | None:
+    """Exit code; None: still running PATIENCE seconds after a rank has failed."""
+    while process.exitcode is None and not job.failed:
+        job.pause()
+    process.join(PATIENCE)
+    return process.exitcode
+
+
+def _one(index: int, place: dict[str, str], job: str, run: Callable[[], Any]) -> None:
+    os.environ.update(place)
+    agreement = RankAgreement.of_job(job, keeps_store=False)
+    _run_connected(partial(connect, store=agreement.group_store), run, agreement.report, agreement.rank)
+
+
 def _rank(rank: int, count: int, meeting: str, reports: Any, run: Callable[[], Any]) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), GROUP_RANK="0")
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    _run_connected(partial(connect, meeting), run, reports.put, rank)
+
+
+def _run_connected(
+    join: Callable[[], None], run: Callable[[], Any], report: Callable[[Report], None], rank: int
+) -> None:
+    """What a process of the run does. A failure is reported before the others see the connection close."""
     try:
-        connect(meeting)
+        join()
         run()
         dist.destroy_process_group()
     except KeyboardInterrupt:
@@ -180,10 +215,7 @@ def _rank(rank: int, count: int, meeting: str, reports: Any, run: Callable[[], A
     except Terminated:
         sys.exit(EXIT_CODE)
     except Exception as error:
-        trace = "".join(traceback.format_exception(error))
-        is_input = isinstance(error, QTargetError)
-        message = str(error) if is_input else f"{type(error).__name__}: {error}"
-        reports.put(Report(rank, message, is_input, trace[-20_000:]))  # a pipe holds no more than 64 KiB unread
+        report(Report.of(rank, error))
         sys.exit(1)
 
 
@@ -206,9 +238,7 @@ def _raise(codes: Sequence[int | None], reports: Any) -> None:
     """A rank that was killed could say nothing, and what the others say is only that it is gone."""
     for rank, code in enumerate(codes):
         if code and (code < 0 or reports.empty()):
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            hint = ": was memory short?" if code == -signal.SIGKILL else ""
-            raise RankError(f"rank {rank} of {len(codes)} was ended by {how}{hint}")
+            raise Report.of_exit(rank, code).error(len(codes))
     report: Report = reports.get()  # the first to fail is the first to report
     raise report.error(len(codes)) from RankError(f"in rank {report.rank}\n\n{report.trace}")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from qtarget.config.own_source import edited_since
 from qtarget.config.parts import make_tracker
 from qtarget.config.run_config import RunConfig
 from qtarget.errors import QTargetError
-from qtarget.parallel import is_rank_zero
+from qtarget.parallel import all_gather_objects, is_rank_zero
 from qtarget.record.record import NullRecord, Record, replay
 from qtarget.record.trackers import NoTracker
 from qtarget.record.wandb_sweep import under_agent
@@ -22,18 +23,22 @@ from qtarget.run.exported_model import CHECKPOINT, OPTIMIZER
 from qtarget.run.fit import train_and_evaluate
 from qtarget.run.job_record import finished_result, lock_folder, run_info
 from qtarget.run.plan import check_design
+from qtarget.run.rank_agreement import RankAgreement
 from qtarget.signals import Stop
 from qtarget.train.resume_callback import ResumeCallback
 from qtarget.train.resume_saved import ResumeState, last_state
 
 
-def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+def run_job(
+    cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides: list[str], job: RankAgreement | None = None
+) -> dict[str, Any]:
     """Train, evaluate and record one configuration; a finished one is returned, not trained again.
 
     One that was stopped goes on from its last state, if it has one.
 
     On several devices it runs in as many processes: those that torchrun or srun started, of which this is one, or else
-    processes of its own. Rank 0 writes the record; only there is the result returned whole.
+    processes of its own. Rank 0 writes the record; only there is the result returned whole. job: of a multirun whose
+    processes were started, what they know together of it.
     """
     if cfg.eval.engine != "local":
         raise QTargetError(
@@ -43,6 +48,8 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
     info = run_info(cfg.container(), choices, overrides)
     several = cfg.trainer.processes > 1
     ranks.check_started(cfg.trainer)
+    if several and job:
+        return _run_beside_others(cfg, folder, info, job)
     if several and ranks.environment():
         return _run_as_rank(cfg, folder, info)
     with lock_folder(folder), Stop() as stop:
@@ -54,13 +61,15 @@ def run_job(cfg: RunConfig, folder: Path, choices: Mapping[str, Any], overrides:
         ranks.check_devices(cfg.trainer)
         for line in edited_since(info.get("sources", {}), info.get("hash_without_sources", ""), folder):
             print(f"{info['name']}: {line}")
-        return _start_ranks(cfg, folder, info) if several else _run_with_record(cfg, folder, info, stop)
+        if several:
+            return _start_ranks(cfg, folder, info, partial(ranks.start, cfg.trainer.devices))
+        return _run_with_record(cfg, folder, info, stop)
 
 
 def _run_as_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     """This process's part in a run whose processes are there already."""
     ranks.connect()
-    ranks.check_same_configuration(cfg.hash)
+    ranks.check_same_configuration(all_gather_objects(cfg.hash))
     if not is_rank_zero():
         return {} if ranks.as_rank_0(None) else run_as_rank(cfg, folder, info)
     with lock_folder(folder):
@@ -69,14 +78,32 @@ def _run_as_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str
         return stored or run_as_rank(cfg, folder, info)
 
 
+def _run_beside_others(cfg: RunConfig, folder: Path, info: dict[str, Any], job: RankAgreement) -> dict[str, Any]:
+    """This rank of a job of a multirun, in a process of its own, so that this one goes on whatever comes of it."""
+    ranks.check_same_configuration(job.all_gather("identity", cfg.hash))
+    start = partial(ranks.start_one, job)
+    if job.rank:
+        with Stop():
+            if not job.all_gather("finished", "")[0]:
+                start(run_as_rank, cfg, folder, info)
+        return {}
+    with lock_folder(folder), Stop():
+        stored = load_finished(cfg, folder)
+        job.all_gather("finished", "yes" * bool(stored))
+        return stored or _start_ranks(cfg, folder, info, start)
+
+
 def run_as_rank(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
     """The run in one of its processes, which are connected."""
     with Stop() as stop:
         return _run_with_record(cfg, folder, info, stop)
 
 
-def _start_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """The run in processes of its own; here only what no rank can do, to record that one of them was lost."""
+def _start_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any], start: Callable[..., None]) -> dict[str, Any]:
+    """The run in processes of its own; here only what no rank can do, to record that one of them was lost.
+
+    start: calls a function in them.
+    """
     record = Record(folder, NoTracker())
     try:
         if _state_to_resume(cfg, folder):
@@ -84,7 +111,7 @@ def _start_ranks(cfg: RunConfig, folder: Path, info: dict[str, Any]) -> dict[str
         else:
             record.start(info, cfg.container())
         check_design(cfg)  # said at once: processes take a while to start
-        ranks.start(cfg.trainer.devices, run_as_rank, cfg, folder, info)
+        start(run_as_rank, cfg, folder, info)
     except BaseException as error:
         record.reread()
         record.fail(error)
