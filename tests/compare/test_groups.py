@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from qtarget.compare.command import compare
+from qtarget.cli import run as qtarget_cli
+from qtarget.compare.command import CompareOptions, compare
 from qtarget.compare.group_table import Grouping, grouped_rows
 from qtarget.compare.groups import group_runs, rows
 from qtarget.compare.pairs import compare_paired
@@ -78,6 +80,41 @@ def test_two_runs_are_compared_row_by_row_in_nll(
     assert "4 shared rows, 1 others left out" in printed
     if metric == "nll":
         assert "B − A -0.100 [-0.100, -0.100]" in printed
+
+
+def test_a_folder_of_two_runs_is_the_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        write_losses(tmp_path, name, 0, [1.0, 2.0, 2.5], [1, 2, 3])
+    (tmp_path / "report.html").touch()
+    for paths in ([tmp_path], sorted(tmp_path.iterdir())):
+        assert compare_paired(paths, "nll") == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"^A  a  .*a0/heldout_nll\.jsonl$", printed, re.M)
+        assert re.search(r"^B  b  .*b0/heldout_nll\.jsonl$", printed, re.M)
+    write_losses(tmp_path, "c", 0, [1.0, 2.0, 2.5], [1, 2, 3])
+    with pytest.raises(QTargetError, match=r"got 3: .*a0, .*b0, .*c0\. Name two: qtarget compare A B --paired nll"):
+        compare_paired([tmp_path], "nll")
+
+
+def test_the_command_that_follows_keeps_what_was_asked_for(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--group-by",
+        "target,data.noise.rate",
+        "--metric",
+        "test/nll",
+        "--against",
+        "target=sft",
+        "--format",
+        "md",
+    ]
+    assert qtarget_cli(["compare", str(swept), *options]) == 0
+    first, aside = capsys.readouterr()
+    again = shlex.split(aside.splitlines()[-1])
+    assert again == ["qtarget", "compare", str(swept), *options]
+    assert qtarget_cli(again[1:]) == 0
+    assert capsys.readouterr().out == first
+    words = CompareOptions(["target"], best_of=["optim.lr", "optim.clip"], by="val/nll", failed=True).words
+    assert words == ["--group-by", "target", "--best-of", "optim.lr,optim.clip", "--by", "val/nll", "--failed"]
 
 
 def test_runs_without_a_row_in_common_or_that_diverged_are_not_paired(tmp_path: Path) -> None:

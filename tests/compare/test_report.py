@@ -54,7 +54,7 @@ def test_compare_writes_both_files_and_says_where(folder, capsys, monkeypatch):
     assert re.search(r"dft +p\^0.5 +self +1\+λ +41.2 \[37.2, 46.2\] +0.630 *$", printed, re.M)
     assert "demo/report.html" in printed
     assert "demo/comparison.png" in printed
-    assert "qtarget train experiment=demo target=dft seed=1" in printed
+    assert "qtarget train -m experiment=demo target=dft,sft seed=1" in printed
     assert "Not in the table: 1 failed:" in printed
     assert (folder / "report.html").stat().st_size < 1_500_000
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qtarget.compare.columns import COLUMNS, next_command, reading_note, subject
+from qtarget.compare.columns import COLUMNS, reading_note, subject
 from qtarget.compare.command import compare
+from qtarget.compare.next_step import next_command
 from qtarget.errors import QTargetError
 from qtarget.record.runs import differing_keys, finished, read_runs, unfinished, without_absolute_paths
 
@@ -174,6 +175,40 @@ def test_what_to_try_next_fills_the_design_with_the_fewest_seeds(tmp_path):
     assert next_command(runs) == "qtarget train experiment=demo target=sft seed=1"
     whole = [run for run in runs if run.name == "dft"]
     assert next_command(whole) == "qtarget train experiment=demo target=dft seed=3"
+
+
+def test_configurations_with_the_same_seeds_get_another_one_together(tmp_path):
+    for name in ("sft", "dft"):
+        for rate in (1e-4, 3e-4):
+            overrides = ["experiment=demo", f"target={name}", f"optim.lr={rate}", "seed=0"]
+            config = {"target": name, "optim": {"lr": rate}}
+            write_run(tmp_path, name, f"{name}{rate}", overrides=overrides, config=config)
+    runs = read_runs([tmp_path], NOW)
+    command = next_command(runs)
+    assert command == "qtarget train -m experiment=demo target=dft,sft optim.lr=0.0001,0.0003 seed=1"
+    assert "-m" not in next_command(runs[1:])  # no grid has three of four jobs
+
+
+def test_values_with_commas_are_no_list_of_a_multirun(tmp_path):
+    for name in ("sft", "dft"):
+        overrides = [f"target={name}", "optim.betas=[0.9,0.95]"]
+        write_run(tmp_path, name, name, overrides=overrides, config={"target": name})
+    assert next_command(read_runs([tmp_path], NOW)) == "qtarget train target=dft 'optim.betas=[0.9,0.95]' seed=1"
+
+
+def test_what_a_shell_finds_beside_runs_is_passed_by_and_other_files_are_refused(tmp_path, capsys):
+    runs = [write_run(tmp_path / "demo", name, name * 4) for name in ("sft", "dft")]
+    compare([tmp_path / "demo"])
+    (tmp_path / "demo/multirun.yaml").touch()
+    capsys.readouterr()
+    everything = sorted((tmp_path / "demo").iterdir())
+    assert {"report.html", "comparison.png", "multirun.yaml"} < {path.name for path in everything}
+    compare(everything, out=tmp_path / "new")
+    again = capsys.readouterr().out.splitlines()[-1]
+    assert [word for word in again.split() if "demo" in word] == [str(path) for path in sorted(runs)]
+    (notes := tmp_path / "demo/notes.txt").touch()
+    with pytest.raises(QTargetError, match=r"notes\.txt is no run"):
+        compare([*everything, notes])
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,21 @@ def test_an_evaluation_says_how_many_rows_it_judges_and_of_how_many_a_share_is(w
     assert judged("data.source.heldout=val.csv", "data.heldout_rows=5").startswith("judging 5 held-out rows; 5 held-")
 
 
+def test_rows_that_nobody_judges_lead_to_a_comparison_of_their_nll(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workdir / "val.csv").write_text("prompt,completion\n" + "".join(f"{n}+1,{n + 1}\n" for n in range(20)))
+    own = ["data=files", "data.source.path=val.csv", "data.source.heldout=val.csv"]
+    for name in "ab":
+        assert qtarget_cli(["evaluate", "checkpoint=tiny", f"name={name}", f"seed={ord(name)}", *own]) == 0
+    printed = capsys.readouterr().out
+    assert "judged   nothing: that takes rows with a verifier (data.source.verifier)" in printed
+    command = printed.splitlines()[-1].removeprefix("next     qtarget ").split()
+    first, *_ = sorted(str(path) for path in workdir.glob("outputs/evaluations/*/"))
+    assert qtarget_cli([first if word == "OTHER" else word for word in command]) == 0
+    assert "20 shared rows" in capsys.readouterr().out
+
+
 def test_two_runs_are_compared_prompt_by_prompt(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for count in (4, 6):
         rows = [f"data.heldout_rows={count}", "data.source.seed=1", "output_dir=outputs", "eval.new_tokens=4"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,26 +265,3 @@ def unfinished_in_words(runs: Iterable[Run]) -> str:
     """Not in the table: 2 failed, 1 interrupted."""
     statuses = [run.status for run in unfinished(runs)]
     return f"Not in the table: {', '.join(f'{statuses.count(one)} {one}' for one in dict.fromkeys(statuses))}"
-
-
-def next_command(runs: Sequence[Run]) -> str:
-    """What to try next: a seed of the configuration that has the fewest; with nothing finished, the first run again.
-
-    Of equals it is the one that stands first, and of seeds the first that another configuration has.
-    """
-    designs = [run for run in finished(runs) if run.role == "design" and run.task == "train"]
-    if not designs:
-        return runs[0].command
-    seeds: dict[str, set[int]] = {}
-    for run in designs:
-        seeds.setdefault(_configuration(run), set()).update(() if run.seed is None else (run.seed,))
-    fewest = min(designs, key=lambda run: len(seeds[_configuration(run)]))
-    own, of_all = seeds[_configuration(fewest)], set().union(*seeds.values())
-    seed = min(of_all - own, default=max(of_all, default=0) + 1)
-    overrides = [override for override in fewest.overrides if not override.startswith("seed=")]
-    return shlex.join(["qtarget", "train", *overrides, f"seed={seed}"])
-
-
-def _configuration(run: Run) -> str:
-    """What seeds of one configuration have in common."""
-    return f"{run.name} {run.but_seed}"

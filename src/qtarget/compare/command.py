@@ -1,7 +1,8 @@
 """`qtarget compare`: runs side by side in the terminal, as a page, as a picture; or two prompt by prompt.
 
 record/runs.py   folders on disk → Run
-columns.py       the columns of the table of runs, and the sentences around it
+columns.py       the columns of the table of runs, and the sentences around it; decimals.py: how many digits they have
+next_step.py     the commands that follow
 pairs.py         --paired: two runs, prompt by prompt or row by row
 groups.py        --group-by: runs over their seeds → rows with intervals; selection.py: each group at its --best-of
 group_table.py   the table of those rows
@@ -24,18 +25,18 @@ import yaml
 from qtarget.compare.columns import (
     TableColumn,
     columns_of,
-    next_command,
     reading_note,
     subject,
     unfinished_in_words,
 )
 from qtarget.compare.formats import Table, markdown_text, terminal
 from qtarget.compare.group_table import Grouped, Grouping, grouped_rows
+from qtarget.compare.next_step import next_command
 from qtarget.compare.selection import usual_validation
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
 from qtarget.config.versions import outdated
 from qtarget.errors import QTargetError
-from qtarget.record.runs import Run, differing_keys, finished, read_runs, unfinished
+from qtarget.record.runs import Run, differing_keys, finished, read_runs, unfinished, without_own_files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,15 @@ class CompareOptions:
     against: Sequence[str] = ()
     best_of: Sequence[str] = ()
     by: str | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """As they are typed."""
+        joined = {"--group-by": ",".join(self.group_by), "--best-of": ",".join(self.best_of)}
+        named = {**joined, "--by": self.by, "--metric": self.metric}
+        words = [word for option, value in named.items() if value for word in (option, value)]
+        words += [word for text in self.against for word in ("--against", text)]
+        return [*words, *["--failed"] * self.failed]
 
 
 def compared(
@@ -96,7 +106,8 @@ def compare(
     """
     if format not in FORMATS:
         raise QTargetError(f"format={format} is not known; choose one of {', '.join(FORMATS)}.")
-    runs, grouped, swept = compared(paths, CompareOptions(group_by, failed, metric, against, best_of, by))
+    options = CompareOptions(group_by, failed, metric, against, best_of, by)
+    runs, grouped, swept = compared(paths, options)
     if grouped:
         print_groups(grouped, format, unfinished_lines(runs))
     elif format == "rich":
@@ -108,13 +119,9 @@ def compare(
     page, picture = write_files(runs, folder, grouped, swept)
     aside = terminal(stderr=format != "rich")
     aside.print(f"\nreport   {near(page)}\npicture  {near(picture)}", markup=False, highlight=False, soft_wrap=True)
-    aside.print(f"next     {next_command(runs)}", markup=False, highlight=False, soft_wrap=True)
-    aside.print(
-        f"         {shlex.join(['qtarget', 'compare', *map(str, paths)])}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    placed = [*(["--out", str(out)] if out else []), *(["--format", format] if format != "rich" else [])]
+    again = shlex.join(["qtarget", "compare", *map(str, without_own_files(paths)), *options.words, *placed])
+    aside.print(f"next     {next_command(runs)}\n         {again}", markup=False, highlight=False, soft_wrap=True)
     return 0 if finished(runs) else 1
 
 

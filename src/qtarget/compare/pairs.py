@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +19,36 @@ from qtarget.evaluate.row_losses import FILE as ROWS_FILE
 from qtarget.evaluate.row_losses import SIZES, by_row, read_row_losses
 from qtarget.evaluate.samples import FILE, Paired, Sample, paired, read_samples
 from qtarget.evaluate.scores import holm
+from qtarget.record.runs import read_run, with_labels, without_own_files
+
+MOST_NAMED = 8
+"""Runs in a message."""
 
 
 def compare_paired(paths: Sequence[str | Path], metric: str) -> int:
     """Print the two means and their difference: of answers, for each source of problems that both have; of nll and
     bits_per_byte, over the held-out rows that both have. metric: with its prefix test/ or without.
     """
-    if len(paths) != 2:
-        raise QTargetError(f"--paired compares two runs, got {len(paths)}: qtarget compare A B --paired {metric}")
-    folders = Path(paths[0]), Path(paths[1])
     name = metric.removeprefix(f"{HELDOUT_METRICS}/")
+    folders = _two(without_own_files(paths), ROWS_FILE if name in SIZES else FILE, metric)
     (_print_rows if name in SIZES else _print_answers)(folders, name)
-    print(f"next: {shlex.join(['qtarget', 'compare', *map(str, paths)])}")
+    print(f"next: {shlex.join(['qtarget', 'compare', *map(str, without_own_files(paths))])}")
     return 0
+
+
+def _two(paths: Sequence[str | Path], name: str, metric: str) -> tuple[Path, Path]:
+    """The two runs that are named, or that the only folder named holds. name: of the file that they keep."""
+    runs = [Path(path) for path in paths]
+    if len(runs) == 1 and runs[0].is_dir() and not (runs[0] / name).is_file():
+        runs = sorted(file.parent for file in runs[0].glob(f"*/{name}"))
+        if not runs:
+            kept_file(Path(paths[0]), name)  # which says what is missing
+    if len(runs) != 2:
+        named = f": {', '.join(map(str, runs[:MOST_NAMED]))}{', …' * (len(runs) > MOST_NAMED)}" * bool(runs)
+        raise QTargetError(
+            f"--paired compares two runs, got {len(runs)}{named}. Name two: qtarget compare A B --paired {metric}"
+        )
+    return runs[0], runs[1]
 
 
 def _print_answers(paths: tuple[Path, Path], metric: str) -> None:
@@ -80,8 +98,8 @@ def kept_file(path: Path, name: str) -> Path:
         return files[0]
     if not files and name == FILE:
         raise QTargetError(
-            f"{path} has no {FILE}: name a run whose answers were judged. Runs without judged answers are paired row "
-            f"by row: qtarget compare A B --paired nll"
+            f"{path} has no {FILE}: name a run whose answers were judged, which takes rows with data.source.verifier. "
+            "Runs without judged answers are paired row by row: qtarget compare A B --paired nll"
         )
     if not files:
         raise QTargetError(f"{path} has no {name}: name a finished run, or an evaluation, with held-out rows")
@@ -98,7 +116,10 @@ def _of(samples: Sequence[Sample], source: str) -> list[Sample]:
 
 
 def _print_head(files: Sequence[Path], metric: str) -> None:
-    print(f"A  {near(files[0])}\nB  {near(files[1])}\n{metric}, with the 95 % interval of B − A:")
+    runs = with_labels([read_run(file.parent, datetime.now(UTC)) for file in files])
+    for side, run, file in zip("AB", runs, files, strict=True):
+        print(f"{side}  {run.label}  {near(file)}")
+    print(f"{metric}, with the 95 % interval of B − A:")
 
 
 def _line(pair: Paired, unit: str, p_value: float, comparisons: int) -> str:

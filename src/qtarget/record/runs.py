@@ -27,6 +27,8 @@ from qtarget.resume_folders import STATE, newest, step_of
 
 SETTLED = ("finished", "stopped")
 """Runs that have had their say: a sweep doesn't run them again, and a crashed one's best so far may be luck."""
+BESIDE_RUNS = ("report.html", "comparison.png", "multirun.yaml", "sweep.json", "study.db")
+"""Files that qtarget itself writes into a folder of runs: a shell's * names them, too."""
 STALE = timedelta(minutes=10)  # a heartbeat comes every minute; a silence this long is no pause
 ROLE_ORDER = {"base": 0, "teacher": 1}  # designs and controls follow, sorted by accuracy
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w./\\…~])|(?<=file://))(?:~|[A-Za-z]:)?(?:[/\\][\w.@+=-]+){2,}[/\\]?")
@@ -128,12 +130,20 @@ def read_runs(paths: str | Path | Sequence[str | Path], now: datetime | None = N
 def run_folders(paths: Sequence[str | Path]) -> list[Path]:
     """Folders with a result.json under `paths`, each once."""
     folders: set[Path] = set()
-    for path in map(Path, paths):
+    for path in map(Path, without_own_files(paths)):
         if not path.exists():
             raise QTargetError(f"No folder {path}: name a run folder or a folder of runs, such as outputs/demo.")
-        results = [path] if path.name == "result.json" else files_below(path, ("result.json",))
+        result = path.parent / "result.json"  # any file of a run stands for it
+        if path.is_file() and not result.is_file():
+            raise QTargetError(f"{path} is no run: name run folders, or folders of runs")
+        results = [result] if path.is_file() else files_below(path, ("result.json",))
         folders.update(result.resolve().parent for result in results)
     return sorted(folders, key=lambda folder: (folder.parent.name, folder.name, str(folder)))
+
+
+def without_own_files(paths: Sequence[str | Path]) -> list[str | Path]:
+    """`paths` without the files that qtarget writes beside runs."""
+    return [path for path in paths if not (Path(path).name in BESIDE_RUNS and Path(path).is_file())]
 
 
 def files_below(path: Path, names: Sequence[str]) -> Iterator[Path]:

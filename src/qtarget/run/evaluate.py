@@ -83,6 +83,8 @@ def _evaluate_one(where: str, overrides: Sequence[str], options: Namespace) -> i
     _show(result["name"], result["metrics"], folder)
     if (folder / FILE).is_file():
         print(f"samples  {near(folder / FILE)}")
+    else:
+        print("judged   nothing: that takes rows with a verifier (data.source.verifier) or a benchmark (eval=small)")
     print(f"record   {near(folder / 'result.json')}")
     print(f"next     {_next_command(cfg, where, arguments, folder)}")
     return 0
@@ -224,7 +226,9 @@ def _number(value: float | None) -> str:
 
 
 def _next_command(cfg: RunConfig, where: str, arguments: Sequence[str], folder: Path) -> str:
-    """Greedy answers are followed by drawn ones; those by a second checkpoint on the same prompts."""
+    """Greedy answers are followed by drawn ones; those, and rows that nobody judges, by a second checkpoint."""
+    if not (folder / FILE).is_file():
+        return f"qtarget compare {shlex.quote(near(folder))} OTHER --paired nll"
     if cfg.eval.samples == 1:
         return shlex.join(["qtarget", "evaluate", *arguments, "eval.samples=8", "eval.temperature=1"])
     return f"qtarget compare {shlex.quote(near(folder))} OTHER --paired accuracy"
