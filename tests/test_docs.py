@@ -123,6 +123,29 @@ def test_command_lines_of_the_pages_compose(page: str) -> None:
         compose_config("train", overrides)
 
 
+def test_keys_that_the_pages_name_beside_command_lines_are_keys() -> None:
+    """Such as `data.source.hint`, `references.teacher.topk=50`. That each is set without a +: test_run_config."""
+    from qtarget.config.manual import every_key
+
+    keys = {key for key, _ in every_key()}
+    places = {key[:end] for key in keys for end, letter in enumerate(key) if letter == "."}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {re.sub(r"^references\.(prior|teacher|old)\b", "references.ROLE", key) for key in dotted_keys(pages)}
+    inside = {key for key in named if key.startswith(WITHIN)}
+    assert len(named - inside) > 60
+    assert named - inside - keys - places == {"data.noise.parts.b.rate", "optim.lr.value"}  # of a part, of a sweep file
+
+
+WITHIN = ("eval.server.", "eval.benchmarks.", "model.adapter.options.", "tracker.wandb.", "tracker.trackio.")
+"""Keys of the user's names, of another library, and of parts with tables of their own."""
+
+
+def dotted_keys(pages: list[Path]) -> set[str]:
+    nodes = "data|model|optim|target|trainer|eval|references|checkpoint|tracker|loss"
+    named = rf"[` ]\+?((?:{nodes})(?:\.\w+)+)(?=[=` ,])"
+    return {key for page in pages for key in re.findall(named, page.read_text(encoding="utf-8")) if key[-3:] != ".md"}
+
+
 def test_command_lines_are_found() -> None:
     text = "  qtarget train -m target=sft,dft \\\n  optim.lr=1e-5,3e-5 hydra/launcher=slots  # a=b\nqtarget train x=…\n"
     assert command_lines(text) == [["target=sft", "optim.lr=1e-5"]]

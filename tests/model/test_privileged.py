@@ -219,6 +219,26 @@ def test_a_row_of_a_file_brings_its_hint_and_so_does_a_column(tmp_path: Path) ->
     assert read_rows(path)[0].hint == ""  # no text: a key that nobody reads, as before
 
 
+@pytest.mark.parametrize("data", ["files", "hub", "jsonl"])
+def test_a_key_is_named_as_the_hint_of_a_recognised_schema(data: str, tmp_path: Path) -> None:
+    """As the documents write it; null leaves a run where it was."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"ask {number}", "completion": "reply", "steps": f"a, {number}"} for number in range(8)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    given = [*SMALL, *PRIVILEGED, f"data={data}", f"data.source.path={path}", "data.source.heldout_share=0.5"]
+    given += ["data.rows=2", "data.heldout_rows=1", "references.teacher.hint='So: {hint}.'"]
+    assert config_hash(compose_config("train", given)) == config_hash(
+        compose_config("train", [*given, "data.source.hint=null"])
+    )
+    plan = make_plan(RunConfig.compose([*given, "data.source.hint=steps"]))
+    for example, row in zip(plan.hinted["teacher"], plan.prepared.train_rows, strict=True):
+        number = row.messages[0]["content"].removeprefix("ask ")
+        assert f"So: a, {number}.\n\nask" in plan.tokenizer.decode(example.input_ids)
+        assert row.unread == []
+    with pytest.raises(QTargetError, match=r"'step'.*data\.source\.hint"):
+        make_plan(RunConfig.compose([*given, "data.source.hint=step"]))
+
+
 def test_it_is_a_teacher_without_a_name_and_a_hint_of_a_prior_is_refused() -> None:
     cfg = RunConfig.compose([*SMALL, *PRIVILEGED, HINT])
     assert cfg.reference_name("teacher") == "tiny"

@@ -178,7 +178,9 @@ def _shown(one: Setting) -> str:
     value = one.default
     if isinstance(value, Mapping) or _is_part(value):
         return "–"
-    return "must be set" if value is MISSING or value == "???" else f"`{as_yaml(value)}`"
+    return (
+        "must be set" if value is MISSING or value == "???" else f"`{as_yaml(value)}`".replace("\n", "\\n")
+    )  # a cell is a line
 
 
 def _value(one: Setting) -> str:

@@ -173,7 +173,13 @@ UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
         "columns": ([],),
         "hint": (None,),
     },
-    "qtarget.data.sources.jsonl.Jsonl": {"trust_scorer": (False,), "unknown": (None,), "heldout": (None,)},
+    "qtarget.data.sources.data_files.Files": {"hint": (None,)},
+    "qtarget.data.sources.jsonl.Jsonl": {
+        "trust_scorer": (False,),
+        "unknown": (None,),
+        "heldout": (None,),
+        "hint": (None,),
+    },
     "qtarget.data.sources.instruct.Instruct": {"trust_scorer": (False,)},
 }
 """Keys that came later: `_target_` of a node, or its dotted key → key → values that mean what earlier builds did."""

@@ -59,7 +59,8 @@ class Files(Checked):
     read, as in qtarget.data.sources.message. Columns that are chosen by name leave no loss in those that nobody names.
     columns: of a recognised schema, keys under which every row holds character spans [[start, stop], …] of its last
     message; the tokens there carry 1 in a data column of that name, the others 0.
-    hint: what a privileged reference is told beside the prompt; of a recognised schema the key "hint".
+    hint: what a privileged reference is told beside the prompt, a column or a template; None: of a recognised schema
+    the key "hint".
     Code that a data set brings is never run.
     """
 
@@ -300,7 +301,7 @@ class Files(Checked):
             return self._mapping.demonstration
         schema = self._schema(table, name)
         self._schemas[name] = schema
-        shared = ("system", "columns", "verifier", "trust_scorer", "unknown", "answer", "options")
+        shared = ("system", "columns", "verifier", "trust_scorer", "unknown", "answer", "options", "hint")
         settings = {field: getattr(self, field) for field in shared}
         return SchemaRows(schema, **settings, numbers=True).demonstration
 

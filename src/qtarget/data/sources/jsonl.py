@@ -37,7 +37,8 @@ class Jsonl(Checked):
     message put before rows that aren't messages and have none of their own, None for the template's own. columns: keys
     under which every row holds character spans [[start, stop], …] of its last message; the tokens there carry 1 in a
     data column of that name, the others 0. verifier: "math", "choice" or "exact", where rows hold an "answer" to judge
-    by (and for choice, "options"); None: answers aren't judged.
+    by (and for choice, "options"); None: answers aren't judged. hint: key, or template over keys, of what a privileged
+    reference is told beside the prompt; None: the key "hint".
     """
 
     NODE_KEY: ClassVar[str] = "data.source"
@@ -58,6 +59,9 @@ class Jsonl(Checked):
     )
     heldout: str | None = setting(
         None, Nullable(Text("a file")), "rows to evaluate on, all of them, in place of a share"
+    )
+    hint: str | None = setting(
+        None, Nullable(Text("a key or a template")), "what a privileged reference is told; null: the key hint"
     )
 
     def __post_init__(self) -> None:
@@ -105,9 +109,14 @@ class Jsonl(Checked):
         return held_out(self._parse(), self.share, heldout_rows)
 
     @property
+    def _shared(self) -> dict[str, Any]:
+        """What rows of any file are read by."""
+        fields = ("system", "columns", "verifier", "trust_scorer", "unknown", "hint")
+        return {field: getattr(self, field) for field in fields}
+
+    @property
     def _other_file(self) -> Files:
-        fields = ("system", "columns", "verifier", "trust_scorer", "unknown")
-        return Files(self.path, train=None, heldout=self.heldout, **{field: getattr(self, field) for field in fields})
+        return Files(self.path, train=None, heldout=self.heldout, **self._shared)
 
     @cached_property
     def _schema(self) -> str:
@@ -123,8 +132,7 @@ class Jsonl(Checked):
             yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
     def _parse(self) -> Iterator[Demonstration]:
-        fields = ("system", "columns", "verifier", "trust_scorer", "unknown")
-        read = SchemaRows(self._schema, **{field: getattr(self, field) for field in fields})
+        read = SchemaRows(self._schema, **self._shared)
         for number, line in self._lines():
             try:
                 yield read.demonstration(_parsed(line), number)

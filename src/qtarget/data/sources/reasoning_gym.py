@@ -43,7 +43,7 @@ class ReasoningGym(Checked):
     tasks: Mapping[str, Any] | None = setting(
         None,
         Nullable(ByName(Part("or {weight, options, answer} each"), "{TASK: WEIGHT}")),
-        "several tasks, in place of one",
+        "of data=reasoning_gym: several tasks, in place of one",
     )
     trust_scorer: bool = setting(False, FLAG, "true: answers that are none, too, are put to the scorer")
 

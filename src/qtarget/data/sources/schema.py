@@ -127,7 +127,8 @@ class SchemaRows:
 
     schema: one of SCHEMAS, that of the first row. system: of rows that aren't messages and have none of their own.
     columns: keys of character spans. verifier, answer, options, trust_scorer: rows are judged by their key `answer`, or
-    by what the spec `answer` names, and `options` likewise. numbers: whether a number may stand for a text.
+    by what the spec `answer` names, and `options` likewise. hint: column or template, None: the key `hint` where it is
+    text. numbers: whether a number may stand for a text.
     """
 
     schema: str
@@ -138,6 +139,7 @@ class SchemaRows:
     unknown: str | None = None
     answer: str | None = None
     options: Any = None
+    hint: str | None = None
     numbers: bool = False
 
     def demonstration(self, row: Mapping[str, Any], number: int) -> Demonstration:
@@ -146,8 +148,8 @@ class SchemaRows:
             raise QTargetError(
                 f"a row of {schema} in a file whose first row is {self.schema}: give all rows of a file one schema"
             )
-        keys, hint = Keys(self.unknown), row.get("hint")
-        keys.row(row, (*self._known, *(("hint",) if isinstance(hint, str) else ())))
+        keys = Keys(self.unknown)
+        keys.row(row, (*self._known, *self._hint_keys(row)))
         messages = self._messages(row, keys)
         length = len(messages[-1]["content"])
         return Demonstration(
@@ -159,7 +161,7 @@ class SchemaRows:
             weight=row_weight(row.get("weight"), "weight"),
             weights=_span_weights(_list(row.get("span_weights"), "span_weights"), length),
             unread=keys.unread,
-            hint=hint if isinstance(hint, str) else "",
+            hint=self._hint(row),
         )
 
     @property
@@ -170,6 +172,18 @@ class SchemaRows:
         named = columns_of(self.answer) if self.answer else ()
         beyond = BEYOND.get(self.schema, ())
         return (*SCHEMAS[self.schema], *beyond, *BESIDE, *self.columns, *judged, *named, *option_columns(self.options))
+
+    def _hint_keys(self, row: Mapping[str, Any]) -> Sequence[str]:
+        if self.hint is not None:
+            return columns_of(self.hint)
+        return ("hint",) if isinstance(row.get("hint"), str) else ()
+
+    def _hint(self, row: Mapping[str, Any]) -> str:
+        if self.hint is None:
+            return str(row["hint"]) if self._hint_keys(row) else ""
+        for key in self._hint_keys(row):
+            self._needed(row, key, f"data.source.hint={self.hint}")
+        return filled(self.hint, row, "hint")
 
     def _of_mistral(self, row: Mapping[str, Any], key: str, alias: str) -> Any:
         """What stands under a key, or under mistral-finetune's name for it next to `interactions`."""
@@ -213,24 +227,26 @@ class SchemaRows:
         if self.answer:
             answer: Any = filled(self.answer, row, "answer")
         else:
-            answer = self._needed(row, "answer")
+            answer = self._needed(row, "answer", self._judging)
         return trusted(entry(self.verifier, answer, self._options(row)), self.trust_scorer)
 
     def _options(self, row: Mapping[str, Any]) -> Mapping[str, str] | None:
         if self.options is not None:
             return option_texts(self.options, row)
         if self.verifier == "choice":
-            self._needed(row, "options")
+            self._needed(row, "options", self._judging)
         by_options = self.verifier == "choice" or callable(self.verifier)
         options = row.get("options")
         options = unpacked(options, "options") if isinstance(options, str) and options[:1] in ("[", "{") else options
         return lettered(options) if by_options and options is not None else None
 
-    def _needed(self, row: Mapping[str, Any], key: str) -> Any:
+    @property
+    def _judging(self) -> str:
+        return f"data.source.verifier={verifier_name(self.verifier)}"
+
+    def _needed(self, row: Mapping[str, Any], key: str, setting: str) -> Any:
         if key not in row:
-            raise QTargetError(
-                f"no {key!r} for data.source.verifier={verifier_name(self.verifier)}; its keys: {listed(row)}"
-            )
+            raise QTargetError(f"no {key!r} for {setting}; its keys: {listed(row)}")
         return row[key]
 
 
