@@ -234,6 +234,22 @@ def test_a_run_that_is_told_so_starts_afresh(workdir: Path, monkeypatch: pytest.
     assert [line["step"] for line in lines(only_run(Path("outputs")))] == [0, 1]
 
 
+@pytest.mark.parametrize("mistake", ["checkpoint.every=0", "resume=maybe", "data.workers=0"])
+def test_a_mistake_in_a_key_that_is_no_part_of_the_run_loses_nothing(
+    mistake: str, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        in_step(5, die)(patched)
+        with pytest.raises(Killed):
+            qtarget_cli(["train", *SMALL, EVERY])
+    folder = only_run(Path("outputs"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert qtarget_cli(["train", *SMALL, mistake]) == 2
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert qtarget_cli(["train", *SMALL, EVERY]) == 0
+    assert result(folder)["attempts"] == 2
+
+
 def test_a_damaged_state_is_named(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,9 +18,10 @@ from qtarget.config.parts import make_tracker
 from qtarget.config.versions import versions
 from qtarget.errors import QTargetError
 from qtarget.files import locked
-from qtarget.record.record import Record, make_folder, stored_result
+from qtarget.record.record import METRICS, Record, make_folder, stored_result
 from qtarget.record.trackers import NoTracker
 from qtarget.record.wandb_sweep import under_agent
+from qtarget.resume_folders import STATE, newest
 from qtarget.run.environment import environment
 from qtarget.signals import folder_timeout
 
@@ -57,7 +58,8 @@ def record_rejected(
 ) -> dict[str, Any]:
     """What becomes of a configuration that can't be read: its record says why, and the error is raised.
 
-    A finished run of an earlier build, which read it, is returned. config: composed, as plain data.
+    A finished run of an earlier build, which read it, is returned. What an earlier attempt has measured or saved stays:
+    the mistake may be in a key that isn't a part of the run. config: composed, as plain data.
     """
     rank = environment()
     if rank and rank.global_rank():
@@ -65,10 +67,18 @@ def record_rejected(
     with lock_folder(folder):
         if stored := finished_result(job_hash(config), folder, "trained"):
             return stored
+        if _has_begun(folder):
+            raise error
         record = Record(folder, _tracker_or_none(config))
         record.start(run_info(config, choices, overrides), config)
         record.fail(error)
     raise error
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether an attempt has measured something, or could go on."""
+    measured = folder / METRICS
+    return (measured.is_file() and measured.stat().st_size > 0) or newest(folder / STATE) is not None
 
 
 def _tracker_or_none(config: Mapping[str, Any]) -> Any:
