@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qtarget.compare.selection import choice_hint
 from qtarget.launch import multirun
 from qtarget.launch.announcing import Announcer, CheckedJob, distinct_labels, results_table
 from qtarget.launch.outcome import Outcome
@@ -45,6 +46,23 @@ def test_a_multirun_says_which_job_begins(jobs_run: list[str]) -> None:
     assert "job 1 of 2: seed=0" in jobs_run[0]
     assert "left: seed=1" in jobs_run[1]
     assert not any("can't run" in said for said in jobs_run)
+
+
+def test_what_a_choice_of_learning_rates_lacks_is_said_before_the_first_job(jobs_run: list[str]) -> None:
+    sweep = ["-m", "optim.lr=1e-4,3e-4", "model=tiny"]
+    assert multirun.launch([*sweep, "trainer.eval_every=0"]) == 0
+    assert "optim.lr: to have compare --best-of" in jobs_run[0]
+    assert "add eval.test_on=rest and trainer.eval_every above 0\n" in jobs_run[0]
+    assert multirun.launch([*sweep, "eval.test_on=rest"]) == 0
+    assert not any("--best-of" in before for before in jobs_run[1:])
+
+
+@pytest.mark.parametrize("keys", [("seed", "data.seed"), ("data.noise.rate",), ("target",)])
+def test_seeds_data_and_designs_are_not_chosen_among(keys: tuple[str, ...]) -> None:
+    points = [dict.fromkeys(keys, value) for value in ("0", "1")]
+    if keys == ("target",):
+        points = [{"target": "sft"}, {"target": "dft"}]
+    assert choice_hint(points, "all", 20) is None
 
 
 def announcer(*checked: CheckedJob) -> Announcer:

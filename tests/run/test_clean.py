@@ -127,6 +127,22 @@ def test_checkpoints_go_only_where_they_are_named_and_only_of_finished_runs(
     assert "the run is interrupted, and may go on from its checkpoint" in capsys.readouterr().err
 
 
+def test_a_folder_stands_for_the_checkpoints_of_its_finished_runs(
+    finished: Path, interrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = run_folder("finished", "b" * 12)
+    assert finished.parent == interrupted.parent == other.parent
+    before = files(interrupted / "checkpoint")
+    printed = cleaned(capsys, "--checkpoint", str(finished.parent))
+    assert printed.count("the checkpoint") == 2
+    assert f"{interrupted.name} is interrupted, and may go on from its checkpoint" in printed
+    assert (finished / "checkpoint").is_dir()
+    cleaned(capsys, "--yes", "--checkpoint", str(finished.parent))
+    assert not (finished / "checkpoint").exists()
+    assert not (other / "checkpoint").exists()
+    assert files(interrupted / "checkpoint") == before
+
+
 def test_a_checkpoint_outside_the_named_folders_is_refused(
     finished: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,20 @@ def test_a_grid_runs_once_and_says_what_is_best(stand_ins: Path, capsys: pytest.
     assert "6 points: 6 finished" in capsys.readouterr().out
 
 
+def test_a_dry_sweep_says_what_would_run_and_writes_nothing(
+    stand_ins: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = set(stand_ins.iterdir())
+    assert qtarget_cli(["sweep", sweep_file(stand_ins), "trainer.dry=true"]) == 0
+    out, err = capsys.readouterr()
+    assert "mine: 6 jobs, 0 of them finished, grid over optim.lr, seed" in out
+    assert out.count("  optim.lr=") == 6
+    assert "the job of optim.lr=0.15 seed=0, nothing is run:" in out
+    assert re.search(r"mine: 6 jobs keep .* on disk", err)
+    assert "mine: optim.lr: to have compare --best-of choose by validation afterwards, add eval.test_on=rest" in err
+    assert set(stand_ins.iterdir()) - before == {stand_ins / "mine.yaml"}
+
+
 def test_random_search_goes_on_where_it_was(stand_ins: Path) -> None:
     parameters = {"optim.lr": {"min": 0.025, "max": 0.075}}
     file = sweep_file(stand_ins, method="random", parameters=parameters, run_cap=3)

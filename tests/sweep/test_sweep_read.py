@@ -227,7 +227,7 @@ def check_all(jobs: JobFactory, points: Iterable[Mapping[str, Any]]) -> None:
         ({"target/residual": {"values": ["priors"]}}, ("target=target_sft",), "unknown target/residual 'priors'"),
         ({"target.reliance.alpha": {"values": [-1.0, 0.5]}}, ("target=dft",), r"=-1\.0: target\.reliance\.alpha must"),
         ({"trainer.max_steps": {"values": [None, 5]}}, (), r"max_steps=null: "),
-        ({"seed": {"values": [0, 1]}}, ("trainer=dry",), "trainer=dry leaves no results"),
+        ({"trainer": {"values": ["default", "dry"]}}, (), "trainer=dry leaves no results"),
         ({"seed": {"values": [0, 1]}}, ("seed=3",), "sweeps seed: change it there"),
         ({"output_dir": {"values": ["a", "b"]}}, (), "where results go"),
         ({"target": {"values": ["sft", "dft"]}}, ("optim.lr=1,2",), "optim.lr"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
 
@@ -12,7 +12,23 @@ from qtarget.compare.columns import number, numeric
 from qtarget.compare.groups import Group, group_runs
 from qtarget.errors import QTargetError
 from qtarget.measures import validation_direction
-from qtarget.record.runs import Run, finished
+from qtarget.record.runs import Run, finished, is_seed
+
+TUNED = ("optim", "target", "trainer", "model")
+"""What keys begin with whose best value is chosen; those of data are what designs are compared at."""
+
+
+def choice_hint(points: Sequence[Mapping[str, str]], test_on: str, eval_every: int) -> str | None:
+    """What --best-of would lack of jobs that differ in a number of the training; None where it lacks nothing.
+
+    points: key → value of each job. test_on, eval_every: of eval and trainer.
+    """
+    keys = [key for key in dict.fromkeys(key for point in points for key in point) if key.partition(".")[0] in TUNED]
+    tuned = [key for key in keys if not is_seed(key) and numeric([point.get(key, "") for point in points])]
+    missing = ["eval.test_on=rest"] * (test_on == "all") + ["trainer.eval_every above 0"] * (eval_every == 0)
+    if not tuned or not missing:
+        return None
+    return f"{', '.join(tuned)}: to have compare --best-of choose by validation afterwards, add {' and '.join(missing)}"
 
 
 @dataclass(frozen=True)

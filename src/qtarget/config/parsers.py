@@ -250,7 +250,7 @@ def clean_parser() -> Parser:
         metavar="RUN",
         action="append",
         default=[],
-        help="also this finished run's checkpoint; repeatable",
+        help="also this finished run's checkpoint, or those of a folder of runs; repeatable",
     )
     parser.add_argument("--optimizer", action="store_true", help="also optimizer.pt of finished runs")
     parser.add_argument(

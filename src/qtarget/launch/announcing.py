@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +21,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qtarget.compare.formats import Table
+    from qtarget.config.run_config import RunConfig
     from qtarget.run.disk import DiskUse
 
 
 @dataclass(frozen=True)
 class CheckedJob:
-    """error: why it can't run, in words; finished: its result is there; disk: what it writes, where that is known."""
+    """error: why it can't run, in words; finished: its result is there; disk: what it writes, where that is known;
+    config: as it was composed, where it runs.
+    """
 
     error: str = ""
     finished: bool = False
     disk: DiskUse | None = None
+    config: RunConfig | None = None
 
     @property
     def runs(self) -> bool:
@@ -85,9 +89,9 @@ def _check(composed: Any, overrides: Sequence[str], sizes: dict[str, Any]) -> Ch
     except OmegaConfBaseException:  # as of what only a running job can resolve: the job itself will tell
         return CheckedJob()
     try:
-        return CheckedJob(disk=disk_use(cfg, design, sizes))
+        return CheckedJob(disk=disk_use(cfg, design, sizes), config=cfg)
     except QTargetError:  # a model that this machine lacks: the job itself will tell
-        return CheckedJob()
+        return CheckedJob(config=cfg)
 
 
 @dataclass
@@ -97,10 +101,12 @@ class Announcer:
     labels: list[str]
     checked: list[CheckedJob]
     time_left: TimeLeft
+    points: list[dict[str, str]] = field(default_factory=list)
 
     @classmethod
     def of(cls, jobs: Sequence[Sequence[str]], checked: Sequence[CheckedJob]) -> Announcer:
-        return cls(distinct_labels(jobs), list(checked), TimeLeft(sum(job.runs for job in checked)))
+        points = [dict(override.partition("=")[::2] for override in job) for job in jobs]
+        return cls(distinct_labels(jobs), list(checked), TimeLeft(sum(job.runs for job in checked)), points)
 
     def say_what_cannot_run(self) -> None:
         """Where some jobs can: those that can't will fail in their turn, and the rest is worth its time or not."""
@@ -119,6 +125,16 @@ class Announcer:
         uses = [job.disk for job in self.checked if job.disk]
         if uses and speaks():
             print(total_in_words(uses, folder))
+
+    def say_what_a_choice_lacks(self) -> None:
+        """Where jobs differ in a learning rate or the like: a choice among them has to be prepared."""
+        from qtarget.compare.selection import choice_hint
+
+        config = next((job.config for job in self.checked if job.config), None)
+        if config is None or not speaks():
+            return
+        if hint := choice_hint(self.points, config.eval.test_on, config.trainer.eval_every):
+            print(hint)
 
     def begins(self, number: int) -> str:
         """job 7 of 36, 12 min left: target=dft seed=2"""

@@ -118,10 +118,12 @@ def announced(launcher: Launcher, context: HydraContext, task: TaskFunction, con
         if config.trainer.dry:
             launched = launch(job_overrides, initial_job_idx=initial_job_idx)
             announcer.say_what_is_written(folder)
+            announcer.say_what_a_choice_lacks()
             return launched
         task.announcer = announcer  # type: ignore[attr-defined]
         announcer.say_what_cannot_run()
         announcer.say_what_is_written(folder)
+        announcer.say_what_a_choice_lacks()
         return launch(job_overrides, initial_job_idx=initial_job_idx)
 
     launcher.launch = launch_checked  # type: ignore[method-assign]

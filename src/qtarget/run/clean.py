@@ -32,7 +32,7 @@ def clean(arguments: Sequence[str]) -> int:
     options = clean_parser().parse_intermixed_args(arguments)
     roots = [_root(Path(name).expanduser()) for name in options.paths or [OUTPUTS]]
     runs = runs_of(roots)
-    named = {_named_run(Path(name).expanduser(), runs) for name in options.checkpoint}
+    named = {run for name in options.checkpoint for run in _named_runs(Path(name).expanduser(), runs)}
     items = [item for run in runs for item in _of_run(run, run in named, optimizer=options.optimizer)]
     if options.caches:
         check_idle(roots)
@@ -48,7 +48,7 @@ def clean(arguments: Sequence[str]) -> int:
 
 
 def _closing(count: int, freed: int, *, yes: bool) -> str:
-    more = "--checkpoint RUN, --optimizer and --caches name more"
+    more = "--checkpoint RUN, --optimizer and --caches list checkpoints, optimizer states and caches too"
     if not count:
         return f"nothing to free; {more}"
     places = "1 place" if count == 1 else f"{count} places"
@@ -64,14 +64,23 @@ def _root(path: Path) -> Path:
     return path.resolve()
 
 
-def _named_run(path: Path, runs: Sequence[Path]) -> Path:
-    run = path.resolve()
-    if path.is_symlink() or run not in runs:
-        raise QTargetError(f"--checkpoint {path} is no run below the folders that are cleaned: name them first")
-    status = read_run(run, datetime.now(UTC)).status
-    if status != "finished":
-        raise QTargetError(f"--checkpoint {path}: the run is {status}, and may go on from its checkpoint")
-    return run
+def _named_runs(path: Path, runs: Sequence[Path]) -> list[Path]:
+    """The run that is named, or the finished runs of a folder; others of the folder are said, and left alone."""
+    named = path.resolve()
+    below = [run for run in runs if run.is_relative_to(named)]
+    if path.is_symlink() or not below:
+        raise QTargetError(
+            f"--checkpoint {path} is no run below the folders that are cleaned, and holds none: name them first"
+        )
+    statuses = {run: read_run(run, datetime.now(UTC)).status for run in below}
+    finished = [run for run, status in statuses.items() if status == "finished"]
+    if not finished:
+        what = f"the run is {statuses[named]}" if below == [named] else f"none of its {len(below)} runs is finished"
+        raise QTargetError(f"--checkpoint {path}: {what}, and may go on from its checkpoint")
+    for run, status in statuses.items():
+        if status != "finished":
+            print(f"left alone: {shown(run)} is {status}, and may go on from its checkpoint")
+    return finished
 
 
 def _of_run(run: Path, is_named: bool, *, optimizer: bool) -> Iterator[Item]:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtarget import checks
 from qtarget.compare.formats import Table, terminal
+from qtarget.compare.selection import choice_hint
 from qtarget.compare.sweeps import SWEEP_MANIFEST
 from qtarget.errors import QTargetError
 from qtarget.files import locked, write_atomically
@@ -65,15 +66,19 @@ def sweep(
     checks.whole("--seed", seed, 0)
     checks.whole("--retry", retry, 0)
     file = read_sweep(path)
-    factory = JobFactory(file, tuple(overrides))
+    factory = JobFactory(file, tuple(overrides), dry=is_dry(overrides))
     factory.check_overrides()
     if left_out := factory.tracker_arguments:
         print(f"left out, as this is without W&B: {' '.join(left_out)}; behind the file it counts", file=sys.stderr)
-    slots = make_slots(slot_count, devices)
+    slots = [] if factory.dry else make_slots(slot_count, devices)
     print(f"{file.name}: checking every configuration before the first one runs", file=sys.stderr)
     checked = [(values, factory.make_job(values)) for values in _checked_points(file, max_points, seed)]
     folder = checked[0][1].folder.parent
     _say_what_is_written(factory, checked, _total(file, max_points) if file.method == "bayes" else None)
+    _say_what_a_choice_lacks(factory, checked)
+    if factory.dry:
+        show(factory, checked, max_points)
+        return 0
     make_folder(folder)
     busy = f"another qtarget sweep is at work in {folder}: wait for it, or stop it"
     with locked(folder / ".sweep.lock", busy, wait=0):
@@ -99,6 +104,15 @@ def _say_what_is_written(factory: JobFactory, checked: Sequence[tuple[Values, Jo
         uses = [max(uses, key=lambda use: use.kept)] * searched
     if uses:
         print(f"{factory.file.name}: {total_in_words(uses, checked[0][1].folder.parent)}", file=sys.stderr)
+
+
+def _say_what_a_choice_lacks(factory: JobFactory, checked: Sequence[tuple[Values, Job]]) -> None:
+    """Of a grid, whose jobs `qtarget compare --best-of` can choose among."""
+    config = factory.configs[checked[0][1].identity]
+    points = [{key: str(value) for key, value in values.items()} for values, _ in checked]
+    hint = choice_hint(points, config.eval.test_on, config.trainer.eval_every)
+    if hint and factory.file.method == "grid":
+        print(f"{factory.file.name}: {hint}", file=sys.stderr)
 
 
 def _checked_points(file: SweepFile, max_points: int | None, seed: int) -> Iterator[dict[str, Any]]:
@@ -157,6 +171,30 @@ def _proposed(search: Bayes, factory: JobFactory, points: list[SweepPoint], tota
             continue
         points.append(SweepPoint(number, values, job))
         yield points[-1]
+
+
+# trainer=dry
+
+
+def is_dry(overrides: Sequence[str]) -> bool:
+    """Whether the sweep is only to be shown."""
+    return any(word.lower() in ("trainer=dry", "trainer.dry=true") for word in overrides)
+
+
+def show(factory: JobFactory, checked: Sequence[tuple[Values, Job]], max_points: int | None) -> None:
+    """What the sweep would run, and what its first job would do and take. Nothing is written."""
+    from qtarget.run.estimate import dry_run  # torch and transformers come in here
+
+    file, jobs = factory.file, list({job.identity: job for _, job in checked}.values())
+    search = file.method == "bayes"
+    count = _total(file, max_points) if search else len(jobs)
+    done = "" if search else f", {sum(job.finished for job in jobs)} of them finished"
+    print(f"{file.name}: {count} jobs{done}, {file.method} over {', '.join(file.parameters)}")
+    for job in [] if search else jobs[:MOST_LISTED]:
+        print(f"  {job.label}")
+    if not search and count > MOST_LISTED:
+        print(f"  … and {count - MOST_LISTED} more")
+    dry_run(factory.configs[jobs[0].identity], f"the job of {jobs[0].label}")
 
 
 # sweep.json

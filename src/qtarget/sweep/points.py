@@ -25,6 +25,7 @@ from qtarget.sweep.file import SweepFile
 from qtarget.sweep.space import ListedOptions, SweptValues
 
 if TYPE_CHECKING:
+    from qtarget.config.run_config import RunConfig
     from qtarget.run.disk import DiskUse
 
 NOT_SWEPT = ("experiment_name", "output_dir", "tracker", "hydra")
@@ -64,12 +65,14 @@ def random_points(space: Mapping[str, SweptValues], seed: int) -> Iterator[dict[
 
 @dataclass(frozen=True)
 class JobFactory:
-    """Makes a job of a point. overrides: the command line's, behind those of the file. disk: of each job made, by its
-    identity, what it writes.
+    """Makes a job of a point. overrides: the command line's, behind those of the file. dry: no job will run. disk: of
+    each job made, by its identity, what it writes. configs: of each job made.
     """
 
     file: SweepFile
     overrides: tuple[str, ...]
+    dry: bool = False
+    configs: dict[str, RunConfig] = field(default_factory=dict)
     disk: dict[str, DiskUse] = field(default_factory=dict)
     _sizes: dict[str, Any] = field(default_factory=dict)
 
@@ -108,13 +111,14 @@ class JobFactory:
         arguments = self.arguments(values)
         try:
             cfg = RunConfig.compose(arguments)
-            if cfg.trainer.dry:
-                raise QTargetError("trainer=dry leaves no results to search by")
+            if cfg.trainer.dry and not self.dry:
+                raise QTargetError("trainer=dry leaves no results to search by; behind the file it shows the sweep")
             design = instantiate_design(cfg.target)
         except QTargetError as error:
             raise QTargetError(f"{self.file.path}: {self.label(values)}: {error}") from error
         with suppress(QTargetError):  # a model that this machine lacks: the job itself will tell
             self.disk.setdefault(cfg.hash, disk_use(cfg, design, self._sizes))
+        self.configs.setdefault(cfg.hash, cfg)
         folder = Path(cfg.output_dir, str(cfg.experiment_name), cfg.hash)
         return Job(folder, cfg.hash, tuple(arguments), self.label(values))
 
