@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +108,30 @@ def test_a_mistyped_name_is_answered_by_the_built_in_ones_and_by_how_a_folder_is
 
 
 def test_a_folder_without_a_model_is_answered_as_with_path(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert qtarget_cli(["train", "model=./nowhere"]) == 2
-    assert "qtarget: no model at nowhere: expected a folder with config.json" in capfd.readouterr().err
+    (workdir / "empty").mkdir()
+    (workdir / "notes").mkdir()
+    for name in ("a.txt", "b.txt", "c.txt", "d.txt"):
+        (workdir / "notes" / name).touch()
+    for name, what in (
+        ("./nowhere", f"there is no such folder below {workdir}"),
+        ("/nowhere/at/all", "there is no such folder"),
+        ("./empty", "the folder holds nothing, and no config.json"),
+        ("./notes", "the folder holds a.txt, b.txt, c.txt, …, and no config.json"),
+    ):
+        for key in ("model={}", "target=kd reference@references.teacher=frozen references.teacher.name={}"):
+            assert qtarget_cli(["train", "model=tiny", *key.format(name).split()]) == 2
+            assert f"qtarget: no model at {name}: {what}. Name a folder with config.json" in capfd.readouterr().err
+
+
+def test_a_folder_without_a_model_is_found_without_torch(workdir: Path) -> None:
+    """Importing it takes seconds."""
+    code = (
+        "import sys; from qtarget.cli import run; status = run(['train', 'model=./nowhere']); "
+        "print(status, {'torch', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.splitlines()[-1] == "2 set()"
+    assert done.stderr.startswith("qtarget: no model at ./nowhere: ")
 
 
 def test_folders_are_completed(workdir: Path) -> None:

@@ -153,6 +153,7 @@ MISTAKES: dict[int, tuple[str, ...]] = {
     19: (
         "logging the entropy takes tens of gigabytes (TRL #4013)",
         "test_mistakes::test_memory_is_that_of_chunks_however_many_tokens_there_are",
+        "test_mistakes::test_a_chunk_of_many_blocks_takes_less",
         "test_mistakes::test_diagnostics_take_two_tensors_of_a_chunk_at_most",
     ),
     20: (

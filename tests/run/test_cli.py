@@ -81,7 +81,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "teacher": (["target=kd"], "needs the teacher (topk or full) and none is configured"),
     "unnamed teacher": (["target=kd", "reference@references.teacher=frozen"], "needs the teacher"),
     "reference as text": (["references.prior=frozen"], "write reference@references.prior=frozen"),
-    "model": (["model=path", "model.name=./nowhere"], "no model at nowhere: expected a folder with config.json"),
+    "model": (["model=path", "model.name=./nowhere"], "no model at ./nowhere: there is no such folder below "),
     "data file": (["data=jsonl", "data.source.path=none.jsonl"], "no data file at 'none.jsonl'"),
     "too long": (["data.max_length=10"], "rows are longer than 10 tokens"),
     "noise": (["data.noise.rate=2"], "data.noise.rate must lie in [0, 1], got 2"),

@@ -157,6 +157,7 @@ def _run_or_dry(
 ) -> dict[str, Any] | None:
     """The result of a job; None of one with trainer=dry, which only says what it would do."""
     from qtarget.config.composing import config_container
+    from qtarget.config.model_folders import check_folders
     from qtarget.config.run_config import RunConfig
     from qtarget.run.job_record import record_rejected
 
@@ -168,12 +169,14 @@ def _run_or_dry(
     if composed.trainer.dry:
         with suppress(OSError):
             folder.rmdir()  # Hydra made it
+        check_folders(config_container(composed))
         cfg = RunConfig.read(composed)
         from qtarget.run.estimate import dry_run  # torch and transformers come in here, and below
 
         dry_run(cfg, cfg.name or choices["target"])
         return None
     try:
+        check_folders(config_container(composed))
         cfg = RunConfig.read(composed)
     except QTargetError as error:
         return record_rejected(config_container(composed), folder, choices, overrides, error)

@@ -13,6 +13,10 @@ from qtarget.errors import QTargetError
 PEFT_CONFIG = "adapter_config.json"
 NAMED = 3
 """Checkpoints that a message names, the latest ones."""
+EXPECTED = (
+    "Name a folder with config.json (as save_pretrained writes), a run's folder, a folder with one finished run, or a "
+    "model of the hub, OWNER/NAME"
+)
 OUTPUTS = ("outputs",)
 """Where runs lie unless output_dir says otherwise: a name below it is never asked of the hub."""
 
@@ -24,7 +28,10 @@ def names_a_folder(name: str) -> bool:
 
 
 def model_folder(name: str) -> Path:
-    """The model in a folder: the folder itself, a run's `checkpoint`, or that of the only finished run below it."""
+    """The model in a folder: the folder itself, a run's `checkpoint`, or that of the only finished run below it.
+
+    Raises QTargetError where there is none, with what is there and what to do.
+    """
     path = Path(name).expanduser()
     for folder in (path, path / "checkpoint"):
         if (folder / "config.json").is_file():
@@ -41,10 +48,17 @@ def model_folder(name: str) -> Path:
         raise QTargetError(
             f"{path} holds {len(saved)} checkpoints of a Trainer and no model: name one of them ({names})"
         )
-    raise QTargetError(
-        f"no model at {path}: expected a folder with config.json (as save_pretrained writes), a run's folder, or a "
-        "folder with one finished run"
-    )
+    raise QTargetError(f"no model at {name}: {_what_is_there(path)}. {EXPECTED}")
+
+
+def _what_is_there(path: Path) -> str:
+    if not path.exists():
+        return "there is no such folder" if path.is_absolute() else f"there is no such folder below {Path.cwd()}"
+    if not path.is_dir():
+        return "it is a file"
+    names = sorted(part.name for part in path.iterdir())
+    shown = ", ".join(names[:NAMED]) + ", …" * (len(names) > NAMED)
+    return f"the folder holds {shown or 'nothing'}, and no config.json"
 
 
 def _to_merge(adapter: Path) -> str:

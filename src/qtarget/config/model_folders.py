@@ -1,0 +1,19 @@
+"""Whether models that are named by a folder are there: told before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qtarget.model.fingerprint import model_folder, names_a_folder
+
+
+def check_folders(config: Mapping[str, Any]) -> None:
+    """Raise QTargetError for the first model, of the policy or of a reference, that is a folder without a model.
+
+    config: composed, as plain data.
+    """
+    for node in (config.get("model"), *(config.get("references") or {}).values()):
+        name = node.get("name") if isinstance(node, Mapping) else None
+        if isinstance(name, str) and name not in ("", "???") and names_a_folder(name):
+            model_folder(name)
