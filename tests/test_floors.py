@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "qtarget"
 FLOORS = [
     {"choices", "errors", "units"},
     {"checks", "extras", "files", "forked", "isolated", "measures", "parallel", "progress", "signals"},
-    {"resume_folders", "settings"},
+    {"cache_layout", "resume_folders", "settings"},
     {"math"},
     {"design"},
     {"data", "model"},

@@ -34,8 +34,8 @@ def derived(target: Mapping[str, Any]) -> Derived | None:
     """
     own = target.get("about") or {}
     origins = [name for name, about in _shipped().items() if own.get("formula") == about["formula"]]
-    found = [Derived(name, tuple(_changed(target, name))) for name in origins]
-    nearest = min(found, key=lambda one: len(one.changed), default=None)
+    candidates = [Derived(name, tuple(_changed(target, name))) for name in origins]
+    nearest = min(candidates, key=lambda one: len(one.changed), default=None)
     return nearest if nearest and nearest.changed else None
 
 

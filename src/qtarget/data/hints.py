@@ -58,14 +58,14 @@ def check_lengths(
 
 
 def _hinted(example: Example, row: Demonstration, template: str, chat: ChatFormat) -> Example:
-    told = _told(row, template)
+    hinted = _with_hint(row, template)
     first = example.supervised.index(True, 1)
     for turn in reversed(range(1, len(row.messages))):
         if row.messages[turn]["role"] != "assistant":
             continue
         prompt = chat.prompt_ids(row.messages[:turn], row.tools)
         if len(prompt) <= first and list(example.input_ids[: len(prompt)]) == prompt:
-            return _behind(example, len(prompt), chat.prompt_ids(told.messages[:turn], row.tools))
+            return _behind(example, len(prompt), chat.prompt_ids(hinted.messages[:turn], row.tools))
     raise QTargetError(f"row {row.row}: no prompt of it stands before what is taught, so that a hint has no place")
 
 
@@ -81,14 +81,14 @@ def _behind(example: Example, start: int, prompt: Sequence[int]) -> Example:
     )
 
 
-def _told(row: Demonstration, template: str) -> Demonstration:
+def _with_hint(row: Demonstration, template: str) -> Demonstration:
     """The row with the hint before its first user message."""
     asked = next((index for index, message in enumerate(row.messages) if message["role"] == "user"), None)
     if asked is None:
         raise QTargetError(f"row {row.row} has no message of the user for a hint to stand before")
     message = row.messages[asked]
-    told = {**message, "content": f"{_text(row, template)}\n\n{message['content']}"}
-    return replace(row, messages=[*row.messages[:asked], told, *row.messages[asked + 1 :]])
+    hinted = {**message, "content": f"{_text(row, template)}\n\n{message['content']}"}
+    return replace(row, messages=[*row.messages[:asked], hinted, *row.messages[asked + 1 :]])
 
 
 def _text(row: Demonstration, template: str) -> str:

@@ -21,6 +21,8 @@ from typing import Any
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from qtarget.cache_layout import BUILDING, LOCK, MANIFEST, READING
+from qtarget.cache_layout import PREPARED_FILES as FILES
 from qtarget.data.in_files import InFiles
 from qtarget.data.module import DataConfig, Prepared, prepare
 from qtarget.data.packing import Packs
@@ -30,14 +32,12 @@ from qtarget.files import lock_shared, locked, replacing, settle
 from qtarget.forked import KilledError, can_fork, in_forks
 
 FORMAT = 1
-FILES = ("train.arrow", "heldout.arrow", "heldout_rows.arrow")
-LOCK, READING, BUILDING = ".lock", ".reading", ".building"
 BLOCK = 1 << 22
 AGAIN = "remove the folder to have it prepared again"
 
 
 def is_whole(folder: Path) -> bool:
-    return (folder / "manifest.json").is_file()
+    return (folder / MANIFEST).is_file()
 
 
 # Building
@@ -111,7 +111,7 @@ def _build(folder: Path, made_by: Mapping[str, str], build: Build) -> None:
             os.replace(scratch / name, folder / name)
         manifest = {"format": FORMAT, "identity": dict(made_by), "made_from": _shown(build.config)}
         text = json.dumps({**manifest, "prepared": known, "files": files})
-        with replacing(folder / "manifest.json", durable=True) as path:
+        with replacing(folder / MANIFEST, durable=True) as path:
             path.write_text(text, encoding="utf-8")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -157,7 +157,7 @@ def opened(folder: Path, made_by: Mapping[str, str], reader: Reader) -> Prepared
 def _checked(folder: Path, made_by: Mapping[str, str]) -> dict[str, Any]:
     """The manifest."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         identity, files = manifest["identity"], {facts["file"]: facts for facts in manifest["files"]}
         missing = {"counts", "described", "notes", "roles", "packs"} - manifest["prepared"].keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -141,13 +141,13 @@ class Served:
 class Server:
     """What eval.engine=server is answered by. checkpoint: the model's folder or id; log: of a server that is started.
 
-    said: what is called with remarks for the user.
+    notify: what is called with remarks for the user.
     """
 
     config: ServerConfig
     checkpoint: str
     log: Path
-    said: Callable[[str], None] = print
+    notify: Callable[[str], None] = print
 
     @contextmanager
     def answering(self, sampling: Sampling, probe: ServedPrompt) -> Iterator[Served]:
@@ -178,7 +178,9 @@ class Server:
         if not served.sampling.temperature:
             served.answer(probe, 0, 1)
         elif not served.check_draws(probe, 16):
-            self.said("the server gives other answers when asked again with the same seed: its numbers will vary a bit")
+            self.notify(
+                "the server gives other answers when asked again with the same seed: its numbers will vary a bit"
+            )
 
 
 def _whole_letters(text: str) -> str:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from qtarget.parallel import rank_and_world
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)
+ANSWER_TIMEOUT = timedelta(days=7)
 """How long a rank waits for the others' answers. Of ranks that die the connection closes at once."""
 
 
@@ -58,7 +58,7 @@ def all_ranks() -> Iterator[Ranks]:
     if world == 1:
         yield ALONE
         return
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=ANSWER_TIMEOUT)
     try:
         yield Ranks(rank, world, group)
     finally:

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qtarget.cache_layout import MANIFEST, READING
 from qtarget.errors import QTargetError
 from qtarget.files import lock_shared
 from qtarget.math.head import Head
@@ -31,8 +32,6 @@ from qtarget.model.fingerprint import sampled_digest
 from qtarget.model.frozen import Inputs
 
 FORMAT = 1
-READING = ".reading"
-"""A file in the folder of a cache that is locked, shared, by all that read it: `qtarget clean` leaves such a cache."""
 
 
 class CachedRow(Protocol):
@@ -66,7 +65,7 @@ class CachePlan:
 
     @property
     def is_built(self) -> bool:
-        return (self.folder / "manifest.json").is_file()
+        return (self.folder / MANIFEST).is_file()
 
     def hold(self) -> None:
         """No command prunes the folder from now on, as long as the plan lives."""
@@ -157,7 +156,7 @@ def _checked(plan: CachePlan) -> dict[str, Any]:
     """The manifest. Raises QTargetError where the files aren't those it lists, or it is of another plan."""
     again = "remove the folder to have it built again"
     try:
-        manifest: dict[str, Any] = json.loads((plan.folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads((plan.folder / MANIFEST).read_text(encoding="utf-8"))
         identity, files = manifest["identity"], [*manifest["shards"], *filter(None, [manifest.get("head")])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QTargetError(f"the cache {plan.folder} has no readable manifest.json ({error}): {again}") from error

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qtarget.cache_layout import LOCK, MANIFEST
 from qtarget.errors import QTargetError
 from qtarget.files import lock_if_free, locked, replacing
 from qtarget.math.head import Head
@@ -67,7 +68,7 @@ def ensure(
         check_room(plan.folder, needed - plan.bytes_held)
         build.help(rank, ranks)
     busy = f"another process is building {plan.folder}: waiting for it"
-    with locked(plan.folder / ".lock", busy, wait=0, say=say):
+    with locked(plan.folder / LOCK, busy, wait=0, say=say):
         if not plan.is_built:
             check_room(plan.folder, needed - plan.bytes_held)
             build.help(rank, ranks)
@@ -123,7 +124,7 @@ class _Build:
         if plan.recipe.detail == "hidden":
             facts["head"] = _save_head(plan, self.policy.head)
         shards = [{**_facts(path), "tokens": _tokens(rows)} for path, rows in self.parts]
-        _write(plan.folder / "manifest.json", json.dumps({**facts, "shards": shards}, indent=1))
+        _write(plan.folder / MANIFEST, json.dumps({**facts, "shards": shards}, indent=1))
         for path, _ in self.parts:
             _claim(path).unlink(missing_ok=True)
 

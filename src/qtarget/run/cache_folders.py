@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qtarget import cache_layout
+from qtarget.cache_layout import BUILDING, LOCK, MANIFEST, PREPARED_FILES, READING
 from qtarget.errors import QTargetError
 from qtarget.files import cache_dir
-from qtarget.run.freeing import LOCK, Item, is_held, is_unfinished, runs_of, shown
+from qtarget.run.freeing import Item, is_held, is_unfinished, runs_of, shown
 
 OUTPUTS = "outputs"
-READING, BUILDING = ".reading", ".building"
-"""Of qtarget.model.cache and qtarget.data.prepared_files, which bring torch with them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CacheKind:
     def parts(self, cache: Path) -> tuple[Path, ...]:
         """The manifest first: what is left of a cache is none. The folder stays, with the lock that is held."""
         mine = [path for path in cache.glob("*") if self._is_part(path) and not path.is_symlink()]
-        return tuple(sorted(mine, key=lambda path: (path.name != "manifest.json", path.name)))
+        return tuple(sorted(mine, key=lambda path: (path.name != MANIFEST, path.name)))
 
     def _is_part(self, path: Path) -> bool:
         is_build = path.name == BUILDING and path.is_dir()
@@ -43,7 +43,7 @@ class CacheKind:
 
     def manifest(self, cache: Path) -> Mapping[str, Any] | None:
         """None: there is none of ours."""
-        path = cache / "manifest.json"
+        path = cache / MANIFEST
         if cache.is_symlink() or path.is_symlink():
             return None
         try:
@@ -54,15 +54,15 @@ class CacheKind:
 
 
 REFERENCES = CacheKind(
-    "references",
+    cache_layout.REFERENCES,
     "scores of a reference",
-    re.compile(r"manifest\.json|head\.safetensors|shard-[0-9]{5,}\.safetensors"),
+    re.compile(rf"{re.escape(MANIFEST)}|head\.safetensors|shard-[0-9]{{5,}}\.safetensors"),
     frozenset({"format", "identity", "shards"}),
 )
 PREPARED = CacheKind(
-    "prepared",
+    cache_layout.PREPARED,
     "prepared data",
-    re.compile(r"manifest\.json|(train|heldout|heldout_rows)\.arrow"),
+    re.compile("|".join(map(re.escape, (MANIFEST, *PREPARED_FILES)))),
     frozenset({"format", "identity", "prepared"}),
 )
 LOCKS = (LOCK, READING)

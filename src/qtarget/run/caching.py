@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from qtarget.cache_layout import REFERENCES
 from qtarget.config.changed_inputs import head_changed
 from qtarget.config.references import CachedReference
 from qtarget.config.run_config import RunConfig
@@ -92,7 +93,7 @@ def _plan(
         **flaw,
     }
     folder = f"{detail}-{_digest(json.dumps(identity, sort_keys=True).encode())}"
-    holder = Path(node.folder).expanduser() if node.folder else cache_dir() / "references"
+    holder = Path(node.folder).expanduser() if node.folder else cache_dir() / REFERENCES
     return CachePlan(holder / folder, recipe, rows, identity, made_from, Collate(int(tokenizer.pad_token_id)))
 
 

@@ -21,7 +21,7 @@ from qtarget.run.cache_folders import OUTPUTS, cache_items, check_idle
 from qtarget.run.freeing import Item, free, is_held, is_unfinished, passes_a_link, runs_of, shown
 from qtarget.units import in_bytes
 
-CHECKPOINT, OPTIMIZER, LOCK = "checkpoint", "optimizer.pt", ".lock"
+CHECKPOINT, OPTIMIZER = "checkpoint", "optimizer.pt"
 CHECKPOINT_SCRATCH = ".checkpoint.new"
 OF_A_RUN = re.compile(r"config\.yaml|result\.json|samples\.jsonl|heldout_nll\.jsonl|optimizer\.pt")
 """Files that are written under another name until they are whole (qtarget.files.replacing)."""

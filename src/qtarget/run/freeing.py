@@ -11,11 +11,10 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
+from qtarget.cache_layout import LOCK
 from qtarget.errors import QTargetError
 from qtarget.files import files_of, locked, remove, replaced_name
 from qtarget.record.runs import read_run
-
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)

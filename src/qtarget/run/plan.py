@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
+from qtarget.cache_layout import PREPARED
 from qtarget.config.benchmarks import Benchmarks, read_benchmarks
 from qtarget.config.composing import instantiate, instantiate_design
 from qtarget.config.loss_engine import Engine, attention, choose
@@ -189,7 +190,7 @@ def _prepared(cfg: RunConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBa
     """The rows; where a reference reads them with a hint they are prepared anew, as what is kept of them is tokens."""
     if any(node.hint_template for node in cfg.references.values()):
         return prepare(data, tokenizer, context)
-    return prepare_once(data, tokenizer, context, cache_dir() / "prepared", _said)
+    return prepare_once(data, tokenizer, context, cache_dir() / PREPARED, _said)
 
 
 def _said(text: str) -> None:

@@ -31,7 +31,7 @@ from qtarget.run.rank_report import RankError, Report
 from qtarget.signals import EXIT_CODE, Terminated
 
 T = TypeVar("T")
-PATIENCE = 5.0
+SECONDS_TO_END = 5.0
 """Seconds that the other processes have to end by themselves when one has failed."""
 
 
@@ -153,7 +153,7 @@ def start_one(job: RankAgreement, run: Callable[..., Any], *given: Any) -> None:
     """Call `run(*given)` in a new process that takes this one's rank in a job; wait for it, and for the others.
 
     Raises, on every rank, the error of the rank that failed first, as `start` does. A process whose rank fails alone
-    leaves the others in a collective: they have PATIENCE seconds to end by its error, and are ended then.
+    leaves the others in a collective: they have SECONDS_TO_END to end by its error, and are ended then.
     """
     here = environment()
     assert here is not None
@@ -183,10 +183,10 @@ def start_one(job: RankAgreement, run: Callable[..., Any], *given: Any) -> None:
 
 
 def _watch(process: SpawnProcess, job: RankAgreement) -> int | None:
-    """Exit code; None: still running PATIENCE seconds after a rank has failed."""
+    """Exit code; None: still running SECONDS_TO_END after a rank has failed."""
     while process.exitcode is None and not job.failed:
         job.pause()
-    process.join(PATIENCE)
+    process.join(SECONDS_TO_END)
     return process.exitcode
 
 
@@ -220,11 +220,11 @@ def _run_connected(
 
 
 def _wait(processes: Sequence[SpawnProcess]) -> list[int | None]:
-    """Exit codes by rank. Once one has failed, the others have PATIENCE seconds; None: still running after that."""
-    running, patience = set(processes), None
-    while running and wait([process.sentinel for process in running], patience):
+    """Exit codes by rank. Once one has failed, the others have SECONDS_TO_END; None: still running after that."""
+    running, timeout = set(processes), None
+    while running and wait([process.sentinel for process in running], timeout):
         running = {process for process in running if process.is_alive()}
-        patience = PATIENCE if any(process.exitcode for process in processes) else None
+        timeout = SECONDS_TO_END if any(process.exitcode for process in processes) else None
     return [process.exitcode for process in processes]
 
 
@@ -248,8 +248,8 @@ def _end(processes: Sequence[SpawnProcess], grace: float = 0.0) -> None:
 
     grace: they are terminated at once, and have so many seconds to end their step and save its state.
     """
-    for send, patience in (("terminate", 0.0 if grace else PATIENCE), ("kill", grace or PATIENCE)):
-        deadline = time.monotonic() + patience
+    for send, seconds in (("terminate", 0.0 if grace else SECONDS_TO_END), ("kill", grace or SECONDS_TO_END)):
+        deadline = time.monotonic() + seconds
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
         for process in processes:
