@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -100,10 +101,10 @@ def idle(conf: Path) -> bool:
     return asked.stdout.strip() == b"idle"
 
 
-def wait_until(done: Callable[[], Any]) -> None:
+def wait_until(done: Callable[[], Any], seconds: float = 300) -> None:
     began = time.monotonic()
     while not done():
-        assert time.monotonic() - began < 300
+        assert time.monotonic() - began < seconds
         time.sleep(0.1)
 
 
@@ -228,3 +229,57 @@ def test_a_job_whose_time_is_up_goes_on_and_is_waited_for_again(
     assert steps == sorted(steps)
     assert max(steps) == 40
     assert "goes on from step" in (noted.parent / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+@pytest.mark.parametrize("words", [["target.reliance.number=4"], ["-m", "target.reliance.number=3,4"]])
+def test_tasks_that_are_preempted_together_go_on_together(
+    cluster: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks, which srun starts, of one run or of a multirun whose first job fails: as the same run unbroken."""
+    several = [*SMALL, "trainer.max_steps=40", "trainer.batch_size=2", "trainer.devices=2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = shlex.join([sys.executable, "-m", "qtarget", "train", *words, *several])
+    task = ["--ntasks-per-node=2", "--nodes=1", "--cpus-per-task=2"]
+    script = f"srun --kill-on-bad-exit env CUDA_VISIBLE_DEVICES= {command}"
+    job = sbatch([*task, "--requeue", "--open-mode=append", "--output=said.txt", f"--wrap={script}"])
+
+    def state() -> dict[str, Any]:
+        found = [one for one in results(cluster) if "target.reliance.number=4" in one["overrides"]]
+        return found[0] if found else {}
+
+    wait_until(lambda: any(logged(path) for path in cluster.glob("outputs/runs/*/metrics.jsonl")), 90)
+    sbatch(["--partition=urgent", "--cpus-per-task=4", "--wrap=true"])
+    wait_until(lambda: state()["status"] == "interrupted", 90)
+    wait_until(lambda: starts_at_once(job), 90)
+    (cluster / "go").touch()
+    wait_until(lambda: state()["status"] == "finished", 90)
+    wait_until(lambda: has_ended(job), 30)
+    assert state()["attempts"] == 2
+    said = (cluster / "said.txt").read_text()
+    assert said.count("goes on from step") == 1
+    assert said.count("1 of 2 jobs failed") == ("-m" in words)
+
+    assert run(["train", "target.reliance.number=4", *several, "output_dir=unbroken"]) == 0
+    (unbroken,) = cluster.glob("unbroken/runs/*/metrics.jsonl")
+    (preempted,) = cluster.glob(f"outputs/runs/{unbroken.parent.name}/metrics.jsonl")
+    assert [losses for _, losses in logged(preempted)] == pytest.approx([losses for _, losses in logged(unbroken)])
+    assert [step for step, _ in logged(preempted)] == [*range(1, 41)]
+
+
+def sbatch(options: list[str]) -> str:
+    """The number of a job that was sent."""
+    sent = subprocess.run(["sbatch", "--parsable", *options], capture_output=True, text=True, check=True)
+    return sent.stdout.strip()
+
+
+def has_ended(job: str) -> bool:
+    asked = subprocess.run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, check=False)
+    return asked.stdout.strip() in (b"", b"COMPLETED", b"FAILED")
+
+
+def logged(path: Path) -> list[tuple[int, float]]:
+    """Step and loss of every line that has one."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]

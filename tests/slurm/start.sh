@@ -1,6 +1,6 @@
 #!/bin/sh
 # start.sh FOLDER CONTROLLER_PORT NODE_PORT: a Slurm of one node with two GPUs, which are device files of no device.
-# It listens on 127.0.0.1 alone, has no accounting, keeps everything in FOLDER, and ends with this script.
+# Jobs of its partition `urgent` preempt those of `all`, which go back into the queue. It listens on 127.0.0.1 alone, has no accounting, keeps everything in FOLDER, and ends with this script.
 set -e
 folder=$1
 [ "$(id -u)" = 0 ] || { echo "a Slurm of its own needs root"; exit 1; }
@@ -35,7 +35,10 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 GresTypes=gpu
 NodeName=localhost NodeAddr=127.0.0.1 CPUs=4 Gres=gpu:2
-PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=localhost Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=localhost MaxTime=INFINITE State=UP PriorityTier=2
 END
 head -c 1024 /dev/urandom > munge.key
 chmod 600 munge.key
