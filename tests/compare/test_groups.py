@@ -348,6 +348,20 @@ def test_names_are_the_runs_own_not_the_configurations(swept: Path) -> None:
     assert {group.label for group in group_runs(read_runs([swept]), ["name"])} == {"sft", "dft"}
 
 
+def test_a_long_reason_takes_a_line_and_stands_on_the_page(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "8 of 8 rows are longer than 10 tokens: set data.truncation=drop or =cut, or raise data.max_length up to"
+    path = next(swept.glob("dft*/result.json"))
+    failed = {"status": "failed", "error": f"QTargetError: {reason} the model's context\nin the second line"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | failed))
+    compare([swept], format="md")
+    printed = capsys.readouterr()
+    (line,) = [line for line in (printed.out + printed.err).splitlines() if "failed: dft" in line]
+    told = line.partition("): ")[2]
+    assert told == "8 of 8 rows are longer than 10 tokens: set data.truncation=drop or =cut, or raise data.max_length …"
+    compare([swept])
+    assert "the model&#39;s context" in (swept / "report.html").read_text()
+
+
 def test_a_failed_run_is_in_no_mean_and_is_listed_with_its_reason(
     swept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -192,7 +192,7 @@ def _table(runs: Sequence[Run], columns: Sequence[TableColumn], titles: Sequence
 def unfinished_lines(runs: Sequence[Run]) -> list[str]:
     """How many runs have not finished, and of each which and why; nothing where all have."""
     lines = [
-        f"{run.status_text}: {run.label} ({run.short_path})" + (f": {run.error.strip()}" if run.error else "")
+        f"{run.status_text}: {run.label} ({run.short_path})" + (f": {run.reason}" if run.error else "")
         for run in unfinished(runs)
     ]
     return [f"{unfinished_in_words(runs)}:", *lines] if lines else []

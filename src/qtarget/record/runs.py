@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ SETTLED = ("finished", "stopped")
 """Runs that have had their say: a sweep doesn't run them again, and a crashed one's best so far may be luck."""
 BESIDE_RUNS = ("report.html", "comparison.png", "multirun.yaml", "sweep.json", "study.db")
 """Files that qtarget itself writes into a folder of runs: a shell's * names them, too."""
+REASON = 100
+"""Characters of an error that a line names."""
 STALE = timedelta(minutes=10)  # a heartbeat comes every minute; a silence this long is no pause
 ROLE_ORDER = {"base": 0, "teacher": 1}  # designs and controls follow, sorted by accuracy
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w./\\…~])|(?<=file://))(?:~|[A-Za-z]:)?(?:[/\\][\w.@+=-]+){2,}[/\\]?")
@@ -79,6 +82,12 @@ class Run:
     def short_path(self) -> str:
         """Experiment folder and hash: enough to find the run, without the machine's own path."""
         return _printable(f"{self.folder.parent.name}/{self.folder.name}")
+
+    @property
+    def reason(self) -> str:
+        """The beginning of its error, for one line: its folder and the page hold the whole."""
+        lines = self.error.strip().splitlines() or [""]
+        return textwrap.shorten(lines[0].removeprefix("QTargetError: "), REASON, placeholder=" …")
 
     @property
     def command(self) -> str:
