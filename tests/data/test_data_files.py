@@ -350,7 +350,7 @@ def test_another_schema_is_answered_by_its_columns_and_a_line_that_reads_it(row:
         read_one(row)
     message = str(refused.value)
     assert f"the keys are: {', '.join(row)}" in message
-    assert message.endswith(f"data=files data.source.path=FILE {settings}")
+    assert message.endswith(f"data=files data.source.path=row.jsonl {settings}")
     if "COLUMN" not in settings:
         given = dict(setting.removeprefix("data.source.").split("=") for setting in settings.split())
         assert read_one(row, **given).completion in ("a", "No.")

@@ -195,7 +195,7 @@ def test_history_beside_a_prompt_is_read_and_not_called_unread(tmp_path: Path) -
 def test_rows_with_keys_of_other_names_are_told_how_they_are_read(key: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(
         QTargetError,
-        match=rf"{words}.*data=files data.source.path=FILE data.source.prompt=prompt data.source.completion={key}",
+        match=rf"{words}.*data=files data.source.path=/\S+ data.source.prompt=prompt data.source.completion={key}",
     ):
         one(tmp_path, {"prompt": "q", key: "a"})
 

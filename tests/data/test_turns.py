@@ -12,6 +12,7 @@ from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration
 from qtarget.data.thought import MARKS
 from qtarget.errors import QTargetError
+from qtarget.model.chat_template import give
 
 SINGLE_MARKS = MARKS[:-2]
 """Those that are a text of their own, whatever follows; Gemma 4's and gpt-oss's stand among control tokens."""
@@ -141,6 +142,17 @@ def test_arguments_of_a_call_are_given_in_the_form_that_the_template_reads(form:
     talk = [asks("light"), says("ok", tool_calls=[call]), {"role": "tool", "content": "on"}, says("done")]
     expected = WRITTEN[form][not isinstance(arguments, str)]
     assert replies(calling(FORMS[form]), talk) == [f"ok<call>{expected}</call><|im_end|>", "done<|im_end|>"]
+
+
+def test_a_template_that_leaves_calls_out_is_answered_by_one_that_writes_them() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "lamp", "arguments": {"on": True}}}
+    talk = [asks("light"), says("ok", tool_calls=[call]), {"role": "tool", "content": "on"}, says("done")]
+    with pytest.raises(QTargetError, match=r"leaves out the tool_calls .*\(model\.chat_template=chatml does\)"):
+        replies(CHATML, talk)
+    tokenizer = tokenizer_with(CHATML)
+    give(tokenizer, "chatml")
+    (example,) = encode(tokenizer, talk)
+    assert '"name": "lamp"' in tokenizer.decode(example.input_ids)
 
 
 def test_the_keys_of_a_call_keep_their_order() -> None:

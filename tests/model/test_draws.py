@@ -138,9 +138,9 @@ def test_a_design_is_linear_at_the_values_that_make_it_plain_kd(design: str, cha
 def test_two_parts_that_look_at_one_sampled_reference_are_refused() -> None:
     """γ(q)·q is not linear, though each part is by itself."""
     asft = load_design("asft", reliance="one_minus_prior")
-    with pytest.raises(QTargetError, match=r"oneminus is not linear .*detail=topk or hidden"):
+    with pytest.raises(QTargetError, match=r"one_minus is not linear .*detail=topk or hidden"):
         check_references(asft, {"prior": "sampled"}, {})
-    with pytest.raises(QTargetError, match="linearreliance and prior both look at the prior"):
+    with pytest.raises(QTargetError, match="linear_reliance and prior both look at the prior"):
         check_references(replace(asft, reliance=LinearReliance()), {"prior": "sampled"}, {})
 
 

@@ -200,6 +200,21 @@ def test_hints_that_rows_lack_are_named(hint: str, message: str) -> None:
         planned(f"references.teacher.hint='{hint}'")
 
 
+@pytest.mark.parametrize("columns", [[], ["data.source.prompt=prompt", "data.source.completion=completion"]])
+def test_the_line_that_gives_rows_an_answer_gives_them_one(columns: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"ask {number}", "completion": "reply", "answer": f"it's {number}"} for number in range(8)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    given = ["data=files", f"data.source.path={path}", "data.rows=2", "data.heldout_rows=1", *columns]
+    given += ["data.source.heldout_share=0.5"]
+    with pytest.raises(QTargetError, match="has no answer") as refused:
+        planned(*given)
+    way = str(refused.value).partition(": add ")[2].partition(",")[0].split()
+    plan = planned(*given, *way)
+    text = plan.tokenizer.decode(plan.hinted["teacher"][0].input_ids)
+    assert "The answer is it's " in text
+
+
 def test_a_fixed_text_is_the_same_for_all_rows() -> None:
     plan = planned("references.teacher.hint='Work carefully, {{so}}.'")
     for example in plan.hinted["teacher"]:

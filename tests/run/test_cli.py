@@ -78,8 +78,27 @@ BAD: dict[str, tuple[list[str], str]] = {
     "field": (["target=dft", "target.reliance.alpa=2"], "unknown key 'target.reliance.alpa': did you mean 'alpha'?"),
     "key": (["optim.learning_rate=1"], "unknown key 'optim.learning_rate'"),
     "group": (["optimm.lr=1"], "unknown key 'optimm.lr': did you mean 'optim'?"),
-    "teacher": (["target=kd"], "needs the teacher (topk or full) and none is configured"),
-    "unnamed teacher": (["target=kd", "reference@references.teacher=frozen"], "needs the teacher"),
+    "teacher": (
+        ["target=kd"],
+        "and none is configured: add reference@references.teacher=frozen references.teacher.name=MODEL",
+    ),
+    "unnamed teacher": (
+        ["target=kd", "reference@references.teacher=frozen"],
+        "configured: add references.teacher.name=",
+    ),
+    "draws of a teacher": (
+        [
+            "target=kd_reverse",
+            "reference@references.teacher=cached",
+            "references.teacher.name=tiny",
+            "references.teacher.detail=sampled",
+        ],
+        "reverse_kl is not linear in the probabilities of the teacher",
+    ),
+    "unnamed cached teacher": (
+        ["target=kd", "reference@references.teacher=cached", "references.teacher.detail=sampled"],
+        "configured: add references.teacher.name=MODEL",
+    ),
     "reference as text": (["references.prior=frozen"], "write reference@references.prior=frozen"),
     "model": (["model=path", "model.name=./nowhere"], "no model at ./nowhere: there is no such folder below "),
     "data file": (["data=jsonl", "data.source.path=none.jsonl"], "no data file at 'none.jsonl'"),

@@ -14,6 +14,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+import yaml
 from hub_server import Hub, serving
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -217,6 +218,26 @@ def test_a_hub_that_refuses_and_repeats_the_token_has_it_left_out(
     assert "no: Bearer …" in err
     assert "hf_secretsecret" not in out + err
     assert not hub.files
+
+
+@pytest.mark.parametrize(
+    ("name", "location"),
+    [
+        ("smollm2_135m", "/home/ada/.cache/qtarget/models/smollm2-135m-instruct"),
+        ("/cache/hub/models--HuggingFaceTB--SmolLM2-135M-Instruct/snapshots/12fd25f", None),
+    ],
+)
+def test_a_base_model_has_the_name_that_the_hub_knows_it_by(
+    name: str, location: str | None, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["model"]["name"] = name
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    change(copied, model=location or name)
+    card = card_of(copied, capsys)
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "\nHuggingFaceTB/SmolLM2-135M-Instruct fine-tuned" in card.text
+    assert "smollm2-135m-instruct" not in card.text
 
 
 def no_checkpoint(run: Path) -> None:

@@ -97,7 +97,8 @@ def _text(row: Demonstration, template: str) -> str:
         if not values[name]:
             way = {
                 "hint": 'give every row a key "hint", or name a column with data.source.hint',
-                "answer": "name what answers are judged by, see data.source.verifier",
+                "answer": "add data.source.answer=answer data.source.verifier=exact, where the column answer "
+                "holds it (of data=jsonl the verifier alone, which reads the key answer)",
             }.get(name, "")
             raise QTargetError(f"row {row.row} has no {name}, which the hint {template!r} names: {way}")
     return filled(template, values, "hint") if _named(template) else template.replace("{{", "{").replace("}}", "}")

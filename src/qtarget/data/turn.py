@@ -240,6 +240,7 @@ def _left_out(key: str, role: str, message: Message) -> str:
     shown = "" if key != "content" else f" ({str(message['content'])[:40]!r})"
     way = {
         "content": "use another role, or a template that writes it (model.chat_template)",
-        "tool_calls": "use a template that writes them (model.chat_template), or write the call into the content",
+        "tool_calls": "use a template that writes them (model.chat_template=chatml does), or write the call "
+        "into the content",
     }.get(key, "write it into the content as the model writes its thoughts, or leave it out of the row")
     return f"the chat template leaves out the {key} of a message of the role {role}{shown}: {way}"

@@ -322,7 +322,7 @@ def check_references(design: object, details: Mapping[str, str], tails: Mapping[
                 continue
             enough = DETAILS[DETAILS.index(detail) :]
             if details.get(role) not in enough:
-                name = type(part).__name__.lower()
+                name = _option(part)
                 raise QTargetError(f"{name} needs {role}: {' or '.join(enough)}; got {details.get(role, 'none')}")
             if tails.get(role) == "renormalised" and getattr(part, "wants_full_support", False):
                 raise QTargetError(
@@ -336,12 +336,20 @@ def check_references(design: object, details: Mapping[str, str], tails: Mapping[
                 )
 
 
+def _option(part: object) -> str:
+    """The name of a part's class as options are called: ReverseKL is reverse_kl."""
+    name = type(part).__name__
+    pairs = zip(f" {name[:-1]}", name, strict=True)
+    words = (f"_{letter}" if before.islower() and letter.isupper() else letter for before, letter in pairs)
+    return "".join(words).lower()
+
+
 def _check_linear(design: object, part: object, role: str) -> None:
     """Raise QTargetError unless the gradient is linear in a reference that is known by draws: only then is its mean
     right. Of two parts that look at it the product is not.
     """
     enough = "label" if needs(design)[role] == "label" else "topk or hidden"
-    name, way = type(part).__name__.lower(), f"set references.{role}.detail={enough}"
+    name, way = _option(part), f"set references.{role}.detail={enough}"
     if not getattr(part, "is_linear", False):
         raise QTargetError(
             f"{name} is not linear in the probabilities of the {role}, so a sampled {role} would teach something else "
@@ -349,7 +357,7 @@ def _check_linear(design: object, part: object, role: str) -> None:
         )
     readers = [one for one in design_parts(design) if role in getattr(one, "needs", {})]
     if len(readers) > 1:
-        names = " and ".join(type(one).__name__.lower() for one in readers)
+        names = " and ".join(_option(one) for one in readers)
         raise QTargetError(
             f"{names} both look at the {role}, and what they make of it together is not linear in its probabilities, "
             f"so a sampled {role} would teach something else on average: {way}"

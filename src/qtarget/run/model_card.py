@@ -13,11 +13,15 @@ import yaml
 from qtarget.compare.formats import Table
 from qtarget.compare.groups import kept_interval
 from qtarget.config.derived import derived
+from qtarget.model import builtin
 from qtarget.model.fingerprint import names_a_folder
+from qtarget.model.provide import SMOLLM2
 from qtarget.record.record import stored_result
 from qtarget.record.runs import Run, read_run, without_absolute_paths
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SNAPSHOT = re.compile(r"[/\\]models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]")
+"""A model in huggingface_hub's cache."""
 TRAINING = ("train/", "target/", "detection/", "reference/")
 """What the names of metrics begin with that say nothing about the finished model."""
 ENDS = ("_low", "_high")
@@ -30,7 +34,7 @@ def model_card(folder: Path, title: str) -> str:
     """
     run, result = read_run(folder, datetime.now(UTC)), stored_result(folder) or {}
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    base = str(result.get("model") or run.choices.get("model"))
+    base = _public_name(config, str(result.get("model") or run.choices.get("model")))
     sections = {
         "Design": _facts(_design(run, config)),
         "Training": _facts(_training(run, result, config, base)),
@@ -55,6 +59,14 @@ def _front_matter(run: Run, config: Mapping[str, Any], base: str) -> str:
         tags=["qtarget", "sft", *[run.choices["target"]] * ("target" in run.choices)],
     )
     return f"{card.to_yaml()}\n"
+
+
+def _public_name(config: Mapping[str, Any], base: str) -> str:
+    """The id on the hub of a model that came in a package, or lies in the hub's own cache; else the name as it is."""
+    if (config.get("model") or {}).get("name") == SMOLLM2:
+        return builtin.HUB_ID
+    cached = SNAPSHOT.search(base)
+    return f"{cached[1]}/{cached[2]}" if cached else base
 
 
 def _is_hub_id(name: str) -> bool:

@@ -12,6 +12,7 @@ from qtarget.cache_layout import PREPARED
 from qtarget.config.benchmarks import Benchmarks, read_benchmarks
 from qtarget.config.composing import instantiate, instantiate_design
 from qtarget.config.loss_engine import Engine, attention, choose
+from qtarget.config.references import NoReference
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
 from qtarget.data.epochs import EpochPlan
 from qtarget.data.example import Example, label_counts
@@ -40,9 +41,10 @@ from qtarget.run.row_checks import chat_tokenizer, check_answer_length, check_em
 from qtarget.train.optim import AdamW
 from qtarget.train.step import extra_forward_passes
 
+A_MODEL = "MODEL, a folder, a run or a hub id"
 HOW_TO_ADD = {
     "prior": "reference@references.prior=frozen",
-    "teacher": "reference@references.teacher=frozen references.teacher.name=MODEL, a folder, a run or a hub id",
+    "teacher": f"reference@references.teacher=frozen references.teacher.name={A_MODEL}",
     "old": "reference@references.old=snapshot",
 }
 
@@ -270,7 +272,7 @@ def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) ->
         if configured.get(role) is None:
             enough = " or ".join(DETAILS[DETAILS.index(detail) :])
             raise QTargetError(
-                f"this target needs the {role} ({enough}) and none is configured: add {HOW_TO_ADD[role]}"
+                f"this target needs the {role} ({enough}) and none is configured: add {_how_to_add(cfg, role)}"
             )
     details = {role: cfg.references[role].held(design) for role, name in configured.items() if name}
     tails = {role: cfg.references[role].tail_rule for role, detail in details.items() if detail == "topk"}
@@ -278,6 +280,12 @@ def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) ->
     if cfg.eval.kl_prior and configured["prior"]:
         wanted.setdefault("prior", "full")
     return {role: provide.resolve(name) for role, name in configured.items() if role in wanted and name}
+
+
+def _how_to_add(cfg: RunConfig, role: str) -> str:
+    """Of a kind that was chosen only the name is missing: the kind, and what was set of it, stay."""
+    is_chosen = role == "teacher" and not isinstance(cfg.references[role], NoReference)
+    return f"references.{role}.name={A_MODEL}" if is_chosen else HOW_TO_ADD[role]
 
 
 def _check_columns(design: Design, prepared: Prepared) -> None:

@@ -301,7 +301,7 @@ class Files(Checked):
             return self._mapping.demonstration
         schema = self._schema(table, name)
         self._schemas[name] = schema
-        shared = ("system", "columns", "verifier", "trust_scorer", "unknown", "answer", "options", "hint")
+        shared = ("system", "columns", "verifier", "trust_scorer", "unknown", "answer", "options", "hint", "path")
         settings = {field: getattr(self, field) for field in shared}
         return SchemaRows(schema, **settings, numbers=True).demonstration
 
@@ -310,7 +310,7 @@ class Files(Checked):
             try:
                 given = self._adapted(row)
                 if given is not None:
-                    return schema_of({**_untyped(row), **given})
+                    return schema_of({**_untyped(row), **given}, self.path)
             except QTargetError as error:
                 raise QTargetError(
                     f"{self.called}, the first row of {name!r}: {error}{other_delimiter(list(row))}"

@@ -123,7 +123,7 @@ class Jsonl(Checked):
         """That of the first row."""
         number, line = next(self._lines(), (1, b""))
         try:
-            return schema_of(_parsed(line))
+            return schema_of(_parsed(line), self.path)
         except QTargetError as error:
             raise self._misread(number, error) from error
 
@@ -132,7 +132,7 @@ class Jsonl(Checked):
             yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
     def _parse(self) -> Iterator[Demonstration]:
-        read = SchemaRows(self._schema, **self._shared)
+        read = SchemaRows(self._schema, path=self.path, **self._shared)
         for number, line in self._lines():
             try:
                 yield read.demonstration(_parsed(line), number)

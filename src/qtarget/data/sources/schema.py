@@ -75,32 +75,36 @@ COMPLETIONS = (
 """Names of columns that are asked for, and answered by, in files of other schemas; the likelier ones first."""
 
 
-def schema_of(row: Mapping[str, Any]) -> str:
-    """The schema of a row, one of SCHEMAS. Raises QTargetError with its keys and a line to copy where it has none."""
+def schema_of(row: Mapping[str, Any], path: str = "FILE") -> str:
+    """The schema of a row, one of SCHEMAS. Raises QTargetError with its keys and a line to copy where it has none.
+
+    path: where the row stands, for that line.
+    """
     held = [name for name, keys in SCHEMAS.items() if all(key in row for key in keys)]
     filled_in = [name for name in held if all(row[key] is not None for key in SCHEMAS[name])] or held
     if not filled_in:
         also = "of preference rows, name the chosen one: " if "chosen" in row else "keys of other names: "
         raise QTargetError(
-            f"expected {EXPECTED}; the keys are: {listed(row)}. {also[0].upper()}{also[1:]}{mapping_line(row)}"
+            f"expected {EXPECTED}; the keys are: {listed(row)}. {also[0].upper()}{also[1:]}{mapping_line(row, path)}"
         )
     names = [name for name in filled_in if name not in ALIASES] or filled_in
     if len(names) > 1:
         raise QTargetError(
-            f"the row is {' and '.join(names)} at once: keep the keys of one, or name the columns: {mapping_line(row)}"
+            f"the row is {' and '.join(names)} at once: keep the keys of one, or name the columns: "
+            f"{mapping_line(row, path)}"
         )
     return names[0]
 
 
-def mapping_line(row: Mapping[str, Any]) -> str:
+def mapping_line(row: Mapping[str, Any], path: str) -> str:
     """Keys to copy that read rows like this one by the names of their columns."""
     talk = [name for name in _likely(CONVERSATIONS, row) if _is_conversation(row[name])]
     if talk:
-        return f"data=files data.source.path=FILE {_setting('messages', talk[0])}"
+        return f"data=files {_setting('path', path)} {_setting('messages', talk[0])}"
     completion = next((name for name in _likely(COMPLETIONS, row) if _is_written(row[name])), None)
     prompt = next((name for name in _likely(PROMPTS, row) if name != completion and _is_written(row[name])), None)
     settings = (_setting("prompt", prompt or "COLUMN"), _setting("completion", completion or "COLUMN"))
-    return f"data=files data.source.path=FILE {' '.join(settings)}"
+    return f"data=files {_setting('path', path)} {' '.join(settings)}"
 
 
 def _likely(names: Sequence[str], row: Mapping[str, Any]) -> list[str]:
@@ -128,7 +132,7 @@ class SchemaRows:
     schema: one of SCHEMAS, that of the first row. system: of rows that aren't messages and have none of their own.
     columns: keys of character spans. verifier, answer, options, trust_scorer: rows are judged by their key `answer`, or
     by what the spec `answer` names, and `options` likewise. hint: column or template, None: the key `hint` where it is
-    text. numbers: whether a number may stand for a text.
+    text. numbers: whether a number may stand for a text. path: of the file, for messages.
     """
 
     schema: str
@@ -141,10 +145,11 @@ class SchemaRows:
     options: Any = None
     hint: str | None = None
     numbers: bool = False
+    path: str = "FILE"
 
     def demonstration(self, row: Mapping[str, Any], number: int) -> Demonstration:
         """Raises QTargetError for a row of another schema, or one that lacks what is read."""
-        if (schema := schema_of(row)) != self.schema:
+        if (schema := schema_of(row, self.path)) != self.schema:
             raise QTargetError(
                 f"a row of {schema} in a file whose first row is {self.schema}: give all rows of a file one schema"
             )
