@@ -86,6 +86,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["target=kd", "reference@references.teacher=frozen"],
         "configured: add references.teacher.name=",
     ),
+    "detail of no teacher": (
+        ["target=kd", "references.teacher.detail=sampled"],
+        "unknown key 'references.teacher.detail': reference@references.teacher=cached has it",
+    ),
     "draws of a teacher": (
         [
             "target=kd_reverse",

@@ -329,7 +329,17 @@ def _unknown_key(key: str, config_name: str, overrides: Iterable[str]) -> QTarge
         return QTargetError(f"unknown key {key!r}: did you mean target/{key}=OPTION or target.{key}.FIELD=VALUE?")
     if not names:
         return QTargetError(f"unknown key {key!r}: this part has no fields")
-    return QTargetError(f"unknown key {key!r}{nearest(name.partition('.')[0], names)}")
+    return QTargetError(f"unknown key {key!r}{_kind_with(key) or nearest(name.partition('.')[0], names)}")
+
+
+def _kind_with(key: str) -> str:
+    """How the kind of a prior or teacher is chosen that has a key; empty where there is none."""
+    node, _, name = key.rpartition(".")
+    if node not in ("references.prior", "references.teacher"):
+        return ""
+    files = {kind: conf_dir() / "reference" / f"{kind}.yaml" for kind in ("frozen", "cached")}
+    having = [f"reference@{node}={kind}" for kind, file in files.items() if name in OmegaConf.load(file)]
+    return f": {' and '.join(having)} {'has' if len(having) == 1 else 'have'} it" if having else ""
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:
