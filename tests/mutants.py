@@ -62,10 +62,11 @@ LAWS = tuple(
     )
 )
 LOSS = (
-    ("test_loss.py", "test_derivatives.py", "test_defaults.py"),
+    ("test_loss.py", "test_derivatives.py", "test_defaults.py", "test_scopes.py", "test_products.py"),
     ("test_induced.py", "test_vectors.py"),
     ("test_schedule.py", "test_identities.py", "test_masses.py", "test_head.py", "test_groups.py"),
     LAWS,
+    ("test_references_given.py", "test_measures.py", "test_draws.py"),
 )
 BATCHES = (("test_weights.py",), ("test_chat.py", "test_invariance.py"))
 STAGES = {

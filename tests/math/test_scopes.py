@@ -1,0 +1,78 @@
+"""What a design makes of the tokens of a sequence or a step, and what is said of the token that is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import qtarget
+from qtarget import Reference
+from qtarget.design.reliance import ExcessLoss
+from qtarget.errors import QTargetError
+from qtarget.math.scope_values import TokenTable
+from qtarget.math.target import divisor_part
+
+N, V = 7, 5
+SEQUENCES = torch.tensor([4, 4, 9, 4, 9, 9, 9])
+
+
+def table(sequence_ids: Tensor | None = SEQUENCES) -> TokenTable:
+    generator = torch.Generator().manual_seed(0)
+    logp = {source: -torch.rand(N, generator=generator) for source in ("policy", "teacher")}
+    return TokenTable(logp, torch.arange(N), sequence_ids, 0.25)
+
+
+@pytest.mark.parametrize("scope", ["sequence", "step", "batch"])
+def test_rho1_keeps_the_largest_excesses_of_each_group(scope: str) -> None:
+    """By Python's own sort, sequence by sequence."""
+    tokens = table()
+    excess = (tokens.label_logp["teacher"] - tokens.label_logp["policy"]).tolist()
+    groups = [(4, 9) if scope != "sequence" else (number,) for number in (4, 9)][: 1 if scope != "sequence" else 2]
+    kept: set[int] = set()
+    for group in groups:
+        members = [index for index, number in enumerate(SEQUENCES.tolist()) if number in group]
+        kept |= set(sorted(members, key=lambda index: -excess[index])[: round(0.4 * len(members))])
+    got = ExcessLoss(keep=0.4, scope=scope).scope_value(tokens)
+    assert set(got.nonzero().flatten().tolist()) == kept
+
+
+def test_a_table_that_moves_is_the_same_table() -> None:
+    for ids in (SEQUENCES, None):
+        tokens = table(ids)
+        moved = tokens.to("cpu")
+        assert (moved.sequence_ids is None) == (ids is None)
+        assert torch.equal(moved.labels, tokens.labels)
+        assert moved.progress == 0.25
+    assert table().to("meta").sequence_ids.device.type == "meta"  # type: ignore[union-attr]
+
+
+def test_the_divisor_counts_tokens_that_are_pulled_or_adds_their_masses() -> None:
+    mass = torch.tensor([0.0, 0.25, 1.0, 3.0])
+    assert float(divisor_part(mass, "kept")) == 3
+    assert float(divisor_part(mass, "weight_sum")) == 4.25
+
+
+def test_the_ids_outside_the_vocabulary_are_named_and_no_others() -> None:
+    logits, labels = torch.zeros(4, V), torch.tensor([0, 70, V - 1, V])
+    with pytest.raises(QTargetError, match=r"got \[5, 70\]"):
+        qtarget.dense_loss(logits, labels, qtarget.load_design("sft"))
+
+
+def test_the_first_token_without_a_finite_loss_is_named() -> None:
+    logits, labels = torch.zeros(4, V), torch.arange(4)
+    logits[1:3] = torch.nan
+    with pytest.raises(QTargetError, match="NaN logits at supervised token 1:"):
+        qtarget.dense_loss(logits, labels, qtarget.load_design("sft"), chunk_size=3)
+    logits[1] = 0.0
+    with pytest.raises(QTargetError, match="NaN logits at supervised token 2:"):
+        qtarget.dense_loss(logits, labels, qtarget.load_design("sft"), chunk_size=2)
+
+
+def test_a_reference_of_supervised_positions_has_as_many_rows() -> None:
+    labels = torch.tensor([1, -100, 2])
+    logits, logp = torch.zeros(3, V), torch.zeros(3, V).log_softmax(-1)
+    of_two, of_three = (Reference.full(rows).of_supervised() for rows in (logp[:2], logp))
+    qtarget.dense_loss(logits, labels, qtarget.load_design("kd"), references={"teacher": of_two})
+    with pytest.raises(QTargetError, match="covers 3 supervised positions, and there are 2"):
+        qtarget.dense_loss(logits, labels, qtarget.load_design("kd"), references={"teacher": of_three})
