@@ -349,7 +349,10 @@ def test_names_are_the_runs_own_not_the_configurations(swept: Path) -> None:
 
 
 def test_a_long_reason_takes_a_line_and_stands_on_the_page(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reason = "8 of 8 rows are longer than 10 tokens: set data.truncation=drop or =cut, or raise data.max_length up to"
+    reason = (
+        "8 of 8 rows of rows.jsonl are longer than 10 tokens: set data.truncation=drop or =cut, or raise "
+        "data.max_length up to"
+    )
     path = next(swept.glob("dft*/result.json"))
     failed = {"status": "failed", "error": f"QTargetError: {reason} the model's context\nin the second line"}
     path.write_text(json.dumps(json.loads(path.read_text()) | failed))
@@ -357,9 +360,32 @@ def test_a_long_reason_takes_a_line_and_stands_on_the_page(swept: Path, capsys: 
     printed = capsys.readouterr()
     (line,) = [line for line in (printed.out + printed.err).splitlines() if "failed: dft" in line]
     told = line.partition("): ")[2]
-    assert told == "8 of 8 rows are longer than 10 tokens: set data.truncation=drop or =cut, or raise data.max_length …"
+    assert told == f"{reason} …"
+    assert len(told) <= 120
     compare([swept])
     assert "the model&#39;s context" in (swept / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            "no model at ./a.b: the folder holds 1.5 GB, e.g. Weights. Name another",
+            "no model at ./a.b: the folder holds 1.5 GB, e.g. Weights",
+        ),
+        ("can't load 'x' (no network). Give a folder", "can't load 'x' (no network)"),
+        ("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 is full", "CUDA out of memory"),
+        ("one sentence alone", "one sentence alone"),
+    ],
+)
+def test_of_a_reason_the_first_sentence_is_listed(
+    swept: Path, error: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = next(swept.glob("dft*/result.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": f"QTargetError: {error}"}))
+    compare([swept], format="md")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "failed: dft" in line]
+    assert line.endswith(f"): {sentence}")
 
 
 def test_a_failed_run_is_in_no_mean_and_is_listed_with_its_reason(

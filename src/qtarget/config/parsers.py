@@ -241,7 +241,8 @@ def export_parser() -> Parser:
 
 def clean_parser() -> Parser:
     parser = Parser(
-        prog="qtarget clean", description="List what nobody needs any more; configurations and results stay, always."
+        prog="qtarget clean",
+        description="List what nobody needs any more; configurations and results of runs that trained stay, always.",
     )
     parser.add_argument("paths", nargs="*", metavar="DIR", help="folders of results (default: outputs)")
     parser.add_argument("--yes", action="store_true", help="free what is listed")

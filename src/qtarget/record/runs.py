@@ -30,8 +30,9 @@ SETTLED = ("finished", "stopped")
 """Runs that have had their say: a sweep doesn't run them again, and a crashed one's best so far may be luck."""
 BESIDE_RUNS = ("report.html", "comparison.png", "multirun.yaml", "sweep.json", "study.db")
 """Files that qtarget itself writes into a folder of runs: a shell's * names them, too."""
-REASON = 100
-"""Characters of an error that a line names."""
+REASON = 120
+"""Characters, at most, of the first sentence of an error, which a line names."""
+SENTENCE_END = re.compile(r"(?<=[^\s.]{2})[.!?]\s+(?=[A-Z])")  # no dot of an initial, an abbreviation or a file's name
 STALE = timedelta(minutes=10)  # a heartbeat comes every minute; a silence this long is no pause
 ROLE_ORDER = {"base": 0, "teacher": 1}  # designs and controls follow, sorted by accuracy
 ABSOLUTE_PATH = re.compile(r"(?:(?<![\w./\\…~])|(?<=file://))(?:~|[A-Za-z]:)?(?:[/\\][\w.@+=-]+){2,}[/\\]?")
@@ -85,9 +86,10 @@ class Run:
 
     @property
     def reason(self) -> str:
-        """The beginning of its error, for one line: its folder and the page hold the whole."""
+        """The first sentence of its error, for one line: its folder and the page hold the whole."""
         lines = self.error.strip().splitlines() or [""]
-        return textwrap.shorten(lines[0].removeprefix("QTargetError: "), REASON, placeholder=" …")
+        sentence = SENTENCE_END.split(lines[0].removeprefix("QTargetError: "), 1)[0]
+        return textwrap.shorten(sentence, REASON, placeholder=" …")
 
     @property
     def command(self) -> str:

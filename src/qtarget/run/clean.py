@@ -1,7 +1,8 @@
 """`qtarget clean`: what of runs and caches nobody needs any more, listed, and with --yes freed.
 
-A run keeps its configuration, result, measurements, samples, log and adapter, whatever is named. One that is at work
-is left alone, and so is the last state of one that can go on. Nothing outside the folders of results and QTARGET_CACHE
+A run keeps its configuration, result, measurements, samples, log and adapter, whatever is named; of one that failed
+before it trained a step the folder goes. One that is at work is left alone, and so is the last state of one that can
+go on. Nothing outside the folders of results and QTARGET_CACHE
 is touched, and no link is followed.
 """
 
@@ -12,8 +13,10 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from qtarget.cache_layout import LOCK
 from qtarget.config.parsers import clean_parser
 from qtarget.errors import QTargetError
+from qtarget.record.record import HISTOGRAMS, METRICS
 from qtarget.record.runs import read_run
 from qtarget.resume_folders import SCRATCH as STATE_SCRATCH
 from qtarget.resume_folders import STATE, newest, states
@@ -25,6 +28,8 @@ CHECKPOINT, OPTIMIZER = "checkpoint", "optimizer.pt"
 CHECKPOINT_SCRATCH = ".checkpoint.new"
 OF_A_RUN = re.compile(r"config\.yaml|result\.json|samples\.jsonl|heldout_nll\.jsonl|optimizer\.pt")
 """Files that are written under another name until they are whole (qtarget.files.replacing)."""
+OF_A_FAILURE = ("config.yaml", "result.json", "traceback.txt", LOCK)
+EMPTY_WITHOUT_A_STEP = (METRICS, HISTOGRAMS)
 
 
 def clean(arguments: Sequence[str]) -> int:
@@ -86,6 +91,9 @@ def _named_runs(path: Path, runs: Sequence[Path]) -> list[Path]:
 def _of_run(run: Path, is_named: bool, *, optimizer: bool) -> Iterator[Item]:
     if is_held(run):
         return
+    if _never_trained(run):
+        yield Item(run, run, "a failed run that never trained", still=_never_trained)
+        return
     finished = read_run(run, datetime.now(UTC)).status == "finished"
     held = {
         **dict.fromkeys(_unfinished_writes(run), "left of a write that was cut off"),
@@ -100,6 +108,28 @@ def _of_run(run: Path, is_named: bool, *, optimizer: bool) -> Iterator[Item]:
     for path, what in held.items():
         if path.exists() and not passes_a_link(path, run):
             yield Item(path, run, what)
+
+
+def _never_trained(run: Path) -> bool:
+    """Whether a run failed before its first step, and its folder holds the record of that alone: no state, checkpoint
+    or line of measurements, and nothing of anybody's own.
+
+    Training measures before its first step. With trainer.eval_every=0 it doesn't, and once the rows had been counted
+    (`rows`) nothing says whether it began.
+    """
+    if not all(map(_is_of_a_failure, run.glob("*"))):
+        return False
+    record = read_run(run, datetime.now(UTC))
+    is_read = bool(record.versions)  # all records have them; one that can't be read counts as failed, too
+    may_have_begun = record.rows and record.config.get("trainer.eval_every", "0") == "0"
+    return is_read and record.status == "failed" and not record.metrics and not may_have_begun
+
+
+def _is_of_a_failure(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    is_empty = path.name in EMPTY_WITHOUT_A_STEP and not path.stat().st_size
+    return is_empty or path.name in OF_A_FAILURE or is_unfinished(path.name, OF_A_RUN)
 
 
 def _unfinished_writes(run: Path) -> list[Path]:

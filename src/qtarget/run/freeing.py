@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,8 @@ from qtarget.record.runs import read_run
 @dataclass(frozen=True)
 class Item:
     """path: what is shown. holder: the folder whose `locks` are held meanwhile. what: in words. parts: what is removed,
-    in this order; None: `path` itself.
+    in this order; None: `path` itself. still: asked of the holder once it is locked, as what was listed may have come
+    into use since.
     """
 
     path: Path
@@ -28,6 +29,7 @@ class Item:
     what: str
     parts: tuple[Path, ...] | None = None
     locks: tuple[str, ...] = (LOCK,)
+    still: Callable[[Path], bool] | None = None
 
     @property
     def removed(self) -> tuple[Path, ...]:
@@ -82,7 +84,7 @@ def free(item: Item) -> str:
     if not item.holder.is_dir():
         return ""  # and a lock would make it anew
     with _lock(item.holder, item.locks) as free:
-        if not free:
+        if not free or (item.still and not item.still(item.holder)):
             return "in use now"
         try:
             for path in item.removed:
