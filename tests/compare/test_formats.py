@@ -27,6 +27,16 @@ def test_brackets_in_a_terminal_are_no_markup() -> None:
     assert "[bold]a|b_c" in text
 
 
+def test_a_name_is_whole_where_numbers_leave_it_no_room() -> None:
+    """`label_smoothing` and `label_scaling` were both `labe…`."""
+    line = ["label_smoothing", *["0.123 [0.1, 0.2]"] * 3]
+    text = shown(Table(["target", "a", "b", "c"], [line], [False, True, True, True]))
+    assert "…" not in text.replace("0.123 [0.1, 0.2]", "")
+    rule = next(line for line in text.splitlines() if "──" in line)
+    rows = text.partition(rule)[2].splitlines()
+    assert "".join(row.split()[0] for row in rows if row.strip()) == "label_smoothing"
+
+
 def test_numbers_stand_to_the_right_in_a_terminal_and_on_github() -> None:
     words = shown(Table(["word", "number"], [["a", "1"], ["b", "100"]], [False, True])).splitlines()
     small, large = (next(line for line in words if line.strip().startswith(letter)) for letter in "ab")

@@ -178,9 +178,7 @@ def rich_table(runs: Sequence[Run], group: str) -> RichTable:
     columns = [column for column in columns_of(runs) if column.group == group or column.key == "name"]
     # numbers are narrow, so their titles stand in two lines
     table = _table(runs, columns, [column.title.replace(" ", "\n", 1) for column in columns], title=TABLE_TITLES[group])
-    return table.rich(
-        [None if column.numeric else 26 if column.key == "name" else 18 for column in columns], overflow="fold"
-    )
+    return table.rich([None if column.numeric else 26 if column.key == "name" else 18 for column in columns])
 
 
 def _table(runs: Sequence[Run], columns: Sequence[TableColumn], titles: Sequence[str], **words: str) -> Table:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.box import Box
-    from rich.console import Console, OverflowMethod
+    from rich.console import Console
     from rich.table import Table as RichTable
 
 PIPE_WIDTH = 100
@@ -58,14 +58,13 @@ class Table:
     def rich(
         self,
         widths: Sequence[int | None] | None = None,
-        overflow: OverflowMethod = "ellipsis",
         box: Box | None = None,
         padding: tuple[int, ...] = (0, 1, 0, 0),
     ) -> RichTable:
         """For a terminal, without the note; numbers to the right and in one line.
 
-        widths: the largest of each column. overflow: what happens to words that are wider than their column. box: by
-        default a rule under the titles is all. padding: as in CSS.
+        widths: the largest of each column; words that are wider are folded, never cut. box: by default a rule under the
+        titles is all. padding: as in CSS.
         """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
@@ -76,7 +75,7 @@ class Table:
         table = RichTable(title=title, title_justify="left", box=box or SIMPLE_HEAD, padding=around)
         for (text, is_number), width in zip(self.columns, widths or [None] * len(self.titles), strict=True):
             justify: Any = "right" if is_number else "left"
-            table.add_column(Text(text), justify=justify, no_wrap=is_number, overflow=overflow, max_width=width)
+            table.add_column(Text(text), justify=justify, no_wrap=is_number, overflow="fold", max_width=width)
         for line in self.lines:
             table.add_row(*map(Text, line))
         return table

@@ -191,4 +191,4 @@ def print_results(outcomes: Sequence[Outcome]) -> None:
 
     with suppress(QTargetError, OSError):  # a table that fails takes nothing from what has been done
         if table := results_table(outcomes):
-            terminal().print(table.rich(overflow="fold"))
+            terminal().print(table.rich())

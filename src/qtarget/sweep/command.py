@@ -276,7 +276,7 @@ def _print_best(scheduler: SweepScheduler) -> None:
     ]
     titles = [*scheduler.file.parameters, scheduler.metric.name, "state", "job"]
     table = Table(titles, lines, title=f"{scheduler.file.name}: the best points")
-    terminal(width=120).print(table.rich(overflow="fold", padding=(0, 1)))
+    terminal(width=120).print(table.rich(padding=(0, 1)))
 
 
 def _cell(value: Any) -> str:

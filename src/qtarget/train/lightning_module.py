@@ -74,11 +74,13 @@ class QTargetModule(PolicyLoss, L.LightningModule):
         if self.chunk_size is None:
             trained = sum(tensor.numel() for tensor in self.policy.parameters() if tensor.requires_grad)
             self.chunk_size = chunk_that_fits(self.policy.vocab_size, trained, self.device)
+        for measured in self.measured:
+            measured.to(self.device)
+
+    def on_train_start(self) -> None:
         if self.trainer.precision == "32-true" and matters(self.policy.head.weight):
             self.library = self.trainer.strategy.broadcast(self.library or faster_here())  # on all ranks that of one
             products.pin(self.library)
-        for measured in self.measured:
-            measured.to(self.device)
 
     @property
     def measured(self) -> tuple[TokenMeans | NoiseDetection | TokenHistograms, ...]:
