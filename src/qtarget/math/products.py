@@ -18,7 +18,8 @@ SMALL = 2**24
 """Multiplications below which a product is PyTorch's, without a trial."""
 TRIAL = (128, 512, 4096)
 """Tokens, width of hidden states and vocabulary of the trial: 0.27 · 10⁹ multiplications a product."""
-ROUNDS = 3
+WARM_UP, ROUNDS = 2, 5
+"""Rounds that don't count, in which processors change their clock and libraries make what they keep; and that do."""
 
 _pinned: list[str] = []
 
@@ -37,21 +38,21 @@ def library() -> str:
 def faster(threads: int) -> str:
     """The library whose three products of an output layer (forward, and both gradients) take less time here.
 
-    They take turns, the best of ROUNDS counts. threads: those of PyTorch now; a trial for each number of them.
+    They take turns, and the medians of ROUNDS count. threads: those of PyTorch now; a trial for each number of them.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return TORCH
     tokens, width, vocabulary = TRIAL
     hidden, weight = torch.ones(tokens, width), torch.ones(vocabulary, width)
-    best = dict.fromkeys(LIBRARIES, float("inf"))
-    for _ in range(1 + ROUNDS):  # what is made at the first call, such as packed weights, counts for neither
+    seconds: dict[str, list[float]] = {name: [] for name in LIBRARIES}
+    for _ in range(WARM_UP + ROUNDS):
         for name in LIBRARIES:
             start = time.perf_counter()
             logits = _multiply(name, hidden, weight)
             _multiply(name, logits, weight.T)
             _multiply(name, logits.T, hidden.T)
-            best[name] = min(best[name], time.perf_counter() - start)
-    return min(best, key=lambda name: best[name])
+            seconds[name].append(time.perf_counter() - start)
+    return min(LIBRARIES, key=lambda name: sorted(seconds[name][WARM_UP:])[ROUNDS // 2])
 
 
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
