@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_refused_in_words(workdir: Path) -> None:
         ("rows.parquet.gz", "packed inside already; unpack them, gunzip FILE"),
         ("cut", "can't load the split 'train' of cut"),
         ("none.jsonl", "none.jsonl has no rows in 'train'"),
-        ("nowhere.csv", r"no data at nowhere.csv \(from "),
+        ("nowhere.csv", r"no data at 'nowhere.csv' \(from "),
         ("nobody/nothing", "can't load the split 'train' of nobody/nothing: .*Instead, give local copies"),
     ):
         with pytest.raises(QTargetError, match=message):

@@ -351,7 +351,7 @@ def test_rows_of_a_schema_are_recognised() -> None:
     assert [turn["role"] for turn in row.messages] == ["system", "user", "assistant"]
     with pytest.raises(QTargetError, match=r"no field promt for rows.jsonl; its fields: heldout_share, system, "):
         qtarget.read_rows(path, promt="x")
-    with pytest.raises(QTargetError, match=r"no data file at 'none\.jsonl'"):
+    with pytest.raises(QTargetError, match=r"no data at 'none\.jsonl'"):
         qtarget.read_rows("none.jsonl")
 
 

@@ -257,12 +257,12 @@ def test_what_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     cases: list[tuple[dict[str, Any], str]] = [
         ({"path": "nobody/nothing"}, r"can't load the split 'train' of nobody/nothing: .*Instead, give local copies"),
-        ({"path": "./nowhere"}, "no data at ./nowhere"),
-        ({"path": "a/b", "files": {"train": "none.parquet"}}, "no data file at none.parquet"),
+        ({"path": "./nowhere"}, "no data at './nowhere'"),
+        ({"path": "a/b", "files": {"train": "none.parquet"}}, "no data at 'none.parquet'"),
         ({"path": "a/b", "files": {"test": file}}, "the split 'train' has no file; those given: test"),
         ({"path": "a/b", "files": {"train": [file, str(text)]}}, "must all be of one of .parquet, .arrow, .jsonl"),
         ({"path": str(tmp_path / "broken.parquet")}, "can't load the split 'train' of .*broken.parquet"),
-        ({"path": str(tmp_path / "empty")}, "can't load the split 'train' of .*empty"),
+        ({"path": str(tmp_path / "empty")}, "the folder .*empty holds no files"),
     ]
     for changes, message in cases:
         with pytest.raises(QTargetError, match=message):

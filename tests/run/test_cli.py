@@ -105,7 +105,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "reference as text": (["references.prior=frozen"], "write reference@references.prior=frozen"),
     "model": (["model=path", "model.name=./nowhere"], "no model at ./nowhere: there is no such folder below "),
-    "data file": (["data=jsonl", "data.source.path=none.jsonl"], "no data file at 'none.jsonl'"),
+    "data file": (["data=jsonl", "data.source.path=none.jsonl"], "no data at 'none.jsonl'"),
     "too long": (["data.max_length=10"], "rows are longer than 10 tokens"),
     "noise": (["data.noise.rate=2"], "data.noise.rate must lie in [0, 1], got 2"),
     "precision": (["trainer.precision=fp8"], "precision must be one of 32-true, bf16-mixed"),

@@ -15,7 +15,7 @@ from qtarget.data.overlap import position, prompt_text
 from qtarget.data.sources.adapt import Adapt, Row
 from qtarget.data.sources.conversation import check_verifier, columns_of, filled, listed
 from qtarget.data.sources.file_rows import Cells, Table, is_same, other_delimiter
-from qtarget.data.sources.loading import check_not_guessed, is_file_name, loaded, only_split
+from qtarget.data.sources.loading import check_is_there, check_not_guessed, is_file_name, loaded, only_split
 from qtarget.data.sources.mapping import ColumnMapping, option_columns
 from qtarget.data.sources.message import UNKNOWN, without_nulls
 from qtarget.data.sources.schema import SCHEMAS, SchemaRows, check_columns, schema_of
@@ -30,6 +30,8 @@ TEXTS = ("prompt", "completion", "instruction", "output")
 """Keys of schemas that hold text."""
 SHARE = 0.1
 """Of the rows, held out where no other rows are named."""
+HELDOUT_KEYS = "data.source.heldout, or data.heldout_source,"
+"""Settings that name a file of held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ class Files(Checked):
         if name is None:
             return [], {}
         if split == "heldout" and is_file_name(name):
+            check_is_there(name, HELDOUT_KEYS)
             return self.whole(name).read("train", count)
         left_out: Counter[str] = Counter()
         side = self.side(heldout_rows) if name == self.train else HeldOut()
@@ -315,7 +318,10 @@ class Files(Checked):
                 raise QTargetError(
                     f"{self.called}, the first row of {name!r}: {error}{other_delimiter(list(row))}"
                 ) from error
-        raise QTargetError(f"{self.called} has no rows in {name!r}")
+        raise QTargetError(
+            f"{self.called} has no rows in {name!r}: name data that has some with data.source.path, or another split "
+            "with data.source.train or .heldout"
+        )
 
     def _table(self, split: str) -> Table:
         """The split, with the columns that are read."""

@@ -13,9 +13,10 @@ from qtarget.data.sources.conversation import check_verifier, kind
 from qtarget.data.sources.data_files import Files
 from qtarget.data.sources.loading import is_file_name
 from qtarget.data.sources.message import UNKNOWN
+from qtarget.data.sources.missing import check_lines, no_json
 from qtarget.data.sources.schema import EXPECTED, SchemaRows, check_columns, schema_of
 from qtarget.data.sources.share import HeldOut, held_out
-from qtarget.data.sources.written import parsed
+from qtarget.data.sources.written import NOT_JSON, parsed
 from qtarget.data.verify.verdict import Verifier
 from qtarget.errors import QTargetError
 from qtarget.settings import FLAG, Checked, Choice, Listed, Nullable, Part, Share, Text, setting
@@ -68,8 +69,7 @@ class Jsonl(Checked):
         super().__post_init__()
         check_columns(self.columns)
         check_verifier(self.verifier)
-        if not Path(self.path).is_file():
-            raise QTargetError(f"no data file at {self.path!r} (from {Path.cwd()}): set data.source.path=FILE.jsonl")
+        check_lines(self.path)
         if self.heldout is not None and not is_file_name(self.heldout):
             raise QTargetError(
                 f"data.source.heldout={self.heldout}: a file of JSON lines has no splits; name a file: val.jsonl"
@@ -121,7 +121,9 @@ class Jsonl(Checked):
     @cached_property
     def _schema(self) -> str:
         """That of the first row."""
-        number, line = next(self._lines(), (1, b""))
+        number, line = next(self._lines(), (0, b""))
+        if not number:
+            raise QTargetError(f"{self.path} has no rows: data.source.path takes JSON objects, one a line")
         try:
             return schema_of(_parsed(line), self.path)
         except QTargetError as error:
@@ -140,7 +142,8 @@ class Jsonl(Checked):
                 raise self._misread(number, error) from error
 
     def _misread(self, number: int, error: QTargetError) -> QTargetError:
-        return QTargetError(f"{self.path}, line {number}: {error}")
+        way = no_json(self.path) if str(error).startswith(NOT_JSON) else ""
+        return QTargetError(f"{self.path}, line {number}: {error}{way}")
 
 
 def _parsed(line: bytes) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.file_rows import FORMATS, PACKED, FilePart, FileRows, Table, Typed, form
+from qtarget.data.sources.missing import missing_data
 from qtarget.errors import QTargetError
 from qtarget.files import files_below
 
@@ -53,10 +54,25 @@ def loaded(source: Named, split: str) -> Table:
     if given:
         return _of_files(source, _checked_files(given, split), split)
     if local.is_dir():
+        _check_not_empty(local)
         return _of_saved(source, local, split) if _is_saved(local) else _of_folder(source, local, split)
-    if source.path.startswith((".", "/", "~")) or _has_suffix(source.path):
-        raise QTargetError(f"no data at {source.path} (from {Path.cwd()}): set data.source.path to a folder or file")
+    check_is_there(source.path, "data.source.path")
     return Typed(_asked(source, split, path=source.path, name=source.name, revision=source.revision))
+
+
+def check_is_there(path: str, key: str) -> None:
+    """Raise QTargetError where a path, which is no id of the hub, names nothing. key: the setting that has it."""
+    is_path = path.startswith((".", "/", "~")) or _has_suffix(path)
+    if is_path and not Path(path).expanduser().exists():
+        raise missing_data(path, key, f"a file of {listed([*TYPED, *FORMATS])}, or a folder of them")
+
+
+def _check_not_empty(folder: Path) -> None:
+    if next(files_below(folder), None) is None:
+        raise QTargetError(
+            f"the folder {folder} holds no files: set data.source.path to a file of {listed([*TYPED, *FORMATS])}, or "
+            "to a folder of them"
+        )
 
 
 def is_local(source: Named) -> bool:
@@ -316,7 +332,7 @@ def _checked_files(given: Mapping[Any, Any], split: str) -> list[Path]:
     files = [Path(file).expanduser() for file in named]
     for file in files:
         if not file.is_file():
-            raise QTargetError(f"no data file at {file} (from {Path.cwd()}): set data.source.files")
+            raise missing_data(str(file), "data.source.files", "{SPLIT: FILE}, or {SPLIT: [FILE, …]}")
     formats = {_format(file) for file in files}
     if any(file.suffix.lower() in PACKED and file.with_suffix("").suffix.lower() in TYPED for file in files):
         raise QTargetError(

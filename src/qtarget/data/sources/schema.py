@@ -251,7 +251,10 @@ class SchemaRows:
 
     def _needed(self, row: Mapping[str, Any], key: str, setting: str) -> Any:
         if key not in row:
-            raise QTargetError(f"no {key!r} for {setting}; its keys: {listed(row)}")
+            left_out = setting.partition("=")[0]
+            raise QTargetError(
+                f"no {key!r} for {setting}; its keys: {listed(row)}. Give every row {key!r}, or leave {left_out} out"
+            )
         return row[key]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from qtarget.errors import QTargetError
 
+NOT_JSON = "not JSON"
+"""How the message of a text that is none begins."""
 DIGITS = 4000
 """Longer whole numbers are kept as they are written: Python converts up to 4300 digits (sys.set_int_max_str_digits)."""
 
@@ -47,7 +49,7 @@ def parsed(text: str | bytes) -> Any:
     except RecursionError as error:
         raise QTargetError("nested too deeply to be read") from error
     except ValueError as error:
-        raise QTargetError(f"not JSON ({error})") from error
+        raise QTargetError(f"{NOT_JSON} ({error})") from error
 
 
 def number_text(value: float | Decimal) -> str | None:
