@@ -123,6 +123,13 @@ def test_a_folder_without_a_model_is_answered_as_with_path(workdir: Path, capfd:
             assert f"qtarget: no model at {name}: {what}. Name a folder with config.json" in capfd.readouterr().err
 
 
+def test_a_slash_at_the_end_says_that_a_folder_is_meant(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The hub is not asked, which takes half a minute where it is out of reach."""
+    for key, name in (("model={}", "./nowhere"), ("references.prior.name={}", "nowhere/")):
+        assert qtarget_cli(["train", "model=tiny", key.format("nowhere/")]) == 2
+        assert f"qtarget: no model at {name}: there is no such folder below" in capfd.readouterr().err
+
+
 def test_a_folder_without_a_model_is_found_without_torch(workdir: Path) -> None:
     """Importing it takes seconds."""
     code = (

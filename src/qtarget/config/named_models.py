@@ -43,7 +43,7 @@ def _is_model(name: str) -> bool:
 
 def _registered(name: str, folders: Sequence[Path]) -> str:
     """The option that stands for a model: its name, as a path, absolute where a yaml file has that name."""
-    name = name.rstrip("/") or name
+    name = _without_end(name)
     inside = os.path.normpath(name)
     is_taken = inside.startswith("..") or any((folder / GROUP / f"{inside}.yaml").is_file() for folder in folders)
     if is_taken and not name.startswith("."):
@@ -53,6 +53,12 @@ def _registered(name: str, folders: Sequence[Path]) -> str:
     node = {"defaults": [AS_PATH, "_self_"], "name": name}
     ConfigStore.instance().store(name=last, node=node, group="/".join(groups), provider="qtarget")
     return option
+
+
+def _without_end(name: str) -> str:
+    """A name without slashes at its end, of which one alone says that a folder is meant: nofolder/ → ./nofolder."""
+    short = name.rstrip("/") or name
+    return short if "/" in short or Path(short).is_dir() else f"./{short}"
 
 
 def _texts(override: Override) -> Iterator[str]:

@@ -24,7 +24,10 @@ OUTPUTS = ("outputs",)
 def names_a_folder(name: str) -> bool:
     """A path, rather than the name of a hub model (OWNER/NAME): it exists here, or is written as only a path is."""
     path = Path(name)
-    return name.startswith((".", "/", "~")) or len(path.parts) > 2 or path.exists() or path.parts[0] in OUTPUTS
+    is_written_so = (
+        name.startswith((".", "/", "~")) or len(path.parts) > 2 or (name.endswith("/") and len(path.parts) == 1)
+    )
+    return is_written_so or path.exists() or path.parts[0] in OUTPUTS
 
 
 def model_folder(name: str) -> Path:
