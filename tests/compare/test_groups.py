@@ -78,6 +78,7 @@ def test_two_runs_are_compared_row_by_row_in_nll(
     printed = capsys.readouterr().out
     assert f"A {a / unit:.3f}" in printed
     assert "4 shared rows, 1 others left out" in printed
+    assert "the 95 % interval of B − A (below 0: B is better)" in printed
     if metric == "nll":
         assert "B − A -0.100 [-0.100, -0.100]" in printed
 
@@ -94,6 +95,20 @@ def test_a_folder_of_two_runs_is_the_pair(tmp_path: Path, capsys: pytest.Capture
     write_losses(tmp_path, "c", 0, [1.0, 2.0, 2.5], [1, 2, 3])
     with pytest.raises(QTargetError, match=r"got 3: .*a0, .*b0, .*c0\. Name two: qtarget compare A B --paired nll"):
         compare_paired([tmp_path], "nll")
+
+
+def test_two_runs_that_nobody_judged_are_followed_by_the_command_that_pairs_their_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        write_losses(tmp_path, name, 0, [1.0, 2.0, 2.5], [1, 2, 3])
+    compare([tmp_path])
+    command = shlex.split(next(line for line in capsys.readouterr().out.splitlines() if "--paired nll" in line))
+    assert command[:2] == ["qtarget", "compare"]
+    assert compare_paired(command[2:4], command[5]) == 0
+    write_losses(tmp_path, "c", 0, [1.0, 2.0, 2.5], [1, 2, 3])
+    compare([tmp_path])
+    assert "--paired" not in capsys.readouterr().out
 
 
 def test_the_command_that_follows_keeps_what_was_asked_for(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,6 +164,24 @@ def test_sentences_about_the_runs(tmp_path):
     assert next_command(runs) == "qtarget train experiment=demo target=dft seed=0"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        ({"path": "a.csv"}, {"path": "b.csv"}, "data.source.path"),
+        ({"path": "a.csv", "heldout": "v.csv"}, {"path": "b.csv", "heldout": "w.csv"}, "data.source.heldout"),
+        ({"path": "a.csv", "heldout": "v.csv"}, {"path": "b.csv", "heldout": "v.csv"}, None),
+        ({"path": "a.csv", "hint": "solution"}, {"path": "a.csv", "weight": "w"}, None),
+    ],
+)
+def test_a_table_of_runs_that_were_measured_on_other_rows_says_so(tmp_path, first, second, named):
+    for hash_, source in (("a" * 12, first), ("b" * 12, second)):
+        folder = write_run(tmp_path / "demo", "sft", hash_)
+        config = {"data": {"heldout_rows": None, "heldout_source": None, "source": {"heldout": None, **source}}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    note = reading_note(read_runs([tmp_path], NOW))
+    assert (f"not all were measured on the same held-out rows ({named})" in note.lower()) == (named is not None)
+
+
 def test_what_to_try_next_fills_the_design_with_the_fewest_seeds(tmp_path):
     """Of dft, the better one, seeds 0 to 2; of sft 0 and 2, and 1 has failed."""
     for name, seed in [("dft", 0), ("dft", 1), ("dft", 2), ("sft", 0), ("sft", 1), ("sft", 2)]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from qtarget.compare.decimals import bracketed, decimals_of_intervals, decimals_
 from qtarget.compare.groups import kept_interval
 from qtarget.evaluate.scores import Score
 from qtarget.measures import MEASURES, Measure
-from qtarget.record.runs import Run, finished, unfinished
+from qtarget.record.runs import Run, differing, finished, unfinished
 
 
 def number(text: str) -> float | None:
@@ -35,6 +35,11 @@ def numeric(values: Sequence[str]) -> bool:
 
 MISSING = "–"
 ACCURACY, NLL, PER_BYTE = "test/accuracy", "test/nll", "test/bits_per_byte"
+OWN_HELDOUT = ("data.heldout_source", "data.source.heldout")
+"""How keys begin that name held-out rows of their own, whatever is trained on."""
+UNSET = ("", "None", "null", None)
+OF_TRAINING = ("train", "weight", "hint", "columns", "malformed", "unknown", "trust_scorer")
+"""How keys of a source end that leave its held-out rows as they are."""
 SAME = 1e-3
 """Tokens of a byte that are closer than this share are those of one tokenizer: sums of fp32 are not exact."""
 
@@ -213,7 +218,11 @@ def reading_note(runs: Iterable[Run]) -> str:
     scored = f", {measured} on {' or '.join(f'{count:,}' for count in counts)} held-out {unit}s" if counts else ""
     seeds = sorted({run.seed for run in done if run.seed is not None})
     trained = "with one seed" if len(seeds) <= 1 else "with one of the seeds " + ", ".join(map(str, seeds))
-    return f"Each row is a single run {trained}{scored}. {_of_intervals(done, unit)}" + _outdated_note(done)
+    return (
+        f"Each row is a single run {trained}{scored}. {_of_intervals(done, unit)}"
+        + _other_rows_note(done)
+        + _outdated_note(done)
+    )
 
 
 def _of_intervals(runs: Sequence[Run], unit: str) -> str:
@@ -224,6 +233,23 @@ def _of_intervals(runs: Sequence[Run], unit: str) -> str:
         f"The intervals cover the luck of the {unit}s drawn, not that of the seed: a gap that fits inside them is not "
         "a finding."
     )
+
+
+def _other_rows_note(runs: Sequence[Run]) -> str:
+    """By which keys the held-out rows of these runs differ, since the table ranks them all the same."""
+    keys = differing([_of_heldout_rows(run.config) for run in runs])
+    if not keys:
+        return ""
+    return f" Not all were measured on the same held-out rows ({', '.join(sorted(keys))}): compare those that were."
+
+
+def _of_heldout_rows(config: Mapping[str, str]) -> dict[str, str]:
+    """The part of a run's configuration that says which rows are held out."""
+    given = {key: config[key] for key in config if key.startswith(OWN_HELDOUT) and config[key] not in UNSET}
+    if given:
+        return given
+    source = [key for key in config if key.startswith("data.source.") and not key.endswith(OF_TRAINING)]
+    return {key: config[key] for key in ("data.heldout_rows", *source) if key in config}
 
 
 def means_note(runs: Iterable[Run]) -> str:

@@ -25,6 +25,7 @@ import yaml
 from qtarget.compare.columns import (
     TableColumn,
     columns_of,
+    judged,
     reading_note,
     subject,
     unfinished_in_words,
@@ -36,6 +37,7 @@ from qtarget.compare.selection import usual_validation
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
 from qtarget.config.versions import outdated
 from qtarget.errors import QTargetError
+from qtarget.evaluate.row_losses import FILE as ROWS_FILE
 from qtarget.record.runs import Run, differing_keys, finished, read_runs, unfinished, without_own_files
 
 if TYPE_CHECKING:
@@ -122,7 +124,17 @@ def compare(
     placed = [*(["--out", str(out)] if out else []), *(["--format", format] if format != "rich" else [])]
     again = shlex.join(["qtarget", "compare", *map(str, without_own_files(paths)), *options.words, *placed])
     aside.print(f"next     {next_command(runs)}\n         {again}", markup=False, highlight=False, soft_wrap=True)
+    if pair := _pair_command(runs):
+        aside.print(f"         {pair}", markup=False, highlight=False, soft_wrap=True)
     return 0 if finished(runs) else 1
+
+
+def _pair_command(runs: Sequence[Run]) -> str | None:
+    """Of two runs that nobody judged, row by row."""
+    done = finished(runs)
+    if len(done) != 2 or judged(done) or not all((run.folder / ROWS_FILE).is_file() for run in done):
+        return None
+    return shlex.join(["qtarget", "compare", *(near(run.folder) for run in done), "--paired", "nll"])
 
 
 def _with_changes(run: Run) -> Run:

@@ -19,10 +19,13 @@ from qtarget.evaluate.row_losses import FILE as ROWS_FILE
 from qtarget.evaluate.row_losses import SIZES, by_row, read_row_losses
 from qtarget.evaluate.samples import FILE, Paired, Sample, paired, read_samples
 from qtarget.evaluate.scores import holm
+from qtarget.measures import direction
 from qtarget.record.runs import read_run, with_labels, without_own_files
 
 MOST_NAMED = 8
 """Runs in a message."""
+BETTER = {"min": " (below 0: B is better)", "max": " (above 0: B is better)", None: ""}
+"""How a difference reads, by the better end of its metric."""
 
 
 def compare_paired(paths: Sequence[str | Path], metric: str) -> int:
@@ -119,7 +122,7 @@ def _print_head(files: Sequence[Path], metric: str) -> None:
     runs = with_labels([read_run(file.parent, datetime.now(UTC)) for file in files])
     for side, run, file in zip("AB", runs, files, strict=True):
         print(f"{side}  {run.label}  {near(file)}")
-    print(f"{metric}, with the 95 % interval of B − A:")
+    print(f"{metric}, with the 95 % interval of B − A{BETTER[direction(metric)]}:")
 
 
 def _line(pair: Paired, unit: str, p_value: float, comparisons: int) -> str:
