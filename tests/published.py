@@ -171,6 +171,11 @@ def target_sft(logp: Tensor, w: World, eta: float = 0.5) -> Tensor:
     return p * sft(logp, w) - (1 - p) * (guided * logp).sum(-1)
 
 
+def infosft(logp: Tensor, w: World, ceiling: float = 0.93) -> Tensor:
+    p = sg(at_label(logp, w).exp())
+    return p * (1 - (p / (1 - p)).log() / math.log(ceiling / (1 - ceiling))).relu() * sft(logp, w)
+
+
 def prift_prob(logp: Tensor, w: World) -> Tensor:
     return at_label(w.prior, w).exp() * sft(logp, w)
 

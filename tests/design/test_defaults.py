@@ -56,6 +56,7 @@ LEGAL: list[tuple[type, str, float, float | None]] = [
     (reliance.OneMinus, "floor", 0, 1),
     (reliance.Threshold, "threshold", 0, 1),
     (reliance.Threshold, "alpha", 0, None),
+    (reliance.LogOdds, "ceiling", 0.6, 1),
     (reliance.RandomDrop, "drop", 0, 1),
     (reliance.MassAbove, "threshold", 0, 1),
     (reliance.Tempered, "floor", 0, 1),

@@ -91,6 +91,10 @@ IDENTITIES: dict[str, tuple[Callable[[World], Tensor], Callable[[World], Tensor]
         lambda w: gradient(w, "idft", **{"reliance.ramp": 0.0}),
         lambda w: gradient(w, "dft"),
     ),
+    "InfoSFT at P=1 is DFT": (
+        lambda w: gradient(w, "infosft", **{"reliance.ceiling": 1.0}),
+        lambda w: gradient(w, "dft"),
+    ),
     "hybrid KD at λ=0 is SFT": (
         lambda w: gradient(w, "kd_hybrid", **{"reliance.smoothing": 0.0}),
         lambda w: gradient(w, "sft"),

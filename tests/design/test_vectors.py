@@ -168,6 +168,12 @@ OURS = {
         lambda p: {"beta": p["beta"], "low": p["gamma_min"], "high": p["gamma_max"], "lambda_t": p["lambda_t"]},
     ),
     "gift": Ours("gift", published.gift, lambda p: {"reliance.beta": p["beta"]}, lambda p: {"beta": p["beta"]}),
+    "infosft": Ours(
+        "infosft",
+        published.infosft,
+        lambda p: {"reliance.ceiling": p["P"]},
+        lambda p: {"ceiling": p["P"]},
+    ),
     "one_minus_prior": Ours("one_minus_prior", published.one_minus_prior),
     "inverse_prior": Ours(
         "inverse_prior",
@@ -236,7 +242,7 @@ def is_weighting(vector: dict[str, Any]) -> bool:
 
 
 def test_the_table_is_whole_and_every_design_is_in_it() -> None:
-    assert (len(VECTORS), len(TABLE["identities"])) == (58, 12)
+    assert (len(VECTORS), len(TABLE["identities"])) == (59, 12)
     assert set(OURS) == {vector["design"] for vector in VECTORS}
     elsewhere = {"iw_sft_token", "rho1"}  # the laws hold them against their papers; rho1 is in the batch case
     assert {ours.name for ours in OURS.values()} | elsewhere == set(options("target"))

@@ -123,6 +123,27 @@ class Threshold(inputs.ReadsLabel):
 
 
 @dataclass(frozen=True)
+class LogOdds(inputs.ReadsLabel):
+    """γ_t = p·max(0, 1 − logit(p)/logit(ceiling)), p = p(y_t), logit(p) = log(p/(1 − p)) (InfoSFT, arXiv 2605.14967).
+
+    Largest for labels of middling probability, 0 from p = ceiling on. ceiling=1 is DFT; below 0.6 γ would pass 1.
+    """
+
+    ceiling: Scalar = setting(0.93, Scheduled(0.6, 1), "probability of the label from which on γ is 0; 1 is DFT")
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
+
+    def __call__(self, view: TokenView) -> Tensor:
+        logp, ceiling = view.of(self.source).label_logp, view.at(self.ceiling)
+        slope = 0.0 if ceiling == 1 else 1 / (math.log(ceiling) - math.log1p(-ceiling))
+        left = (-torch.expm1(logp)).clamp_min(torch.finfo(logp.dtype).tiny)  # 1 − p may round to 0
+        return logp.exp() * (1 - slope * (logp - left.log())).clamp_min(0)
+
+    def __str__(self) -> str:
+        p = inputs.shown(self.source)
+        return f"{p}·max(0, 1 − logit({p})/logit({written(self.ceiling)}))"
+
+
+@dataclass(frozen=True)
 class RandomDrop(Checked, inputs.IsScopeValue):
     """γ_t = 0 for a random share `drop` of the tokens, 1 for the others: the control for every selection rule.
 
