@@ -171,6 +171,11 @@ def target_sft(logp: Tensor, w: World, eta: float = 0.5) -> Tensor:
     return p * sft(logp, w) - (1 - p) * (guided * logp).sum(-1)
 
 
+def chord_phi(logp: Tensor, w: World) -> Tensor:
+    p = at_label(logp, w).exp()
+    return sg(p * (1 - p)) * sft(logp, w)
+
+
 def infosft(logp: Tensor, w: World, ceiling: float = 0.93) -> Tensor:
     p = sg(at_label(logp, w).exp())
     return p * (1 - (p / (1 - p)).log() / math.log(ceiling / (1 - ceiling))).relu() * sft(logp, w)

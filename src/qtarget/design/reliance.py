@@ -144,6 +144,21 @@ class LogOdds(inputs.ReadsLabel):
 
 
 @dataclass(frozen=True)
+class Variance(inputs.ReadsLabel):
+    """γ_t = p(y_t)·(1 − p(y_t)), at most 1/4: the variance of hitting the label (φ of CHORD, arXiv 2508.11408)."""
+
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
+
+    def __call__(self, view: TokenView) -> Tensor:
+        logp = view.of(self.source).label_logp
+        return logp.exp() * (-torch.expm1(logp)).clamp_min(0)  # rounding may carry p past 1
+
+    def __str__(self) -> str:
+        p = inputs.shown(self.source)
+        return f"{p}·(1 − {p})"
+
+
+@dataclass(frozen=True)
 class RandomDrop(Checked, inputs.IsScopeValue):
     """γ_t = 0 for a random share `drop` of the tokens, 1 for the others: the control for every selection rule.
 
