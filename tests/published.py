@@ -181,6 +181,11 @@ def infosft(logp: Tensor, w: World, ceiling: float = 0.93) -> Tensor:
     return p * (1 - (p / (1 - p)).log() / math.log(ceiling / (1 - ceiling))).relu() * sft(logp, w)
 
 
+def sed_sft(logp: Tensor, w: World, lam: float = 0.2, k: int = 10, c: float = 0.95) -> Tensor:
+    top = sg(logp.exp()).sort(-1, descending=True).values[:, :k].sum(-1)
+    return sft(logp, w) + lam * (top < c) * (at_label(logp, w).exp() - 0.5) ** 2
+
+
 def prift_prob(logp: Tensor, w: World) -> Tensor:
     return at_label(w.prior, w).exp() * sft(logp, w)
 

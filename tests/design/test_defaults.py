@@ -72,6 +72,8 @@ LEGAL: list[tuple[type, str, float, float | None]] = [
     (weight.SequenceRatio, "temperature", 0, None),
     (weight.ProximalRatio, "epsilon", 0, None),
     (weight.Inverse, "clip", 0, None),
+    (weight.HalfPenalty, "strength", 0, 1),
+    (weight.HalfPenalty, "mass", 0, 1),
     (weight.FocalGradient, "gamma", 0, None),
 ]
 """Class, field, the lowest and the highest legal number; None: no end above."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import published
 import pytest
 import torch
 from hypothesis import given, settings
@@ -94,6 +95,14 @@ IDENTITIES: dict[str, tuple[Callable[[World], Tensor], Callable[[World], Tensor]
     "InfoSFT at P=1 is DFT": (
         lambda w: gradient(w, "infosft", **{"reliance.ceiling": 1.0}),
         lambda w: gradient(w, "dft"),
+    ),
+    "SED-SFT draws to ½ only where the likeliest tokens leave room": (
+        lambda w: gradient(w, "sed_sft", **{"weight.top": 2, "weight.mass": 0.7}),
+        lambda w: published.loss_and_gradient(published.sed_sft, w, k=2, c=0.7)[1],
+    ),
+    "SED-SFT at λ=0 is SFT": (
+        lambda w: gradient(w, "sed_sft", **{"weight.top": 2, "weight.strength": 0.0}),
+        lambda w: gradient(w, "sft"),
     ),
     "hybrid KD at λ=0 is SFT": (
         lambda w: gradient(w, "kd_hybrid", **{"reliance.smoothing": 0.0}),

@@ -13,7 +13,7 @@ from qtarget.design import inputs
 from qtarget.math.schedule import Scalar, Scheduled, written
 from qtarget.math.scope_values import TokenTable
 from qtarget.math.view import TokenView
-from qtarget.settings import Checked, Number, setting
+from qtarget.settings import Checked, Number, Whole, setting
 
 
 @dataclass(frozen=True)
@@ -123,3 +123,26 @@ class FocalGradient(Checked):
 
     def __str__(self) -> str:
         return f"gradient of (1 − p(y))^{written(self.gamma)}·nll"
+
+
+@dataclass(frozen=True)
+class HalfPenalty(Checked):
+    """w_t = 1 − 2·strength·m·(p − ½)·p, p = p(y), m = 1[Σ of the `top` likeliest tokens' p_v < mass].
+
+    What −log p + strength·m·(p − ½)², differentiated whole but for m, makes of plain SFT (SED-SFT, arXiv 2602.07464):
+    labels are drawn to ½ where the policy leaves room. With strength λ it lies in [1 − λ, 1 + λ/8].
+    """
+
+    strength: Scalar = setting(0.2, Scheduled(0, 1), "λ of the penalty (p(y) − ½)²; 0 is plain SFT")
+    top: int = setting(10, Whole(1), "how many of the likeliest tokens are added up")
+    mass: Scalar = setting(0.95, Scheduled(0, 1), "sum of their probabilities from which on w is 1")
+
+    def __call__(self, view: TokenView) -> Tensor:
+        p = view.label_logp.exp()
+        likeliest = view.logp.topk(min(self.top, view.logp.shape[1]), dim=-1).values
+        is_open = likeliest.exp().sum(-1) < view.at(self.mass)
+        return 1 - 2 * view.at(self.strength) * is_open * (p - 0.5) * p
+
+    def __str__(self) -> str:
+        where = f"top {self.top} < {written(self.mass)}"
+        return f"gradient of nll + {written(self.strength)}·(p(y) − ½)² where {where}"
