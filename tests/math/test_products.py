@@ -79,6 +79,11 @@ def test_a_graph_is_kept_where_one_is_wanted(library: str) -> None:
     assert left.grad is not None
 
 
+def test_the_compiler_knows_the_shape_of_a_product_by_onednn() -> None:
+    """What torch.compile assumes of the operator is what it does: [n, K], [m, K] → [n, m]."""
+    torch.library.opcheck(products._onednn, world(torch.float32), test_utils="test_faketensor")
+
+
 def test_the_trial_is_of_this_machine_and_for_each_number_of_threads() -> None:
     products.pin(None)
     assert products.library() in products.LIBRARIES

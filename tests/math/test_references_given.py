@@ -61,6 +61,82 @@ def test_a_row_is_counted_over_flattened_positions() -> None:
         Reference.topk(ids, logp, V)
 
 
+@pytest.mark.parametrize("pair", [(0, 1), (0, 3), (1, 2), (1, 3), (2, 3)])
+def test_any_two_equal_ids_of_a_row_are_refused(pair: tuple[int, int]) -> None:
+    """Whatever their places, and whether smaller or larger ids stand beside them."""
+    for others in ([0, 1], [9, 10], [0, 10]):
+        ids = torch.full((2, 4), 5)
+        ids[0] = torch.tensor([3, 4, 5, 6])
+        ids[1, [place for place in range(4) if place not in pair]] = torch.tensor(others)
+        with pytest.raises(QTargetError, match="row 1 of 2: token ids must differ"):
+            Reference.topk(ids, torch.full((2, 4), -2.0), V)
+    with pytest.raises(QTargetError, match=r"row 0 of 1: token ids must differ, got \[7, 7\]"):
+        Reference.topk(torch.tensor([[7, 7]]), torch.full((1, 2), -2.0), V)
+
+
+def test_one_token_may_be_all_that_was_kept() -> None:
+    world = World.random(8)
+    one = Reference.topk(*kept(world, 1), V)
+    row = one.at(world.labels, world.logits.log_softmax(-1)).logp.exp()
+    torch.testing.assert_close(row.sum(-1), torch.ones(7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("vocab_size", [0, -3, 2.5, "11"])
+def test_a_vocabulary_has_a_whole_number_of_tokens(vocab_size: Any) -> None:
+    for make, values in ((Reference.topk, torch.full((1, 1), -1.0)), (Reference.sampled, torch.ones(1, 1).long())):
+        with pytest.raises(QTargetError, match="vocab_size must be a whole number of at least 1"):
+            make(torch.zeros(1, 1, dtype=torch.int64), values, vocab_size)
+
+
+def test_log_probabilities_beyond_the_range_of_float32_are_numbers() -> None:
+    """float64 is looked at in float64: e^−1e300 is no −∞ there, which only padding has."""
+    ids, logp = torch.tensor([[0, 1]]), torch.tensor([[-1e-9, -1e300]], dtype=torch.float64)
+    Reference.topk(ids, logp, V)
+    with pytest.raises(QTargetError, match="hold −∞"):
+        Reference.topk(ids, logp.float(), V)
+
+
+@pytest.mark.parametrize(("k", "shown"), [(8, "0, 1, 2, 3, 4, 5, 6, 0]"), (9, "0, 1, 2, 3, 4, 5, 6, 7, …]")])
+def test_of_a_wrong_row_the_first_eight_ids_are_shown(k: int, shown: str) -> None:
+    ids = torch.arange(k)[None].clone()
+    ids[0, -1] = 0
+    with pytest.raises(QTargetError) as refused:
+        Reference.topk(ids, torch.full((1, k), -3.0), V)
+    assert f"token ids must differ, got [{shown}" in str(refused.value)
+
+
+def test_of_a_wrong_row_the_first_eight_log_probabilities_are_shown() -> None:
+    logp = torch.tensor([[-0.5 * (rank + 1) for rank in range(10)]])
+    logp[0, 0] = 1.25
+    with pytest.raises(QTargetError) as refused:
+        Reference.topk(torch.arange(10)[None], logp, V)
+    assert "log-probabilities [1.25, -1, -1.5, -2, -2.5, -3, -3.5, -4, …] sum to more than 1" in str(refused.value)
+
+
+DRAWS: dict[str, tuple[list[list[int]], list[list[int]], str]] = {
+    "id": ([[0, 1, 2], [3, 4, 11]], [[1, 1, 1], [1, 1, 1]], r"row 1 of 2: token ids must lie in \[0, 11\)"),
+    "negative id": ([[0, 1, 2], [-1, 4, 1]], [[1, 1, 1], [1, 1, 1]], r"row 1 of 2: token ids must lie in \[0, 11\)"),
+    "negative count": ([[0, 1, 2], [0, 1, 2]], [[1, 1, 1], [-1, 1, 1]], "row 1 of 2: a count is at least 0"),
+    "a later count": ([[0, 1, 2], [0, 1, 2]], [[1, 1, -1], [1, 1, 1]], "row 0 of 2: a count is at least 0"),
+    "no draw": ([[0, 1, 2], [0, 1, 2]], [[1, 1, 0], [0, 0, 0]], "row 1 of 2: nothing was drawn"),
+}
+
+
+@pytest.mark.parametrize("case", DRAWS)
+def test_draws_that_are_none_are_refused_with_their_row(case: str) -> None:
+    ids, counts, message = DRAWS[case]
+    with pytest.raises(QTargetError, match=rf"Reference\.sampled, {message}; got ids \["):
+        Reference.sampled(torch.tensor(ids), torch.tensor(counts), V)
+
+
+def test_draws_come_in_the_shape_of_the_positions() -> None:
+    ids = torch.randint(V, (2, 3, 5), generator=torch.Generator().manual_seed(0))
+    held = Reference.sampled(ids, torch.ones_like(ids), V)
+    p = held.at(torch.zeros(6, dtype=torch.int64), torch.zeros(6, V)).p
+    expected = torch.stack([torch.bincount(row, minlength=V) / 5 for row in ids.reshape(6, 5)])
+    torch.testing.assert_close(p, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("vocab", [11, 5000])
 def test_rounded_log_probabilities_are_taken(dtype: torch.dtype, vocab: int) -> None:
@@ -119,6 +195,33 @@ LABEL: dict[str, tuple[str, float, str]] = {
     "no concentration": ("concentration", 0.0, r"Σ p² lies in \(0, 1\]"),
     "concentration": ("concentration", 2.0, r"concentration = 2, and Σ p² lies in \(0, 1\]"),
 }
+
+
+def exact_scalars(logp: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """All that may be said of a label among log-probabilities, by its definition."""
+    p, own = logp.exp(), logp.gather(1, labels[:, None])
+    top = logp.topk(min(20, logp.shape[1])).values.log_softmax(-1)
+    return {
+        "logp": own.squeeze(1),
+        "entropy": -(p * logp).sum(-1),
+        "top_entropy": -(top.exp() * top).sum(-1),
+        "outranked": torch.where(logp < own, p, 0.0).sum(-1),
+        "concentration": (p * p).sum(-1),
+    }
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0, 40.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_scalars_of_any_distribution_are_taken_and_are_those_of_it_in_full(scale: float, dtype: torch.dtype) -> None:
+    world = World.random(9, count=40, scale=scale)
+    given = exact_scalars(world.prior, world.labels)
+    thin = Reference.label(world.labels, {name: values.to(dtype) for name, values in given.items()})
+    if dtype == torch.float64:
+        policy = world.logits.log_softmax(-1)
+        held, whole = (one.at(world.labels, policy) for one in (thin, Reference.full(world.prior)))
+        for name in ("label_logp", "entropy", "outranked", "concentration"):
+            torch.testing.assert_close(getattr(held, name), getattr(whole, name))
+        torch.testing.assert_close(held.top_entropy(20), whole.top_entropy(20))
 
 
 def label_scalars(world: World) -> dict[str, Tensor]:
