@@ -126,6 +126,14 @@ def kd_jsd(logp: Tensor, w: World, beta: float = 0.5) -> Tensor:
     return beta * kl(w.teacher, m) + (1 - beta) * kl(logp, m)
 
 
+def skew_kl(logp: Tensor, w: World, alpha: float = 0.1) -> Tensor:
+    return kl(w.teacher, (alpha * w.teacher.exp() + (1 - alpha) * logp.exp()).log())
+
+
+def skew_kl_reverse(logp: Tensor, w: World, alpha: float = 0.1) -> Tensor:
+    return kl(logp, (alpha * logp.exp() + (1 - alpha) * w.teacher.exp()).log())
+
+
 def kd_temperature(logp: Tensor, w: World) -> Tensor:
     return kd(logp, w, temperature=2.0)
 

@@ -47,6 +47,8 @@ def test_a_parts_defaults_are_those_of_one_of_its_yaml_files(name: str) -> None:
 
 LEGAL: list[tuple[type, str, float, float | None]] = [
     (objective.JensenShannon, "beta", 0, 1),
+    (objective.SkewKL, "alpha", 0, 0.99),
+    (objective.SkewReverseKL, "alpha", 0, 0.99),
     (objective.TemperedKL, "temperature", 1e-2, None),
     (objective.Unlikelihood, "floor", 1e-7, 1),
     (reliance.Constant, "value", 0, 1),

@@ -147,6 +147,21 @@ IDENTITIES: dict[str, tuple[Callable[[World], Tensor], Callable[[World], Tensor]
         lambda w: gradient(w, "kd_jsd", **{"objective.beta": 0.0}),
         lambda w: gradient(w, "kd"),
     ),
+    "JSD is skew KL of both ways": (
+        lambda w: gradient(w, "kd_jsd", **{"objective.beta": 0.3}),
+        lambda w: (
+            0.3 * gradient(w, "skew_kl", **{"objective.alpha": 0.3})
+            + 0.7 * gradient(w, "skew_kl_reverse", **{"objective.alpha": 0.7})
+        ),
+    ),
+    "skew KL at α=0 is forward KL": (
+        lambda w: gradient(w, "skew_kl", **{"objective.alpha": 0.0}),
+        lambda w: gradient(w, "kd"),
+    ),
+    "skew reverse KL at α=0 is reverse KL": (
+        lambda w: gradient(w, "skew_kl_reverse", **{"objective.alpha": 0.0}),
+        lambda w: gradient(w, "kd_reverse"),
+    ),
     "SFT + KL is a mixture, scaled": (
         lambda w: gradient(w, "sft_kl", anchor=0.25),
         lambda w: 1.25 * gradient(w, "kd_hybrid", {"teacher": Reference.full(w.prior)}, **{"reliance.smoothing": 0.2}),

@@ -57,13 +57,50 @@ class JensenShannon(inputs.ReadsDistribution):
         if beta in (0, 1):
             return kl(logp, logq) if beta else kl(logq, logp)
         beta_t = torch.tensor(beta, dtype=logp.dtype, device=logp.device)
-        low = torch.finfo(logp.dtype).min / 4  # −∞ on both sides (padded rows) would make NaN
-        p, q = logp.clamp_min(low), logq.clamp_min(low)
-        logm = torch.logaddexp(torch.log1p(-beta_t) + p, beta_t.log() + q)
+        logm = log_mixture(logp, logq, beta_t)
         return beta_t * kl(logq, logm) + (1 - beta_t) * kl(logp, logm)
 
     def __str__(self) -> str:
         return f"JSD(p, {self.source}), β={written(self.beta)}"
+
+
+@dataclass(frozen=True)
+class SkewKL(inputs.ReadsDistribution):
+    """D = KL(q‖α·q + (1 − α)·p), q = π_source: forward KL that stays below −log α (DistiLLM, arXiv 2402.03898)."""
+
+    alpha: Scalar = setting(0.1, Scheduled(0, 0.99), "share of the source in what it is compared with; 0: KL(q‖p)")
+    source: str = setting("teacher", inputs.ANY_REFERENCE, "whose distribution is read")
+
+    @property
+    def is_linear(self) -> bool:
+        """α = 0: KL(q‖p), whose gradient is p − q."""
+        return self.alpha == 0
+
+    def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
+        alpha, logq = view.at(self.alpha), view.of(self.source).logp
+        return kl(logq, log_mixture(logp, logq, logp.new_tensor(alpha)) if alpha else logp)
+
+    def __str__(self) -> str:
+        return f"KL({self.source}‖α·{self.source} + (1−α)·p), α={written(self.alpha)}"
+
+
+@dataclass(frozen=True)
+class SkewReverseKL(inputs.ReadsDistribution):
+    """D = KL(p‖α·p + (1 − α)·q), q = π_source: reverse KL that stays below −log α (DistiLLM, arXiv 2402.03898)."""
+
+    alpha: Scalar = setting(0.1, Scheduled(0, 0.99), "share of p in what it is compared with; 0: KL(p‖q)")
+    source: str = setting("teacher", inputs.ANY_REFERENCE, "whose distribution is read")
+
+    @property
+    def wants_full_support(self) -> bool:
+        return self.alpha == 0 or isinstance(self.alpha, str)
+
+    def __call__(self, logp: Tensor, view: TokenView) -> Tensor:
+        alpha, logq = view.at(self.alpha), view.of(self.source).logp
+        return kl(logp, log_mixture(logq, logp, logp.new_tensor(alpha)) if alpha else logq)
+
+    def __str__(self) -> str:
+        return f"KL(p‖α·p + (1−α)·{self.source}), α={written(self.alpha)}"
 
 
 @dataclass(frozen=True)
@@ -158,6 +195,12 @@ def expect(logp: Tensor, values: Tensor) -> Tensor:
     """Σ_v p_v·values_v [n]. Entries without probability add nothing, whatever their value, to it and its gradient."""
     p = logp.exp()
     return (p * values.masked_fill(p == 0, 0.0)).sum(-1)
+
+
+def log_mixture(logp: Tensor, logq: Tensor, share: Tensor) -> Tensor:
+    """log((1 − share)·p + share·q) [n, V], share in (0, 1)."""
+    low = torch.finfo(logp.dtype).min / 4  # −∞ on both sides (padded rows) would make NaN
+    return torch.logaddexp(torch.log1p(-share) + logp.clamp_min(low), share.log() + logq.clamp_min(low))
 
 
 def kl(logp: Tensor, logq: Tensor) -> Tensor:
