@@ -69,6 +69,7 @@ LEGAL: list[tuple[type, str, float, float | None]] = [
     (reliance.Gibbs, "floor", 0, 1),
     (reliance.Concentration, "eps", 0, None),
     (residual.Guided, "eta", 0, 1),
+    *((residual.Pool, exponent, -100, 100) for exponent in ("policy", "prior", "teacher")),
     (residual.Sharpened, "beta", 1e-2, None),
     (weight.Constant, "value", 0, None),
     (weight.SequenceRatio, "temperature", 0, None),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from worlds import World, load_design
 
 import qtarget
 from qtarget import Reference
+from qtarget.design.residual import Pool
 from qtarget.math.target import Mixture
 
 TABLE = json.loads((Path(__file__).parents[1] / "data" / "target_vectors.json").read_text())
@@ -176,6 +178,66 @@ def test_gradients_are_the_same(identity: str, seed: int) -> None:
     left, right = IDENTITIES[identity]
     world = World.random(seed)
     torch.testing.assert_close(left(world), right(world), atol=1e-9, rtol=1e-7)
+
+
+POOLS = {
+    "self": (1, 0, 0),
+    "guided": (0.5, 0, 0.5),
+    "prior": (0, 1, 0),
+    "teacher": (0, 0, 1),
+    "uniform": (0, 0, 0),
+    "sharpened": (1 / 0.7, 0, 0),
+}
+"""Residual → the exponents of p, prior and teacher at which a pool is the same."""
+
+
+def in_target_sft(world: World, part: object, **given: Any) -> Tensor:
+    """The gradient with a residual in Target-SFT's place."""
+    logits = world.leaf()
+    design = replace(load_design("target_sft"), residual=part)
+    qtarget.dense_loss(logits, world.labels, design, **{**world.given(), **given}).total.backward()
+    assert logits.grad is not None
+    return logits.grad
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_a_pool_is_every_residual_that_it_reduces_to(name: str) -> None:
+    world, shipped = World.random(13), load_design("target_sft", residual=name).residual
+    pool = Pool(*POOLS[name])
+    torch.testing.assert_close(in_target_sft(world, pool), in_target_sft(world, shipped), atol=1e-14, rtol=1e-12)
+    assert pool.needs == getattr(shipped, "needs", {})
+    assert pool.is_linear == getattr(shipped, "is_linear", False)
+
+
+@pytest.mark.parametrize("exponents", [(0.4, 0.35, 0.25), (0.0, -0.25, 1.25), (-0.5, 0.0, 1.5), (0.1, -0.7, 0.2)])
+def test_a_pool_is_the_product_of_powers(exponents: tuple[float, float, float]) -> None:
+    world = World.random(14)
+    p, b, q = world.logits.softmax(-1), world.prior.exp(), world.teacher.exp()
+    product = p ** exponents[0] * b ** exponents[1] * q ** exponents[2]
+    share = p.gather(1, world.labels[:, None])
+    label = torch.nn.functional.one_hot(world.labels, 11)
+    expected = p - share * label - (1 - share) * product / product.sum(-1, keepdim=True)
+    torch.testing.assert_close(in_target_sft(world, Pool(*exponents)), expected, atol=1e-13, rtol=1e-11)
+
+
+def test_a_pool_leaves_padded_rows_alone_and_skips_a_scheduled_zero() -> None:
+    world = World.random(15)
+    padded = world.changed(logits=torch.nn.functional.pad(world.logits, (0, 2), value=-torch.inf))
+    gradient = in_target_sft(padded, Pool(-0.5, -0.5, 2.0))
+    torch.testing.assert_close(gradient[:, :-2], in_target_sft(world, Pool(-0.5, -0.5, 2.0)))
+    assert not gradient[:, -2:].any()
+    top_k = world.references | {"teacher": Reference.full(world.teacher).truncated(3, tail="renormalised")}
+    rising = in_target_sft(world, Pool(1.0, 0.0, "linear:0:1"), references=top_k, progress=0.0)
+    torch.testing.assert_close(rising, in_target_sft(world, Pool(1.0, 0.0, 0.0)))
+
+
+def test_a_pool_that_divides_by_a_reference_wants_all_of_it() -> None:
+    world = World.random(16)
+    top_k = world.references | {"teacher": Reference.full(world.teacher).truncated(3, tail="renormalised")}
+    assert torch.isfinite(in_target_sft(world, Pool(0.5, 0.0, 0.5), references=top_k)).all()
+    for exponent in (-0.5, "linear:0:-0.5"):
+        with pytest.raises(qtarget.QTargetError, match=r"infinite where the teacher has no probability.*tail=bucket"):
+            in_target_sft(world, Pool(1.5, 0.0, exponent), references=top_k)
 
 
 # The batch case: two sequences, labels [1, 0, 3] and [2, 0], every position with the fixture's logits.

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from qtarget.math.schedule import Scalar, Scheduled, written
+from qtarget.math.schedule import Scalar, Scheduled, value_at, written
 from qtarget.math.view import TokenView
 from qtarget.settings import Checked, setting
 
@@ -108,3 +108,44 @@ class Sharpened(Checked):
 
     def __str__(self) -> str:
         return f"p^(1/{written(self.beta)})"
+
+
+@dataclass(frozen=True)
+class Pool(Checked):
+    """π̃ ∝ p^policy·π_0^prior·π_T^teacher: a log-linear pool with exponents of any sign.
+
+    (1 − η, 0, η) is Target-SFT's residual (arXiv 2606.11189), past the teacher for η > 1; (1 − η, η, 0) has the prior
+    in the teacher's place. (0, 1 − λ, λ) with λ > 1 is reward extrapolation (G-OPD, arXiv 2602.12125). Exponents that
+    add up to 1/T are a pool at temperature T; three zeros are uniform.
+    """
+
+    policy: Scalar = setting(0.25, Scheduled(-100, 100), "exponent of p")
+    prior: Scalar = setting(0.25, Scheduled(-100, 100), "exponent of the prior's π_0; 0: no prior is needed")
+    teacher: Scalar = setting(0.5, Scheduled(-100, 100), "exponent of the teacher's π_T; 0: no teacher is needed")
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        return {role: "topk" for role in ("prior", "teacher") if getattr(self, role) != 0}
+
+    @property
+    def is_linear(self) -> bool:
+        """One reference alone, as it is."""
+        return self.policy == 0 and {self.prior, self.teacher} == {0, 1}
+
+    @property
+    def wants_full_support(self) -> bool:
+        """Below 0 an exponent makes much of what has no probability."""
+        ends = [value_at(value, end) for value in (self.prior, self.teacher) for end in (0, 1)]
+        return min(ends) < 0
+
+    def __call__(self, view: TokenView) -> Tensor:
+        total = torch.zeros_like(view.logp)
+        for source in ("policy", "prior", "teacher"):
+            exponent = view.at(getattr(self, source))
+            if exponent:  # 0·(−∞) is NaN
+                total = total + exponent * view.of(source).logp
+        return total.masked_fill(torch.isneginf(view.logp), -torch.inf)
+
+    def __str__(self) -> str:
+        parts = (("p", self.policy), ("prior", self.prior), ("teacher", self.teacher))
+        return "·".join(f"{name}^{written(exponent)}" for name, exponent in parts if exponent != 0) or "uniform"

@@ -326,8 +326,8 @@ def check_references(design: object, details: Mapping[str, str], tails: Mapping[
                 raise QTargetError(f"{name} needs {role}: {' or '.join(enough)}; got {details.get(role, 'none')}")
             if tails.get(role) == "renormalised" and getattr(part, "wants_full_support", False):
                 raise QTargetError(
-                    f"this target's divergence is infinite where the {role} has no probability, and tail=renormalised "
-                    f"leaves it none outside its top k: set references.{role}.tail=bucket or uniform"
+                    f"this target is infinite where the {role} has no probability, and tail=renormalised leaves it "
+                    f"none outside its top k: set references.{role}.tail=bucket or uniform"
                 )
             if getattr(part, "wants_support", False) and details[role] != "topk":
                 raise QTargetError(
