@@ -217,8 +217,8 @@ class ChatFormat:
         if one.ended or tokens.ids[-1:] == [self.end_of_turn]:
             return tokens
         length = len(plain(one.reply))
-        offsets = None if tokens.offsets is None else [*tokens.offsets, (length, length + 1)]
-        return TokenisedText([*tokens.ids, self.end_of_turn], offsets)
+        locate = None if tokens.locate is None else lambda: [*(tokens.offsets or ()), (length, length + 1)]
+        return TokenisedText([*tokens.ids, self.end_of_turn], locate)
 
     def _supervised_turns(self, row: Demonstration) -> list[int]:
         replies = [

@@ -13,6 +13,7 @@ from qtarget.data.template import CLOSE, OPEN, Template, plain
 from qtarget.errors import QTargetError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 
@@ -47,10 +48,15 @@ _BEFORE = ("\n", "a", ".")
 
 @dataclass(frozen=True)
 class TokenisedText:
-    """Ids, and where each stands in the text without marks; offsets is None for tokenizers that can't tell."""
+    """Ids, and where each stands in the text without marks; locate: says where, None for tokenizers that can't tell."""
 
     ids: list[int]
-    offsets: list[Span] | None
+    locate: Callable[[], list[Span]] | None
+
+    @cached_property
+    def offsets(self) -> list[Span] | None:
+        """Made where they are asked for: few rows need them, and they cost more than the ids."""
+        return None if self.locate is None else self.locate()
 
 
 @dataclass(frozen=True)
@@ -142,26 +148,54 @@ class Tokeniser:
     def _tokens(self, text: str, *, as_text: bool = False) -> TokenisedText:
         text = re.sub(f"[{OPEN}{CLOSE}]", "", text)
         if not text:
-            return TokenisedText([], [] if self.tokenizer.is_fast else None)
-        fast = bool(self.tokenizer.is_fast)
-        encoded = self.tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=as_text,
-            **{"return_offsets_mapping": True} if fast else {},
+            return TokenisedText([], list if self.tokenizer.is_fast else None)
+        if self._backend is not None:
+            return _encoded(self._backend, text, as_text)
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=as_text, **self._with_offsets)
+        offsets = encoded.get("offset_mapping")
+        return TokenisedText(list(encoded["input_ids"]), None if offsets is None else lambda: list(offsets))
+
+    @property
+    def _with_offsets(self) -> dict[str, bool]:
+        return {"return_offsets_mapping": True} if self.tokenizer.is_fast else {}
+
+    @cached_property
+    def _backend(self) -> Tokenizer | None:
+        """What transformers itself hands a text to, unless the class of the tokenizer does more: a fifth of the time of
+        short rows is spent between the two.
+        """
+        from transformers import TokenizersBackend  # only a tokenizer's user pays for it
+
+        kind = type(self.tokenizer)
+        if not issubclass(kind, TokenizersBackend):
+            return None
+        plain_class = all(
+            getattr(kind, name) is getattr(TokenizersBackend, name) for name in ("__call__", "_encode_plus")
         )
-        offsets = list(encoded["offset_mapping"]) if fast else None
-        return TokenisedText(list(encoded["input_ids"]), offsets)
+        return self.tokenizer.backend_tokenizer if plain_class else None
+
+
+def _encoded(backend: Tokenizer, text: str, as_text: bool) -> TokenisedText:
+    """As transformers has it of a single text, neither cut nor padded."""
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = as_text
+    encoding = backend.encode(text, add_special_tokens=False)
+    return TokenisedText(encoding.ids, lambda: list(encoding.offsets))
 
 
 def _joined(tokens: TokenisedText, more: TokenisedText, characters: int) -> TokenisedText:
     """With the tokens of what stands behind so many characters."""
-    if tokens.offsets is None or more.offsets is None:
-        return TokenisedText([*tokens.ids, *more.ids], None)
-    behind = [(low + characters, high + characters) for low, high in more.offsets]
-    return TokenisedText([*tokens.ids, *more.ids], [*tokens.offsets, *behind])
+    ids = [*tokens.ids, *more.ids]
+    if tokens.locate is None or more.locate is None:
+        return TokenisedText(ids, None)
+    return TokenisedText(ids, lambda: [*(tokens.offsets or ()), *_moved(more, characters)])
 
 
 def _behind(tokens: TokenisedText, ids: int, characters: int) -> TokenisedText:
-    offsets = tokens.offsets and [(low - characters, high - characters) for low, high in tokens.offsets[ids:]]
-    return TokenisedText(tokens.ids[ids:], offsets)
+    locate = None if tokens.locate is None else lambda: _moved(tokens, -characters)[ids:]
+    return TokenisedText(tokens.ids[ids:], locate)
+
+
+def _moved(tokens: TokenisedText, characters: int) -> list[Span]:
+    return [(low + characters, high + characters) for low, high in tokens.offsets or ()]

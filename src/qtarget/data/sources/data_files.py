@@ -206,11 +206,18 @@ class Files(Checked):
         )
 
     def side(self, heldout_rows: int | None) -> HeldOut:
-        """Which of the training split's rows are held out."""
+        """Which of the training split's rows are held out; read once, for the rows of both sides."""
         if not self.share:
             return HeldOut()
         assert self.train
-        return held_out(self._read_rows(self.train, Counter()), self.share, heldout_rows)
+        if heldout_rows not in self._sides:
+            rows = self._read_rows(self.train, Counter())
+            self._sides[heldout_rows] = held_out(rows, self.share, heldout_rows)
+        return self._sides[heldout_rows]
+
+    @cached_property
+    def _sides(self) -> dict[int | None, HeldOut]:
+        return {}
 
     def _split(self, split: str, count: int | None) -> str | None:
         """The data set's name of one of our splits; None where it has none and none of its rows are asked for."""

@@ -105,8 +105,14 @@ class Jsonl(Checked):
         return rows[:count], {"read": len(sides), "other_split": len(sides) - len(rows)}
 
     def side(self, heldout_rows: int | None) -> HeldOut:
-        """Which rows are held out."""
-        return held_out(self._parse(), self.share, heldout_rows)
+        """Which rows are held out; read once, for the rows of both sides."""
+        if heldout_rows not in self._sides:
+            self._sides[heldout_rows] = held_out(self._parse(), self.share, heldout_rows)
+        return self._sides[heldout_rows]
+
+    @cached_property
+    def _sides(self) -> dict[int | None, HeldOut]:
+        return {}
 
     @property
     def _shared(self) -> dict[str, Any]:
