@@ -283,7 +283,9 @@ def _added(tokenizer: bytes, special: bytes) -> set[str]:
 
 
 def _row_files(node: Mapping[str, Any]) -> Iterator[bytes]:
-    """The content of local files of rows that a node and those below it name as `path`."""
+    """The content of local files of rows that a node and those below it name as `path`, but for those of streams."""
+    if node.get("streaming"):
+        return
     for value in node.values():
         if isinstance(value, Mapping):
             yield from _row_files(value)

@@ -67,8 +67,11 @@ FUNCTIONS = re.compile(rb'"functions"\s*:')
 
 
 def reads_functions(source: Node) -> bool:
-    """Whether a source reads local rows of messages, by their schema, beside OpenAI's older key for tools."""
-    by_schema = not any(source.get(key) for key in ("messages", "prompt", "completion"))
+    """Whether a source reads local rows of messages, by their schema, beside OpenAI's older key for tools.
+
+    A stream doesn't: no earlier build had one.
+    """
+    by_schema = not any(source.get(key) for key in ("messages", "prompt", "completion", "streaming"))
     if source.get("_target_") not in (JSONL, HUB, FILES) or not by_schema:
         return False
     files = local_files(source, lambda file: file.suffix in LINES)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qtarget.config.names import our_trackers
+from qtarget.config.stream_checks import check_stream
 from qtarget.errors import QTargetError
 from qtarget.settings import FLAG
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def check(cfg: RunConfig) -> None:
     """Raise QTargetError for the first thing the user has to mend."""
-    for check_part in (_options, _artifact, _references, _flash_attention, _step_size, _gpus):
+    for check_part in (_options, check_stream, _artifact, _references, _flash_attention, _step_size, _gpus):
         check_part(cfg)
 
 

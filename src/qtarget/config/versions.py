@@ -156,6 +156,7 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
 
 LATER = {"shard": (None, False, True), "offload": (False, True), "draws": (64,), "seed": (0,), "hint": (None,)}
 """Keys of references: where weights lie, which changes no number; draws, which nobody took."""
+STREAM = {"streaming": (False,), "shuffle_buffer": (0,)}
 
 UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
     **{f"references.{role}": LATER for role in ("prior", "teacher", "old")},
@@ -172,8 +173,9 @@ UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
         "weight": (None,),
         "columns": ([],),
         "hint": (None,),
+        **STREAM,
     },
-    "qtarget.data.sources.data_files.Files": {"hint": (None,)},
+    "qtarget.data.sources.data_files.Files": {"hint": (None,), **STREAM},
     "qtarget.data.sources.jsonl.Jsonl": {
         "trust_scorer": (False,),
         "unknown": (None,),

@@ -29,6 +29,8 @@ from qtarget.settings import Checked, Choice, Nullable, Option, Part, Whole, set
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from qtarget.data.stream import Stream
+
 UNREAD = "unread_"
 FEW = 20
 """Held-out rows, below which a run is warned of."""
@@ -107,6 +109,7 @@ class DataConfig(Checked):
     def wants_none_heldout(self) -> bool:
         """Whether the configuration asks for no held-out rows: with heldout_rows=0, or a share of 0."""
         shares = self.heldout_source is None and isinstance(self.source, Sharing)
+        shares = shares and not getattr(self.source, "streaming", False)  # which holds out its first rows
         return self.heldout_rows == 0 or (shares and not self.source.share and not self.source.heldout)  # type: ignore[attr-defined]
 
 
@@ -130,6 +133,7 @@ class Prepared:
     source takes its rows to be.
     notes: what reaches the tokens otherwise than it stands in the rows. roles: messages of the training rows by role.
     train_rows, train_of: the training rows, and which of them a training example is of; of stored ones nothing.
+    stream: where training rows are read while training goes on; then train and rows are its first few examples.
     """
 
     train: Sequence[Example]
@@ -143,6 +147,7 @@ class Prepared:
     roles: Mapping[str, int] = field(default_factory=dict)
     train_rows: Sequence[Demonstration] = ()
     train_of: Sequence[int] = ()
+    stream: Stream | None = None
 
     @property
     def few_in_words(self) -> str:

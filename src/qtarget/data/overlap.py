@@ -40,14 +40,14 @@ def apart(rows: Sequence[Demonstration], heldout: Iterable[Demonstration], how: 
     if how == "allow":
         return list(rows)
     asked = {prompt_text(row.prompt) for row in heldout}
-    known = [row for row in rows if not asked.isdisjoint(_answered(row))]
+    known = [row for row in rows if not asked.isdisjoint(answered(row))]
     if known and how == "error":
         raise QTargetError(
             f"{len(known)} of {len(rows)} training rows have the prompt of a held-out row (the first is row "
             f"{known[0].row}: {known[0].prompt[-1]['content'][:60]!r}): set data.contamination=drop to leave them out "
             "of training, or =allow"
         )
-    return [row for row in rows if asked.isdisjoint(_answered(row))]
+    return [row for row in rows if asked.isdisjoint(answered(row))]
 
 
 def unseen(rows: Sequence[Demonstration], first: int) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ def unseen(rows: Sequence[Demonstration], first: int) -> tuple[int, ...]:
     return tuple(index for index, row in enumerate(rows) if index >= first and prompt_text(row.prompt) not in seen)
 
 
-def _answered(row: Demonstration) -> list[str]:
+def answered(row: Demonstration) -> list[str]:
     """The prompt of every assistant turn: a conversation that goes on after it has answered it all the same."""
     turns = [turn for turn, message in enumerate(row.messages) if message["role"] == "assistant"]
     return [prompt_text(row.messages[:turn]) for turn in turns]

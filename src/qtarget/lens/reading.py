@@ -70,7 +70,8 @@ def _with_target(cfg: RunConfig, name: str, changes: Sequence[str] = ()) -> RunC
 
 def _quick(cfg: RunConfig) -> RunConfig:
     """The same with one row as it is: the rows are the same for all designs, and have been prepared once."""
-    return replace(cfg, data={**cfg.data, "rows": 1, "reserve_rows": 0, "noise": NO_NOISE})
+    rows = None if cfg.data["source"].get("streaming") else 1  # of a stream no more are read than the first few
+    return replace(cfg, data={**cfg.data, "rows": rows, "reserve_rows": 0, "noise": NO_NOISE})
 
 
 @dataclass(frozen=True)

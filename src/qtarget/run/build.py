@@ -17,7 +17,7 @@ from qtarget.config.reference_kind import PlacedReference
 from qtarget.config.references import FrozenReference
 from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
-from qtarget.data.lightning_data import SFTData
+from qtarget.data.lightning_data import RunData, SFTData, StreamedData
 from qtarget.evaluate.heldout import Evaluator
 from qtarget.evaluate.served import Server
 from qtarget.math.target import needs
@@ -190,16 +190,13 @@ def module(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen]) -> QTargetM
     )
 
 
-def data(plan: Plan) -> SFTData:
+def data(plan: Plan) -> RunData:
     """The training demonstrations, batched."""
-    trainer = plan.cfg.trainer
-    return SFTData(
-        plan.prepared.rows,
-        int(plan.tokenizer.pad_token_id),
-        batch_size=trainer.batch_size,
-        accumulate=trainer.micro_batches,
-        seed=plan.cfg.seed,
-    )
+    trainer, pad_id = plan.cfg.trainer, int(plan.tokenizer.pad_token_id)
+    cut: dict[str, int] = {"batch_size": trainer.batch_size, "accumulate": trainer.micro_batches}
+    if plan.prepared.stream is not None:
+        return StreamedData(plan.prepared.stream, pad_id, steps=trainer.steps, **cut)
+    return SFTData(plan.prepared.rows, pad_id, seed=plan.cfg.seed, **cut)
 
 
 def evaluator(

@@ -82,7 +82,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     read, scored = epochs * sum(lengths(trained)), epochs * sum(label_counts(trained))
     policy = build.adapted(plan, provide.outline(plan.model, len(plan.tokenizer)))
     yield "training", plan.extent
-    yield "tokens", f"{in_count(read)} read, {in_count(scored)} of them supervised"
+    by = "" if plan.prepared.stream is None else f", by the first {len(trained)} rows: the others aren't read before"
+    yield "tokens", f"{in_count(read)} read, {in_count(scored)} of them supervised{by}"
     yield "parameters", f"{in_count(_size(policy))}, {in_count(_trained(policy))} of them trained"
     operations = _operations(plan, policy, read, scored)
     yield "operations", f"{in_count(operations)} floating-point operations to train"

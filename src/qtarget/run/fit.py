@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from qtarget.config.run_config import RunConfig, TrainerConfig
 from qtarget.data.batch import Collate
-from qtarget.data.lightning_data import SFTData
+from qtarget.data.lightning_data import RunData, StreamedData
 from qtarget.evaluate.generate import REFILLED
 from qtarget.evaluate.heldout import Evaluation, Evaluator
 from qtarget.evaluate.row_losses import save_row_losses
@@ -123,13 +123,15 @@ def note_answering(evaluator: Evaluator, policy: Policy, record: Record | NullRe
 def _fit_counting_graphs(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord) -> None:
     """The record says how many graphs a compiled loss took, and which library made fp32 products."""
     before = graphs_compiled() if plan.engine.compiled else 0  # counting them imports the compiler
-    lightning_fit(trainer, module, build.data(plan))
+    lightning_fit(trainer, module, data := build.data(plan))
+    if isinstance(data, StreamedData):
+        record.note(rows={**plan.counts, **data.place(trainer.global_step).counts})
     graphs = [f"{graphs_compiled() - before} graphs"] if plan.engine.compiled else []
     library = [f"fp32 products by {module.library}"] if module.library else []
     record.note(loss=", ".join([plan.engine.description, *graphs, *library]))
 
 
-def lightning_fit(trainer: L.Trainer, module: QTargetModule, data: SFTData) -> None:
+def lightning_fit(trainer: L.Trainer, module: QTargetModule, data: RunData) -> None:
     """trainer.fit; raises KeyboardInterrupt where Ctrl-C ended it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.13's pytrees

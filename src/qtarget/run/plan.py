@@ -20,6 +20,7 @@ from qtarget.data.module import DataConfig, Prepared, check_heldout, prepare
 from qtarget.data.once import prepare_once
 from qtarget.data.overlap import unseen
 from qtarget.data.packing import longest_row
+from qtarget.data.stream import prepare_stream
 from qtarget.errors import QTargetError
 from qtarget.evaluate.probing import check_scorers
 from qtarget.files import cache_dir
@@ -49,6 +50,10 @@ HOW_TO_ADD = {
 }
 
 
+ENDLESS = 1 << 60
+"""Rows of a stream: no step ends its epoch."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that can be wrong about a run, checked, before any weights are loaded."""
@@ -73,13 +78,18 @@ class Plan:
 
     @property
     def epochs(self) -> float:
-        """How often training reads a row."""
+        """How often training reads a row; of a stream, as many rows as it reads for each that was looked at."""
+        if self.prepared.stream is not None:
+            read = _epoch_plan(self.cfg.trainer, self.prepared).rows_read(self.cfg.trainer.steps)
+            return read / len(self.prepared.rows)
         return _epoch_plan(self.cfg.trainer, self.prepared).epochs(self.cfg.trainer.steps)
 
     @property
     def extent(self) -> str:
         """How much training this is, in words."""
         counts, trainer = self.prepared.counts, self.cfg.trainer
+        if self.prepared.stream is not None:
+            return self._streamed
         epoch_plan = _epoch_plan(trainer, self.prepared)
         packed = len(self.prepared.rows)
         read_as = f" of {self.prepared.described}" if self.prepared.described else ""
@@ -88,6 +98,18 @@ class Plan:
             f"{epoch_plan.in_words(trainer.steps, of)} "
             f"({counts['noisy']} made wrong); {counts['heldout']} rows held out{self._split}"
             f"{self.prepared.few_in_words}{self.prepared.dropped_in_words}{epoch_plan.why(trainer.steps)}{self._rounded}"
+        )
+
+    @property
+    def _streamed(self) -> str:
+        trainer, stream, counts = self.cfg.trainer, self.prepared.stream, self.prepared.counts
+        assert stream is not None
+        rows = _epoch_plan(trainer, self.prepared).rows_of_step
+        order = f"shuffled {stream.buffer} at a time" if stream.buffer else "in their order"
+        return (
+            f"{trainer.steps} steps × {rows} rows = {trainer.steps * rows} of {self.prepared.described}, streamed "
+            f"{order}: how many there are isn't known, and they are checked as they are read; {counts['heldout']} rows "
+            f"held out{self._split}{self.prepared.few_in_words}{self.prepared.dropped_in_words}"
         )
 
     @property
@@ -190,6 +212,8 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
 
 def _prepared(cfg: RunConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
     """The rows; where a reference reads them with a hint they are prepared anew, as what is kept of them is tokens."""
+    if getattr(data.source, "streaming", False) and data.rows != 0:
+        return prepare_stream(data, tokenizer, context, cfg.seed)
     if any(node.hint_template for node in cfg.references.values()):
         return prepare(data, tokenizer, context)
     return prepare_once(data, tokenizer, context, cache_dir() / PREPARED, _said)
@@ -247,13 +271,15 @@ def _with_steps(cfg: RunConfig, prepared: Prepared) -> RunConfig:
 
 
 def _epoch_plan(trainer: TrainerConfig, prepared: Prepared) -> EpochPlan:
-    return EpochPlan(len(prepared.rows), trainer.batch_size, trainer.micro_batches, trainer.processes)
+    rows = len(prepared.rows) if prepared.stream is None else ENDLESS
+    return EpochPlan(rows, trainer.batch_size, trainer.micro_batches, trainer.processes)
 
 
 def _attention(cfg: RunConfig, prepared: Prepared) -> str:
     rows_read = prepared.rows or prepared.heldout
     rows = cfg.trainer.batch_size
-    return attention(cfg.model.attention, on_gpu=cfg.trainer.on_gpu, rows=rows, longest=longest_row(rows_read))
+    longest = longest_row(rows_read) if prepared.stream is None else prepared.stream.limit
+    return attention(cfg.model.attention, on_gpu=cfg.trainer.on_gpu, rows=rows, longest=longest)
 
 
 def _engine(cfg: RunConfig, prepared: Prepared, vocab_size: int) -> Engine:

@@ -95,6 +95,12 @@ def check_embeddings(sizes: Mapping[str, int | None], tokenizer: Any, prepared: 
     for name, rows in sizes.items():
         if rows is not None and last >= rows:
             _check(name, rows, tokenizer, [*_texts(tokenizer, prepared, beside)])
+            if prepared.stream is not None:
+                raise QTargetError(
+                    f"{name} has no embeddings for the tokens from {rows} to {last}, and which of them the rows of a "
+                    "stream use isn't known before: resize_token_embeddings in transformers, or set "
+                    "data.source.streaming=false"
+                )
 
 
 def _check(name: str, rows: int, tokenizer: Any, texts: Iterable[tuple[str, Iterable[int]]]) -> None:

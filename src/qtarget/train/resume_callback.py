@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import lightning as L
 
 from qtarget.data.batch import Batch
-from qtarget.data.lightning_data import DataPosition, SFTData
+from qtarget.data.lightning_data import DataPosition, RunData
 from qtarget.errors import QTargetError
 from qtarget.parallel import rank_and_world
 from qtarget.signals import Stop, Terminated
@@ -58,11 +58,9 @@ class ResumeCallback(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.state is None:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, QTargetModule)
-        assert isinstance(data, SFTData)
         restore(self.state, trainer, pl_module)
-        set_loop_counters(trainer, self.state.step, data.resume_at(self.state.step))
+        set_loop_counters(trainer, self.state.step, _data(trainer).resume_at(self.state.step, self.state.facts))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
@@ -89,7 +87,7 @@ class ResumeCallback(L.Callback):
         self._step = step
         asked = self.writer.poll(self.stop.asked)
         if self.every or self.when_stopped:
-            facts, drawn = {**self.journal.offsets()}, rng_state(pl_module.device)
+            facts, drawn = {**self.journal.offsets(), **_data(trainer).saved(step)}, rng_state(pl_module.device)
             captured = partial(capture, trainer, pl_module, drawn)
             self._unsaved = partial(self.writer.save, step, captured, facts)
         if self.every and (step % self.every == 0 or step == trainer.max_steps):
@@ -119,7 +117,7 @@ class ResumeCallback(L.Callback):
 
     def save_final(self, trainer: L.Trainer, module: QTargetModule) -> None:
         """Save the trained run, so that an evaluation that fails can be done again. Collective."""
-        facts = {**self.journal.offsets(), "over": True}
+        facts = {**self.journal.offsets(), **_data(trainer).saved(trainer.global_step), "over": True}
         self.journal.settle()
         captured = partial(capture, trainer, module, rng_state(module.device), final=True)
         try:
@@ -140,6 +138,12 @@ class ResumeCallback(L.Callback):
             raise
         finally:
             self.writer.close()
+
+
+def _data(trainer: L.Trainer) -> RunData:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, RunData)
+    return data
 
 
 def set_loop_counters(trainer: L.Trainer, step: int, position: DataPosition) -> None:

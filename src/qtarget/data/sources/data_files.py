@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
@@ -12,22 +12,25 @@ from typing import Any, ClassVar
 
 from qtarget.data.example import Demonstration
 from qtarget.data.overlap import position, prompt_text
-from qtarget.data.sources.adapt import Adapt, Row
+from qtarget.data.sources.adapt import Adapt
 from qtarget.data.sources.conversation import check_verifier, columns_of, filled, listed
-from qtarget.data.sources.file_rows import Cells, Table, is_same, other_delimiter
+from qtarget.data.sources.file_rows import FileRows, Table, other_delimiter
 from qtarget.data.sources.loading import check_is_there, check_not_guessed, is_file_name, loaded, only_split
 from qtarget.data.sources.mapping import ColumnMapping, option_columns
-from qtarget.data.sources.message import UNKNOWN, without_nulls
+from qtarget.data.sources.message import UNKNOWN
+from qtarget.data.sources.row_reader import RowReader, adapted, untyped
 from qtarget.data.sources.schema import SCHEMAS, SchemaRows, check_columns, schema_of
 from qtarget.data.sources.share import HeldOut, held_out
+from qtarget.data.sources.streamed import StreamedRows, check_streamed
 from qtarget.data.verify.verdict import Verifier, verifier_name
 from qtarget.errors import QTargetError
 from qtarget.settings import FLAG, ByName, Checked, Choice, Either, Listed, Nullable, Part, Share, Text, Whole, setting
 
-Reader = Callable[[Row, int], Demonstration]
 MALFORMED = ("error", "drop")
 TEXTS = ("prompt", "completion", "instruction", "output")
 """Keys of schemas that hold text."""
+LOOKED_AT = 1000
+"""Rows of a stream of JSON in which columns are looked for."""
 SHARE = 0.1
 """Of the rows, held out where no other rows are named."""
 HELDOUT_KEYS = "data.source.heldout, or data.heldout_source,"
@@ -63,6 +66,8 @@ class Files(Checked):
     message; the tokens there carry 1 in a data column of that name, the others 0.
     hint: what a privileged reference is told beside the prompt, a column or a template; None: of a recognised schema
     the key "hint".
+    streaming: the training rows are read while training goes on (qtarget.data.stream), and kept nowhere; held out are
+    the first ones that are asked for. shuffle_buffer: so many rows at a time are shuffled; 0: none.
     Code that a data set brings is never run.
     """
 
@@ -136,6 +141,8 @@ class Files(Checked):
     columns: Sequence[str] = setting(
         (), Listed(Text()), "of a recognised schema: keys with character spans of the last message"
     )
+    streaming: bool = setting(False, FLAG, "true: training rows are read as training goes on, and kept nowhere")
+    shuffle_buffer: int = setting(0, Whole(0), "of a stream: rows that are shuffled at a time; 0: its own order")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,7 +167,7 @@ class Files(Checked):
     @property
     def share(self) -> float:
         """Of the training rows, held out."""
-        default = 0.0 if self.heldout or not self.train else SHARE
+        default = 0.0 if self.heldout or not self.train or self.streaming else SHARE
         return default if self.heldout_share is None else self.heldout_share
 
     def rows(self, split: str, count: int | None) -> list[Demonstration]:
@@ -181,6 +188,11 @@ class Files(Checked):
         if split == "heldout" and is_file_name(name):
             check_is_there(name, HELDOUT_KEYS)
             return self.whole(name).read("train", count)
+        if split == "train" and self.streaming:
+            raise QTargetError(
+                f"data.source.streaming=true reads {self.called} while a run trains on it, and on it alone: where its "
+                "rows are read before, or are a part of a mixture, set it to false, and data.rows=N for the first ones"
+            )
         left_out: Counter[str] = Counter()
         side = self.side(heldout_rows) if name == self.train else HeldOut()
         rows = list(islice(self._demonstrations(name, split, side, left_out), count))
@@ -203,10 +215,21 @@ class Files(Checked):
             heldout_share=0.0,
             where=None,
             pick=None,
+            streaming=False,
+            shuffle_buffer=0,
         )
 
+    def streamed(self) -> StreamedRows:
+        """The rows of the training split, read as they are asked for."""
+        name = self._split("train", None)
+        assert name
+        table = self._table(name)
+        return StreamedRows(table, self._reader(table, name))
+
     def side(self, heldout_rows: int | None) -> HeldOut:
-        """Which of the training split's rows are held out; read once, for the rows of both sides."""
+        """Which of the training split's rows are held out, read once for both sides; of a stream the first ones."""
+        if self.streaming:
+            return HeldOut(1.0)
         if not self.share:
             return HeldOut()
         assert self.train
@@ -221,7 +244,7 @@ class Files(Checked):
 
     def _split(self, split: str, count: int | None) -> str | None:
         """The data set's name of one of our splits; None where it has none and none of its rows are asked for."""
-        own = self.heldout or (self.train if self.share else None)
+        own = self.heldout or (self.train if self.share or self.streaming else None)
         name = {"train": self.train, "heldout": own, "reserve": None}[split]
         if name is None and (count or (split == "train" and count is None)):
             ways = {
@@ -243,22 +266,22 @@ class Files(Checked):
         """All rows of a split of the data set, but for those that are counted as left out."""
         table = self._table(name)
         read = self._reader(table, name)
-        rows: Iterable[tuple[int, Row]] = enumerate(table)
+        rows: Iterable[tuple[int, Mapping[str, Any]]] = enumerate(table)
         if self.pick and name == self.train:
-            indices = self._picked(table, name, read, left_out)
+            indices = self._picked(table, read, left_out)
             rows = zip(indices, table.at(indices), strict=True)
         for index, row in rows:
-            result = self._sorted(row, name, index, read)
+            result = read(row, index)
             if isinstance(result, str):
                 left_out[result] += 1
             else:
                 yield result
 
-    def _picked(self, table: Iterable[Row], name: str, read: Reader, left_out: Counter[str]) -> list[int]:
+    def _picked(self, table: Table, read: RowReader, left_out: Counter[str]) -> list[int]:
         """Indices of the `pick` rows that come first by the hash of their key."""
         keyed = []
         for index, row in enumerate(table):
-            result = self._sorted(row, name, index, read)
+            result = read(row, index)
             if isinstance(result, str):
                 left_out[result] += 1
             else:
@@ -266,35 +289,9 @@ class Files(Checked):
         left_out["unpicked"] += max(0, len(keyed) - (self.pick or 0))
         return [index for _, index in sorted(keyed)[: self.pick]]
 
-    def _position(self, row: Row, demonstration: Demonstration) -> float:
+    def _position(self, row: Mapping[str, Any], demonstration: Demonstration) -> float:
         key = filled(self.key, row, "key") if self.key else prompt_text(demonstration.prompt)
         return position(f"{self.seed}:{key}")
-
-    def _sorted(self, row: Row, name: str, index: int, read: Reader) -> Demonstration | str:
-        """A row's demonstration, or why it is left out."""
-        for column, values in (self.where or {}).items():
-            if not any(is_same(row, column, value) for value in _several(values)):
-                return "where"
-        try:
-            given = self._adapted(row)
-            return "adapt" if given is None else read({**_untyped(row), **given}, index + 1)
-        except QTargetError as error:
-            if self.malformed == "drop":
-                return "malformed"
-            line = f" ({row.location})" if isinstance(row, Cells) else ""
-            leave = "data.source.malformed=drop leaves such rows out"
-            raise QTargetError(f"{self.called}, row {index + 1} of {name}{line}: {error}; {leave}") from error
-
-    def _adapted(self, row: Row) -> Row | None:
-        if self.adapt is None:
-            return {}
-        try:
-            return self.adapt(row)
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
-            raise QTargetError(
-                f"{type(self.adapt).__name__} can't read its {listed(self.adapt.reads)}: "
-                f"{type(error).__name__}: {str(error)[:200]}"
-            ) from error
 
     @cached_property
     def _mapping(self) -> ColumnMapping:
@@ -305,22 +302,22 @@ class Files(Checked):
         """Split → the schema that its rows were taken for; filled as splits are read."""
         return {}
 
-    def _reader(self, table: Table, name: str) -> Reader:
+    def _reader(self, table: Table, name: str) -> RowReader:
         """What makes a demonstration of a row: by the columns that are named, or by the schema of the first row."""
         if self._mapping.is_given:
-            return self._mapping.demonstration
+            return RowReader(self, name, self._mapping.demonstration)
         schema = self._schema(table, name)
         self._schemas[name] = schema
         shared = ("system", "columns", "verifier", "trust_scorer", "unknown", "answer", "options", "hint", "path")
         settings = {field: getattr(self, field) for field in shared}
-        return SchemaRows(schema, **settings, numbers=True).demonstration
+        return RowReader(self, name, SchemaRows(schema, **settings, numbers=True).demonstration)
 
     def _schema(self, table: Table, name: str) -> str:
         for row in table:
             try:
-                given = self._adapted(row)
+                given = adapted(self.adapt, row)
                 if given is not None:
-                    return schema_of({**_untyped(row), **given}, self.path)
+                    return schema_of({**untyped(row), **given}, self.path)
             except QTargetError as error:
                 raise QTargetError(
                     f"{self.called}, the first row of {name!r}: {error}{other_delimiter(list(row))}"
@@ -334,8 +331,10 @@ class Files(Checked):
         """The split, with the columns that are read."""
         table = loaded(self, split)
         wanted = self._columns()
-        for column in table.missing(list(wanted)):
-            names = table.column_names
+        is_open = self.streaming and isinstance(table, FileRows) and table.form == "json"
+        looked_at = table.first(LOOKED_AT) if is_open else table  # type: ignore[union-attr]
+        for column in looked_at.missing(list(wanted)):
+            names = looked_at.column_names
             raise QTargetError(
                 f"{self.called} has no column {column!r} (data.source.{wanted[column]}) in {split!r}; its columns: "
                 f"{listed(names)}{other_delimiter(names)}"
@@ -346,7 +345,7 @@ class Files(Checked):
         text_of = ("prompt", "completion", "answer", "key", "hint")
         check_not_guessed(self, table, [column for column, field in wanted.items() if field in text_of])
         beside = [name for field in ("tools", "weight") if (name := self._mapping.beside(field)) and name not in wanted]
-        absent = table.missing(beside) if beside else []
+        absent = table.missing(beside) if beside and not is_open else []  # which rows of a stream have them isn't known
         return table.select_columns([*wanted, *(name for name in beside if name not in absent)])
 
     def _columns(self) -> dict[str, str]:
@@ -362,6 +361,7 @@ class Files(Checked):
         return columns | dict.fromkeys(self.where or {}, "where") | dict.fromkeys(keyed, "key")
 
     def _check_splits(self) -> None:
+        check_streamed(self)
         if self.heldout_share and (self.heldout or not self.train):
             raise QTargetError(
                 "data.source.heldout_share holds out rows of the training split: leave it at 0 where data.source."
@@ -388,12 +388,3 @@ class Files(Checked):
             if self.verifier == "choice" and self.options is None:
                 raise QTargetError("data.source.verifier=choice needs data.source.options, where the options stand")
         self._columns()  # templates are read
-
-
-def _untyped(row: Row) -> Row:
-    """Without what the types of a table put into every object of a column."""
-    return row if isinstance(row, Cells) else {column: without_nulls(value) for column, value in row.items()}
-
-
-def _several(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else [value]

@@ -15,6 +15,7 @@ import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,10 @@ DELIMITERS = {"\t": "tabs", ";": "semicolons", "|": "bars"}
 
 NARROW = ("float16", "float32")
 """Types of columns whose numbers Python's own floats write with digits that aren't theirs."""
+
+
+Place = Mapping[str, Any]
+"""Where in a table a row ends, as plain data."""
 
 
 class Cells(dict[str, Any]):
@@ -72,8 +77,19 @@ class FileRows:
     def __iter__(self) -> Iterator[Cells]:
         for part in self.parts:
             rows = (row for file in part.files for row in self._rows(file))
-            for row in islice(rows, part.start, part.stop):
-                yield row if self.columns is None else row.only(self.columns)
+            yield from map(self._of_columns, islice(rows, part.start, part.stop))
+
+    def behind(self, place: Place | None) -> Iterator[tuple[Cells, Place]]:
+        """The rows of whole files behind a place (None: all), each with the place behind it."""
+        files = [file for part in self.parts for file in part.files]
+        start = place or {"file": 0, "rows": 0}
+        for number in range(start["file"], len(files)):
+            done = start["rows"] if number == start["file"] else 0
+            for rows, row in enumerate(islice(self._rows(files[number]), done, None), done + 1):
+                yield self._of_columns(row), {"file": number, "rows": rows}
+
+    def _of_columns(self, row: Cells) -> Cells:
+        return row if self.columns is None else row.only(self.columns)
 
     def _rows(self, file: Path) -> Iterator[Cells]:
         yield from _csv(file, self.delimiter) if self.form == "csv" else _json(file)
@@ -98,6 +114,10 @@ class FileRows:
                 break
         return left
 
+    def first(self, count: int) -> FileRows:
+        """The first rows of whole files."""
+        return replace(self, parts=(FilePart(tuple(file for part in self.parts for file in part.files), 0, count),))
+
     def select_columns(self, columns: Sequence[str]) -> FileRows:
         return replace(self, columns=tuple(columns))
 
@@ -116,6 +136,12 @@ class Typed:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         return self._written(self.table)
+
+    def behind(self, place: Place | None) -> Iterator[tuple[Mapping[str, Any], Place]]:
+        """The rows of a stream of `datasets` behind a place (None: all), each with the place behind it."""
+        self.table.load_state_dict(deepcopy(place))  # which it writes to
+        for row in self._written(self.table):
+            yield row, self.table.state_dict()
 
     def _written(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """0.1 of a column of 32 bits is 0.1, and not 0.10000000149011612, which `datasets` makes of it."""

@@ -44,6 +44,8 @@ class Named(Protocol):
     @property
     def delimiter(self) -> str | None: ...
     @property
+    def streaming(self) -> bool: ...
+    @property
     def called(self) -> str: ...
 
 
@@ -135,7 +137,8 @@ def _of_saved(source: Named, folder: Path, split: str) -> Table:
             f"{source.path} has no split {split!r}; those saved: {listed(splits)}. Name one with data.source.train, "
             "and another, or a file, with data.source.heldout"
         )
-    return Typed(splits[split].with_format(None))  # as plain values, whatever it was saved to be given as
+    table = splits[split].with_format(None)  # as plain values, whatever it was saved to be given as
+    return Typed(table.to_iterable_dataset() if source.streaming else table)
 
 
 def _of_files(source: Named, files: list[Path], split: str) -> Table:
@@ -259,6 +262,11 @@ def _parts(
 
     if split in files:
         return (FilePart(files[split]),)
+    if source.streaming:
+        raise QTargetError(
+            f"a stream has no split {split!r}, which is a part of {source.called}: name one of {listed(files)} with "
+            "data.source.train or .heldout, or set data.source.streaming=false"
+        )
     lengths = {name: sum(1 for _ in FileRows((FilePart(held),), written, delimiter)) for name, held in files.items()}
     try:
         read = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
@@ -292,7 +300,9 @@ def _asked(source: Named, split: str, *, built: bool = False, **named: Any) -> A
     if not is_rank_zero() or not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset_builder(**named) if built else datasets.load_dataset(**named, split=split)
+        if built or not source.streaming:
+            return datasets.load_dataset_builder(**named) if built else datasets.load_dataset(**named, split=split)
+        return datasets.load_dataset(**named, split=split, streaming=True)._resolve_features()
     except Exception as error:  # hub, network, parsers and file systems each raise their own
         raise _not_loaded(source, split, error) from error
 
