@@ -42,6 +42,19 @@ def test_a_label_beside_a_truncated_teacher_counts_in_the_mass() -> None:
     torch.testing.assert_close(out.mass, 2 * (1 + world.teacher.topk(3).values.exp().sum(-1)))
 
 
+@pytest.mark.parametrize("design", ["sft", "dft", "label_smoothing", "kd", "target_sft"])
+def test_the_distances_are_those_between_the_policy_and_its_target(design: str) -> None:
+    """½‖p − Q‖₁ and KL(Q‖p) with Q = p − ∂loss/∂z, written out; w = 1, and Q a distribution."""
+    world, logits = World.random(5), World.random(5).leaf()
+    out = qtarget.dense_loss(logits, world.labels, load_design(design), references=world.references)
+    out.total.backward()
+    assert logits.grad is not None
+    p = world.logits.softmax(-1)
+    target = (p - logits.grad).clamp_min(0)
+    torch.testing.assert_close(out.gap, 0.5 * (p - target).abs().sum(-1))
+    torch.testing.assert_close(out.kl_to_target, (torch.xlogy(target, target) - target * p.log()).sum(-1))
+
+
 def official_cayley(p: Tensor) -> Tensor:
     """γ of luludus/DEFT at 5d75af4 with its three 1e-8, from the formulas of its trainer."""
     floor, far = 0.5 * p.mean(), 1 - p + 1e-8

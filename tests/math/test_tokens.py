@@ -176,3 +176,15 @@ def test_hidden_states_of_a_reference_are_multiplied_once_for_a_chunk() -> None:
     assert chunk.rows.shape == (6, V)
     labels, policy = torch.arange(6), torch.zeros(6, V)
     torch.testing.assert_close(chunk.at(labels, policy).logp, held.at(labels, policy).logp)
+
+
+def test_every_tensor_with_a_row_per_token_is_known() -> None:
+    """The compiler is told of each that its length changes from chunk to chunk."""
+    world, rows = World.random(3, count=6), (2, 3)
+    earlier = EarlierTokens.of(world.labels.reshape(rows))
+    for negatives, more in ((None, 0), (world.negatives.reshape(*rows, 4), 1), (earlier, 2)):
+        given = {"references": world.references, "columns": {"critical": world.critical.reshape(rows)}}
+        tokens = Tokens.keep_supervised(world.labels.reshape(rows), torch.Size(rows), negatives=negatives, **given)
+        tensors = list(tokens.tensors())
+        assert all(len(tensor) == 6 for tensor in tensors)
+        assert len(tensors) == 4 + 1 + 3 + more  # positions, labels, scale, sequence; a column; three references
