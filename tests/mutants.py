@@ -6,9 +6,11 @@
 No library: mutmut 3.8 leaves out decorated functions (half of these modules are properties) and draws no sample;
 cosmic-ray writes each mutant into the checked-out source and starts an interpreter (five seconds of torch) for each.
 
-One interpreter imports torch, pytest and the other libraries once and forks for every mutant; qtarget is imported in
-the child alone, where the mutated module is compiled from its syntax tree: no file of the source changes. Results are
-appended to build/mutants.jsonl; those of unchanged source and tests are not computed again.
+A fault is shown to the tests that call the function it stands in, quickest first (mutants_tests.py). One interpreter
+collects the tests once and forks for every fault inside of a function, whose code is exchanged (mutants_exchange.py);
+of what the import has used already, a class's fields or a constant, the mutated module is imported in place of its own.
+No file of the source changes. Results are appended to build/mutants.jsonl; those of unchanged source and tests are not
+computed again, and a change of the tests runs the survivors alone.
 """
 
 from __future__ import annotations
@@ -22,62 +24,55 @@ import importlib.machinery
 import importlib.util
 import itertools
 import json
+import math
 import os
 import random
-import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from mutants_exchange import Collected
+from mutants_fork import BROKEN, outcome
+from mutants_tests import Chosen, KnownTests, Memory, Watching
 from mutations import mutations
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "qtarget"
 RESULTS = ROOT / "build" / "mutants.jsonl"
+KNOWN = ROOT / "build" / "mutants_tests.json"
 SURVIVORS = ROOT / "tests" / "mutants_survivors.toml"
 ENOUGH = 0.95
 """The part of the mutants that change a number which has to be killed."""
-BROKEN = 70
-"""The exit status of a child that failed outside pytest: the run's own fault, no mutant's."""
-MEMORY = 6 << 30
-"""Bytes a child may write to."""
+FOLDER = Path(tempfile.gettempdir(), f"mutants-{os.getpid()}")
+"""What tests write; of this process and all its children, one after another."""
 LIBRARIES = ("torch", "numpy", "pytest", "hypothesis", "hydra", "omegaconf", "transformers", "lightning")
 """What the parent imports once; of no more use than the time it saves."""
 
-LAWS = tuple(
-    f"test_laws.py::test_{law}"
-    for law in (
-        "gradient_is_that_of_the_published_objective",
-        "measures_are_those_of_the_gradient",
-        "cutting_a_batch_changes_nothing_unless_the_yaml_says_so",
-        "every_kind_of_design_takes_every_part_option",
-        "extreme_logits_stay_finite",
-    )
+TESTS = (
+    "math/test_*.py",
+    "design/test_*.py",
+    "model/test_draws.py",
+    "data/test_batch.py",
+    "data/test_weights.py",
+    "train/test_step.py",
 )
-LOSS = (
-    ("test_loss.py", "test_derivatives.py", "test_defaults.py", "test_scopes.py", "test_products.py"),
-    ("test_induced.py", "test_vectors.py"),
-    ("test_schedule.py", "test_identities.py", "test_masses.py", "test_head.py", "test_groups.py"),
-    LAWS,
-    ("test_references_given.py", "test_measures.py", "test_draws.py"),
-)
-BATCHES = (("test_weights.py",), ("test_chat.py", "test_invariance.py"))
-STAGES = {
-    "math": LOSS,
-    "design": LOSS,
-    "math/scoring.py": (*LOSS, ("test_compiled.py",)),
-    "data/batch.py": BATCHES,
-    "data/packing.py": BATCHES,
-    "train/step.py": BATCHES,
-}
-"""Module or package → its tests, cheapest first; a stage is run where the one before has not noticed."""
+"""Those that are run, except for LEFT_OUT."""
+LEFT_OUT = ("test_mistakes.py", "test_parity.py", "test_head.py", "test_invariance.py", "test_settings.py")
+"""Long ones, about what stands around the loss."""
+ONLY_FOR = {"test_compiled.py": "math/scoring.py"}
+"""Tests that call almost everything and take minutes → the module they are about."""
+ALWAYS = ("test_defaults.py",)
+"""Those that see a faulty default of a part whose functions they don't call."""
 
 
 @dataclass(frozen=True)
@@ -162,98 +157,111 @@ class Mutating(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoade
         return self.code
 
 
-def outcome(work: Callable[[], int], seconds: float) -> int | None:
-    """The exit status of work in a forked child without output, a negative one for a signal; None: it took too long."""
-    child = os.fork()
-    if child == 0:
-        status = BROKEN
-        try:
-            os.setsid()
-            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-            silence = os.open(os.devnull, os.O_RDWR)
-            for stream in range(3):
-                os.dup2(silence, stream)
-            status = work()
-        finally:
-            os._exit(status)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+def test_files() -> list[Path]:
+    return sorted(path for pattern in TESTS for path in (ROOT / "tests").glob(pattern) if path.name not in LEFT_OUT)
 
 
-def _placed(test: str) -> str:
-    """A test file of the folders below tests, with what is named in it."""
-    file, colons, name = test.partition("::")
-    (path,) = (ROOT / "tests").rglob(file)
-    return f"{path}{colons}{name}"
-
-
-def pytest_status(tests: Sequence[str], module: str | None = None, number: int = 0) -> int:
+def pytest_status(files: Sequence[Path], plugin: object, mutant: Mutant | None = None) -> int:
     """Pytest's exit status in this process, with that mutant in place of its module."""
     import pytest
 
     sys.dont_write_bytecode = True
-    if module is not None:
-        path = SOURCE / module
-        name = "qtarget." + module.removesuffix(".py").replace("/", ".")
-        sys.meta_path.insert(0, Mutating(name, path, mutated(path, number)))
+    if mutant is not None:
+        path = SOURCE / mutant.module
+        name = "qtarget." + mutant.module.removesuffix(".py").replace("/", ".")
+        sys.meta_path.insert(0, Mutating(name, path, mutated(path, mutant.number)))
     imported = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"  # hypothesis, by the parent
-    options = ["-x", "-q", "-W", imported, "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
-    marks = ["-m", "not slow and not pretrained and not browser"]
-    return int(pytest.main([*options, *marks, *map(_placed, tests)]))
+    plugins = [option for name in ("cacheprovider", "xdist", "nbmake") for option in ("-p", f"no:{name}")]
+    options = ["-x", "-q", "-W", imported, "--hypothesis-seed=0", *plugins]
+    marks = ["-m", "not slow and not pretrained and not browser", f"--rootdir={ROOT}", f"--basetemp={FOLDER}"]
+    return int(pytest.main([*options, *marks, *map(str, files)], plugins=[plugin]))
 
 
-def stages(module: str) -> tuple[tuple[str, ...], ...]:
-    return STAGES.get(module) or STAGES[module.split("/", maxsplit=1)[0]]
+def watched_status(memory: Memory, prints: dict[str, str]) -> int:
+    """Pytest's exit status for these test files without a mutant; what their tests call is kept."""
+    watching = Watching(SOURCE)
+    status = pytest_status([ROOT / file for file in prints], watching)
+    if status == 0:
+        memory.keep(prints, watching.tests)
+    return status
+
+
+def known_tests() -> KnownTests:
+    """What every test calls; test files that have changed are watched first, and have to pass."""
+    source = fingerprint(*(SOURCE / module for module in modules()))
+    prints = {path.relative_to(ROOT).as_posix(): fingerprint(path) for path in test_files()}
+    memory = Memory(KNOWN, source)
+    changed = {file: prints[file] for file in memory.changed(prints)}
+    status = outcome(lambda: watched_status(memory, changed), 3600) if changed else 0
+    if status != 0:
+        raise SystemExit(f"The tests don't pass without a mutant: pytest's exit status is {status}")
+    return Memory(KNOWN, source).known(prints, SOURCE)
 
 
 class Run:
     """A run over a list of mutants, which goes on where an earlier one stopped."""
 
-    def __init__(self) -> None:
-        self.limits: dict[tuple[str, ...], float] = {}
-        self.results = self._read()
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.end = time.monotonic() + seconds
+        self.tests = fingerprint(*test_files())
+        self.known = known_tests()
+        self.results = self.read()
 
-    def _read(self) -> dict[str, Result]:
+    def read(self) -> dict[str, Result]:
         if not RESULTS.exists():
             return {}
         rows = [Result(**json.loads(line)) for line in RESULTS.read_text().splitlines() if line.endswith("}")]
         return {row.name: row for row in rows}
 
-    def limit(self, tests: tuple[str, ...]) -> float:
-        """Seconds a mutant may take: five times what the tests need without one, which have to pass."""
-        if tests not in self.limits:
-            start = time.monotonic()
-            status = outcome(lambda: pytest_status(tests), 600)
-            if status != 0:
-                raise SystemExit(f"These tests don't pass without a mutant (pytest's exit status {status}): {tests}")
-            self.limits[tests] = max(20.0, 5 * (time.monotonic() - start))
-        return self.limits[tests]
-
-    def result(self, mutant: Mutant) -> Result:
-        """From the file where nothing has changed since, or measured and written there."""
-        source, tests = fingerprint(SOURCE / mutant.module), tests_fingerprint(mutant.module)
+    def result(self, mutant: Mutant) -> Result | None:
+        """From the file, where nothing has changed since."""
         known = self.results.get(mutant.name)
-        if known and known.source == source and (known.tests == tests or known.status != "survived"):
-            return known
+        same = known and known.source == fingerprint(SOURCE / mutant.module)
+        return known if known and same and (known.tests == self.tests or known.status != "survived") else None
+
+    def measured(self, mutant: Mutant, tried: Callable[[Sequence[str], float], int | None]) -> Result:
+        """How it fares when its tests are `tried`, kept in the file."""
         start = time.monotonic()
-        status = self._status(mutant)
-        result = Result(mutant.name, mutant.line, status, round(time.monotonic() - start, 2), source, tests)
+        status = self._status(mutant, tried)
+        seconds = round(time.monotonic() - start, 2)
+        result = Result(mutant.name, mutant.line, status, seconds, fingerprint(SOURCE / mutant.module), self.tests)
         RESULTS.parent.mkdir(exist_ok=True)
         with RESULTS.open("a") as file:
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+        self.results[mutant.name] = result
         return result
 
-    def _status(self, mutant: Mutant) -> str:
-        for tests in stages(mutant.module):
-            limit = self.limit(tests)
-            status = outcome(lambda tests=tests: pytest_status(tests, mutant.module, mutant.number), limit)  # type: ignore[misc]
+    def imported_anew(self, mutant: Mutant) -> Result:
+        """In an interpreter that imports the mutant in place of its module."""
+
+        def tried(tests: Sequence[str], seconds: float) -> int | None:
+            files = sorted({ROOT / test.split("::")[0] for test in tests})
+            return outcome(lambda: pytest_status(files, Chosen(tests), mutant), seconds)
+
+        return self.measured(mutant, tried)
+
+    def exchanged(self, mutants: Sequence[Mutant], done: Callable[[Result], None]) -> int:
+        """Those with a fault inside of a function, one after another in this process. Returns pytest's exit status."""
+
+        def work(collected: Collected) -> None:
+            for mutant in mutants:
+                pairs = collected.exchanges(SOURCE / mutant.module, mutated(SOURCE / mutant.module, mutant.number))
+                if pairs and time.monotonic() < self.end:
+                    done(self.measured(mutant, partial(tried, collected, pairs)))
+
+        def tried(collected: Collected, pairs: Any, tests: Sequence[str], seconds: float) -> int | None:
+            return outcome(lambda: collected.status(tests, pairs), seconds)
+
+        return pytest_status(test_files(), Collected(SOURCE, work))
+
+    def _tests(self, mutant: Mutant) -> list[str]:
+        tests = self.known.of(mutant.module, mutant.line, ALWAYS)
+        about = {test: ONLY_FOR.get(Path(test.split("::")[0]).name, mutant.module) for test in tests}
+        return [test for test in tests if about[test] == mutant.module] or tests
+
+    def _status(self, mutant: Mutant, tried: Callable[[Sequence[str], float], int | None]) -> str:
+        for tests, seconds in self.known.stages(self._tests(mutant)):
+            status = tried(tests, 20 + 5 * seconds)
             if status in (4, 5, BROKEN):  # pytest's: wrong usage, no tests
                 raise SystemExit(f"{mutant.name}: no test could be run (exit status {status}): {tests}")
             if status != 0:
@@ -263,11 +271,6 @@ class Run:
 
 def fingerprint(*paths: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
-
-
-def tests_fingerprint(module: str) -> str:
-    files = {test.split("::")[0] for tests in stages(module) for test in tests}
-    return fingerprint(*(Path(_placed(file)) for file in sorted(files)))
 
 
 def reviewed() -> dict[str, str]:
@@ -313,18 +316,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(mutant.name for mutant in chosen))
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that children end, too
     os.chdir(ROOT)
     for library in LIBRARIES:
         importlib.import_module(library)
-    run, results, end = Run(), [], time.monotonic() + 60 * given.minutes
-    for number, mutant in enumerate(chosen, 1):
-        if time.monotonic() > end:
-            break
-        results.append(run.result(mutant))
-        print(f"{number}/{len(chosen)} {results[-1].status} {results[-1].seconds}s {mutant.name}", flush=True)
+    results = run_all(Run(60 * given.minutes), chosen)
     summary, enough = verdict(results, reviewed())
     print(summary)
     return 0 if enough else 1
+
+
+def run_all(run: Run, chosen: Sequence[Mutant]) -> list[Result]:
+    """Results of all that there was time for: faults of functions first, in a process of their own.
+
+    Of each kind those that are listed as survivors come last: they take longest.
+    """
+    terminal = os.dup(sys.stdout.fileno())
+
+    def done(result: Result) -> None:
+        known = sum(mutant.name in run.results for mutant in chosen)
+        os.write(terminal, f"{known}/{len(chosen)} {result.status} {result.seconds}s {result.name}\n".encode())
+
+    try:
+        listed = reviewed()
+        unknown = sorted((one for one in chosen if run.result(one) is None), key=lambda one: one.name in listed)
+        if unknown and outcome(lambda: run.exchanged(unknown, done), math.inf) != 0:
+            raise SystemExit("The tests couldn't be collected")
+        run.results = run.read()
+        for mutant in unknown:
+            if run.result(mutant) is None and time.monotonic() < run.end:
+                done(run.imported_anew(mutant))
+    finally:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+    results = [run.result(mutant) for mutant in chosen]
+    return [result for result in results if result]
 
 
 if __name__ == "__main__":

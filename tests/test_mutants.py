@@ -7,6 +7,8 @@ from pathlib import Path
 
 import mutants
 import pytest
+from mutants_fork import BROKEN, outcome
+from mutants_tests import KnownTests, Memory
 from mutations import mutations
 
 SOURCE = '''
@@ -29,7 +31,9 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(mutants, "ROOT", tmp_path)
     monkeypatch.setattr(mutants, "SOURCE", tmp_path)
     monkeypatch.setattr(mutants, "RESULTS", tmp_path / "build" / "mutants.jsonl")
-    monkeypatch.setattr(mutants, "STAGES", {"shapes.py": (("test_shapes.py",),)})
+    monkeypatch.setattr(mutants, "KNOWN", tmp_path / "build" / "mutants_tests.json")
+    monkeypatch.setattr(mutants, "TESTS", ("test_shapes.py",))
+    monkeypatch.setattr(mutants, "modules", lambda: ["shapes.py"])
     return tmp_path / "shapes.py"
 
 
@@ -87,18 +91,21 @@ def test_a_fault_that_tests_notice_is_killed_and_one_that_changes_nothing_surviv
     law = "assert [larger(a) for a in (-2, 0, 1, 5)] == [0, 0, 1, 5]"
     test = f"from qtarget.shapes import larger\n\ndef test_larger():\n    {law}\n"
     chosen = {mutant.name.split(": ")[1]: mutant for mutant in written(module, source, test)}
+    known = {"tests/test_shapes.py::test_larger": (0.1, ["shapes.py:1"])}  # `qtarget.shapes` is there as a mutant only
+    prints = {"tests/test_shapes.py": mutants.fingerprint(module.parent / "tests" / "test_shapes.py")}
+    Memory(mutants.KNOWN, mutants.fingerprint(module)).keep(prints, known)
     run = mutants.Run()
-    run.limits[("test_shapes.py",)] = 60.0  # the module answers to `qtarget.shapes` only as a mutant
     same = chosen["return a if a > 0 else 0 → return a if a >= 0 else 0"]
     wrong = chosen["return a if a > 0 else 0 → return a if a > 1 else 0"]
-    assert run.result(same).status == "survived"
-    assert run.result(wrong).status == "killed"
+    assert run.result(same) is None
+    results = [run.imported_anew(mutant) for mutant in (same, wrong)]
+    assert [result.status for result in results] == ["survived", "killed"]
     assert module.read_text() == source
-    assert set(mutants.Run().results) == {same.name, wrong.name}, "an interrupted run knows its results"
-    summary, enough = mutants.verdict([run.result(same), run.result(wrong)], {})
+    assert [mutants.Run().result(mutant) for mutant in (same, wrong)] == results, "an interrupted run knows its results"
+    summary, enough = mutants.verdict(results, {})
     assert "survived, line 2" in summary
     assert not enough
-    assert mutants.verdict([run.result(same), run.result(wrong)], {same.name: "0 is 0"})[1]
+    assert mutants.verdict(results, {same.name: "0 is 0"})[1]
 
 
 def test_a_fault_that_never_ends_is_ended() -> None:
@@ -106,14 +113,94 @@ def test_a_fault_that_never_ends_is_ended() -> None:
         while True:
             pass
 
-    assert mutants.outcome(endless, 0.2) is None
+    assert outcome(endless, 0.2) is None
 
 
 def test_a_child_that_fails_by_itself_is_no_killed_mutant() -> None:
     def broken() -> int:
         raise RuntimeError("not pytest's")
 
-    assert mutants.outcome(broken, 20) == mutants.BROKEN
+    assert outcome(broken, 20) == BROKEN
+
+
+CALLS = """
+LIMIT = 2
+
+def doubled(value):
+    return 2 * value
+
+class Pair:
+    size = 2
+
+    @property
+    def both(self):
+        def inner():
+            return doubled(1)
+        return inner()
+"""
+TESTS = """
+from shapes import Pair, doubled
+
+def test_slow():
+    assert sum(doubled(index) for index in range(300_000)) > 0
+
+def test_pair():
+    assert Pair().both == 2
+
+def test_none():
+    assert True
+"""
+
+
+@pytest.mark.slow
+def test_a_fault_is_shown_to_the_tests_that_call_its_function_and_the_quicker_first(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = module.parent / "tests"
+    monkeypatch.setattr(mutants, "SOURCE", tests)  # on the path of the tests beside it
+    (tests / "shapes.py").write_text(CALLS)
+    (tests / "test_shapes.py").write_text(TESTS)
+    known = mutants.known_tests()
+    slow, pair, none = (f"tests/test_shapes.py::test_{name}" for name in ("slow", "pair", "none"))
+    assert known.of("shapes.py", line=5) == [pair, slow]
+    assert known.of("shapes.py", line=12) == [pair]
+    assert known.of("shapes.py", line=8) == [pair], "what stands in a class is used by its methods"
+    assert known.of("shapes.py", line=2) == [pair, slow], "what stands in a module is used by every function"
+    assert set(known.of("shapes.py", line=8, always=("test_shapes.py",))) == {slow, pair, none}
+    prints = {"tests/test_shapes.py": mutants.fingerprint(tests / "test_shapes.py")}
+    memory = Memory(mutants.KNOWN, mutants.fingerprint(tests / "shapes.py"))
+    assert memory.changed(prints) == []
+    assert memory.changed({"tests/test_shapes.py": "of another day"}) == ["tests/test_shapes.py"]
+    assert Memory(mutants.KNOWN, "of another source").changed(prints) == ["tests/test_shapes.py"]
+
+
+@pytest.mark.slow
+def test_faults_of_functions_are_tried_in_one_process_and_the_others_are_left(
+    module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = module.parent / "tests"
+    monkeypatch.setattr(mutants, "SOURCE", tests)
+    (tests / "shapes.py").write_text(CALLS)
+    (tests / "test_shapes.py").write_text(TESTS)
+    run, every = mutants.Run(), mutants.mutants_of("shapes.py")
+    assert outcome(lambda: run.exchanged(every, lambda result: None), 60) == 0
+    tried = {name.split(": ", maxsplit=1)[1]: result.status for name, result in run.read().items()}
+    assert tried == {
+        "return 2 * value → return 2 / value": "killed",
+        "return 2 * value → return 3 * value": "killed",
+        "return 2 * value → return 1 * value": "killed",
+        "return doubled(1) → return doubled(2)": "killed",
+        "return doubled(1) → return doubled(0)": "killed",
+    }
+    left = {mutant.name.split(": ", maxsplit=1)[1] for mutant in every} - tried.keys()
+    assert left == {"LIMIT = 2 → LIMIT = 3", "LIMIT = 2 → LIMIT = 1", "size = 2 → size = 3", "size = 2 → size = 1"}
+
+
+def test_quick_tests_are_run_before_the_others_and_those_slow_to_read_at_last() -> None:
+    seconds = {"test_a.py::x": 0.1, "test_laws.py::x": 0.2, "test_a.py::y": 1.0, "test_b.py::x": 5.0}
+    parts = KnownTests(seconds, {}, Path()).stages(list(seconds))
+    assert [tests for tests, _ in parts] == [["test_a.py::x", "test_a.py::y"], ["test_b.py::x"], ["test_laws.py::x"]]
+    assert [total for _, total in parts] == pytest.approx([1.1, 5.0, 0.2])
 
 
 def test_a_sample_is_the_same_for_one_seed_and_another_for_the_next() -> None:
