@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
-
 from qtarget.evaluate.scores import CONFIDENCE, ROUNDING, PairedDifference, Score, Values, drawn, pieces, sign_flip
 
 TAIL = (1 + CONFIDENCE) / 2
@@ -90,7 +88,7 @@ def _over_rows(sides: Sides, mean: float, pulls: Values, generator: np.random.Ge
     sizes = pieces(rows) if rows >= FEW else []
     draws = [_drawn(sides, drawn(generator, rows, size)) for size in sizes]
     if not draws or min(spread.min() for _, spread in draws) < ROUNDING:
-        half = float(student.ppf(TAIL, rows - 1) * pulls.std(ddof=1) / np.sqrt(rows))
+        half = float(_student(rows - 1) * pulls.std(ddof=1) / np.sqrt(rows))
         return half, half
     off = np.concatenate([(means - mean) / spread for means, spread in draws])
     low, high = np.quantile(off, [1 - TAIL, TAIL]) * pulls.std()
@@ -120,10 +118,17 @@ def _with_seeds(over_rows: tuple[float, float], each: Values, pulls: Values) -> 
     if not by_seed:
         return over_rows
     freedom = (of_rows + by_seed) ** 2 / (of_rows**2 / (rows - 1) + of_seeds**2 / (seeds - 1))
-    quantile = student.ppf(TAIL, rows - 1)
-    widened = student.ppf(TAIL, min(freedom, rows - 1)) / quantile
+    quantile = _student(rows - 1)
+    widened = _student(min(freedom, rows - 1)) / quantile
     below, above = (float(widened * np.hypot(half, quantile * np.sqrt(by_seed))) for half in over_rows)
     return below, above
+
+
+def _student(freedom: float) -> float:
+    """The quantile at TAIL of Student's t with so many degrees of freedom."""
+    from scipy.special import stdtrit  # as scipy.stats.t.ppf, which takes a second to import
+
+    return float(stdtrit(freedom, TAIL))
 
 
 def ratio_difference(ours: Ratios, theirs: Ratios, seed: int = 0) -> PairedDifference | None:

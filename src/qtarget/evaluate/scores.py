@@ -17,7 +17,6 @@ from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, bootstrap, permutation_test
 
 Values = NDArray[np.float64]
 
@@ -122,6 +121,8 @@ def drawn(generator: np.random.Generator, count: int, size: int) -> Values:
 
 def wilson(correct: int, count: int) -> Score:
     """The share correct/count with the Wilson score interval (Wilson 1927), which stays honest near 0 and 1."""
+    from scipy.stats import binomtest  # a second, as below: only where an interval is made
+
     test = binomtest(correct, count)
     ends = test.proportion_ci(confidence_level=CONFIDENCE, method="wilson")
     return Score(mean=float(test.statistic), low=float(ends.low), high=float(ends.high))
@@ -129,6 +130,8 @@ def wilson(correct: int, count: int) -> Score:
 
 def _bootstrap(values: Values, seed: int) -> tuple[float, float]:
     """Ends of the BCa interval of the mean."""
+    from scipy.stats import bootstrap
+
     options = {"n_resamples": RESAMPLES, "batch": at_once(len(values)), "rng": np.random.default_rng(seed)}
     ends = bootstrap((values,), np.mean, confidence_level=CONFIDENCE, method="BCa", **options).confidence_interval
     return float(ends.low), float(ends.high)
@@ -181,6 +184,7 @@ def sign_flip(change: Values, seed: int) -> float:
     change = change[np.abs(change) > ROUNDING]
     if len(change) < 2:  # one difference is as far from 0 under either sign
         return 1.0
+    from scipy.stats import permutation_test
 
     def distance(signed: Values, axis: int) -> Values:
         return np.round(np.abs(signed.sum(axis)) / ROUNDING)

@@ -161,15 +161,16 @@ def distinct_labels(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 def results_table(outcomes: Sequence[Outcome]) -> Table | None:
     """What finished jobs gave; None of fewer than 2. The best comes first: by accuracy, then by nll."""
+    done = [outcome for outcome in outcomes if not outcome.error]
+    if len(done) < 2:
+        return None
     from qtarget.compare.columns import columns_of
     from qtarget.compare.formats import Table
     from qtarget.compare.sweeps import usual_metric
     from qtarget.record.runs import read_run
 
     now = datetime.now(UTC)
-    runs = [read_run(outcome.folder, now) for outcome in outcomes if not outcome.error]
-    if len(runs) < 2:
-        return None
+    runs = [read_run(outcome.folder, now) for outcome in done]
     metric = usual_metric(runs)
     sign = -1 if direction(metric) == "max" else 1
     labels = dict(zip((run.folder for run in runs), distinct_labels([run.overrides for run in runs]), strict=True))
