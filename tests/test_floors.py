@@ -10,7 +10,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "qtarget"
 FLOORS = [
     {"choices", "errors", "units"},
-    {"checks", "extras", "files", "forked", "isolated", "measures", "parallel", "progress", "signals"},
+    {"checks", "extras", "files", "forked", "isolated", "measures", "parallel", "progress", "signals", "uncollected"},
     {"cache_layout", "resume_folders", "settings"},
     {"math"},
     {"design"},

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = (
-    "torch transformers lightning torchmetrics scipy numpy matplotlib sympy wandb datasets peft pyarrow pandas "
-    "reasoning_gym math_verify accelerate sklearn trl"
-).split()
+HEAVY = {
+    *("torch", "transformers", "accelerate", "lightning", "torchmetrics", "scipy", "numpy", "matplotlib", "sympy"),
+    *("wandb", "datasets", "peft", "pyarrow", "pandas", "reasoning_gym", "math_verify", "sklearn", "trl"),
+}
 TINY = ["train", "model=tiny", "trainer.max_steps=2", "data.rows=16", "data.heldout_rows=0"]
 BY_LIGHTNING = {"torch", "transformers", "lightning", "torchmetrics", "scipy", "numpy", "matplotlib", "sympy"}
 """`import lightning` (2.6) imports torchmetrics (1.9), which imports scipy.signal, matplotlib and transformers, and

@@ -28,11 +28,12 @@ def prepare_once(
     """`prepare`, where an equal preparation is read from a folder of `holder` if one is there, and else left there.
 
     Of several processes one prepares and the others wait. Where data.keep says so, or there is little data, or what it
-    is made by isn't known, nothing is kept. say: what is said where this takes a while.
+    is made by isn't known, nothing is kept there; the last preparation of little data is kept in memory, for the next
+    job of this process. say: what is said where this takes a while.
     """
     made_by = _recipe(config, tokenizer, context)
     if made_by is None:
-        return prepare(config, tokenizer, context)
+        return _prepared_last(config, tokenizer, context)
     from qtarget.data import prepared_files  # pyarrow comes in here
     from qtarget.data.stored import NotStorableError
 
@@ -43,6 +44,25 @@ def prepare_once(
         say(f"prepared rows aren't kept: {error} in held-out rows can't be written to a file")
         return prepare(config, tokenizer, context)
     return prepared_files.opened(folder, made_by, reader)
+
+
+_last: dict[str, Prepared] = {}
+"""The last preparation of little data, by its recipe."""
+
+
+def _prepared_last(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> Prepared:
+    """`prepare`, or what it made for the job before where that is the same."""
+    try:
+        key = None if _is_large(config) else recipe_digest(recipe(config, tokenizer, config.limit(context)))
+    except UnknownContentError:
+        key = None
+    if key and key in _last:
+        return _last[key]
+    _last.clear()
+    prepared = prepare(config, tokenizer, context)
+    if key:
+        _last[key] = prepared
+    return prepared
 
 
 def _recipe(config: DataConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> dict[str, str] | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from qtarget.evaluate.scores import CONFIDENCE, ROUNDING, PairedDifference, Score, Values, drawn, pieces, sign_flip
 
 TAIL = (1 + CONFIDENCE) / 2

@@ -15,6 +15,7 @@ from qtarget.errors import QTargetError
 from qtarget.launch.outcome import Outcome
 from qtarget.measures import direction
 from qtarget.progress import TimeLeft
+from qtarget.uncollected import uncollected
 from qtarget.units import in_time
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ class JobChecks:
 
     def __init__(self, context: Any) -> None:
         self._checked: dict[tuple[str, ...], CheckedJob] = {}
-        self._sizes: dict[str, Any] = {}
         self._loader: Any = context.config_loader
         self._compose = self._loader.load_sweep_config
         self._loader.load_sweep_config = self._compose_and_check
@@ -55,7 +55,7 @@ class JobChecks:
     def _compose_and_check(self, master_config: Any, sweep_overrides: list[str]) -> Any:
         composed = self._compose(master_config, sweep_overrides)
         if tuple(sweep_overrides) not in self._checked:
-            self._checked[tuple(sweep_overrides)] = _check(composed, sweep_overrides, self._sizes)
+            self._checked[tuple(sweep_overrides)] = _check(composed, sweep_overrides)
         return composed
 
     def of(self, config: Any, jobs: Sequence[Sequence[str]]) -> list[CheckedJob]:
@@ -66,11 +66,8 @@ class JobChecks:
         return [self._checked[tuple(overrides)] for overrides in jobs]
 
 
-def _check(composed: Any, overrides: Sequence[str], sizes: dict[str, Any]) -> CheckedJob:
-    """All that can be told before data is read. A finished job is returned whatever this build makes of it.
-
-    sizes: of models, that of this job's is added.
-    """
+def _check(composed: Any, overrides: Sequence[str]) -> CheckedJob:
+    """All that can be told before data is read. A finished job is returned whatever this build makes of it."""
     from qtarget.config.run_config import RunConfig
     from qtarget.launch.slots import Job
 
@@ -78,9 +75,10 @@ def _check(composed: Any, overrides: Sequence[str], sizes: dict[str, Any]) -> Ch
         if Job.from_config(composed, overrides).finished:
             return CheckedJob(finished=True)
         cfg = RunConfig.read(composed)
-        from qtarget.run.disk import disk_use
-        from qtarget.run.plan import check_design  # torch comes in here, where no other key is wrong
-        from qtarget.run.ranks import check_devices
+        with uncollected():
+            from qtarget.run.disk import disk_use
+            from qtarget.run.plan import check_design  # torch comes in here, where no other key is wrong
+            from qtarget.run.ranks import check_devices
 
         check_devices(cfg.trainer)
         design, _ = check_design(cfg)
@@ -89,7 +87,7 @@ def _check(composed: Any, overrides: Sequence[str], sizes: dict[str, Any]) -> Ch
     except OmegaConfBaseException:  # as of what only a running job can resolve: the job itself will tell
         return CheckedJob()
     try:
-        return CheckedJob(disk=disk_use(cfg, design, sizes), config=cfg)
+        return CheckedJob(disk=disk_use(cfg, design), config=cfg)
     except QTargetError:  # a model that this machine lacks: the job itself will tell
         return CheckedJob(config=cfg)
 

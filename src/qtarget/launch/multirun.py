@@ -40,6 +40,8 @@ from qtarget.launch.announcing import Announcer, print_results, speaks
 from qtarget.launch.launcher import check_no_agent, launchers_by_class
 from qtarget.launch.outcome import Outcome
 from qtarget.run.rank_report import LostError
+from qtarget.run.shared_models import sharing
+from qtarget.uncollected import uncollected
 
 if TYPE_CHECKING:
     from qtarget.run.rank_agreement import RankAgreement
@@ -57,7 +59,7 @@ def launch(words: Sequence[str]) -> int:
         if arguments.runs:
             overrides = with_search_path(arguments.overrides, arguments.config_dir)
             arguments = arguments.with_multirun(check_ranges(overrides, multirun=arguments.multirun))
-        with _hydra_raises(arguments), launchers_by_class():
+        with _hydra_raises(arguments), launchers_by_class(), sharing():
             task(_make_task(outcomes, raises))()
     except SystemExit as ended:
         if "--help" in arguments.options:
@@ -175,12 +177,13 @@ def _run_or_dry(
 
         dry_run(cfg, cfg.name or choices["target"])
         return None
-    try:
-        check_folders(config_container(composed))
-        cfg = RunConfig.read(composed)
-    except QTargetError as error:
-        return record_rejected(config_container(composed), folder, choices, overrides, error)
-    from qtarget.run.train import run_job
+    with uncollected():
+        try:
+            check_folders(config_container(composed))
+            cfg = RunConfig.read(composed)
+        except QTargetError as error:
+            return record_rejected(config_container(composed), folder, choices, overrides, error)
+        from qtarget.run.train import run_job
 
     return run_job(cfg, folder, choices, overrides, of_ranks)
 

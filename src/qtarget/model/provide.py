@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,21 @@ def load_policy(
         lm, loaded = _from_hub_or_folder(AutoModelForCausalLM, source, output_loading_info=True, **options)
         _check_complete(source, lm, loaded["missing_keys"])
     policy = Policy(lm, vocab_size, compiled=compiled)
-    check_logits(policy)
+    _check_logits_once(policy, (weights_fingerprint(source), vocab_size, dtype, attention))
     if gradient_checkpointing:
         lm.activation_checkpointing_enable({"use_reentrant": False})
     return policy
+
+
+_CHECKED: set[Hashable] = set()
+"""What models were made of that passed `check_logits` in this process."""
+
+
+def _check_logits_once(policy: Policy, made_of: Hashable) -> None:
+    """Half of the time that loading takes; jobs and roles on one model need it once."""
+    if made_of not in _CHECKED:
+        check_logits(policy)
+        _CHECKED.add(made_of)
 
 
 def _check_complete(source: ModelSource, lm: Any, missing: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from qtarget.config.composing import instantiate
 from qtarget.config.cross_checks import check_trained_dtypes
 from qtarget.config.loss_engine import AUTO
 from qtarget.config.reference_kind import PlacedReference
-from qtarget.config.references import FrozenReference
+from qtarget.config.references import FrozenReference, PrivilegedReference
 from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
 from qtarget.data.lightning_data import RunData, SFTData, StreamedData
@@ -35,6 +35,7 @@ from qtarget.run.caching import (
     role_of,
 )
 from qtarget.run.plan import Plan
+from qtarget.run.shared_models import Key, release, shared, sharing
 from qtarget.train.lightning_module import QTargetModule
 
 
@@ -44,6 +45,7 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
     roles: those to load; by default those the design reads. Missing caches are built first, with no model in memory.
     """
     cfg, wanted = plan.cfg, set(roles or _read_in_training(plan))
+    release(but={_key(plan, name) for name in (*plan.references, *DRIFT_SETS) if _is_shared(plan, name)})
     build_missing(plan.caches, plan.references, partial(scoring_model, plan))
     policy = adapted(plan, _load(plan, plan.model, cfg.model.dtype, compiled=cfg.model.compile))
     if cfg.trainer.max_steps:
@@ -51,9 +53,10 @@ def load_models(plan: Plan, roles: Iterable[str] | None = None) -> tuple[Policy,
     if cfg.packing:
         check_packing(policy)
     policy.train()  # transformers hands models out in eval mode
-    frozen = {role: _frozen(plan, role, policy) for role in plan.references if role in wanted}
-    live = None if has_flaw(plan, "prior") else frozen.get("prior")
-    return policy, frozen | _priors_for_drift(plan, live, policy)
+    with sharing():
+        frozen = {role: _frozen(plan, role, policy) for role in plan.references if role in wanted}
+        live = None if has_flaw(plan, "prior") else frozen.get("prior")
+        return policy, frozen | _priors_for_drift(plan, live, policy)
 
 
 def _priors_for_drift(plan: Plan, prior: Frozen | None, policy: Policy) -> dict[str, Frozen]:
@@ -121,7 +124,8 @@ class _Models:
         return self.plan.caches[role_of(self.name)]
 
     def still(self) -> Policy:
-        return self._placed(_still(self.plan, self.name))
+        load = partial(_still, self.plan, self.name)
+        return shared(_key(self.plan, self.name), load) if _is_shared(self.plan, self.name) else self._placed(load())
 
     def rows(self) -> Sequence[Example]:
         return self.plan.hinted[role_of(self.name)]
@@ -149,6 +153,24 @@ class _Models:
         elif offloaded:
             offload(model, device)
         return model
+
+
+def _is_shared(plan: Plan, name: str) -> bool:
+    """Whether a role's model may serve other roles and jobs, too: a whole one, as it was saved, that only we read."""
+    role = role_of(name)
+    node = plan.cfg.references[role] if role in plan.references else None
+    if not isinstance(node, FrozenReference) or type(node) not in (FrozenReference, PrivilegedReference):
+        return False  # what a kind of the user's does to its model is not known
+    if node.offload or node.is_sharded(plan.cfg.trainer):
+        return False
+    return name in DRIFT_SETS or not has_flaw(plan, role)
+
+
+def _key(plan: Plan, name: str) -> Key:
+    """All that the model of a role depends on."""
+    source, dtype = plan.references[role_of(name)], plan.cfg.references[role_of(name)].dtype
+    made_of = (provide.weights_fingerprint(source), len(plan.tokenizer), dtype, plan.attention)
+    return (source, *made_of, plan.cfg.model.gradient_checkpointing, plan.cfg.trainer.is_mixed)
 
 
 def _frozen(plan: Plan, name: str, policy: Policy) -> Frozen:

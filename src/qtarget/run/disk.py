@@ -108,18 +108,15 @@ class DiskUse:
 Sizes = Mapping[str, int]
 
 
-def disk_use(cfg: RunConfig, design: Design, known: dict[str, Sizes] | None = None) -> DiskUse:
-    """What a run writes. known: sizes of models, to which this one's are added: a multirun has many jobs of few models.
+_KNOWN: dict[str, Sizes] = {}
+"""What models of this process write, by all that it depends on: many jobs have few models."""
 
-    Raises QTargetError for a model that isn't there, and for an adapter that doesn't merge.
-    """
+
+def disk_use(cfg: RunConfig, design: Design) -> DiskUse:
+    """What a run writes. Raises QTargetError for a model that isn't there, and for an adapter that doesn't merge."""
     if cfg.model.adapter and not is_ours(cfg.model.adapter):
         return DiskUse(is_known=False)  # what it makes of a model without weights is its own
-    known, steps = {} if known is None else known, cfg.trainer.max_steps
-    model = json.dumps([cfg.model.container(), cfg.saved_dtype, cfg.checkpoint.save], default=str)
-    if model not in known:
-        known[model] = _sizes(cfg)
-    sizes = known[model]
+    steps, sizes = cfg.trainer.max_steps, _known_sizes(cfg)
     saves, copies = cfg.checkpoint.save, 1 + ("old" in needs(design))
     cached = any(isinstance(node, CachedReference) for node in cfg.references.values())
     use = DiskUse(checkpoint=sizes["checkpoint"] * saves, adapter=sizes["adapter"] * saves, has_caches=cached)
@@ -133,6 +130,14 @@ def disk_use(cfg: RunConfig, design: Design, known: dict[str, Sizes] | None = No
         last_state=sizes["trained"] + rest,
         states=0 if every is None else 1 + (steps is None or steps > every),
     )
+
+
+def _known_sizes(cfg: RunConfig) -> Sizes:
+    content = provide.weights_fingerprint(provide.resolve(cfg.model.name))
+    model = json.dumps([cfg.model.container(), content, cfg.saved_dtype, cfg.checkpoint.save], default=str)
+    if model not in _KNOWN:
+        _KNOWN[model] = _sizes(cfg)
+    return _KNOWN[model]
 
 
 def _sizes(cfg: RunConfig) -> Sizes:

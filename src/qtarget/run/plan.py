@@ -181,7 +181,8 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     tokenizer = with_pad(chat_tokenizer(model, cfg.model.chat_template), rows)
     for role, source in references.items():
         provide.load_config(source)  # refuses what is no language model
-        provide.check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
+        if source != model:
+            provide.check_same_tokenizer(role, provide.load_tokenizer(source), tokenizer)
         cfg.references[role].made_flaw.check(len(tokenizer))
     context = provide.context_length(config)
     prepared, beside = (

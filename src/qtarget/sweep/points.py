@@ -74,7 +74,6 @@ class JobFactory:
     dry: bool = False
     configs: dict[str, RunConfig] = field(default_factory=dict)
     disk: dict[str, DiskUse] = field(default_factory=dict)
-    _sizes: dict[str, Any] = field(default_factory=dict)
 
     def arguments(self, values: Values) -> list[str]:
         """The overrides of `qtarget train` for a point; of two with one key the later counts."""
@@ -117,7 +116,7 @@ class JobFactory:
         except QTargetError as error:
             raise QTargetError(f"{self.file.path}: {self.label(values)}: {error}") from error
         with suppress(QTargetError):  # a model that this machine lacks: the job itself will tell
-            self.disk.setdefault(cfg.hash, disk_use(cfg, design, self._sizes))
+            self.disk.setdefault(cfg.hash, disk_use(cfg, design))
         self.configs.setdefault(cfg.hash, cfg)
         folder = Path(cfg.output_dir, str(cfg.experiment_name), cfg.hash)
         return Job(folder, cfg.hash, tuple(arguments), self.label(values))
