@@ -42,7 +42,8 @@ class Distribution:
 
     expand: makes the log-probabilities [n, V]. known: scalars [n] that were stored instead, by the names of
     `LABEL_SCALARS`, which are read where they are there: five numbers a token serve whoever reads no more. is_exact:
-    whether logp is the whole distribution, not one completed from a top k, or missing. stored: that top k.
+    whether logp is the whole distribution, not one completed from a top k, or missing. stored: that top k. has_zeros:
+    whether a probability may be 0, as of padded rows.
     """
 
     labels: Tensor
@@ -50,6 +51,7 @@ class Distribution:
     known: Mapping[str, Tensor] = field(default_factory=dict)
     is_exact: bool = True
     stored: Callable[[], tuple[Tensor, Tensor] | None] = lambda: None
+    has_zeros: bool = True
 
     @lazy
     def logp(self) -> Tensor:
@@ -60,6 +62,11 @@ class Distribution:
     def p(self) -> Tensor:
         """π [n, V]."""
         return self.logp.exp()
+
+    @lazy
+    def finite_logp(self) -> Tensor:
+        """log π [n, V] with a number for −∞, so that 0·log 0 comes out as 0; `logp` itself where there is none."""
+        return finite(self.logp) if self.has_zeros else self.logp
 
     @lazy
     def support(self) -> tuple[Tensor, Tensor] | None:
@@ -74,7 +81,7 @@ class Distribution:
     @lazy
     def entropy(self) -> Tensor:
         """H(π) = −Σ_v π_v log π_v [n], nats."""
-        return self._known_or("entropy", lambda: -dot(self.p, finite(self.logp)))
+        return self._known_or("entropy", lambda: -dot(self.p, self.finite_logp))
 
     @lazy
     def outranked(self) -> Tensor:
@@ -118,7 +125,7 @@ def entropy(logp: Tensor) -> Tensor:
 
 
 def dot(p: Tensor, values: Tensor) -> Tensor:
-    """Σ_v p_v·values_v [n], without the [n, V] of products in between."""
+    """Σ_v p_v·values_v [n]."""
     total: Tensor = torch.linalg.vecdot(p, values)
     return total
 

@@ -25,6 +25,11 @@ class Head:
     scale: float = 1.0
     true_vocab: int | None = None
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether some rows are no real tokens."""
+        return self.true_vocab is not None and self.true_vocab < len(self.weight)
+
     def cast(self, dtype: torch.dtype) -> Head:
         """The same head with its weight in `dtype`, once for many products; detached."""
         return replace(self, weight=self.weight.detach().to(dtype))

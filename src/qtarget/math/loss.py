@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from qtarget import checks
 from qtarget.errors import QTargetError
 from qtarget.math.derivatives import attach, check_first_order
 from qtarget.math.head import Head, matmul_dtype
 from qtarget.math.products import add_product, product
 from qtarget.math.schedule import scheduled
 from qtarget.math.scope_values import TokenTable, scope_values_of, scoped_parts
-from qtarget.math.scoring import ChunkLoss, chunk_loss
+from qtarget.math.scoring import ChunkLoss, Scoring, chunk_loss
 from qtarget.math.target import Design, check_references
 from qtarget.math.tokens import IGNORE, LossInputs, Tokens
 from qtarget.measures import MEASURES, Measure
@@ -49,6 +50,8 @@ class TokenMeasures:
 
 
 USUAL = tuple(field.name for field in fields(TokenMeasures) if field.name != "others")
+OPTIONAL = ("entropy", "gap", "kl_to_target", "kl_prior")
+"""Measures that take passes over tokens × vocabulary, and may be left out."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ def dense_loss(
     chunk_size: int | None = None,
     compiled: bool = False,
     measures: Sequence[Measure] = (),
+    unmeasured: Collection[str] = (),
     **given: Unpack[LossInputs],
 ) -> LossOutput:
     """The loss of `design` from logits [..., V] and labels [...], already shifted; −100 is not supervised.
@@ -80,6 +84,8 @@ def dense_loss(
     chunk_size: tokens that go through the design at a time; None: as many as fit CHUNK_BYTES.
     compiled: a chunk goes through torch.compile: the same objective in fewer passes over memory.
     measures: measured of every token beside the usual ones, see `qtarget.measures`; they are the output's `others`.
+    unmeasured: usual ones that nobody will read, of "entropy", "gap", "kl_to_target" and "kl_prior": they are NaN, and
+    take no time. kl_to_target takes most, where more than the label is pulled.
     references: role → Reference over the same positions, flattened.
     columns: name → per-token data, shaped as labels.
     sequence_ids: shaped as labels; by default each row of [B, T] labels is a sequence.
@@ -100,20 +106,17 @@ def dense_loss(
     tokens = _prepare(design, labels, logits.shape[:-1], given, dtype)
     check_first_order(logits, given.get("token_scale"))
     flat = logits.reshape(-1, logits.shape[-1])[tokens.positions]
-    compute = flat.detach().to(dtype)
-    gradient = torch.zeros_like(compute) if flat.requires_grad and torch.is_grad_enabled() else None
+    compute = flat.detach().to(dtype)  # a copy of the supervised rows; a block's gradient takes the place of its logits
+    wants_gradient = flat.requires_grad and torch.is_grad_enabled()
     chunks = tokens.chunks(chunk_size, logits.shape[-1])
     tokens = _with_scope_values(tokens, design, chunks, lambda rows: compute[rows])
-    every = (*MEASURES, *measures)
-    score = chunk_loss(design, wants_gradient=gradient is not None, compiled=compiled, measures=every)
+    scoring = Scoring(design, wants_gradient, _measured(measures, unmeasured), in_place=True)
+    score = chunk_loss(scoring, compiled=compiled)
     pieces = []
     for chunk in chunks:
         for rows, block in tokens.blocks(chunk, logits.shape[-1]):
-            piece, grad_logits = _score(score, every, compute[rows], block, rows.start)
-            pieces.append(piece)
-            if gradient is not None and grad_logits is not None:
-                gradient[rows] = grad_logits
-    return _output(pieces, every, tokens, [(flat, gradient)])
+            pieces.append(_score(score, scoring, compute[rows], block, rows.start)[0])
+    return _output(pieces, scoring.measures, tokens, [(flat, compute if wants_gradient else None)])
 
 
 def linear_loss(
@@ -125,6 +128,7 @@ def linear_loss(
     chunk_size: int | None = None,
     compiled: bool = False,
     measures: Sequence[Measure] = (),
+    unmeasured: Collection[str] = (),
     **given: Unpack[LossInputs],
 ) -> LossOutput:
     """`dense_loss` from hidden states [..., D] and a head (weight [V, D] or `Head`), never holding N × V.
@@ -147,8 +151,14 @@ def linear_loss(
     cast = head.cast(dtype)
     chunks = tokens.chunks(chunk_size, head.weight.shape[0])
     tokens = _with_scope_values(tokens, design, chunks, lambda rows: cast.logits(states[rows], dtype))
-    every = (*MEASURES, *measures)
-    score = chunk_loss(design, wants_gradient=grads.wanted, compiled=compiled, measures=every)
+    scoring = Scoring(
+        design,
+        grads.wanted,
+        _measured(measures, unmeasured),
+        in_place=head.softcap is None,  # whose slope is read off the logits
+        has_zeros=head.is_padded,
+    )
+    score = chunk_loss(scoring, compiled=compiled)
     pieces = []
     with torch.no_grad():
         buffer = states.new_empty(
@@ -160,14 +170,13 @@ def linear_loss(
             for rows, block in tokens.blocks(chunk, len(head.weight)):
                 of_block = products[rows.start - chunk.start : rows.stop - chunk.start]
                 logits = cast.finished(of_block)
-                piece, grad_logits = _score(score, every, logits, block, rows.start)
+                piece, grad_logits = _score(score, scoring, logits, block, rows.start)
                 pieces.append(piece)
                 if grad_logits is not None:
-                    of_block.copy_(grads.at_products(logits, grad_logits, head=cast))
+                    grads.at_products(logits, grad_logits, of_block, head=cast)
             grads.add(chunk, hidden_rows, products, head=cast)
-    return _output(
-        pieces, every, tokens, [(states, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)]
-    )
+    graph = [(states, grads.hidden), (head.weight, grads.weight), (head.bias, grads.bias)]
+    return _output(pieces, scoring.measures, tokens, graph)
 
 
 @torch.no_grad()
@@ -257,29 +266,28 @@ def _with_scope_values(
 
 @torch.no_grad()
 def _score(
-    score: ChunkLoss, measures: Sequence[Measure], logits: Tensor, tokens: Tokens, first: int
-) -> tuple[TokenMeasures, Tensor | None]:
-    """Tokens from the `first` on: what the design makes of them, and s·∂loss/∂logits [n, V] where that is wanted."""
+    score: ChunkLoss, scoring: Scoring, logits: Tensor, tokens: Tokens, first: int
+) -> tuple[Mapping[str, Tensor], Tensor | None]:
+    """Tokens from the `first` on: measures by name, and s·∂loss/∂logits [n, V] where that is wanted."""
     with torch.autocast(logits.device.type, enabled=False):  # it would round sums to bf16
         values, gradient = score(logits, tokens)
-    named = dict(zip((measure.name for measure in measures), values, strict=True))
-    measured, scale = TokenMeasures(**_by_field(named)), tokens.scale
-    finite = torch.isfinite(measured.nll + measured.loss * scale)
+    named = dict(zip((measure.name for measure in scoring.measures), values, strict=True))
+    finite = torch.isfinite(named["nll"] + named["loss"] * tokens.scale)
     if "prior" in tokens.references:  # a part that compares with NaN makes a mask of it, and a finite loss
-        finite &= ~torch.isnan(measured.prior_nll)
+        finite &= ~torch.isnan(named["prior_nll"])
     if not finite.all():
-        _raise_not_finite(logits, measured, scale, int((~finite).nonzero()[0, 0]), first)
-    return measured, gradient
+        _raise_not_finite(named["nll"], named["loss"], tokens.scale, int((~finite).nonzero()[0, 0]), first)
+    return named, logits if scoring.wants_gradient and scoring.in_place else gradient
 
 
-def _raise_not_finite(logits: Tensor, measured: TokenMeasures, scale: Tensor, row: int, offset: int) -> None:
+def _raise_not_finite(nll: Tensor, loss: Tensor, scale: Tensor, row: int, offset: int) -> None:
     if not torch.isfinite(scale[row]):
         raise QTargetError(f"token_scale must be finite; it is {float(scale[row])} at supervised token {offset + row}")
-    if torch.isfinite(measured.nll[row] + measured.loss[row]):
+    if torch.isfinite(nll[row] + loss[row]):
         raise QTargetError(f"the prior is NaN at supervised token {offset + row}: check its hidden states or numbers")
-    what = f"a loss of {float(measured.loss[row])}"
-    if not torch.isfinite(measured.nll[row]):
-        nan = torch.isnan(logits[row]).any()
+    what = f"a loss of {float(loss[row])}"
+    if not torch.isfinite(nll[row]):
+        nan = torch.isnan(nll[row])
         what = "NaN logits" if nan else "a label with probability 0 (a padded vocabulary row?)"
     raise QTargetError(
         f"{what} at supervised token {offset + row}: lower the learning rate, or check the model's weights"
@@ -312,12 +320,13 @@ class _HeadGradients:
     def wanted(self) -> bool:
         return any(buffer is not None for buffer in (self.hidden, self.weight, self.bias))
 
-    def at_products(self, logits: Tensor, grad_logits: Tensor, *, head: Head) -> Tensor:
-        """∂L/∂logits of a block [n, V] → that of its products; the bias takes its gradient."""
+    def at_products(self, logits: Tensor, grad_logits: Tensor, out: Tensor, *, head: Head) -> None:
+        """∂L/∂logits of a block [n, V] → that of its products, in `out`; the bias takes its gradient."""
         grad_products = head.product_gradient(grad_logits, logits)
         if self.bias is not None:
             self.bias.add_(grad_products.sum(0))
-        return grad_products
+        if grad_products is not out:  # fp32 logits without bias and scale are the products themselves
+            out.copy_(grad_products)
 
     def add(self, rows: slice, hidden: Tensor, grad_products: Tensor, *, head: Head) -> None:
         """Of a chunk: hidden [n, D], grad_products [n, V] and the head's weight are in the dtype of products."""
@@ -327,21 +336,29 @@ class _HeadGradients:
             add_product(self.weight, grad_products.T, hidden.T, is_first=rows.start == 0)
 
 
+def _measured(others: Sequence[Measure], unmeasured: Collection[str]) -> tuple[Measure, ...]:
+    """Every measure that is made. Raises QTargetError for one that can't be left out."""
+    for name in unmeasured:
+        checks.choice("a name in unmeasured", name, OPTIONAL)
+    return (*(measure for measure in MEASURES if measure.name not in unmeasured), *others)
+
+
 def _by_field(values: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Measures by name → fields of `TokenMeasures`."""
+    """Measures by name → fields of `TokenMeasures`; NaN where one was not made."""
     others = {name: value for name, value in values.items() if name not in USUAL}
-    return {**{name: values[name] for name in USUAL}, "others": others}
+    missing = torch.full_like(values["nll"], torch.nan)
+    return {**{name: values.get(name, missing) for name in USUAL}, "others": others}
 
 
 def _output(
-    pieces: list[TokenMeasures],
+    pieces: list[Mapping[str, Tensor]],
     measures: Sequence[Measure],
     tokens: Tokens,
     graph: list[tuple[Tensor | None, Tensor | None]],
 ) -> LossOutput:
     names = [measure.name for measure in measures]
     empty = tokens.scale.new_zeros(0)
-    joined = {name: torch.cat([piece.of(name) for piece in pieces]) if pieces else empty for name in names}
+    joined = {name: torch.cat([piece[name] for piece in pieces]) if pieces else empty for name in names}
     total = (joined["loss"] * tokens.scale).sum()
     wanted = [(tensor, gradient) for tensor, gradient in graph if tensor is not None and gradient is not None]
     return LossOutput(**_by_field(joined), total=attach(total, wanted) if wanted else total)

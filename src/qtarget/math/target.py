@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qtarget.choices import SAMPLED
 from qtarget.errors import QTargetError
-from qtarget.math.distribution import dot, finite
+from qtarget.math.distribution import dot, lazy
 from qtarget.math.reference import DETAILS
 from qtarget.math.schedule import Scalar, Scheduled, written
 from qtarget.math.scope_values import design_parts
@@ -49,6 +49,11 @@ class Target:
     parts: tuple[tuple[Tensor, Tensor], ...]
     weight: Tensor
 
+    @lazy
+    def probabilities(self) -> tuple[Tensor, ...]:
+        """π_j of each part [n, V]."""
+        return tuple(log_part.exp() for _, log_part in self.parts)
+
     @property
     def mass(self) -> Tensor:
         """w·(the positive masses of Q) [n]: what `normalize=weight_sum` adds up; 0 where a token isn't pulled."""
@@ -60,21 +65,22 @@ class Target:
     def value(self, view: TokenView) -> Tensor:
         """w·CE(Q, p) [n] in nats: w·(label_mass·(−log p_y) + Σ_j mass_j·CE(π_j, p))."""
         total = -self.label_mass * view.label_logp
-        for mass, log_part in self.parts:
-            total = total + mass * _cross_entropy(log_part, view.logp)
+        for (mass, _), part in zip(self.parts, self.probabilities, strict=True):
+            total = total - mass * dot(part, view.policy.finite_logp)
         return self.weight * total
 
-    def gradient(self, view: TokenView) -> Tensor:
-        """∂/∂logits [n, V]: w·(label_mass·(p − δ) + Σ_j mass_j·(p − π_j)).
+    def gradient(self, view: TokenView, scale: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """∂/∂logits [n, V]: w·(label_mass·(p − δ) + Σ_j mass_j·(p − π_j)), times `scale` [n], in `out` [n, V].
 
         Each difference is taken before it is scaled: p − Q formed from a finished Q loses its digits near the prior,
         the state every run starts in.
         """
-        step = (self.weight * self.label_mass)[:, None]
-        grad = view.policy.p * step
+        weight = self.weight if scale is None else self.weight * scale
+        step = (weight * self.label_mass)[:, None]
+        grad = torch.mul(view.policy.p, step, out=out)
         grad.scatter_add_(1, view.labels[:, None], -step)
-        for mass, log_part in self.parts:
-            grad.addcmul_(view.policy.p - log_part.exp(), (self.weight * mass)[:, None])
+        for (mass, _), part in zip(self.parts, self.probabilities, strict=True):
+            grad.addcmul_(view.policy.p - part, (weight * mass)[:, None])
         return grad
 
     def trust(self, view: TokenView) -> Tensor:
@@ -89,15 +95,6 @@ class Target:
             gain = log_part.gather(1, view.labels[:, None]).squeeze(1).exp() - view.label_logp.exp()
             relative = relative + torch.where(room > ROOM, mass * gain / room.clamp_min(ROOM), 0.0)
         return self.weight * relative
-
-    def distances(self, view: TokenView, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Total variation ½‖p − Q‖₁ and KL(Q‖p) [n], given the gradient; where only the label is pulled, in O(n)."""
-        if self.parts:
-            return _distances(view, gradient, self.weight)
-        left, room = 1 - self.label_mass, -torch.expm1(view.label_logp)
-        at_label = self.label_mass + left * view.label_logp.exp()
-        kl = torch.xlogy(left * room, left) + torch.xlogy(at_label, at_label) - at_label * view.label_logp
-        return self.label_mass * room, kl
 
 
 @dataclass(frozen=True)
@@ -127,19 +124,15 @@ class InducedTarget:
         """L [n]: the published objective itself."""
         return self.loss
 
-    def gradient(self, view: TokenView) -> Tensor:
-        """∂L/∂logits [n, V]."""
-        return self.grad_logits
+    def gradient(self, view: TokenView, scale: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """∂L/∂logits [n, V], times `scale` [n], in `out` [n, V]."""
+        return self.grad_logits if scale is None else torch.mul(self.grad_logits, scale[:, None], out=out)
 
     def trust(self, view: TokenView) -> Tensor:
         """−∂L/∂z_y/(1 − p_y) [n], as of Target: the label's own term exactly, the objective's where there is room."""
         room = -torch.expm1(view.label_logp)
         of_objective = torch.where(room > ROOM, self.objective_grad_label / room.clamp_min(ROOM), 0.0)
         return self.weight * self.label_mass - of_objective
-
-    def distances(self, view: TokenView, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Total variation ½‖p − Q‖₁ and KL(Q‖p) [n], step size aside."""
-        return _distances(view, gradient, self.weight)
 
 
 @dataclass(frozen=True)
@@ -377,22 +370,6 @@ def wants_support(design: object) -> bool:
 def wants_negatives(design: object) -> bool:
     """Whether a design looks at the negatives of a token (its earlier tokens, unless others are given)."""
     return any(getattr(part, "wants_negatives", False) for part in design_parts(design))
-
-
-def _distances(view: TokenView, gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """½‖p − Q‖₁ and KL(Q‖p) [n] of Q = p − gradient/w; the second is NaN where Q has negative entries."""
-    step = weight.abs().clamp_min(torch.finfo(gradient.dtype).tiny)
-    gap = 0.5 * torch.linalg.vector_norm(gradient, ord=1, dim=-1) / step
-    target = torch.addcdiv(view.policy.p, gradient, -step[:, None])
-    signed = target.amin(-1) < -1e-5  # beyond what rounding leaves below zero
-    log_target = target.clamp_min_(0).log().clamp_min_(-1e30)
-    kl = dot(target, log_target.sub_(finite(view.logp)))
-    return gap, kl.masked_fill(signed, torch.nan)
-
-
-def _cross_entropy(log_part: Tensor, logp: Tensor) -> Tensor:
-    """−Σ_v π_v log p_v [n]. Rows that are −∞ on both sides (padded vocabulary) add nothing."""
-    return -dot(log_part.exp(), finite(logp))
 
 
 def divisor_part(mass: Tensor, normalize: str) -> Tensor:

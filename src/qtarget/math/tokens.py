@@ -180,8 +180,8 @@ class Tokens:
         for reference in self.references.values():
             yield from reference.tensors()
 
-    def view(self, logp: Tensor) -> TokenView:
-        """These tokens as a design sees them, beside the policy's log-probabilities [N, V]."""
+    def view(self, logp: Tensor, *, has_zeros: bool = True) -> TokenView:
+        """These tokens as a design sees them, beside the policy's log-probabilities [N, V]; has_zeros: of TokenView."""
         return TokenView(
             logp=logp,
             labels=self.labels,
@@ -190,6 +190,7 @@ class Tokens:
             negatives=self.negatives.ids() if isinstance(self.negatives, EarlierTokens) else self.negatives,
             scope_values=self.scope_values,
             progress=self.progress,
+            has_zeros=has_zeros,
         )
 
     def table(self, label_logp: Mapping[str, Tensor]) -> TokenTable:

@@ -18,7 +18,7 @@ class TokenView:
 
     logp [n, V] log-probabilities of the policy; labels [n]; references by role ("prior", "teacher", "old"); columns by
     name, each [n]; negatives [n, K] token ids (−100: none); scope_values: part → [n], what a part with a scope made
-    of more tokens than these; progress in [0, 1] of the training run.
+    of more tokens than these; progress in [0, 1] of the training run; has_zeros: whether logp may be −∞ anywhere.
     """
 
     logp: Tensor
@@ -28,11 +28,12 @@ class TokenView:
     negatives: Tensor | None = None
     scope_values: Mapping[object, Tensor] = field(default_factory=dict)
     progress: float = 0.0
+    has_zeros: bool = True
 
     @lazy
     def policy(self) -> Distribution:
         logp = self.logp  # a closure over the view would make a cycle, and [n, V] would live until it is found
-        return Distribution(self.labels, lambda: logp)
+        return Distribution(self.labels, lambda: logp, has_zeros=self.has_zeros)
 
     @property
     def label_logp(self) -> Tensor:

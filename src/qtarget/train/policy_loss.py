@@ -15,6 +15,9 @@ from qtarget.measures import Measure
 from qtarget.model.frozen import Frozen, Snapshot
 from qtarget.model.policy import Policy
 
+UNREAD = ("kl_to_target",)
+"""Measures that no log, table or page takes from a run."""
+
 
 def progress_at(step: int, steps: int) -> float:
     """Training progress in [0, 1] of optimizer step `step` of `steps`: 0 at the first, 1 at the last."""
@@ -62,6 +65,7 @@ class PolicyLoss:
             chunk_size=self.chunk_size,
             compiled=self.compiled if compiled is None else compiled,
             measures=self.measures,
+            unmeasured=UNREAD,
             **given,
         )
 
