@@ -191,7 +191,7 @@ class Files(Checked):
         if split == "train" and self.streaming:
             raise QTargetError(
                 f"data.source.streaming=true reads {self.called} while a run trains on it, and on it alone: where its "
-                "rows are read before, or are a part of a mixture, set it to false, and data.rows=N for the first ones"
+                "rows are read before, or are a part of a mixture, set it to false, and data.source.path to one file"
             )
         left_out: Counter[str] = Counter()
         side = self.side(heldout_rows) if name == self.train else HeldOut()
