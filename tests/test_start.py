@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from qtarget.cli import run
+
 HEAVY = {
     *("torch", "transformers", "accelerate", "lightning", "torchmetrics", "scipy", "numpy", "matplotlib", "sympy"),
-    *("wandb", "datasets", "peft", "pyarrow", "pandas", "reasoning_gym", "math_verify", "sklearn", "trl"),
+    *("hydra", "wandb", "datasets", "peft", "pyarrow", "pandas", "reasoning_gym", "math_verify", "sklearn", "trl"),
 }
 TINY = ["train", "model=tiny", "trainer.max_steps=2", "data.rows=16", "data.heldout_rows=0"]
 BY_LIGHTNING = {"torch", "transformers", "lightning", "torchmetrics", "scipy", "numpy", "matplotlib", "sympy"}
@@ -33,8 +35,13 @@ def imported(words: list[str], folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("words", [[*TINY, "--cfg", "job"], ["show"], ["clean", "."]], ids=" ".join)
 def test_commands_that_compute_nothing_import_no_library_that_does(words: list[str], tmp_path: Path) -> None:
-    assert not imported(words, tmp_path)
+    assert imported(words, tmp_path) <= {"hydra"}
+
+
+def test_runs_are_compared_without_what_made_them(workdir: Path) -> None:
+    assert run([*TINY, "output_dir=runs"]) == 0
+    assert imported(["compare", "runs"], workdir) <= {"numpy", "matplotlib"}
 
 
 def test_a_short_job_imports_what_lightning_and_the_model_import(tmp_path: Path) -> None:
-    assert imported(TINY, tmp_path) <= BY_LIGHTNING | {"accelerate"}
+    assert imported(TINY, tmp_path) <= BY_LIGHTNING | {"accelerate", "hydra"}

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from qtarget.config.changed_inputs import HUB, JSONL, Node
-from qtarget.config.composing import instantiate
 from qtarget.data.sources.loading import is_file_name
 from qtarget.errors import QTargetError
 
@@ -39,6 +38,8 @@ def shares_otherwise(config: Node) -> bool:
 
 def _holds_out_none(source: Node) -> bool:
     """Whether no row lies within the share: then one is held out now. Reads no further than the first that does."""
+    from qtarget.config.composing import instantiate  # Hydra comes in here
+
     try:
         return bool(instantiate(source).side(None).prompts)
     except QTargetError:

@@ -9,6 +9,7 @@ from qtarget.config.derived import derived
 from qtarget.config.parsers import SHOW as USAGE
 from qtarget.config.part_checks import checked_design
 from qtarget.errors import QTargetError
+from qtarget.uncollected import uncollected
 
 SLOTS = {
     "reliance": "reliance γ",
@@ -40,9 +41,11 @@ def show(arguments: Sequence[str]) -> int:
         console.print(table)
         console.print("next: qtarget show target=NAME")
         return 0
-    for name in names:
+    with uncollected():  # torch comes in here
+        described = {name: describe(name, changes) for name in names}
+    for name, texts in described.items():
         table = Table(title=name, show_header=False)
-        for field, text in describe(name, changes).items():
+        for field, text in texts.items():
             table.add_row(Text(field), Text(text))
         console.print(table)
     console.print(f"next: {train_command(names[:1], changes)}", soft_wrap=True)
