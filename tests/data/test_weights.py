@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,12 @@ from qtarget.data.chat import ChatFormat
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.limits import cut_to
-from qtarget.data.module import Prepared
+from qtarget.data.module import DataConfig, Prepared, prepare
 from qtarget.data.noise import RandomToken
 from qtarget.data.packing import pack
+from qtarget.data.sources.data_files import Files
+from qtarget.data.sources.jsonl import Jsonl
+from qtarget.data.stream import prepare_stream
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE
 from qtarget.model.builtin import tiny_tokenizer
@@ -113,6 +117,98 @@ def test_random_tokens_keep_the_weights_beside_their_tokens(how: str) -> None:
     ]
     whole = list(zip(example.input_ids, example.weights or (), strict=True))
     assert all(pair in whole for pair in kept)
+
+
+# Prompts
+
+
+PROMPTS_TAUGHT = ChatFormat(tiny_tokenizer(), prompt_weight=0.25)
+
+
+def test_a_prompt_weight_teaches_what_stands_before_a_reply() -> None:
+    talk = row(("5", None), ("44", 2.0), weight=0.5)
+    (example,) = PROMPTS_TAUGHT.encode(talk)
+    plain = encoded(talk)
+    weights = example.weights or []
+    assert (example.input_ids, example.columns) == (plain.input_ids, plain.columns)
+    assert all(example.supervised)
+    expected = [weight or 0.125 for weight in plain.weights or []]
+    assert list(weights) == expected
+    assert {*weights} == {0.125, 0.5, 1.0}
+
+
+def test_a_prompt_weight_of_1_is_a_mask_and_of_0_none() -> None:
+    (example,) = ChatFormat(tiny_tokenizer(), prompt_weight=1.0).encode(row(("5", None)))
+    assert (example.weights, all(example.supervised)) == (None, True)
+    assert ChatFormat(tiny_tokenizer(), prompt_weight=0.0).encode(row(("5", 0.5))) == [encoded(row(("5", 0.5)))]
+
+
+def test_spans_of_weight_0_stay_context_beside_taught_prompts() -> None:
+    (example,) = PROMPTS_TAUGHT.encode(row(("4 because", None), weights=((1, 9, 0.0),)))
+    assert taught(example)[-2:] == [("4", 1.0), ("<|end|>", 1.0)]
+
+
+def test_the_last_reply_alone_has_the_others_in_its_prompt() -> None:
+    talk = row(("5", 0), ("44", None))
+    (example,) = replace(PROMPTS_TAUGHT, supervise="last").encode(talk)
+    assert [weight for _, weight in taught(example)] == [0.25, 1.0]
+    with pytest.raises(QTargetError, match="row 1: message 2 has the weight 0 and stands in a prompt"):
+        PROMPTS_TAUGHT.encode(talk)
+
+
+def test_prompts_that_would_be_taught_several_times_are_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}"
+        "{{ 'past ' if m['role'] == 'assistant' and loop.index0 < ns.last }}{{ m['role'] }}: {{ m['content'] }}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    talk = row(("5 and", None), ("44", None))
+    assert len(ChatFormat(tokenizer).encode(talk)) == 2
+    with pytest.raises(QTargetError, match=r"data\.prompt_weight would teach its prompts several times"):
+        ChatFormat(tokenizer, prompt_weight=0.25).encode(talk)
+
+
+def test_held_out_prompts_are_never_taught_and_random_tokens_are_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{number}+1?", "completion": str(number + 1)} for number in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = Jsonl(str(tmp_path / "rows.jsonl"), heldout_share=0.3)
+    prepared, plain = (
+        prepare(DataConfig(source, None, heldout_rows=None, prompt_weight=weight), tiny_tokenizer(), 1024)
+        for weight in (0.2, 0.0)
+    )
+    assert prepared.heldout == plain.heldout
+    assert prepared.heldout
+    assert all(all(example.supervised) and 0.2 in (example.weights or ()) for example in prepared.train)
+    files = Files(str(tmp_path / "rows.jsonl"), heldout_share=0.0, streaming=True)
+    streamed = prepare_stream(DataConfig(files, None, heldout_rows=2, prompt_weight=0.2), tiny_tokenizer(), 1024, 0)
+    assert {weight for example in streamed.train for weight in example.weights or ()} == {0.2, 1.0}
+    assert all(example.weights is None and not all(example.supervised) for example in streamed.heldout)
+    with pytest.raises(QTargetError, match=r"data\.prompt_weight teaches prompts, and this data\.noise"):
+        DataConfig(source, rows=None, prompt_weight=0.2, noise=RandomToken(0.1))
+
+
+def test_wit_is_a_prompt_weight_and_a_weight_of_all_tokens() -> None:
+    """Weighted instruction tuning (arXiv 2507.07817): (λ_p·Σ_prompt nll + λ_r·Σ_reply nll)/tokens, λ = 0.2 and 0.8."""
+    rows = [Demonstration(one.messages, row=one.row) for one in eight_rows().train_rows]
+    lm = deepcopy(tiny_policy().lm).double().eval()
+    total, count, examples = torch.zeros((), dtype=torch.float64), 0, []
+    for one in rows:
+        (plain,), (example,) = (ChatFormat(tiny_tokenizer(), prompt_weight=weight).encode(one) for weight in (0, 0.25))
+        ids, is_reply = torch.tensor(plain.input_ids), torch.tensor(plain.supervised)[1:]
+        nll = -lm(ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+        total = total + 0.2 * nll[~is_reply].sum() + 0.8 * nll[is_reply].sum()
+        examples.append(replace(example, first_label=count))
+        count += len(nll)
+    loss = total / count
+    loss.backward()
+    expected = {f"lm.{key}": tensor.grad for key, tensor in lm.named_parameters() if tensor.grad is not None}
+    for batch_size, accumulate in ((8, 1), (3, 3)):
+        prepared = replace(eight_rows(), train=examples, rows=examples)
+        micro = batches(prepared, batch_size=batch_size, accumulate=accumulate)
+        gradient, _ = one_step(module("sft", {"weight.value": 0.8}), micro)
+        close({key: value.double() for key, value in gradient.items()}, expected, 2e-4)
 
 
 # Through batch, step and loss

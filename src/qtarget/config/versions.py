@@ -162,6 +162,7 @@ UNCHANGED: dict[str, dict[str, tuple[Any, ...]]] = {
     **{f"references.{role}": LATER for role in ("prior", "teacher", "old")},
     "trainer": {"rows_per_step": (None,)},
     "loss": {"products": ("auto",)},
+    "data": {"prompt_weight": (0.0, 0)},
     "qtarget.model.adapter.Lora": {"options": ({},)},
     "qtarget.train.optim.AdamW": {"allow_bf16_rounding": (False, True)},
     "qtarget.data.sources.reasoning_gym.ReasoningGym": {"trust_scorer": (False,)},

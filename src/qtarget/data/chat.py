@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SUPERVISED = ("all", "last")
 SAID = ("content", "tool_calls", *REASONING)
 """What a message of the assistant may say, one of them at least where it is to be taught."""
+_LAST = "teach the last reply alone with data.supervise=last, or leave data.prompt_weight at 0"
 _CALL = {"name": "f", "arguments": {"a": 1}}
 
 
@@ -37,14 +38,15 @@ def encode(
     *,
     tools: Sequence[Mapping[str, Any]] = (),
     supervise: str = "all",
+    prompt_weight: float = 0.0,
 ) -> list[Example]:
     """The examples that a conversation is trained as: input_ids [T], supervised [T], weights [T] or None.
 
     One, where the template writes a turn in a conversation that goes on as it does at the end; else one for each turn
     that differs, the last of which holds the whole conversation. Raises QTargetError for what can't be taught as it
-    will be asked. messages, tools: see Demonstration.
+    will be asked. messages, tools: see Demonstration. prompt_weight: see ChatFormat.
     """
-    return ChatFormat(tokenizer, supervise).encode(Demonstration(messages, row=0, tools=tools))
+    return ChatFormat(tokenizer, supervise, prompt_weight).encode(Demonstration(messages, row=0, tools=tools))
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class ChatFormat:
     """A tokenizer's chat template, and the end-of-turn token that a reply closes with.
 
     supervise: "all" assistant turns of a conversation, or the "last" one alone, with what comes before it as a model
-    reads it when it is asked.
+    reads it when it is asked. prompt_weight: of the tokens before a supervised turn that no turn before it holds, all
+    that the template writes there; 0: they are context. It is for rows of one example that leave out no reply.
     """
 
     tokenizer: PreTrainedTokenizerBase
     supervise: str = "all"
+    prompt_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -95,7 +99,8 @@ class ChatFormat:
     def encode(self, demonstration: Demonstration) -> list[Example]:
         """The supervised assistant turns and their end-of-turn tokens are labels; all other text is context.
 
-        So are turns and spans of weight 0; a token's weight is row weight × message weight × span weight.
+        So are turns and spans of weight 0; a token's weight is row weight × message weight × span weight, that of a
+        prompt's token row weight × prompt_weight.
 
         What stands before a reply is, token for token, the prompt that `prompt_ids` gives for it. A turn goes on with
         the example of the turn before it where that begins its prompt, and begins another one where it doesn't.
@@ -179,20 +184,37 @@ class ChatFormat:
     def _drafts(self, row: Demonstration) -> list[_Draft]:
         drafts: list[_Draft] = []
         turns = self._supervised_turns(row)
+        self._check_prompts(row, turns)
         written = ""
         for index in turns:
             one = turn(self.template, row.messages, index, row.tools)
             prompt = self.tokens.ids(one.asked)
             if not drafts or prompt[: len(drafts[-1].ids)] != drafts[-1].ids:
                 drafts.append(_Draft(["wrong", *row.spans]))
-            drafts[-1].context(prompt)
+            drafts[-1].prompt(prompt, row.weight * self.prompt_weight)
             self._write(drafts[-1], row, index, one)
             written = one.text
         if turns:
             check_context(self.template, row.messages[: turns[-1] + 1], row.tools, written)
         if not any(draft.weights and any(draft.weights) for draft in drafts):
             raise QTargetError("no token to supervise; it needs an assistant message with text, of a weight above 0")
+        if self.prompt_weight and len(drafts) > 1:
+            raise QTargetError(
+                "the chat template writes a turn in history otherwise than at the end, so that this conversation is "
+                f"several examples and data.prompt_weight would teach its prompts several times: {_LAST}"
+            )
         return [draft for draft in drafts if any(draft.weights)]
+
+    def _check_prompts(self, row: Demonstration, turns: Sequence[int]) -> None:
+        """Raise QTargetError where a reply that is to be context stands in a prompt that is taught."""
+        if not self.prompt_weight or not turns or self.supervise == "last":
+            return
+        left_out = [index for index in self._replies(row) if index < turns[-1] and index not in turns]
+        if left_out:
+            raise QTargetError(
+                f"message {left_out[0] + 1} has the weight 0 and stands in a prompt, which data.prompt_weight teaches: "
+                f"give it a weight above 0 or leave data.prompt_weight at 0"
+            )
 
     def _write(self, draft: _Draft, row: Demonstration, index: int, one: Turn) -> None:
         """The tokens of a reply; the last message of a row carries the row's spans."""
@@ -221,13 +243,16 @@ class ChatFormat:
         return TokenisedText([*tokens.ids, self.end_of_turn], locate)
 
     def _supervised_turns(self, row: Demonstration) -> list[int]:
-        replies = [
+        replies = self._replies(row)
+        wanted = replies if self.supervise == "all" else replies[-1:]
+        return [index for index in wanted if message_weight(row, index) > 0]
+
+    def _replies(self, row: Demonstration) -> list[int]:
+        return [
             index
             for index, message in enumerate(row.messages)
             if message["role"] == "assistant" and any(message.get(key) for key in SAID)
         ]
-        wanted = replies if self.supervise == "all" else replies[-1:]
-        return [index for index in wanted if message_weight(row, index) > 0]
 
 
 def _of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -253,10 +278,10 @@ class _Draft:
     def __post_init__(self) -> None:
         self.columns = {name: [] for name in self.columns_of}
 
-    def context(self, prompt: Sequence[int]) -> None:
-        """Up to the end of a prompt that begins with what is there."""
+    def prompt(self, prompt: Sequence[int], weight: float) -> None:
+        """Up to the end of a prompt that begins with what is there; weight 0: it is context."""
         more = list(prompt[len(self.ids) :])
-        self.reply(more, [0.0] * len(more), {})
+        self.reply(more, [weight] * len(more), {})
 
     def reply(self, ids: Sequence[int], weights: Sequence[float], columns: Mapping[str, Sequence[bool]]) -> None:
         self.ids += ids

@@ -24,7 +24,7 @@ from qtarget.data.sources.source import Sharing, Source, read
 from qtarget.data.storage import InMemory, Storage
 from qtarget.data.tokenise import is_taught
 from qtarget.errors import QTargetError
-from qtarget.settings import Checked, Choice, Nullable, Option, Part, Whole, setting
+from qtarget.settings import Checked, Choice, Nullable, Number, Option, Part, Whole, setting
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,8 @@ class DataConfig(Checked):
     read as the source is; None: from the source. contamination, of training
     rows that answer a held-out prompt: "error", "drop" the row, or "allow" it. truncation of rows longer than
     max_length (None: the model's context): "error", "drop" the row, or "cut" its end. supervise: "all" assistant turns,
-    or the "last". packing: training rows of up to so many tokens hold several demonstrations that don't see each other;
+    or the "last". prompt_weight: what multiplies the loss of the tokens before a taught reply, in training rows alone.
+    packing: training rows of up to so many tokens hold several demonstrations that don't see each other;
     None: one each. keep: whether what was prepared is kept on disk for other runs on the same data ("auto": where it is
     large); workers: how many processes prepare it (None: one a core). Neither changes a number.
     """
@@ -79,6 +80,9 @@ class DataConfig(Checked):
     supervise: str = setting(
         "all", Choice(SUPERVISED), "the turns of the assistant that are taught: all, or the last one"
     )
+    prompt_weight: float = setting(
+        0.0, Number(0), "what multiplies the loss of the tokens of prompts, in training rows alone; 0: context"
+    )
     keep: str | bool = setting(
         "auto", Choice(KEPT), "prepared rows stay in QTARGET_CACHE for other runs; auto: where there are many"
     )
@@ -87,6 +91,11 @@ class DataConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.implements("data.source", self.source, Source)
+        if self.prompt_weight and writes_tokens(self.noise):
+            raise QTargetError(
+                "data.prompt_weight teaches prompts, and this data.noise writes random tokens among all that is "
+                "taught: take a noise that changes words (data/noise=wrong_answer), or leave data.prompt_weight at 0"
+            )
         if isinstance(self.heldout_source, str):
             _check_file("data.heldout_source", self.heldout_source)
         elif self.heldout_source is not None:
@@ -187,6 +196,7 @@ def prepare(
     None: in memory.
     """
     chat, limit, storage = ChatFormat(tokenizer, config.supervise), config.limit(context), storage or InMemory()
+    taught = replace(chat, prompt_weight=config.prompt_weight)
     of_share = config.heldout_rows if config.heldout_source is None else 0
     given, from_source = read(config.source, "train", config.rows, of_share)
     reserve, _ = read(config.source, "reserve", config.reserve_rows)
@@ -198,7 +208,7 @@ def prepare(
     )
     clean, clean_reserve = (apart(rows, heldout, config.contamination) for rows in (given, reserve))
     noisy = config.noise(clean)
-    encoded = storage.encode([*noisy, *clean_reserve], chat)
+    encoded = storage.encode([*noisy, *clean_reserve], taught)
     train = limited(_with_noise(config.noise, encoded, len(noisy), chat), limit, config.truncation)
     examples, of_train = storage.keep("train", train)
     held = limited(storage.encode(heldout, chat), limit, config.truncation)

@@ -141,7 +141,7 @@ def prepare_stream(config: DataConfig, tokenizer: PreTrainedTokenizerBase, conte
     sets_aside = config.heldout_source is None and not source.heldout and config.heldout_rows
     stream = Stream(
         rows,
-        ChatFormat(tokenizer, config.supervise),
+        ChatFormat(tokenizer, config.supervise, config.prompt_weight),
         config.limit(context),
         config.truncation,
         start=_behind(rows, config.heldout_rows or 0) if sets_aside else StreamPlace(),
