@@ -134,6 +134,16 @@ def skew_kl_reverse(logp: Tensor, w: World, alpha: float = 0.1) -> Tensor:
     return kl(logp, (alpha * logp.exp() + (1 - alpha) * w.teacher.exp()).log())
 
 
+def se_kd(logp: Tensor, w: World, k: float = 0.2) -> Tensor:
+    entropy = sg(-(logp.exp() * logp).sum(-1)).tolist()
+    mask = torch.zeros(len(entropy), dtype=torch.float64)
+    for row in w.sequence_ids.unique().tolist():
+        places = [place for place, one in enumerate(w.sequence_ids.tolist()) if one == row]
+        chosen = sorted(places, key=lambda place: -entropy[place])[: max(1, round(k * len(places)))]
+        mask[chosen] = 1.0
+    return mask * kd(logp, w)
+
+
 def kd_temperature(logp: Tensor, w: World) -> Tensor:
     return kd(logp, w, temperature=2.0)
 

@@ -260,7 +260,7 @@ def is_weighting(vector: dict[str, Any]) -> bool:
 def test_the_table_is_whole_and_every_design_is_in_it() -> None:
     assert (len(VECTORS), len(TABLE["identities"])) == (63, 12)
     assert set(OURS) == {vector["design"] for vector in VECTORS}
-    elsewhere = {"iw_sft_token", "rho1"}  # the laws hold them against their papers; rho1 is in the batch case
+    elsewhere = {"iw_sft_token", "rho1", "se_kd"}  # the laws hold them against their papers; rho1 is in the batch case
     assert {ours.name for ours in OURS.values()} | elsewhere == set(options("target"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,10 @@ from torch import Tensor
 import qtarget
 from qtarget import Reference
 from qtarget.design.reliance import ExcessLoss
+from qtarget.design.weight import HighestEntropy, Position
 from qtarget.errors import QTargetError
-from qtarget.math.scope_values import TokenTable
+from qtarget.math.loss import token_table
+from qtarget.math.scope_values import TokenTable, scope_values_of
 from qtarget.math.target import divisor_part
 
 N, V = 7, 5
@@ -35,6 +39,34 @@ def test_rho1_keeps_the_largest_excesses_of_each_group(scope: str) -> None:
         kept |= set(sorted(members, key=lambda index: -excess[index])[: round(0.4 * len(members))])
     got = ExcessLoss(keep=0.4, scope=scope).scope_value(tokens)
     assert set(got.nonzero().flatten().tolist()) == kept
+
+
+def test_a_position_weight_goes_from_first_to_last_over_each_sequence() -> None:
+    """Of 4: the tokens 0, 1, 3; of 9: 2, 4, 5, 6."""
+    got = Position(first=2.0, last=0.5).scope_value(table())
+    torch.testing.assert_close(got, torch.tensor([2.0, 1.25, 2.0, 0.5, 1.5, 1.0, 0.5]))
+    lone = Position(first=2.0, last=0.5).scope_value(table(torch.arange(N)))
+    assert lone.tolist() == [2.0] * N
+
+
+def test_the_highest_entropies_are_those_of_the_source_that_is_named() -> None:
+    """On tables that were joined: the entropies of policy and prior go with their tokens."""
+    generator = torch.Generator().manual_seed(1)
+    logits, prior = (torch.randn(N, V, generator=generator, dtype=torch.float64) for _ in range(2))
+    design = replace(qtarget.load_design("sft"), weight=HighestEntropy(keep=0.3, source="prior", scope="step"))
+    given = [
+        token_table(
+            logits[rows],
+            torch.eye(V, dtype=torch.float64),
+            torch.arange(N)[rows] % V,
+            design,
+            references={"prior": Reference.full(prior[rows].log_softmax(-1))},
+        )
+        for rows in (slice(0, 3), slice(3, N))
+    ]
+    (values,) = scope_values_of(design, TokenTable.join(given).to("cpu")).values()
+    entropy = torch.distributions.Categorical(logits=prior).entropy()
+    assert set(values.nonzero().flatten().tolist()) == set(entropy.topk(2).indices.tolist())
 
 
 def test_a_table_that_moves_is_the_same_table() -> None:

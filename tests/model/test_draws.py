@@ -31,7 +31,7 @@ from qtarget.model.frozen import FrozenModel
 from qtarget.run.plan import check_design
 
 N = 64
-LINEAR = {("asft", "prior"), ("kd", "teacher"), ("kd_hybrid", "teacher"), ("sft_kl", "prior")}
+LINEAR = {("asft", "prior"), ("kd", "teacher"), ("kd_hybrid", "teacher"), ("se_kd", "teacher"), ("sft_kl", "prior")}
 """Of the designs as shipped those whose gradient is linear in a reference."""
 
 
@@ -86,7 +86,7 @@ def test_gradients_of_linear_designs_are_unbiased(design: str, role: str) -> Non
 
     def gradient(reference: Reference, count: int) -> Tensor:
         logits = world.logits.expand(count, -1).clone().requires_grad_()
-        given = {"references": {role: reference}, "columns": {}, "progress": 1.0}
+        given = {"references": {role: reference}, "columns": {}, "progress": 1.0, "sequence_ids": torch.arange(count)}
         qtarget.dense_loss(logits, world.labels.expand(count), made, **given).total.backward()
         assert logits.grad is not None
         return logits.grad

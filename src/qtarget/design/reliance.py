@@ -284,13 +284,7 @@ class ExcessLoss(inputs.ReadsLabel, inputs.IsScopeValue):
 
     def scope_value(self, table: TokenTable) -> Tensor:
         excess = table.label_logp[self.source] - table.label_logp["policy"]
-        groups = table.sequences()[0] if self.scope == "sequence" else torch.zeros_like(table.labels)
-        reliance = torch.zeros_like(excess)
-        for group in torch.unique(groups):
-            members = (groups == group).nonzero().squeeze(1)
-            order = excess[members].argsort(descending=True, stable=True)
-            reliance[members[order[: max(1, round(self.keep * len(members)))]]] = 1.0
-        return reliance
+        return table.largest(excess, self.keep, self.scope)
 
     def __str__(self) -> str:
         return f"top {self.keep:g} of excess loss over {self.source}, per {self.scope}"

@@ -11,9 +11,9 @@ from torch import Tensor
 from qtarget import checks
 from qtarget.design import inputs
 from qtarget.math.schedule import Scalar, Scheduled, written
-from qtarget.math.scope_values import TokenTable
+from qtarget.math.scope_values import SCOPES, TokenTable
 from qtarget.math.view import TokenView
-from qtarget.settings import Checked, Number, Whole, setting
+from qtarget.settings import Checked, Choice, Number, Whole, setting
 
 
 @dataclass(frozen=True)
@@ -146,3 +146,50 @@ class HalfPenalty(Checked):
     def __str__(self) -> str:
         where = f"top {self.top} < {written(self.mass)}"
         return f"gradient of nll + {written(self.strength)}·(p(y) − ½)² where {where}"
+
+
+@dataclass(frozen=True)
+class HighestEntropy(inputs.ReadsLabel, inputs.IsScopeValue):
+    """w_t = 1 for the share `keep` of tokens at which π_source has the largest entropy, 0 for the others.
+
+    SE-KD (arXiv 2602.01395). scope: among the tokens of the "sequence", the "step" or the "batch". Of tokens that tie,
+    the earlier ones are kept.
+    """
+
+    keep: float = setting(0.2, Number(0, 1), "share of the tokens that is kept")
+    source: str = setting("policy", inputs.ANY_SOURCE, "whose entropy is read")
+    scope: str = setting("sequence", Choice(SCOPES), "among which tokens the share is taken")
+
+    @property
+    def entropy_of(self) -> str:
+        return self.source
+
+    def scope_value(self, table: TokenTable) -> Tensor:
+        return table.largest(table.entropy[self.source], self.keep, self.scope)
+
+    def __str__(self) -> str:
+        return f"top {self.keep:g} of entropy of {self.source}, per {self.scope}"
+
+
+@dataclass(frozen=True)
+class Position(Checked, inputs.IsScopeValue):
+    """w_t = first + (last − first)·(t − 1)/(T − 1) at the t-th of the T supervised tokens of its sequence.
+
+    A sequence of one token has w = first.
+    """
+
+    scope: ClassVar[str] = "sequence"
+    first: float = setting(1.0, Number(0), "w of the first supervised token of a sequence")
+    last: float = setting(1.0, Number(0), "w of its last one")
+
+    def scope_value(self, table: TokenTable) -> Tensor:
+        sequence, count = table.sequences()
+        lengths = torch.bincount(sequence, minlength=count)
+        order = sequence.argsort(stable=True)
+        place = torch.empty_like(table.label_logp["policy"])
+        starts = lengths.cumsum(0) - lengths
+        place[order] = (torch.arange(len(order), device=order.device) - starts[sequence[order]]).to(place)
+        return self.first + (self.last - self.first) * place / (lengths[sequence] - 1).clamp_min(1)
+
+    def __str__(self) -> str:
+        return f"from {self.first:g} to {self.last:g} over a sequence"

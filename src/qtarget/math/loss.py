@@ -241,17 +241,29 @@ def _prepare(design: Design, labels: Tensor, shape: torch.Size, given: LossInput
 
 @torch.no_grad()
 def _table(tokens: Tokens, design: Design, chunks: list[slice], logits_of: Callable[[slice], Tensor]) -> TokenTable:
-    """The label's log-probability [N] under the policy and under every source that a part with a scope reads."""
-    sources = {"policy"} | {source for part in scoped_parts(design) for source in getattr(part, "needs", {})}
+    """The label's log-probability [N] under the policy and under every source that a part with a scope reads.
+
+    And the entropy [N] of the sources that such a part names as its `entropy_of`.
+    """
+    parts = scoped_parts(design)
+    sources = {"policy"} | {source for part in parts for source in getattr(part, "needs", {})}
     columns: dict[str, list[Tensor]] = {source: [] for source in sorted(sources)}
+    named = (getattr(part, "entropy_of", None) for part in parts)
+    entropy: dict[str, list[Tensor]] = {source: [] for source in named if source}
     for chunk in chunks:
         logits = logits_of(chunk)
         for rows, block in tokens.blocks(chunk, logits.shape[-1]):
             view = block.view(torch.log_softmax(logits[rows.start - chunk.start : rows.stop - chunk.start], dim=-1))
             for source, pieces in columns.items():
                 pieces.append(view.of(source).label_logp)
+            for source, pieces in entropy.items():
+                pieces.append(view.of(source).entropy)
     empty = tokens.scale.new_zeros(0)
-    return tokens.table({source: torch.cat(pieces) if pieces else empty for source, pieces in columns.items()})
+    logp, spread = (
+        {source: torch.cat(pieces) if pieces else empty for source, pieces in held.items()}
+        for held in (columns, entropy)
+    )
+    return tokens.table(logp, spread)
 
 
 def _with_scope_values(

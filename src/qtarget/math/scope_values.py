@@ -12,7 +12,7 @@ made from the tables of all its micro-batches, and given to the loss as `scope_v
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -33,18 +33,22 @@ class TokenTable:
     """Scalars of all N tokens in a scope.
 
     label_logp: source → log-probability of the label [N]; sequence_ids [N], None where nothing is said of sequences.
+    entropy: source → entropy [N] in nats, of the sources that a part names as its `entropy_of`.
     """
 
     label_logp: Mapping[str, Tensor]
     labels: Tensor
     sequence_ids: Tensor | None = None
     progress: float = 0.0
+    entropy: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> TokenTable:
         """The same table on another device."""
         ids = None if self.sequence_ids is None else self.sequence_ids.to(device)
-        moved = {source: values.to(device) for source, values in self.label_logp.items()}
-        return TokenTable(moved, self.labels.to(device), ids, self.progress)
+        logp, entropy = (
+            {source: values.to(device) for source, values in held.items()} for held in (self.label_logp, self.entropy)
+        )
+        return TokenTable(logp, self.labels.to(device), ids, self.progress, entropy)
 
     def sequence_means(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of `values` [N] per sequence [S], and for each token the number of its sequence [N]."""
@@ -61,6 +65,16 @@ class TokenTable:
         distinct, sequence = torch.unique(self.sequence_ids, return_inverse=True)
         return sequence, len(distinct)
 
+    def largest(self, values: Tensor, keep: float, scope: str) -> Tensor:
+        """1 for the share `keep` with the largest of `values` [N] in each sequence, or of all; of ties the earlier."""
+        groups = self.sequences()[0] if scope == "sequence" else torch.zeros_like(self.labels)
+        kept = torch.zeros_like(values)
+        for group in torch.unique(groups):
+            members = (groups == group).nonzero().squeeze(1)
+            order = values[members].argsort(descending=True, stable=True)
+            kept[members[order[: max(1, round(keep * len(members)))]]] = 1.0
+        return kept
+
     @classmethod
     def join(cls, tables: Sequence[TokenTable]) -> TokenTable:
         """One table of several micro-batches; no sequence stands in two of them."""
@@ -75,6 +89,7 @@ class TokenTable:
             torch.cat([table.labels for table in tables]),
             torch.cat(ids) if ids else None,
             first.progress,
+            {source: torch.cat([table.entropy[source] for table in tables]) for source in first.entropy},
         )
 
 

@@ -193,9 +193,9 @@ class Tokens:
             has_zeros=has_zeros,
         )
 
-    def table(self, label_logp: Mapping[str, Tensor]) -> TokenTable:
+    def table(self, label_logp: Mapping[str, Tensor], entropy: Mapping[str, Tensor]) -> TokenTable:
         """What scope values are made of."""
-        return TokenTable(label_logp, self.labels, self.sequence_ids, self.progress)
+        return TokenTable(label_logp, self.labels, self.sequence_ids, self.progress, entropy)
 
 
 @cache

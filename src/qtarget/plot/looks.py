@@ -39,7 +39,7 @@ KNOWN = (
         "iw_sft_token",
     ),
     *("kd_hybrid", "kd_reverse", "kd_support", "kd_temperature", "kd_truncated", "prift_mass", "profit"),
-    *("sft_kl_reverse", "infosft", "chord_phi", "sed_sft", "skew_kl", "skew_kl_reverse"),
+    *("sft_kl_reverse", "infosft", "chord_phi", "sed_sft", "skew_kl", "skew_kl_reverse", "se_kd"),
 )
 """The designs that come with the package: each has its look wherever it is shown. Those compared most come first."""
 
