@@ -246,7 +246,7 @@ class Run:
         def work(collected: Collected) -> None:
             for mutant in mutants:
                 pairs = collected.exchanges(SOURCE / mutant.module, mutated(SOURCE / mutant.module, mutant.number))
-                if pairs and time.monotonic() < self.end:
+                if pairs and self.known.calls(mutant.module, mutant.line) and time.monotonic() < self.end:
                     done(self.measured(mutant, partial(tried, collected, pairs)))
 
         def tried(collected: Collected, pairs: Any, tests: Sequence[str], seconds: float) -> int | None:
@@ -327,29 +327,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_all(run: Run, chosen: Sequence[Mutant]) -> list[Result]:
-    """Results of all that there was time for: faults of functions first, in a process of their own.
-
-    Of each kind those that are listed as survivors come last: they take longest.
-    """
-    terminal = os.dup(sys.stdout.fileno())
+    """Results of all that there was time for; those that are listed as survivors, which take longest, come last."""
+    terminal, listed = os.dup(sys.stdout.fileno()), reviewed()
 
     def done(result: Result) -> None:
         known = sum(mutant.name in run.results for mutant in chosen)
         os.write(terminal, f"{known}/{len(chosen)} {result.status} {result.seconds}s {result.name}\n".encode())
 
     try:
-        listed = reviewed()
-        unknown = sorted((one for one in chosen if run.result(one) is None), key=lambda one: one.name in listed)
-        if unknown and outcome(lambda: run.exchanged(unknown, done), math.inf) != 0:
-            raise SystemExit("The tests couldn't be collected")
-        run.results = run.read()
-        for mutant in unknown:
-            if run.result(mutant) is None and time.monotonic() < run.end:
-                done(run.imported_anew(mutant))
+        for later in (False, True):
+            run_some(run, [mutant for mutant in chosen if (mutant.name in listed) == later], done)
     finally:
         shutil.rmtree(FOLDER, ignore_errors=True)
     results = [run.result(mutant) for mutant in chosen]
     return [result for result in results if result]
+
+
+def run_some(run: Run, mutants: Sequence[Mutant], done: Callable[[Result], None]) -> None:
+    """Faults of functions first, in a process of their own."""
+    unknown = [mutant for mutant in mutants if run.result(mutant) is None]
+    if unknown and outcome(lambda: run.exchanged(unknown, done), math.inf) != 0:
+        raise SystemExit("The tests couldn't be collected")
+    run.results = run.read()
+    for mutant in unknown:
+        if run.result(mutant) is None and time.monotonic() < run.end:
+            done(run.imported_anew(mutant))
 
 
 if __name__ == "__main__":

@@ -36,12 +36,25 @@ class KnownTests:
     source: Path
 
     def of(self, module: str, line: int, always: Sequence[str] = ()) -> list[str]:
-        """The tests for a fault at this line, quickest first; `always`: files whose tests see faults of an import."""
-        functions, at_import = called_with(ast.parse((self.source / module).read_text()), line)
-        tests = {test for start in functions for test in self.callers.get(f"{module}:{start}", ())}
-        if at_import:
+        """The tests for a fault at this line, quickest first; `always`: files whose tests see faults of an import.
+
+        Of a function that no test calls, the import does: all that call any of its module.
+        """
+        tree = ast.parse((self.source / module).read_text())
+        functions, at_import = called_with(tree, line)
+        tests = self._callers(module, functions)
+        if at_import or not tests:
+            tests = tests or self._callers(module, functions_of(tree))
             tests |= {test for test in self.seconds if Path(test.split("::")[0]).name in always}
         return sorted(tests, key=lambda test: (self.seconds[test], test))
+
+    def calls(self, module: str, line: int) -> bool:
+        """Whether a test calls a function around this line."""
+        functions, at_import = called_with(ast.parse((self.source / module).read_text()), line)
+        return not at_import and bool(self._callers(module, functions))
+
+    def _callers(self, module: str, functions: Sequence[int]) -> set[str]:
+        return {test for start in functions for test in self.callers.get(f"{module}:{start}", ())}
 
     def stages(self, tests: Sequence[str]) -> list[tuple[list[str], float]]:
         """Parts to run one after another, each with its seconds: the quick ones, the others, those slow to read."""
@@ -63,9 +76,12 @@ def called_with(tree: ast.Module, line: int) -> tuple[list[int], bool]:
     if inside:
         return [_begins(max(inside, key=_begins))], False
     classes = [node for node in around if isinstance(node, ast.ClassDef)]
-    scope = max(classes, key=_begins) if classes else tree
-    functions = [_begins(node) for node in ast.walk(scope) if isinstance(node, ast.FunctionDef)]
-    return functions or [_begins(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)], True
+    return (functions_of(max(classes, key=_begins)) if classes else []) or functions_of(tree), True
+
+
+def functions_of(tree: ast.AST) -> list[int]:
+    """Where the functions below a node begin."""
+    return [_begins(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
 
 
 def _begins(node: ast.AST) -> int:

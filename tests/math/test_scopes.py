@@ -95,6 +95,8 @@ def test_the_first_token_without_a_finite_loss_is_named() -> None:
     logits, labels = torch.zeros(4, V), torch.arange(4)
     logits[1:3] = torch.nan
     with pytest.raises(QTargetError, match="NaN logits at supervised token 1:"):
+        qtarget.dense_loss(logits, labels, qtarget.load_design("sft"))
+    with pytest.raises(QTargetError, match="NaN logits at supervised token 1:"):
         qtarget.dense_loss(logits, labels, qtarget.load_design("sft"), chunk_size=3)
     logits[1] = 0.0
     with pytest.raises(QTargetError, match="NaN logits at supervised token 2:"):
