@@ -133,6 +133,7 @@ def test_a_step_is_one_micro_batch_by_default() -> None:
 def test_a_window_begins_with_its_first_micro_batch() -> None:
     window = step_window(batches(3), undo=3)
     assert (window.tokens, window.sequences, window.averaging_factor, window.index) == (6, 3, 3, 0)
+    assert window.per_token_scale == 3 / 6
 
 
 def test_a_step_that_teaches_nothing_has_a_finite_scale() -> None:
