@@ -16,6 +16,9 @@ import pytest
 from test_data_files import FORMATS, PAIRS, lines
 from test_prepared import CUTTING, TOKENIZER, rows, turns
 
+from qtarget.config import versions
+from qtarget.config.composing import compose_config, config_container
+from qtarget.config.identity import config_hash
 from qtarget.config.run_config import RunConfig
 from qtarget.data.example import Example
 from qtarget.data.lightning_data import StreamedData
@@ -356,3 +359,14 @@ def test_what_does_not_go_with_a_stream_is_refused_by_the_source() -> None:
         stream(config("shards", train="train[:1]", heldout_rows=0))
     with pytest.raises(QTargetError, match=r"rows.jsonl has no column 'q' .*its columns: prompt, completion"):
         stream(config("rows.jsonl", prompt="q", completion="completion", heldout_rows=0))
+
+
+def test_the_name_of_a_run_on_a_stream_does_not_take_reading_it_whole() -> None:
+    """Which changes between builds concern a configuration is looked up in its rows: no earlier build had a stream."""
+    functions = {"messages": CONVERSATION, "functions": [{"name": "f", "parameters": {}}]}
+    Path("rows.jsonl").write_bytes(lines([functions]))
+    whole, streamed = (compose_config("train", [*STREAMED[:3], *more]) for more in ([], [STREAMED[3], *ASKED]))
+    assert "functions" in versions.versions(config_container(whole))
+    assert versions.versions(config_container(streamed)) == {}
+    shuffled = compose_config("train", [*STREAMED, *ASKED, "data.source.shuffle_buffer=5"])
+    assert len({config_hash(one) for one in (whole, streamed, shuffled)}) == 3

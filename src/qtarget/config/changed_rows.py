@@ -23,7 +23,7 @@ def reads_new_keys(source: Node) -> bool:
     if source.get("_target_") == JSONL:
         path = Path(str(source.get("path")))
         return path.is_file() and _has_new_keys(*file_state(path))
-    if source.get("_target_") != HUB or not source.get("messages"):
+    if source.get("_target_") != HUB or not source.get("messages") or source.get("streaming"):
         return False
     files = local_files(source, lambda file: file.suffix in (*LINES, ".parquet"))
     return any(_has_new_keys(*file_state(file)) for file in files)
