@@ -166,11 +166,11 @@ def test_a_killed_build_goes_on_after_its_last_shard(tmp_path: Path, monkeypatch
     whole, scored = built(plan(tmp_path / "whole")), []
 
     class Counting(Policy):
-        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
-            scored.append(len(input_ids))
+        def forward(self, *batch: Any) -> torch.Tensor:
+            scored.append(len(batch[0]))
             if len(scored) == 5:
                 raise Killed
-            return super().forward(input_ids, position_ids)
+            return super().forward(*batch)
 
     def load() -> Policy:
         policy = other_policy()
@@ -196,7 +196,7 @@ def test_what_another_process_left_when_it_was_killed_is_scored_by_the_last(
     monkeypatch.setattr(cache_build, "BATCH_TOKENS", 150)
 
     class Dying(Policy):
-        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        def forward(self, *batch: Any) -> torch.Tensor:
             raise Killed
 
     def load() -> Policy:
@@ -222,10 +222,10 @@ def share(folder: str) -> None:
     read = 0
 
     class Counting(Policy):
-        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None) -> torch.Tensor:
+        def forward(self, *batch: Any) -> torch.Tensor:
             nonlocal read
-            read += len(input_ids)
-            return super().forward(input_ids, position_ids)
+            read += len(batch[0])
+            return super().forward(*batch)
 
     def load(done: int) -> Policy:
         dist.barrier()

@@ -46,9 +46,9 @@ class Batch:
     demonstrations share a row: each counts its own from 0; weights [B, T] fp32, aligned with labels: what the data
     multiplies a token's loss by, above 0 where it is supervised and 0 elsewhere (None: 1 for all); window: the
     optimizer step this micro-batch belongs to (None outside training); real_tokens: of demonstrations that teach
-    something, padding aside. No attention mask: padding stands after every
-    real token and attention is causal, so nothing real ever sees it; and in packed rows a mask would hide from
-    transformers where the demonstrations begin.
+    something, padding aside; lengths: of each row, the tokens of its demonstrations (None: not known). No attention
+    mask: padding stands after every real token and attention is causal, so nothing real ever sees it; and in packed
+    rows a mask would hide from transformers where the demonstrations begin.
     """
 
     input_ids: Tensor
@@ -59,6 +59,7 @@ class Batch:
     weights: Tensor | None = None
     window: StepWindow | None = None
     real_tokens: int = 0
+    lengths: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def supervised(self) -> int:
@@ -125,6 +126,7 @@ class Collate:
             real_tokens=sum(len(example) for example in examples if any(example.supervised)),
             position_ids=batch.position_ids if rows[0] is packs[0] else None,
             weights=batch.weights if any(example.weights is not None for example in examples) else None,
+            lengths=tuple(tuple(map(len, pack)) for pack in packs),
         )
 
     def _padding(self, rows: int, width: int, columns: Iterable[str]) -> Batch:

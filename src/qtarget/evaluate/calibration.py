@@ -104,7 +104,7 @@ def read(
         for model in (policy, *([prior.policy] if isinstance(prior, FrozenModel) else [])):
             forget_length(model)
         references = {"prior": prior.exact(moved)} if prior else {}
-        hidden, measures = policy(moved.input_ids, moved.position_ids), (CONFIDENCE, HIT)
+        hidden, measures = policy(moved.input_ids, moved.position_ids, moved.lengths), (CONFIDENCE, HIT)
         out = linear_loss(hidden, policy.head, moved.labels, PLAIN, references=references, measures=measures)
         own.append(_sums(moved, out, names))
     return ranks.collected(own, len(batches))

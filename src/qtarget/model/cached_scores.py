@@ -70,7 +70,7 @@ class Recipe:
         """name → [N, …] of the N supervised tokens of a batch, in the order of their positions."""
         supervised, device = batch.labels != IGNORE, batch.labels.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
-            hidden = policy(batch.input_ids, batch.position_ids)[supervised]
+            hidden = policy(batch.input_ids, batch.position_ids, batch.lengths)[supervised]
             dtype = matmul_dtype(hidden)
         if self.detail == "hidden":
             return {"hidden": hidden.to(DTYPES[self.dtype])}

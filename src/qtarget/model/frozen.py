@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -14,12 +15,14 @@ from qtarget.model.sharding import is_placed, is_shard, own_shard, reshard, whol
 
 
 class Inputs(Protocol):
-    """A batch, as far as a frozen distribution looks at it: each [B, T], see data.batch.Batch."""
+    """A batch, as far as a frozen distribution looks at it: tensors are [B, T], see data.batch.Batch."""
 
     @property
     def input_ids(self) -> Tensor: ...
     @property
     def position_ids(self) -> Tensor | None: ...
+    @property
+    def lengths(self) -> Sequence[Sequence[int]] | None: ...
     @property
     def labels(self) -> Tensor: ...
     @property
@@ -60,7 +63,7 @@ class FrozenModel:
     @torch.no_grad()
     def exact(self, batch: Inputs) -> Reference:
         """Its distribution at the B·T positions of a batch."""
-        return Reference.hidden(self.policy(batch.input_ids, batch.position_ids), self.policy.head)
+        return Reference.hidden(self.policy(batch.input_ids, batch.position_ids, batch.lengths), self.policy.head)
 
 
 class AdapterOff:
@@ -92,7 +95,7 @@ class AdapterOff:
     @torch.no_grad()
     def exact(self, batch: Inputs) -> Reference:
         with evaluating(self.policy), self.policy.lm.disable_adapter():
-            return Reference.hidden(self.policy(batch.input_ids, batch.position_ids), self.policy.head)
+            return Reference.hidden(self.policy(batch.input_ids, batch.position_ids, batch.lengths), self.policy.head)
 
 
 class Snapshot(FrozenModel):

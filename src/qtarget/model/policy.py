@@ -12,8 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from qtarget.errors import QTargetError
-from qtarget.math.head import Head
+from qtarget.math.head import Head, matmul_dtype
 from qtarget.model import architecture
+from qtarget.model.unpadded import KINDS, Groups, Lengths, apart, knows_layers_of
+
+TRIED = (12, 3, 2)
+"""Lengths of the rows on which leaving padding out is tried: two groups, one of them with padding."""
+ROUNDING, COARSE_ROUNDING = 1e-3, 1e-1
+"""‖h′ − h‖ / ‖h‖ up to which states are those read with padding, and in 16 bits. A token too many moves one by more."""
 
 
 @contextmanager
@@ -32,24 +38,65 @@ class Policy(nn.Module):
     """Wraps a transformers causal LM. forward: input_ids [B, T] → last hidden states [B, T, D].
 
     position_ids [B, T], given where documents share a row, each counting from 0: transformers then keeps them from
-    seeing each other, as long as there is no mask and no cache.
+    seeing each other, as long as there is no mask and no cache. lengths: of each row, the tokens of its documents.
+    Where they are given, a CPU doesn't read the padding behind them, whose hidden states are then 0.
     """
 
-    def __init__(self, lm: Any, vocab_size: int, *, compiled: bool = False) -> None:
+    def __init__(self, lm: Any, vocab_size: int, *, compiled: bool = False, attention: str = "auto") -> None:
         """vocab_size: the tokenizer's; rows of the head beyond it are padding and never receive probability.
 
-        compiled: forward goes through torch.compile; generation doesn't.
+        compiled: forward goes through torch.compile; generation doesn't. attention: `model.attention`, for batches read
+        without their padding; other batches go by the configuration of `lm`.
         """
         super().__init__()
         self.lm = lm
         self.vocab_size = vocab_size
         self.compiled = compiled
+        self.attention = attention
         self.adapter_off_is_base = True
         """Whether the model with its adapter switched off is the one that training started from."""
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, lengths: Lengths | None = None) -> Tensor:
+        if lengths is not None and input_ids.device.type == "cpu" and self.skips_padding:
+            return self._unpadded(input_ids, lengths)
+        return self._padded(input_ids, position_ids)
+
+    def _padded(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         read = self._read(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         return self.reading(read.last_hidden_state)
+
+    def _unpadded(self, input_ids: Tensor, lengths: Lengths) -> Tensor:
+        groups = Groups.of(lengths, input_ids.shape[1], self.attention)
+        ids, positions = groups.row(input_ids), groups.positions
+        with apart(self.decoder.config):
+            read = self.decoder(input_ids=ids, position_ids=positions, use_cache=False, groups=groups)
+        return groups.spread(self.reading(read.last_hidden_state), input_ids.shape)
+
+    @cached_property
+    def skips_padding(self) -> bool:
+        """Whether the padding of batches can be left out: it is tried once, on a few tokens.
+
+        Not under torch.compile, which would compile every cut anew, nor with checkpointed activations, which are
+        computed again when attention is the usual one. Ranks that share a model's weights try it together.
+        """
+        if self.compiled or self.attention not in KINDS or not knows_layers_of(self.decoder.config):
+            return False
+        return not self.base.is_activation_checkpointing and self._unpadded_is_padded()
+
+    @torch.no_grad()
+    def _unpadded_is_padded(self) -> bool:
+        """Whether three rows of unequal length have the same hidden states either way."""
+        ids = (torch.arange(36).view(3, 12) * 7 + 1) % self.vocab_size
+        real = torch.arange(12) < torch.tensor(TRIED)[:, None]
+        with evaluating(self), torch.random.fork_rng(devices=[]):
+            expected = self._padded(ids)[real].float()
+            try:
+                got = self._unpadded(ids, [(length,) for length in TRIED])[real].float()
+            except (TypeError, ValueError, AttributeError, RuntimeError):  # of decoders that go another way
+                return False
+        off = (got - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-12)
+        exact = matmul_dtype(got) != torch.bfloat16 and self.lm.dtype in (torch.float32, torch.float64)
+        return float(off.max()) < (ROUNDING if exact else COARSE_ROUNDING)
 
     @cached_property
     def _read(self) -> Callable[..., Any]:

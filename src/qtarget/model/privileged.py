@@ -49,5 +49,5 @@ class Privileged(FrozenModel):
         place = torch.searchsorted(hinted.label_indices[kept].cpu(), wanted).to(kept.device)
         if not torch.equal(hinted.labels[kept][place], batch.labels[supervised]):
             raise QTargetError("a privileged reference reads the training rows that it has hints for, and no others")
-        hidden = self.policy(hinted.input_ids, hinted.position_ids)[kept]
+        hidden = self.policy(hinted.input_ids, hinted.position_ids, hinted.lengths)[kept]
         return Reference.hidden(hidden[place], self.policy.head).of_supervised()

@@ -93,11 +93,13 @@ def load_policy(
     *,
     dtype: str = "float32",
     attention: str = "sdpa",
+    unpadded_attention: str = "auto",
     gradient_checkpointing: bool = False,
     compiled: bool = False,
 ) -> Policy:
     """The causal LM itself. dtype: of the parameters; a policy under bf16-mixed keeps float32.
 
+    attention: transformers' name of it; unpadded_attention: `model.attention`, for batches read without padding.
     gradient_checkpointing: activations are computed again in the backward instead of kept. compiled: through
     torch.compile. Raises QTargetError for a model whose own logits the loss would not use, and for weights that are
     not in its files.
@@ -111,7 +113,7 @@ def load_policy(
         load_config(source)
         lm, loaded = _from_hub_or_folder(AutoModelForCausalLM, source, output_loading_info=True, **options)
         _check_complete(source, lm, loaded["missing_keys"])
-    policy = Policy(lm, vocab_size, compiled=compiled)
+    policy = Policy(lm, vocab_size, compiled=compiled, attention=unpadded_attention)
     _check_logits_once(policy, (weights_fingerprint(source), vocab_size, dtype, attention))
     if gradient_checkpointing:
         lm.activation_checkpointing_enable({"use_reentrant": False})

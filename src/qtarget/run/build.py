@@ -86,6 +86,7 @@ def _load(plan: Plan, source: provide.ModelSource, dtype: str, *, compiled: bool
         len(plan.tokenizer),
         dtype=dtype,
         attention=plan.attention,
+        unpadded_attention=model.attention,
         gradient_checkpointing=model.gradient_checkpointing,
         compiled=compiled,
     )
@@ -169,7 +170,8 @@ def _is_shared(plan: Plan, name: str) -> bool:
 def _key(plan: Plan, name: str) -> Key:
     """All that the model of a role depends on."""
     source, dtype = plan.references[role_of(name)], plan.cfg.references[role_of(name)].dtype
-    made_of = (provide.weights_fingerprint(source), len(plan.tokenizer), dtype, plan.attention)
+    asked = plan.cfg.model.attention
+    made_of = (provide.weights_fingerprint(source), len(plan.tokenizer), dtype, plan.attention, asked)
     return (source, *made_of, plan.cfg.model.gradient_checkpointing, plan.cfg.trainer.is_mixed)
 
 

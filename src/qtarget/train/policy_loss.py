@@ -56,7 +56,7 @@ class PolicyLoss:
         compiled: `self.compiled` where it is None.
         """
         given: LossInputs = {**self._loss_inputs(batch), "scope_values": scope_values, "token_scale": token_scale}
-        hidden = self.policy(batch.input_ids, batch.position_ids)
+        hidden = self.policy(batch.input_ids, batch.position_ids, batch.lengths)
         return linear_loss(
             hidden,
             self.policy.head,
@@ -71,7 +71,8 @@ class PolicyLoss:
 
     def token_table(self, batch: Batch) -> TokenTable:
         """What scope values of the design are made of, for the supervised tokens of a batch."""
-        hidden, given = self.policy(batch.input_ids, batch.position_ids), self._loss_inputs(batch)
+        hidden = self.policy(batch.input_ids, batch.position_ids, batch.lengths)
+        given = self._loss_inputs(batch)
         return token_table(hidden, self.policy.head, batch.labels, self.design, chunk_size=self.chunk_size, **given)
 
     def renew_snapshots(self, step: int) -> None:
