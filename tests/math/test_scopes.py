@@ -76,6 +76,8 @@ def test_a_table_that_moves_is_the_same_table() -> None:
         assert (moved.sequence_ids is None) == (ids is None)
         assert torch.equal(moved.labels, tokens.labels)
         assert moved.progress == 0.25
+    bare = TokenTable(table().label_logp, torch.arange(N)).to("cpu")
+    assert (bare.sequence_ids, bare.progress) == (None, 0.0)
     assert table().to("meta").sequence_ids.device.type == "meta"  # type: ignore[union-attr]
 
 
