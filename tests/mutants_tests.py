@@ -29,7 +29,11 @@ SLOW_TO_READ = ("test_laws.py",)
 
 @dataclass(frozen=True)
 class KnownTests:
-    """seconds: of each test. callers: function ("math/head.py:36", where it begins) → the tests that call it."""
+    """What is known of tests.
+
+    seconds: of each. callers: function, by where it begins ("math/head.py:36"), or class ("math/head.py:Head") → the
+    tests that call it or make one.
+    """
 
     seconds: dict[str, float]
     callers: dict[str, list[str]]
@@ -53,8 +57,8 @@ class KnownTests:
         functions, at_import = called_with(ast.parse((self.source / module).read_text()), line)
         return not at_import and bool(self._callers(module, functions))
 
-    def _callers(self, module: str, functions: Sequence[int]) -> set[str]:
-        return {test for start in functions for test in self.callers.get(f"{module}:{start}", ())}
+    def _callers(self, module: str, places: Sequence[int | str]) -> set[str]:
+        return {test for place in places for test in self.callers.get(f"{module}:{place}", ())}
 
     def stages(self, tests: Sequence[str]) -> list[tuple[list[str], float]]:
         """Parts to run one after another, each with its seconds: the quick ones, the others, those slow to read."""
@@ -66,17 +70,20 @@ class KnownTests:
         return [(part, sum(self.seconds[test] for test in part)) for part in parts]
 
 
-def called_with(tree: ast.Module, line: int) -> tuple[list[int], bool]:
-    """Where the functions begin that use what stands at a line, and whether it is run by the import.
+def called_with(tree: ast.Module, line: int) -> tuple[Sequence[int | str], bool]:
+    """Where the functions begin, or what the class is called, that use a line; and whether the import runs it.
 
-    Inside of a function that is the function; in the body of a class its methods; elsewhere every function.
+    Inside of a function that is the function; in the body of a class it and its methods; elsewhere every function.
     """
     around = [node for node in ast.walk(tree) if _begins(node) <= line <= getattr(node, "end_lineno", 0)]
     inside = [node for node in around if isinstance(node, ast.FunctionDef)]
     if inside:
         return [_begins(max(inside, key=_begins))], False
     classes = [node for node in around if isinstance(node, ast.ClassDef)]
-    return (functions_of(max(classes, key=_begins)) if classes else []) or functions_of(tree), True
+    if classes:
+        innermost = max(classes, key=_begins)
+        return [innermost.name, *functions_of(innermost)], True
+    return functions_of(tree), True
 
 
 def functions_of(tree: ast.AST) -> list[int]:
@@ -100,10 +107,13 @@ class Watching:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
         called: dict[int, CodeType] = {}
+        made: set[type] = set()
 
         def note(frame: FrameType, event: str, argument: object) -> None:
             if event == "call":
                 called[id(frame.f_code)] = frame.f_code
+                if frame.f_code.co_name == "__init__" and frame.f_code.co_filename == "<string>":  # a dataclass's
+                    made.add(type(frame.f_locals["self"]))
 
         start = time.process_time()
         sys.setprofile(note)
@@ -113,7 +123,15 @@ class Watching:
             sys.setprofile(None)
             ours = [code for code in called.values() if code.co_filename.startswith(self.source)]
             functions = {f"{code.co_filename.removeprefix(self.source)}:{code.co_firstlineno}" for code in ours}
-            self.tests[item.nodeid] = (round(time.process_time() - start, 3), sorted(functions))
+            classes = {place for cls in made for place in self._places(cls)}
+            self.tests[item.nodeid] = (round(time.process_time() - start, 3), sorted(functions | classes))
+
+    def _places(self, cls: type) -> Iterator[str]:
+        """A class and those that it is made of, as far as they are ours."""
+        for one in cls.__mro__:
+            path = getattr(sys.modules.get(one.__module__), "__file__", None) or ""
+            if path.startswith(self.source):
+                yield f"{path.removeprefix(self.source)}:{one.__name__}"
 
 
 class Chosen:

@@ -124,6 +124,8 @@ def test_a_child_that_fails_by_itself_is_no_killed_mutant() -> None:
 
 
 CALLS = """
+from dataclasses import dataclass
+
 LIMIT = 2
 
 def doubled(value):
@@ -137,9 +139,13 @@ class Pair:
         def inner():
             return doubled(1)
         return inner()
+
+@dataclass
+class Point:
+    x: int = 0
 """
 TESTS = """
-from shapes import Pair, doubled
+from shapes import Pair, Point, doubled
 
 def test_slow():
     assert sum(doubled(index) for index in range(300_000)) > 0
@@ -147,8 +153,8 @@ def test_slow():
 def test_pair():
     assert Pair().both == 2
 
-def test_none():
-    assert True
+def test_point():
+    assert Point()
 """
 
 
@@ -161,12 +167,13 @@ def test_a_fault_is_shown_to_the_tests_that_call_its_function_and_the_quicker_fi
     (tests / "shapes.py").write_text(CALLS)
     (tests / "test_shapes.py").write_text(TESTS)
     known = mutants.known_tests()
-    slow, pair, none = (f"tests/test_shapes.py::test_{name}" for name in ("slow", "pair", "none"))
-    assert known.of("shapes.py", line=5) == [pair, slow]
-    assert known.of("shapes.py", line=12) == [pair]
-    assert known.of("shapes.py", line=8) == [pair], "what stands in a class is used by its methods"
-    assert known.of("shapes.py", line=2) == [pair, slow], "what stands in a module is used by every function"
-    assert set(known.of("shapes.py", line=8, always=("test_shapes.py",))) == {slow, pair, none}
+    slow, pair, point = (f"tests/test_shapes.py::test_{name}" for name in ("slow", "pair", "point"))
+    assert known.of("shapes.py", line=7) == [pair, slow]
+    assert known.of("shapes.py", line=14) == [pair]
+    assert known.of("shapes.py", line=10) == [pair], "what stands in a class is used by its methods"
+    assert known.of("shapes.py", line=4) == [pair, slow], "what stands in a module is used by every function"
+    assert known.of("shapes.py", line=20) == [point], "a field is used by whoever makes one"
+    assert set(known.of("shapes.py", line=10, always=("test_shapes.py",))) == {slow, pair, point}
     prints = {"tests/test_shapes.py": mutants.fingerprint(tests / "test_shapes.py")}
     memory = Memory(mutants.KNOWN, mutants.fingerprint(tests / "shapes.py"))
     assert memory.changed(prints) == []
@@ -193,7 +200,10 @@ def test_faults_of_functions_are_tried_in_one_process_and_the_others_are_left(
         "return doubled(1) → return doubled(0)": "killed",
     }
     left = {mutant.name.split(": ", maxsplit=1)[1] for mutant in every} - tried.keys()
-    assert left == {"LIMIT = 2 → LIMIT = 3", "LIMIT = 2 → LIMIT = 1", "size = 2 → size = 3", "size = 2 → size = 1"}
+    assert left == {"LIMIT = 2 → LIMIT = 3", "LIMIT = 2 → LIMIT = 1", "size = 2 → size = 3", "size = 2 → size = 1"} | {
+        "x: int = 0 → x: int = 1",
+        "x: int = 0 → x: int = -1",
+    }
 
 
 def test_quick_tests_are_run_before_the_others_and_those_slow_to_read_at_last() -> None:
