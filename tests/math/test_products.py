@@ -12,6 +12,7 @@ from torch import Tensor
 
 import qtarget
 from qtarget.math import products
+from qtarget.run import doctor
 from qtarget.train import fp32_products
 
 N, D, V = 24, 40, 70
@@ -107,6 +108,13 @@ def test_a_trial_is_made_once_on_a_machine(cache: Path) -> None:
     cache.write_text(json.dumps({"another processor": other}))
     assert fp32_products.faster_here() == first
     assert json.loads(cache.read_text()) == {"another processor": other, key: first}
+
+
+def test_doctor_tells_the_choice_without_making_a_trial(cache: Path) -> None:
+    assert "what a trial at the first run here finds faster" in doctor._output_layer()
+    assert not cache.exists()
+    chosen = fp32_products.faster_here()
+    assert f"fp32 by {chosen}, which a trial here found faster" in doctor._output_layer()
 
 
 @pytest.mark.parametrize("damage", ["", "[1]", '{"a": ', "\x00"])

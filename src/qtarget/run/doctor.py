@@ -37,6 +37,7 @@ def facts() -> Iterator[tuple[str, str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}", ""
     yield "packages", ", ".join(f"{name} {version}" for name, version in versions().items()), ""
     yield "device", *_device()
+    yield "output layer", _output_layer(), ""
     yield "model", *_model()
     yield "cache", *_writable(_cache(), "set QTARGET_CACHE to a folder you can write")
     yield "outputs", *_outputs(Path("outputs"), "set output_dir=FOLDER")
@@ -50,6 +51,17 @@ def _device() -> tuple[str, str]:
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return ", ".join(names), ""
     return f"CPU, {torch.get_num_threads()} threads ({torch.backends.cpu.get_cpu_capability()})", ""
+
+
+def _output_layer() -> str:
+    """What its products and its loss go through on a CPU, which the processor decides."""
+    from qtarget.config.loss_engine import compiler
+    from qtarget.train.fp32_products import in_words
+
+    compiling = (
+        f"loss.compile would use {path}" if (path := compiler()) else "no C++ compiler, so the loss runs eagerly"
+    )
+    return f"on a CPU products in {in_words()}; {compiling}"
 
 
 def _model() -> tuple[str, str]:

@@ -29,15 +29,31 @@ def faster_here() -> str:
     It is kept in QTARGET_CACHE/fp32_products.json by processor, threads and version of torch. Where that can't be
     written, every process measures for itself.
     """
-    file, key = cache_dir() / FILE, f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    kept = _read(file)
-    if kept.get(key) in products.LIBRARIES:
-        return kept[key]
-    measured = products.faster(torch.get_num_threads())
+    if known := kept_here():
+        return known
+    file, measured = cache_dir() / FILE, products.faster(torch.get_num_threads())
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps({**kept, key: measured}, indent=1))
+        write_atomically(file, json.dumps({**_read(file), _key(): measured}, indent=1))
     return measured
+
+
+def kept_here() -> str | None:
+    """What an earlier trial with this processor, these threads and this torch chose; None before the first."""
+    kept = _read(cache_dir() / FILE).get(_key())
+    return kept if kept in products.LIBRARIES else None
+
+
+def in_words() -> str:
+    """The same for a person, without a trial."""
+    known = kept_here()
+    if known:
+        return f"fp32 by {known}, which a trial here found faster; loss.products pins one"
+    return "fp32 by what a trial at the first run here finds faster; loss.products pins one"
+
+
+def _key() -> str:
+    return f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def processor() -> str:
