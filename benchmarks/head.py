@@ -3,7 +3,9 @@
     python benchmarks/head.py [--tokens 512 2048 8192] [--rounds 7] [--precision bf16 fp32] [--no-compile]
 
 Every way is timed in turn, round after round, and a ratio is that of the medians of one run, so that a machine's moods
-fall on all alike. Memory is the peak of a fresh process above what it held before: gradients, and everything between.
+fall on all alike. Seconds are the processor's, of all threads together. The base of `target_sft` is the same in plain
+torch. The floor of a way is its matrix products alone, as a share of its base. Memory is the peak of a fresh process
+above what it held before: gradients, and everything between.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import qtarget
+from qtarget.math.products import product
+from qtarget.math.tokens import default_chunk, slices
+from qtarget.train.fp32_products import processor
 from qtarget.train.memory import keep_freed_blocks, return_freed_blocks
+from qtarget.train.policy_loss import UNREAD
 
 HIDDEN, VOCAB = 576, 49152
 DESIGNS = ("sft", "dft", "label_smoothing", "target_sft")
 PLAIN = "matmul + cross_entropy"
+PLAIN_TARGET_SFT = "target_sft in plain torch"
+FLOOR, FLOOR_WITH_TEACHER = "products alone", "products alone, with a teacher's"
 TOKENS, PRECISIONS = (512, 2048, 8192), ("bf16", "fp32")
 FEW = 64
 Step = Callable[[], None]
@@ -42,6 +49,7 @@ class Row(TypedDict, total=False):
     way: str
     seconds: float
     time_ratio: float
+    floor: float
     peak_mb: float
     memory_ratio: float
 
@@ -84,6 +92,22 @@ def dense_target_sft(
     return -(target * logp).sum()
 
 
+def products_alone(hidden: Tensor, weight: Tensor, precision: str, teachers: int = 0) -> None:
+    """Logits, both gradients, and a teacher's logits, by the faster library: what no loss can do without."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    states, matrix = hidden.detach().to(dtype), weight.detach().to(dtype)
+    for rows in slices(len(states), default_chunk(VOCAB)):
+        for _ in range(1 + teachers):
+            logits = product(states[rows], matrix)
+        product(logits, matrix.T)
+        product(logits.T, states[rows].T)
+
+
+def base_of(way: str) -> str:
+    """What a way is compared with."""
+    return PLAIN_TARGET_SFT if way.startswith("target_sft") or way == FLOOR_WITH_TEACHER else PLAIN
+
+
 def ways(tokens: int, precision: str, *, compiled: bool) -> dict[str, Step]:
     """name → one forward and backward pass."""
     hidden, weight, labels, teacher = problem(tokens, precision)
@@ -97,14 +121,15 @@ def ways(tokens: int, precision: str, *, compiled: bool) -> dict[str, Step]:
         with autocast(precision):
             design = qtarget.load_design(name) if name not in loaded else loaded[name]
             loaded[name] = design
-            return qtarget.linear_loss(hidden, weight, labels, design, references=references, compiled=compiled).total
+            given: Any = {"references": references, "unmeasured": UNREAD}
+            return qtarget.linear_loss(hidden, weight, labels, design, compiled=compiled, **given).total
 
     loaded: dict[str, Any] = {}
     found: dict[str, Step] = {
         PLAIN: partial(step, lambda: dense(hidden, weight, labels, precision)),
-        "target_sft in plain torch": partial(
-            step, lambda: dense_target_sft(hidden, weight, labels, teacher, precision)
-        ),
+        PLAIN_TARGET_SFT: partial(step, lambda: dense_target_sft(hidden, weight, labels, teacher, precision)),
+        FLOOR: partial(products_alone, hidden, weight, precision),
+        FLOOR_WITH_TEACHER: partial(products_alone, hidden, weight, precision, teachers=1),
     }
     if precision == "fp32":
         fused = F.linear_cross_entropy
@@ -117,15 +142,15 @@ def ways(tokens: int, precision: str, *, compiled: bool) -> dict[str, Step]:
 
 
 def seconds(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Median time of each, taken in turn."""
+    """Median time of each by all threads of the processor, taken in turn."""
     for step in steps.values():
         step()  # compiles, and fills caches
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step()
-            taken[name].append(time.perf_counter() - start)
+            taken[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
@@ -164,7 +189,7 @@ def measure(
     compiled: bool = True,
     memory: bool = True,
 ) -> list[Row]:
-    """A row for every way, ratios to `PLAIN` of the same tokens and precision. Many tokens get fewer rounds."""
+    """A row for every way, ratios to its base at the same tokens and precision. Many tokens get fewer rounds."""
     keep_freed_blocks()
     cases = [(count, precision) for precision in precisions for count in tokens]
     return [row for case in cases for row in _rows(*case, rounds=rounds, compiled=compiled, memory=memory)]
@@ -174,9 +199,12 @@ def _rows(tokens: int, precision: str, *, rounds: int, compiled: bool, memory: b
     taken = seconds(ways(tokens, precision, compiled=compiled), max(2, min(rounds, rounds * 2048 // tokens)))
     peaks = {name: peak_megabytes(name, tokens, precision, compiled) for name in taken} if memory else {}
     for name, value in taken.items():
-        row = Row(tokens=tokens, precision=precision, way=name, seconds=value, time_ratio=value / taken[PLAIN])
+        base = base_of(name)
+        floor = taken[FLOOR_WITH_TEACHER if base == PLAIN_TARGET_SFT else FLOOR] / taken[base]
+        ratio = value / taken[base]
+        row = Row(tokens=tokens, precision=precision, way=name, seconds=value, time_ratio=ratio, floor=floor)
         if memory:
-            row |= Row(peak_mb=peaks[name], memory_ratio=peaks[name] / peaks[PLAIN])
+            row |= Row(peak_mb=peaks[name], memory_ratio=peaks[name] / peaks[base])
         yield row
 
 
@@ -188,13 +216,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--no-memory", action="store_true")
     options = parser.parse_args(arguments)
-    machine = platform.processor() or platform.machine()
     print(
-        f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}; hidden {HIDDEN}, vocabulary {VOCAB}"
+        f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+        f"hidden {HIDDEN}, vocabulary {VOCAB}"
     )
-    print(f"ratios are to {PLAIN} of the same tokens and precision\n")
-    columns = ("tokens", "precision", "way", "seconds", "time ratio", "peak MB", "memory ratio")
-    print(f"| {' | '.join(columns)} |\n|---:|---|---|---:|---:|---:|---:|")
+    print(f"ratios are to {PLAIN}, those of target_sft to {PLAIN_TARGET_SFT}; the floor is the products alone\n")
+    columns = ("tokens", "precision", "way", "processor s", "time ratio", "floor", "peak MB", "memory ratio")
+    print(f"| {' | '.join(columns)} |\n|---:|---|---|---:|---:|---:|---:|---:|")
     how = {"rounds": options.rounds, "compiled": not options.no_compile, "memory": not options.no_memory}
     for precision, tokens in itertools.product(options.precision, options.tokens):
         for row in measure([tokens], [precision], **how):
@@ -204,8 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def line(row: Row) -> str:
     """A row as a line of the table."""
     memory = f"{row['peak_mb']:.0f} | {row['memory_ratio']:.2f}" if "peak_mb" in row else "– | –"
-    what = f"{row['tokens']} | {row['precision']} | {row['way']} | {row['seconds']:.3f} | {row['time_ratio']:.2f}"
-    return f"| {what} | {memory} |"
+    times = f"{row['seconds']:.3f} | {row['time_ratio']:.2f} | {row['floor']:.2f}"
+    return f"| {row['tokens']} | {row['precision']} | {row['way']} | {times} | {memory} |"
 
 
 if __name__ == "__main__":

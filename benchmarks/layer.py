@@ -15,8 +15,9 @@ PLAIN = head.PLAIN
 COLUMNS = {
     "tokens": "tokens",
     "way": "way",
-    "seconds": "s",
+    "seconds": "processor s",
     "time_ratio": "time ratio",
+    "floor": "floor",
     "peak_mb": "peak MB",
     "memory_ratio": "memory ratio",
 }
@@ -71,5 +72,6 @@ def section(quick: bool) -> Section:
 def caption(where: str) -> str:
     return (
         f"Forward and backward of head and loss, {where}, hidden {head.HIDDEN}, vocabulary {head.VOCAB}; ratios to "
-        f"{PLAIN} of the same tokens. Memory is how far one pass raises the peak (on the CPU that of a fresh process)."
+        f"{PLAIN} of the same tokens, on the CPU those of target_sft to the same in plain torch. "
+        "Memory is how far one pass raises the peak (on the CPU that of a fresh process)."
     )
