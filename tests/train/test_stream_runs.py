@@ -39,7 +39,9 @@ def own_cache(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(number: int, rows: list[dict[str, Any]]) -> None:
-    Path(f"rows/part-{number}.jsonl").write_text("".join(f"{json.dumps(row | {'answer': '7'})}\n" for row in rows))
+    Path(f"rows/part-{number}.jsonl").write_text(
+        "".join(f"{json.dumps(row | {'answer': '7', 'other': 1})}\n" for row in rows)
+    )
 
 
 def in_micro_batch(done: int, index: int) -> Any:
@@ -65,7 +67,7 @@ ENDS = [
 
 @pytest.mark.parametrize("buffer", [0, 7])
 def test_a_run_on_a_stream_that_was_killed_ends_where_an_unbroken_one_does(
-    buffer: int, workdir: Path, monkeypatch: pytest.MonkeyPatch
+    buffer: int, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["train", *STREAMED, f"data.source.shuffle_buffer={buffer}"]
     assert qtarget_cli([*arguments, "output_dir=whole"]) == 0
@@ -82,6 +84,7 @@ def test_a_run_on_a_stream_that_was_killed_ends_where_an_unbroken_one_does(
     assert place["epoch"] == 2
     assert len(json.dumps(place)) < 500
     assert qtarget_cli([*arguments, EVERY]) == 0
+    assert "sft: trained on 72 of 72 rows that were read; keys not read: other (72 rows)\n" in capfd.readouterr().out
     run = only_run(Path("outputs"))
     assert_same_run(run, expected)
     assert result(run)["attempts"] == len(ENDS)

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def _run_plan(plan: Plan, record: Record | NullRecord, resume: ResumeCallback, t
     trainer.callbacks.append(_periodic_evaluation(cfg, evaluator, module, record, log, meter=meter))  # type: ignore[attr-defined]
     with resume.save_when_stopped():
         if cfg.trainer.max_steps:
-            _fit_counting_graphs(plan, trainer, module, record)
+            _fit_counting_graphs(plan, trainer, module, record, title)
         _save_trained(plan, trainer, module, resume)
         evaluation = _evaluate(evaluator, _judged(plan, policy, trainer, record.folder), record.folder, title)
     resume.stop.deferred = True  # what is left is short
@@ -120,12 +120,18 @@ def note_answering(evaluator: Evaluator, policy: Policy, record: Record | NullRe
         print(f"{title}: answers {noted['answers']}")
 
 
-def _fit_counting_graphs(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord) -> None:
+def _fit_counting_graphs(
+    plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord, title: str
+) -> None:
     """The record says how many graphs a compiled loss took, and which library made fp32 products."""
     before = graphs_compiled() if plan.engine.compiled else 0  # counting them imports the compiler
     lightning_fit(trainer, module, data := build.data(plan))
     if isinstance(data, StreamedData):
-        record.note(rows={**plan.counts, **data.place(trainer.global_step).counts})
+        counts = {**plan.counts, **data.place(trainer.global_step).counts}
+        record.note(rows=counts)
+        if is_rank_zero():
+            left_out = replace(plan.prepared, counts=counts).dropped_in_words
+            print(f"{title}: trained on {counts['train']} of {counts['asked']} rows that were read{left_out}")
     graphs = [f"{graphs_compiled() - before} graphs"] if plan.engine.compiled else []
     library = [f"fp32 products by {module.library}"] if module.library else []
     record.note(loss=", ".join([plan.engine.description, *graphs, *library]))
