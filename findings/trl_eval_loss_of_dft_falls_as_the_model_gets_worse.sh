@@ -12,7 +12,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv environment
-environment/bin/pip install --quiet --no-compile "torch==2.13.0" "trl==1.16.0"
+environment/bin/pip install --quiet --no-compile "torch==2.13.0" "transformers==5.24.0" "trl==1.16.0"
 cat >check.py <<'PY'
 import datasets
 import torch
