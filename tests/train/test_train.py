@@ -336,6 +336,13 @@ def test_a_multirun_keeps_what_worked_and_names_what_failed(workdir: Path, capfd
     assert (workdir / "outputs/runs/report.html").stat().st_size > 1e4
 
 
+def test_the_record_says_whether_padding_was_read(workdir: Path) -> None:
+    assert qtarget_cli(["train", "-m", "model.gradient_checkpointing=false,true", *SMALL]) == 0
+    results = [json.loads(path.read_text()) for path in workdir.glob("outputs/runs/*/result.json")]
+    read = {result["overrides"][0]: result["padding"] for result in results}
+    assert read == {"model.gradient_checkpointing=False": "not read", "model.gradient_checkpointing=True": "read"}
+
+
 def test_a_crash_in_one_job_does_not_stop_the_next(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

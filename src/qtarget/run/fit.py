@@ -123,7 +123,7 @@ def note_answering(evaluator: Evaluator, policy: Policy, record: Record | NullRe
 def _fit_counting_graphs(
     plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord, title: str
 ) -> None:
-    """The record says how many graphs a compiled loss took, and which library made fp32 products."""
+    """The record says how many graphs a loss took, which library made fp32 products, and whether padding was read."""
     before = graphs_compiled() if plan.engine.compiled else 0  # counting them imports the compiler
     lightning_fit(trainer, module, data := build.data(plan))
     if isinstance(data, StreamedData):
@@ -135,6 +135,7 @@ def _fit_counting_graphs(
     graphs = [f"{graphs_compiled() - before} graphs"] if plan.engine.compiled else []
     library = [f"fp32 products by {module.library}"] if module.library else []
     record.note(loss=", ".join([plan.engine.description, *graphs, *library]))
+    record.note(padding="not read" if not plan.cfg.trainer.on_gpu and module.policy.skips_padding else "read")
 
 
 def lightning_fit(trainer: L.Trainer, module: QTargetModule, data: RunData) -> None:
