@@ -166,6 +166,7 @@ def test_policy_prior_and_teacher_are_held_against_the_model(tmp_path: Path, mon
     source = saved(made("hyperclovax"), tmp_path)
     assert provide.load_policy(source, REAL).head.scale == 0.4
     monkeypatch.setattr("qtarget.model.architecture.RULES", {})  # as Granite: divided
+    monkeypatch.setattr(provide, "_CHECKED", set())  # a process checks a model once
     with pytest.raises(QTargetError, match="makes other logits"):
         provide.load_policy(source, REAL)
 

@@ -155,7 +155,7 @@ MISTAKES: dict[int, tuple[str, ...]] = {
         "logging the entropy takes tens of gigabytes (TRL #4013)",
         "test_mistakes::test_memory_is_that_of_chunks_however_many_tokens_there_are",
         "test_mistakes::test_a_chunk_of_many_blocks_takes_less",
-        "test_mistakes::test_diagnostics_take_two_tensors_of_a_chunk_at_most",
+        "test_mistakes::test_diagnostics_take_three_tensors_of_a_chunk_at_most",
     ),
     20: (
         "resuming silently starts the data or the tracked run again (Lightning #20550, verl #7401)",

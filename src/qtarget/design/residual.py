@@ -89,7 +89,7 @@ class Guided(Checked):
             return view.logp
         if eta == 1:
             return view.of("teacher").logp
-        return ((1 - eta) * view.logp).add_(view.of("teacher").logp, alpha=eta)
+        return (1 - eta) * view.logp + eta * view.of("teacher").logp  # not alpha=eta, which a compiled add keeps
 
     def __str__(self) -> str:
         if isinstance(self.eta, str):
