@@ -8,11 +8,12 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 BROKEN = 70
 """The exit status of a child that failed outside pytest: the run's own fault, no mutant's."""
 MEMORY = 6 << 30
-"""Bytes a child may write to."""
+"""Bytes a child may write to, beside those that its parent holds."""
 PATIENCE = 10
 """On the clock a child may take so many times the seconds of the processor that it is given."""
 
@@ -27,7 +28,8 @@ def outcome(work: Callable[[], int], seconds: float) -> int | None:
         status = BROKEN
         try:
             os.setsid()
-            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            limit = _bytes_held() + MEMORY
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
             if seconds < math.inf:
                 resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
             silence = os.open(os.devnull, os.O_RDWR)
@@ -53,3 +55,11 @@ def _waited(child: int, end: float) -> int | None:
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
+
+
+def _bytes_held() -> int:
+    """What RLIMIT_DATA counts of this process, on Linux."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return 1024 * int(line.split()[1])
+    return 0

@@ -156,7 +156,7 @@ def linear_loss(
         grads.wanted,
         _measured(measures, unmeasured),
         in_place=head.softcap is None,  # whose slope is read off the logits
-        has_zeros=head.is_padded,
+        has_zeros=head.is_padded or head.bias is not None,  # an entry of which may be −∞
     )
     score = chunk_loss(scoring, compiled=compiled)
     pieces = []

@@ -59,7 +59,8 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """left rightᵀ: [n, K], [m, K] → [n, m]; `out`: where PyTorch's own writes it."""
     if _by_onednn(left, right):
         return _multiply(ONEDNN, left, right)
-    return left @ right.T if out is None else torch.mm(left, right.T, out=out)
+    with torch.autocast(left.device.type, enabled=False):  # the dtype was chosen before
+        return left @ right.T if out is None else torch.mm(left, right.T, out=out)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, *, is_first: bool) -> None:

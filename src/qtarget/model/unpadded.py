@@ -72,8 +72,9 @@ class Groups:
 
     def spread(self, row: Tensor, shape: torch.Size) -> Tensor:
         """[1, M, D] → [B, T, D], 0 at padding; shape: (B, T)."""
-        empty = row.new_zeros(shape.numel(), row.shape[-1])
-        return empty.index_copy(0, self.source[self.real], row[0].index_select(0, self.real)).view(*shape, -1)
+        source, empty = self.source[self.real], row.new_zeros(*shape, row.shape[-1])
+        place = source // shape[1], source % shape[1]
+        return empty.index_put(place, row[0].index_select(0, self.real))  # no view, which fsdp2 warns of
 
     def widths(self) -> list[int]:
         """Positions of each group."""
@@ -110,7 +111,7 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: None,
+    attention_mask: Tensor | None,
     *,
     groups: Groups,
     scaling: float | None = None,
@@ -121,6 +122,8 @@ def attention(
 
     Raises NotImplementedError for what a layer asks beyond that.
     """
+    if attention_mask is not None:  # of a layer that makes its own
+        raise NotImplementedError("attention without padding knows no mask")
     if asked := [name for name in UNKNOWN if others.get(name) is not None]:
         raise NotImplementedError(f"attention without padding knows no {', '.join(asked)}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

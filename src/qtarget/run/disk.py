@@ -136,7 +136,10 @@ def _known_sizes(cfg: RunConfig) -> Sizes:
     content = provide.weights_fingerprint(provide.resolve(cfg.model.name))
     model = json.dumps([cfg.model.container(), content, cfg.saved_dtype, cfg.checkpoint.save], default=str)
     if model not in _KNOWN:
-        _KNOWN[model] = _sizes(cfg)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # an adapter draws its weights: a job draws the same whether it is known
+            _KNOWN[model] = _sizes(cfg)
     return _KNOWN[model]
 
 

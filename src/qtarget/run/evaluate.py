@@ -79,7 +79,9 @@ def _evaluate_one(where: str, overrides: Sequence[str], options: Namespace) -> i
         return 0
     folder = Path(cfg.output_dir) / FOLDER / cfg.hash
     with lock_folder(folder):
-        result = load_finished(cfg, folder, "evaluated") or _fresh(cfg, folder, _info(cfg, where, arguments))
+        result = load_finished(cfg, folder, "evaluated") or _fresh(
+            cfg, folder, _info(cfg, where, arguments), trained_config(where, overrides).model.attention
+        )
     _show(result["name"], result["metrics"], folder)
     if (folder / FILE).is_file():
         print(f"samples  {near(folder / FILE)}")
@@ -150,20 +152,22 @@ def _info(cfg: RunConfig, where: str, arguments: Sequence[str]) -> dict[str, Any
     }
 
 
-def _fresh(cfg: RunConfig, folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
+def _fresh(cfg: RunConfig, folder: Path, info: Mapping[str, Any], attention: str) -> dict[str, Any]:
+    """attention: as it was asked for; batches that are read without their padding go by it, as those of the run did."""
     record = Record(folder, NoTracker())
     try:
         with record.beating():
             record.start(info, cfg.container())
-            return record.finish(_judged(cfg, record))
+            return record.finish(_judged(cfg, record, attention))
     except BaseException as error:
         record.fail(error)
         raise
 
 
-def _judged(cfg: RunConfig, record: Record) -> dict[str, float]:
+def _judged(cfg: RunConfig, record: Record, attention: str) -> dict[str, float]:
     prepare_process(cfg.seed)
     plan = make_plan(cfg)
+    plan = replace(plan, cfg=replace(plan.cfg, model=replace(plan.cfg.model, attention=attention)))
     judged = {name: rows for name, rows in plan.counts.items() if name in JUDGED}
     record.note(rows=judged, attention=plan.attention)
     print(judged_in_words(plan))

@@ -135,7 +135,8 @@ def _fit_counting_graphs(
     graphs = [f"{graphs_compiled() - before} graphs"] if plan.engine.compiled else []
     library = [f"fp32 products by {module.library}"] if module.library else []
     record.note(loss=", ".join([plan.engine.description, *graphs, *library]))
-    record.note(padding="not read" if not plan.cfg.trainer.on_gpu and module.policy.skips_padding else "read")
+    tried = vars(module.policy).get("skips_padding")  # not where no batch was read, nor on a GPU
+    record.note(padding="not read" if tried else "read")
 
 
 def lightning_fit(trainer: L.Trainer, module: QTargetModule, data: RunData) -> None:
