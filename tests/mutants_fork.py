@@ -28,8 +28,8 @@ def outcome(work: Callable[[], int], seconds: float) -> int | None:
         status = BROKEN
         try:
             os.setsid()
-            limit = _bytes_held() + MEMORY
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+            most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA, (_limit(most), most))
             if seconds < math.inf:
                 resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 5))
             silence = os.open(os.devnull, os.O_RDWR)
@@ -55,6 +55,12 @@ def _waited(child: int, end: float) -> int | None:
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return None
+
+
+def _limit(most: int) -> int:
+    """most: what the process may ask for; a child of a child has no more than that."""
+    wanted = _bytes_held() + MEMORY
+    return wanted if most == resource.RLIM_INFINITY else min(wanted, most)
 
 
 def _bytes_held() -> int:
