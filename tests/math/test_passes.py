@@ -15,7 +15,9 @@ from worlds import World, few_at_once, load_design
 import qtarget
 from qtarget.config.composing import options
 from qtarget.errors import QTargetError
+from qtarget.math.head import Head
 from qtarget.math.loss import OPTIONAL
+from qtarget.math.products import product
 from qtarget.measures import MEASURES
 
 N, D, V = 6, 4, 501
@@ -119,3 +121,18 @@ def test_entropy_is_that_of_float64_with_and_without_padded_rows(true_vocab: int
     out = qtarget.linear_loss(hidden, head, labels, load_design("sft"))
     exact = torch.distributions.Categorical(logits=(hidden.double() @ weight.double().T)[:, :true_vocab]).entropy()
     torch.testing.assert_close(out.entropy.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_may_hold_minus_infinity() -> None:
+    hidden, weight, labels = torch.randn(4, 6), torch.randn(8, 6), torch.tensor([0, 1, 2, 3])
+    bias = torch.zeros(8).index_fill_(0, torch.tensor([6, 7]), -torch.inf)
+    dense = qtarget.dense_loss(hidden @ weight.T + bias, labels, load_design("sft"))
+    linear = qtarget.linear_loss(hidden, Head(weight, bias), labels, load_design("sft"))
+    torch.testing.assert_close(linear.entropy, dense.entropy)
+    assert linear.entropy.isfinite().all()
+
+
+def test_products_stay_in_the_dtype_that_was_chosen_under_autocast_to_fp16() -> None:
+    left, right = torch.randn(3, 4), torch.randn(5, 4)
+    with torch.autocast("cpu", torch.float16):
+        assert product(left, right).dtype == torch.float32

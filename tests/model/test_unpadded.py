@@ -196,3 +196,9 @@ def test_a_layer_that_asks_for_more_is_refused() -> None:
     groups = Groups.of([(3,)], 3)
     with pytest.raises(NotImplementedError, match="knows no softcap"):
         attention(torch.nn.Module(), states, states, states, None, groups=groups, softcap=30.0)
+
+
+def test_a_layer_with_a_mask_of_its_own_is_refused() -> None:
+    states = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(NotImplementedError, match="knows no mask"):
+        attention(torch.nn.Module(), states, states, states, torch.zeros(1, 1, 3, 3), groups=Groups.of([(3,)], 3))
