@@ -22,6 +22,8 @@ def nodes(node: Mapping[str, Any], dotted: str = "") -> Iterator[tuple[str, Any]
             yield from nodes(value, f"{dotted}.{key}".lstrip("."))
 
 
+NO_NOISE = {"_target_": "qtarget.data.noise.NoNoise"}
+"""The node of data/noise=none."""
 GROUPS = ("target", "data", "model", "optim", "reference", "trainer", "eval", "tracker", "experiment")
 """Groups of the configuration, of which a key picks an option by its name."""
 TYPED = re.compile(

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from qtarget.config.names import NO_NOISE
 from qtarget.config.references import CachedReference
 from qtarget.errors import QTargetError
 
 if TYPE_CHECKING:
     from qtarget.config.run_config import RunConfig
-
-NO_NOISE = "qtarget.data.noise.NoNoise"
 
 
 def check_stream(cfg: RunConfig) -> None:
@@ -28,7 +27,7 @@ def _of_data(data: Mapping[str, Any]) -> Iterator[str]:
         yield "data.rows and data.reserve_rows take a share of them: leave them at null and 0"
     if data.get("packing") is not None:
         yield "data.packing sorts all of them by length: leave it at null"
-    if (data.get("noise") or {}).get("_target_", NO_NOISE) != NO_NOISE:
+    if {**NO_NOISE, **(data.get("noise") or {})} != NO_NOISE:
         yield "noise is put into a share of all of them: write data/noise=none"
     if data.get("keep") is True:
         yield "nothing is kept of them: leave data.keep at auto"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qtarget.config.composing import compose_target
+from qtarget.config.names import NO_NOISE
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
@@ -26,7 +27,7 @@ from qtarget.run import build
 from qtarget.run.fit import prepare_process
 from qtarget.run.hinting import with_hints_of
 from qtarget.run.plan import Plan, make_plan
-from qtarget.run.stored_config import NO_NOISE, run_config
+from qtarget.run.stored_config import run_config
 
 Made = TypeVar("Made")
 OTHERS = 3  # likeliest alternatives named per token

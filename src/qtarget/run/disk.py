@@ -136,9 +136,7 @@ def _known_sizes(cfg: RunConfig) -> Sizes:
     content = provide.weights_fingerprint(provide.resolve(cfg.model.name))
     model = json.dumps([cfg.model.container(), content, cfg.saved_dtype, cfg.checkpoint.save], default=str)
     if model not in _KNOWN:
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # an adapter draws its weights: a job draws the same whether it is known
+        with torch.random.fork_rng(devices=[]):  # an adapter draws weights; a job draws alike, whatever is known
             _KNOWN[model] = _sizes(cfg)
     return _KNOWN[model]
 

@@ -16,6 +16,7 @@ from qtarget.compare.command import near
 from qtarget.compare.formats import Table, terminal
 from qtarget.compare.groups import kept_interval
 from qtarget.config.composing import compose_target, instantiate, to_yaml
+from qtarget.config.names import NO_NOISE
 from qtarget.config.parsers import EVALUATE as USAGE
 from qtarget.config.parsers import keys_parser
 from qtarget.config.run_config import RunConfig
@@ -33,7 +34,7 @@ from qtarget.run.exported_model import CHECKPOINT
 from qtarget.run.fit import note_answering, prepare_process
 from qtarget.run.job_record import lock_folder
 from qtarget.run.plan import Plan, make_plan
-from qtarget.run.stored_config import NO_NOISE, check_not_trained_on, run_folder, trained_config
+from qtarget.run.stored_config import check_not_trained_on, run_folder, trained_config
 from qtarget.run.train import load_finished
 
 FOLDER, SERVER_LOG = "evaluations", "server.log"
@@ -73,15 +74,15 @@ def runs_below(where: str) -> list[Path]:
 
 def _evaluate_one(where: str, overrides: Sequence[str], options: Namespace) -> int:
     arguments = [f"checkpoint={where}", *overrides]
-    cfg = evaluation_config(where, overrides)
+    trained = trained_config(where, overrides)
+    cfg = _evaluation_of(trained, where)
     if options.cfg:
         print(to_yaml(cfg.container()), end="")
         return 0
     folder = Path(cfg.output_dir) / FOLDER / cfg.hash
     with lock_folder(folder):
-        result = load_finished(cfg, folder, "evaluated") or _fresh(
-            cfg, folder, _info(cfg, where, arguments), trained_config(where, overrides).model.attention
-        )
+        result = load_finished(cfg, folder, "evaluated")
+        result = result or _fresh(cfg, folder, _info(cfg, where, arguments), trained.model.attention)
     _show(result["name"], result["metrics"], folder)
     if (folder / FILE).is_file():
         print(f"samples  {near(folder / FILE)}")
@@ -106,7 +107,11 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 def evaluation_config(where: str, overrides: Sequence[str]) -> RunConfig:
     """As the run was configured, but for what only training needs: one process, and no training row."""
-    cfg, run = trained_config(where, overrides), run_folder(where)
+    return _evaluation_of(trained_config(where, overrides), where)
+
+
+def _evaluation_of(cfg: RunConfig, where: str) -> RunConfig:
+    run = run_folder(where)
     if run is not None:
         check_not_trained_on(cfg.data, run)
     attention = cfg.model.attention

@@ -23,7 +23,6 @@ from qtarget.model.fingerprint import model_folder, names_a_folder
 from qtarget.record.record import stored_result
 from qtarget.settings import Node
 
-NO_NOISE = {"_target_": "qtarget.data.noise.NoNoise"}
 SERVED: type[Node] = ServerConfig
 OF_EARLIER_RUNS: dict[str, type[Node]] = {kind.NODE_KEY: kind for kind in (*NODES, SERVED)}
 """Nodes of which an earlier run's record may know fewer keys."""

@@ -20,7 +20,7 @@ from qtarget.data.sources.mapping import ColumnMapping, option_columns
 from qtarget.data.sources.message import UNKNOWN
 from qtarget.data.sources.row_reader import RowReader, adapted, untyped
 from qtarget.data.sources.schema import SCHEMAS, SchemaRows, check_columns, schema_of
-from qtarget.data.sources.share import HeldOut, held_out
+from qtarget.data.sources.share import HeldOut, HoldsOut, held_out
 from qtarget.data.sources.streamed import StreamedRows, check_streamed
 from qtarget.data.verify.verdict import Verifier, verifier_name
 from qtarget.errors import QTargetError
@@ -38,7 +38,7 @@ HELDOUT_KEYS = "data.source.heldout, or data.heldout_source,"
 
 
 @dataclass(frozen=True)
-class Files(Checked):
+class Files(HoldsOut, Checked):
     r"""Rows of files, of a folder, or of a data set of the hub (https://huggingface.co/datasets).
 
     path: a file (.jsonl, .json, .csv, .tsv, also packed as .gz, .bz2, .xz; .parquet, .arrow), a folder of such or of
@@ -226,21 +226,14 @@ class Files(Checked):
         table = self._table(name)
         return StreamedRows(table, self._reader(table, name))
 
-    def side(self, heldout_rows: int | None) -> HeldOut:
-        """Which of the training split's rows are held out, read once for both sides; of a stream the first ones."""
+    def _held_out(self, heldout_rows: int | None) -> HeldOut:
+        """Of the training split's rows; of a stream the first ones."""
         if self.streaming:
             return HeldOut(1.0)
         if not self.share:
             return HeldOut()
         assert self.train
-        if heldout_rows not in self._sides:
-            rows = self._read_rows(self.train, Counter())
-            self._sides[heldout_rows] = held_out(rows, self.share, heldout_rows)
-        return self._sides[heldout_rows]
-
-    @cached_property
-    def _sides(self) -> dict[int | None, HeldOut]:
-        return {}
+        return held_out(self._read_rows(self.train, Counter()), self.share, heldout_rows)
 
     def _split(self, split: str, count: int | None) -> str | None:
         """The data set's name of one of our splits; None where it has none and none of its rows are asked for."""

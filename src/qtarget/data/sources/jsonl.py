@@ -15,7 +15,7 @@ from qtarget.data.sources.loading import is_file_name
 from qtarget.data.sources.message import UNKNOWN
 from qtarget.data.sources.missing import check_lines, no_json
 from qtarget.data.sources.schema import EXPECTED, SchemaRows, check_columns, schema_of
-from qtarget.data.sources.share import HeldOut, held_out
+from qtarget.data.sources.share import HeldOut, HoldsOut, held_out
 from qtarget.data.sources.written import NOT_JSON, parsed
 from qtarget.data.verify.verdict import Verifier
 from qtarget.errors import QTargetError
@@ -23,7 +23,7 @@ from qtarget.settings import FLAG, Checked, Choice, Listed, Nullable, Part, Shar
 
 
 @dataclass(frozen=True)
-class Jsonl(Checked):
+class Jsonl(HoldsOut, Checked):
     """A file of {"messages": [{"role", "content"}, …]}, {"prompt", "completion"} or {"instruction", "input", "output"}.
 
     All rows are of the first one's schema, see qtarget.data.sources.schema; for the keys of a message see
@@ -104,15 +104,8 @@ class Jsonl(Checked):
             raise QTargetError(f"{self.path} holds {len(rows)} {split} rows, {count} were asked for: ask for fewer")
         return rows[:count], {"read": len(sides), "other_split": len(sides) - len(rows)}
 
-    def side(self, heldout_rows: int | None) -> HeldOut:
-        """Which rows are held out; read once, for the rows of both sides."""
-        if heldout_rows not in self._sides:
-            self._sides[heldout_rows] = held_out(self._parse(), self.share, heldout_rows)
-        return self._sides[heldout_rows]
-
-    @cached_property
-    def _sides(self) -> dict[int | None, HeldOut]:
-        return {}
+    def _held_out(self, heldout_rows: int | None) -> HeldOut:
+        return held_out(self._parse(), self.share, heldout_rows)
 
     @property
     def _shared(self) -> dict[str, Any]:

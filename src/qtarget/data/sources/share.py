@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from qtarget.data.example import Demonstration
 from qtarget.data.overlap import position, prompt_text
@@ -21,6 +22,24 @@ class HeldOut:
     def holds(self, row: Demonstration) -> bool:
         prompt = prompt_text(row.prompt)
         return position(prompt) < self.share if self.prompts is None else prompt in self.prompts
+
+
+class HoldsOut:
+    """A source that reads once which of its rows are held out, for the rows of both sides."""
+
+    def side(self, heldout_rows: int | None) -> HeldOut:
+        """Which rows are held out."""
+        if heldout_rows not in self._sides:
+            self._sides[heldout_rows] = self._held_out(heldout_rows)
+        return self._sides[heldout_rows]
+
+    @cached_property
+    def _sides(self) -> dict[int | None, HeldOut]:
+        return {}
+
+    def _held_out(self, heldout_rows: int | None) -> HeldOut:
+        """As they are read."""
+        raise NotImplementedError
 
 
 def held_out(rows: Iterable[Demonstration], share: float, count: int | None) -> HeldOut:
