@@ -170,6 +170,7 @@ def test_sentences_about_the_runs(tmp_path):
         ({"path": "a.csv"}, {"path": "b.csv"}, "data.source.path"),
         ({"path": "a.csv", "heldout": "v.csv"}, {"path": "b.csv", "heldout": "w.csv"}, "data.source.heldout"),
         ({"path": "a.csv", "heldout": "v.csv"}, {"path": "b.csv", "heldout": "v.csv"}, None),
+        ({"path": "a.csv", "heldout_share": 0.1}, {"path": "b.csv", "heldout_share": 0.1}, "data.source.path"),
         ({"path": "a.csv", "hint": "solution"}, {"path": "a.csv", "weight": "w"}, None),
     ],
 )

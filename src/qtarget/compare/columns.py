@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,8 +36,8 @@ def numeric(values: Sequence[str]) -> bool:
 
 MISSING = "–"
 ACCURACY, NLL, PER_BYTE = "test/accuracy", "test/nll", "test/bits_per_byte"
-OWN_HELDOUT = ("data.heldout_source", "data.source.heldout")
-"""How keys begin that name held-out rows of their own, whatever is trained on."""
+OWN_HELDOUT = re.compile(r"data\.heldout_source(\..*)?|data\.source\.heldout")
+"""Keys that name held-out rows of their own, whatever is trained on; data.source.heldout_share names none."""
 UNSET = ("", "None", "null", None)
 OF_TRAINING = ("train", "weight", "hint", "columns", "malformed", "unknown", "trust_scorer")
 """How keys of a source end that leave its held-out rows as they are."""
@@ -245,7 +246,7 @@ def _other_rows_note(runs: Sequence[Run]) -> str:
 
 def _of_heldout_rows(config: Mapping[str, str]) -> dict[str, str]:
     """The part of a run's configuration that says which rows are held out."""
-    given = {key: config[key] for key in config if key.startswith(OWN_HELDOUT) and config[key] not in UNSET}
+    given = {key: config[key] for key in config if OWN_HELDOUT.fullmatch(key) and config[key] not in UNSET}
     if given:
         return given
     source = [key for key in config if key.startswith("data.source.") and not key.endswith(OF_TRAINING)]
