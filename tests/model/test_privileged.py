@@ -215,6 +215,16 @@ def test_the_line_that_gives_rows_an_answer_gives_them_one(columns: list[str], t
     assert "The answer is it's " in text
 
 
+@pytest.mark.parametrize("kind", [PRIVILEGED, CACHED])
+def test_prompts_that_are_taught_are_refused_before_rows_are_read(kind: list[str]) -> None:
+    with pytest.raises(
+        QTargetError, match=r"data\.prompt_weight=0\.25 .* references\.teacher\.hint .* data\.prompt_weight=0,"
+    ):
+        RunConfig.compose([*SMALL, *kind, HINT, "data.prompt_weight=0.25"])
+    RunConfig.compose([*SMALL, *kind, HINT, "data.prompt_weight=0"])
+    RunConfig.compose([*SMALL, *CACHED, "references.teacher.name=tiny", "data.prompt_weight=0.25"])
+
+
 def test_a_fixed_text_is_the_same_for_all_rows() -> None:
     plan = planned("references.teacher.hint='Work carefully, {{so}}.'")
     for example in plan.hinted["teacher"]:

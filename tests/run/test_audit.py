@@ -105,6 +105,15 @@ def test_the_ranking_is_by_the_model_s_own_nll() -> None:
     assert 0 < probability < 1
 
 
+def test_prompts_that_are_taught_are_no_answers() -> None:
+    """data.prompt_weight supervises the whole row: what the audit ranks and compares is the reply all the same."""
+    write(*pairs(20), {"prompt": "What is 4 + 4?", "completion": "nine"})
+    plain, weighted = audited(), audited("data.prompt_weight=0.25")
+    assert reasons(weighted) == reasons(plain) == {5: ["another answer than row 21"], 21: ["another answer than row 5"]}
+    assert [(row.prompt, row.answer) for row in weighted.rows] == [(row.prompt, row.answer) for row in plain.rows]
+    assert all(torch.equal(one.logp, other.logp) for one, other in zip(weighted.rows, plain.rows, strict=True))
+
+
 def test_rows_are_scored_once_for_the_audit_and_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
     write(*pairs(6))
     first = audited()

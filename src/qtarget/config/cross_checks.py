@@ -41,8 +41,14 @@ def _artifact(cfg: RunConfig) -> None:
 
 
 def _references(cfg: RunConfig) -> None:
-    for reference in cfg.references.values():
+    for role, reference in cfg.references.items():
         reference.check_run(cfg)
+        if reference.hint_template and cfg.data.get("prompt_weight"):  # older configurations have none
+            raise QTargetError(
+                f"data.prompt_weight={cfg.data['prompt_weight']} teaches prompts, and references.{role}.hint gives the "
+                f"{role} another prompt, whose tokens aren't the policy's: set data.prompt_weight=0, or take a {role} "
+                f"without a hint (reference@references.{role}=frozen)"
+            )
 
 
 def _flash_attention(cfg: RunConfig) -> None:

@@ -117,9 +117,10 @@ class Audit:
 def audit(cfg: RunConfig) -> Audit:
     """Scores the training rows with the prior, or reads the scores that are there. cfg: composed with `CACHED`.
 
-    Raises QTargetError for whatever training would refuse.
+    It looks at replies alone, also where data.prompt_weight teaches prompts. Raises QTargetError for whatever
+    training would refuse.
     """
-    quick = replace(cfg, eval=replace(cfg.eval, benchmarks={}, kl_prior=False))
+    quick = replace(cfg, eval=replace(cfg.eval, benchmarks={}, kl_prior=False), data={**cfg.data, "prompt_weight": 0.0})
     plan = make_plan(quick, cached=("prior",))
     build_missing(plan.caches, plan.references, lambda name: build.scoring_model(plan, name))
     scores, collate = Cached(plan.caches["prior"]), Collate(int(plan.tokenizer.pad_token_id))
