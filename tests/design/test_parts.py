@@ -212,3 +212,116 @@ def test_a_column_that_is_not_given_is_named_with_those_that_are() -> None:
 def test_what_is_made_at_first_use_keeps_its_description() -> None:
     assert (Distribution.entropy.__doc__ or "").startswith("H(π)")
     assert needs(load_design("kd")) == {"teacher": "topk"}
+
+
+# What a part of one's own returns
+
+
+def half() -> reliance.Constant:
+    return reliance.Constant(0.5)
+
+
+def likely(dtype: torch.dtype) -> Any:
+    """Per token a mask of that dtype."""
+    return lambda view: (view.label_logp > -2.0).to(dtype)
+
+
+def flat(dtype: torch.dtype) -> Any:
+    return lambda view: torch.zeros_like(view.logp).to(dtype)
+
+
+def squares(dtype: torch.dtype) -> Any:
+    return lambda logp, view: (logp.square().mean(-1) * 2).to(dtype)
+
+
+OWN = {
+    "reliance of self": lambda dtype: qtarget.Mixture(likely(dtype), residual.Self(), half()),
+    "reliance": lambda dtype: qtarget.Mixture(likely(dtype), residual.Uniform(), half()),
+    "weight": lambda dtype: qtarget.Anchored(half(), residual.Uniform(), likely(dtype)),
+    "signed": lambda dtype: qtarget.Signed(likely(dtype), residual.Uniform(), half()),
+    "rivals": lambda dtype: qtarget.Signed(half(), flat(dtype), half()),
+    "residual": lambda dtype: qtarget.Mixture(half(), flat(dtype), half()),
+    "objective": lambda dtype: qtarget.Induced(half(), squares(dtype), half()),
+}
+CASES = [(place, dtype) for place in OWN for dtype in (torch.float64, torch.float16, torch.bool, torch.int64)]
+NO_NUMBERS_OF = ("rivals", "residual", "objective")  # whose logarithms and losses are no whole numbers
+
+
+@pytest.mark.parametrize(
+    ("place", "dtype"), [(at, dtype) for at, dtype in CASES if dtype.is_floating_point or at not in NO_NUMBERS_OF]
+)
+def test_a_part_of_another_dtype_is_read_in_that_of_the_loss(place: str, dtype: torch.dtype) -> None:
+    """A table of NumPy's is float64, a comparison a mask: loss and gradient are those of the same numbers in fp32."""
+    (value, gradient), (expected, its) = (of_design(OWN[place](one)) for one in (dtype, torch.float32))
+    assert value.dtype == gradient.dtype == torch.float32
+    tolerance = 2e-3 if dtype == torch.float16 else 1e-6
+    torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient, its, rtol=tolerance, atol=tolerance)
+
+
+def of_design(design: Any) -> tuple[Tensor, Tensor]:
+    """(loss, gradient of the logits) in fp32."""
+    world = World.random(31)
+    logits = world.logits.float().requires_grad_()
+    total = qtarget.dense_loss(logits, world.labels, design).total
+    total.backward()
+    assert logits.grad is not None
+    return total.detach(), logits.grad
+
+
+def test_a_part_that_gives_no_numbers_is_named_with_what_it_gave() -> None:
+    world, self = World.random(32), residual.Self()
+    designs = {
+        r"a number per token \[7\]; got \(7,\) of torch\.complex64": qtarget.Mixture(
+            likely(torch.complex64), self, half()
+        ),
+        r"log-probabilities over the vocabulary, or None, \[7, 11\]; got \(7,\) of torch\.bool": qtarget.Mixture(
+            half(), likely(torch.bool), half()
+        ),
+    }
+    for message, design in designs.items():
+        with pytest.raises(QTargetError, match=f"returns {message}"):
+            qtarget.dense_loss(world.logits, world.labels, design)
+
+
+# A label that a reference rules out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (reliance.LogOdds(source="prior"), 0.0),
+        (reliance.LogOdds(source="prior", ceiling=0.6), 0.0),
+        (reliance.LogOdds(source="prior", ceiling=1.0), 0.0),
+        (reliance.Power(0.0, source="prior"), 1.0),
+        (reliance.Power(1e-3, source="prior"), 0.0),
+        (reliance.Tempered("median", 0.01, source="prior"), 0.01),
+    ],
+)
+def test_a_label_of_probability_0_has_the_limit_of_its_formula(part: Any, expected: float, dtype: torch.dtype) -> None:
+    """A renormalised top-k prior rules out what it doesn't hold: p·log(1/p) → 0, 0⁰ = 1, and never 0·∞."""
+    world = World.random(3)
+    logits = world.logits.to(dtype).requires_grad_()
+    unlikely = world.teacher.to(dtype).scatter(1, world.labels[:, None], -50.0).log_softmax(-1)
+    held = Reference.full(unlikely).truncated(4, tail="renormalised")
+    design = qtarget.Mixture(part, residual.Uniform(), weight.Constant(1.0))
+    ids = torch.arange(N) // 4
+    out = qtarget.dense_loss(logits, world.labels, design, references={"prior": held}, sequence_ids=ids)
+    assert held.at(world.labels, logits).label_logp.eq(-torch.inf).all()
+    assert out.total.dtype == dtype
+    torch.testing.assert_close(out.reliance, torch.full_like(out.reliance, expected))
+    out.total.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_log_odds_go_to_their_limit_at_0() -> None:
+    """γ = p·max(0, 1 − logit(p)/logit(c)), by numbers of Python: it falls with p, far below what fp32 can hold."""
+    ceiling, part = 0.93, reliance.LogOdds()
+    logp = torch.tensor([-5.0, -50.0, -500.0, -1e5], dtype=torch.float64)
+    view = TokenView(logp[:, None].expand(4, 2), torch.zeros(4, dtype=torch.long), {})
+    slope = 1 / math.log(ceiling / (1 - ceiling))
+    odds = [math.exp(value) * (1 - slope * (value - math.log1p(-math.exp(value)))) for value in logp.tolist()]
+    torch.testing.assert_close(part(view), torch.tensor(odds, dtype=torch.float64))
+    assert odds[-1] == 0.0

@@ -508,7 +508,7 @@ def test_raw_logits_unknown_roles_and_parts_that_are_none_are_refused() -> None:
     with pytest.raises(QTargetError, match="the role of a reference must be one of prior, teacher, old, got 'techer'"):
         qtarget.dense_loss(world.logits, world.labels, sft, references={"techer": Reference.full(world.teacher)})
     for part, got in ((lambda view: view.label_logp.mean(), r"\(\)"), (lambda view: 1.0, "float")):
-        with pytest.raises(QTargetError, match=rf"returns a number per token, \[7\]; got {got}"):
+        with pytest.raises(QTargetError, match=rf"returns a number per token \[7\]; got {got}"):
             qtarget.dense_loss(world.logits, world.labels, qtarget.Mixture(part, sft.residual, sft.weight))
 
 

@@ -20,6 +20,9 @@ from qtarget.math.scope_values import SCOPES, TokenTable
 from qtarget.math.view import TokenView
 from qtarget.settings import Checked, Choice, Either, Number, Text, Whole, setting
 
+IMPOSSIBLE = -1e4
+"""log p of a label of probability 0 where its odds are read: exp of it is 0 in every dtype, and it is no infinity."""
+
 
 @dataclass(frozen=True)
 class Constant(Checked):
@@ -49,7 +52,7 @@ class Smoothing(Checked):
 
 @dataclass(frozen=True)
 class Power(inputs.ReadsLabel):
-    """γ_t = p(y_t)^α, α ≥ 0. DFT at α=1 (arXiv 2508.05629); the α-family of Beyond-log (arXiv 2510.00526).
+    """γ_t = p(y_t)^α, α ≥ 0. DFT at α=1 (arXiv 2508.05629); the α-family of Beyond-log (arXiv 2510.00526). 0⁰ = 1.
 
     source: whose probability p is, "policy" or a reference ("prior" is PriFT's recipe, arXiv 2606.09396).
     """
@@ -58,7 +61,8 @@ class Power(inputs.ReadsLabel):
     source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     def __call__(self, view: TokenView) -> Tensor:
-        return (view.at(self.alpha) * view.of(self.source).label_logp).exp()
+        logp = view.of(self.source).label_logp
+        return (view.at(self.alpha) * logp.clamp_min(torch.finfo(logp.dtype).min)).exp()  # 0⁰ = 1, and 0·(−∞) is NaN
 
     def __str__(self) -> str:
         base = inputs.shown(self.source)
@@ -127,13 +131,14 @@ class LogOdds(inputs.ReadsLabel):
     """γ_t = p·max(0, 1 − logit(p)/logit(ceiling)), p = p(y_t), logit(p) = log(p/(1 − p)) (InfoSFT, arXiv 2605.14967).
 
     Largest for labels of middling probability, 0 from p = ceiling on. ceiling=1 is DFT; below 0.6 γ would pass 1.
+    A label of probability 0, as of a renormalised top-k reference that doesn't hold it, has γ = lim p·log(1/p) = 0.
     """
 
     ceiling: Scalar = setting(0.93, Scheduled(0.6, 1), "probability of the label from which on γ is 0; 1 is DFT")
     source: str = setting("policy", inputs.ANY_SOURCE, "whose probability of the label is read")
 
     def __call__(self, view: TokenView) -> Tensor:
-        logp, ceiling = view.of(self.source).label_logp, view.at(self.ceiling)
+        logp, ceiling = view.of(self.source).label_logp.clamp_min(IMPOSSIBLE), view.at(self.ceiling)
         slope = 0.0 if ceiling == 1 else 1 / (math.log(ceiling) - math.log1p(-ceiling))
         left = (-torch.expm1(logp)).clamp_min(torch.finfo(logp.dtype).tiny)  # 1 − p may round to 0
         return logp.exp() * (1 - slope * (logp - left.log())).clamp_min(0)
@@ -261,7 +266,11 @@ class Tempered(inputs.ReadsLabel):
 
     def scope_value(self, table: TokenTable) -> Tensor:
         means, sequence = table.sequence_means(-table.label_logp[self.source])
-        return means.median().clamp_min(1e-6)[None].expand(len(sequence)) if len(sequence) else means
+        return (
+            means.median().clamp(1e-6, torch.finfo(means.dtype).max)[None].expand(len(sequence))
+            if len(sequence)
+            else means
+        )
 
     def __call__(self, view: TokenView) -> Tensor:
         tau = view.scope_value(self) if isinstance(self.tau, str) else self.tau

@@ -152,7 +152,7 @@ class Mixture(Checked):
         return str(self.residual)
 
     def __call__(self, view: TokenView) -> Target:
-        return _mixed(per_token(self.reliance, view), self.residual(view), per_token(self.weight, view))
+        return _mixed(per_token(self.reliance, view), log_residual(self.residual, view), per_token(self.weight, view))
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Anchored(Checked):
     def __call__(self, view: TokenView) -> Target:
         reliance, weight = per_token(self.reliance, view), per_token(self.weight, view)
         label_mass, weight = _normalised(reliance, view.at(self.anchor), weight)
-        return _mixed(label_mass, self.residual(view), weight)
+        return _mixed(label_mass, log_residual(self.residual, view), weight)
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ class Signed(Checked):
 
     def __call__(self, view: TokenView) -> Target:
         reliance, weight = per_token(self.reliance, view), per_token(self.weight, view)
-        log_residual = self.residual(view)
-        log_rivals = torch.log_softmax(view.logp if log_residual is None else log_residual, dim=-1)
+        rivals = log_residual(self.residual, view)
+        log_rivals = torch.log_softmax(view.logp if rivals is None else rivals, dim=-1)
         if self.h == "logsigmoid":
             margin = 0.01 * (view.logp - view.label_logp[:, None])
             log_rivals = log_rivals + torch.nn.functional.logsigmoid(margin)
@@ -252,22 +252,39 @@ class Induced(Checked):
             grad_logits=label.gradient(view).add_(grad),
             label_mass=label_mass,
             weight=weight,
-            objective_mass=mass(view) if mass else None,
+            objective_mass=mass(view).to(view.logp.dtype) if mass else None,
         )
 
 
 def per_token(part: Reliance | Weight, view: TokenView) -> Tensor:
-    """What a part says of the tokens of a view. Raises QTargetError where that isn't a number per token."""
+    """What a part says of the tokens of a view [n], in the dtype of the loss. A mask counts as 0 and 1.
+
+    Raises QTargetError where that isn't a real number per token.
+    """
+    return _in_dtype_of_loss(part, part(view), "a number per token", view.label_logp)
+
+
+def log_residual(part: Residual, view: TokenView) -> Tensor | None:
+    """Log-probabilities of a residual [n, V], in the dtype of the loss; None: it is the policy.
+
+    Raises QTargetError where they are neither.
+    """
     values = part(view)
-    if not isinstance(values, Tensor) or values.shape != view.labels.shape:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise QTargetError(f"{part} returns a number per token, [{len(view.labels)}]; got {got}")
-    return values
+    if values is None:
+        return None
+    return _in_dtype_of_loss(part, values, "log-probabilities over the vocabulary, or None,", view.logp)
 
 
-def _mixed(label_mass: Tensor, log_residual: Tensor | None, weight: Tensor) -> Target:
-    """label_mass·δ + (1 − label_mass)·π̃; log_residual None: π̃ = p, which pulls nothing."""
-    parts = () if log_residual is None else ((1 - label_mass, torch.log_softmax(log_residual, dim=-1)),)
+def _in_dtype_of_loss(part: object, values: object, what: str, like: Tensor) -> Tensor:
+    if not isinstance(values, Tensor) or values.shape != like.shape or values.is_complex():
+        got = f"{tuple(values.shape)} of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
+        raise QTargetError(f"{part} returns {what} {list(like.shape)}; got {got}")
+    return values.to(like.dtype)
+
+
+def _mixed(label_mass: Tensor, residual: Tensor | None, weight: Tensor) -> Target:
+    """label_mass·δ + (1 − label_mass)·π̃; residual None: π̃ = p, which pulls nothing."""
+    parts = () if residual is None else ((1 - label_mass, torch.log_softmax(residual, dim=-1)),)
     return Target(label_mass=label_mass, parts=parts, weight=weight)
 
 
@@ -286,7 +303,7 @@ def differentiate(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Ten
             raise QTargetError(f"an objective returns a loss per token, [{len(logits)}]; got {tuple(value.shape)}")
         if not value.requires_grad:
             raise QTargetError("the objective has no gradient with respect to logp: is everything in it detached?")
-        return value.sum(), value
+        return value.sum(), value.to(logits.dtype)
 
     gradient, value = torch.func.grad(summed, has_aux=True)(logits)  # torch.compile traces this, not autograd.grad
     return value, gradient
