@@ -22,6 +22,12 @@ def cache_dir() -> Path:
     return Path(chosen).expanduser() if chosen else user_cache_path("qtarget")
 
 
+def file_facts(file: Path) -> tuple[int, int, int, int]:
+    """Size, times and inode: one of them is another one where a file was written or replaced, as nobody sets ctime."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
 @contextmanager
 def replacing(path: Path, scratch: Path | None = None, *, durable: bool = False) -> Iterator[Path]:
     """Yields where to write a file or a folder, which becomes `path` at the end. Nothing is left of what fails.
@@ -86,6 +92,11 @@ def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     yield from (path for path in (folder / name for name in names) if path.is_file())
     for name in below:
         yield from files_below(folder / name, (*above, real))
+
+
+def local_files(path: Path) -> list[Path]:
+    """The file, or those of the folder and of folders that links in it lead to, in order; of a missing one none."""
+    return sorted(files_below(path)) if path.is_dir() else [path] * path.is_file()
 
 
 def remove(path: Path) -> None:

@@ -467,6 +467,29 @@ def test_a_share_of_few_rows_holds_out_one_prompt(workdir: Path, make: Any) -> N
     assert len(source.rows("train", None)) == 4
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: Files(name, heldout_share=0.1),
+        lambda name: Jsonl(name, heldout_share=0.1),
+        lambda name: Files("named", files={"train": [name]}, heldout_share=0.1),
+    ],
+    ids=["files", "jsonl", "named"],
+)
+def test_a_file_that_is_written_anew_is_shared_anew(workdir: Path, make: Any) -> None:
+    """As in a notebook: one source, and rows of another schema in its file."""
+    few = [row for row in PAIRS if position(f"user: {row['prompt']}") > 0.3]
+    Path("rows.jsonl").write_bytes(lines(few[:5]))
+    source = make("rows.jsonl")
+    assert len(source.rows("heldout", None)) == 1
+    others = [{"instruction": row["prompt"], "input": "", "output": row["completion"]} for row in few[5:10]]
+    Path("rows.jsonl").write_bytes(lines(others))
+    (held,) = source.rows("heldout", None)
+    asked = [row["instruction"] for row in others]
+    assert prompt_text(held.prompt) == min((f"user: {ask}" for ask in asked), key=position)
+    assert len(source.rows("train", None)) == 4
+
+
 def test_no_held_out_row_is_refused_unless_it_is_asked_for(workdir: Path) -> None:
     Path("one.jsonl").write_bytes(lines(PAIRS[:1]))
     path = ["data=files", "data.source.path=one.jsonl"]

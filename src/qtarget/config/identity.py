@@ -14,7 +14,7 @@ from qtarget.config.names import LABELS, as_hashed
 from qtarget.config.own_source import own_sources
 from qtarget.config.step_rows import without_devices
 from qtarget.config.versions import sources, versions, without_unchanged
-from qtarget.files import files_below
+from qtarget.files import local_files
 from qtarget.model import chat_template
 from qtarget.model.fingerprint import fingerprint, sampled_digest
 
@@ -142,5 +142,4 @@ def _content(named: Any) -> Any:
     if isinstance(named, list):
         return [_content(value) for value in named]
     path = Path(str(named)).expanduser()
-    files = sorted(files_below(path)) if path.is_dir() else [path] * path.is_file()
-    return {str(file.relative_to(path)): sampled_digest(file) for file in files} or named
+    return {str(file.relative_to(path)): sampled_digest(file) for file in local_files(path)} or named

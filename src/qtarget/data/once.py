@@ -9,10 +9,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.module import DataConfig, Prepared, prepare
-from qtarget.data.recipe import UnknownContentError, local_files, recipe, recipe_digest, sources_of
+from qtarget.data.recipe import UnknownContentError, recipe, recipe_digest, sources_of
 from qtarget.data.sources.data_files import Files
 from qtarget.data.sources.jsonl import Jsonl
 from qtarget.errors import QTargetError
+from qtarget.files import local_files
 
 LARGE_BYTES, LARGE_ROWS = 1 << 20, 2000
 """Of files, or of rows that are made: from here on a preparation takes seconds, and is kept."""

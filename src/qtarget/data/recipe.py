@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from qtarget.data.sources.data_files import Files
 from qtarget.data.sources.loading import is_file_name, is_local, table_files
-from qtarget.files import files_below
+from qtarget.files import local_files
 
 if TYPE_CHECKING:
     from qtarget.data.module import DataConfig
@@ -129,11 +129,6 @@ def _with_files(value: Any) -> Any:
     if not files:
         return value
     return [path.name, [[str(file.relative_to(path)), file_digest(file)] for file in files]]
-
-
-def local_files(path: Path) -> list[Path]:
-    """The file, or those of the folder and of folders that links in it lead to."""
-    return sorted(files_below(path)) if path.is_dir() else [path] * path.is_file()
 
 
 def file_digest(path: Path) -> str:

@@ -226,6 +226,10 @@ class Files(HoldsOut, Checked):
         table = self._table(name)
         return StreamedRows(table, self._reader(table, name))
 
+    def _read_files(self) -> list[Path]:
+        given = [named if isinstance(named, list | tuple) else [named] for named in (self.files or {}).values()]
+        return [*super()._read_files(), *(Path(name).expanduser() for named in given for name in named)]
+
     def _held_out(self, heldout_rows: int | None) -> HeldOut:
         """Of the training split's rows; of a stream the first ones."""
         if self.streaming:

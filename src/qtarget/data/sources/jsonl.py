@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -117,7 +116,7 @@ class Jsonl(HoldsOut, Checked):
     def _other_file(self) -> Files:
         return Files(self.path, train=None, heldout=self.heldout, **self._shared)
 
-    @cached_property
+    @property
     def _schema(self) -> str:
         """That of the first row."""
         number, line = next(self._lines(), (0, b""))

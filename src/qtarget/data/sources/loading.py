@@ -15,7 +15,7 @@ from qtarget.data.sources.conversation import listed
 from qtarget.data.sources.file_rows import FORMATS, PACKED, FilePart, FileRows, Table, Typed, form
 from qtarget.data.sources.missing import missing_data
 from qtarget.errors import QTargetError
-from qtarget.files import files_below
+from qtarget.files import file_facts, files_below
 
 TYPED = {".parquet": "parquet", ".arrow": "arrow"}
 BUILDERS = {"Csv": "csv", "Json": "json"}
@@ -325,9 +325,7 @@ def _cache(files: Iterable[Path]) -> str:
 
     digest = hashlib.sha256()
     for file in sorted(files):
-        facts = file.stat()
-        known = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)  # nobody can set ctime
-        digest.update(f"{file.resolve()} {known}\n".encode(errors="surrogateescape"))
+        digest.update(f"{file.resolve()} {file_facts(file)}\n".encode(errors="surrogateescape"))
     return str(Path(datasets.config.HF_DATASETS_CACHE) / f"files-{digest.hexdigest()[:16]}")
 
 

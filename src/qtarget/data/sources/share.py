@@ -7,9 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from qtarget.data.example import Demonstration
 from qtarget.data.overlap import position, prompt_text
+from qtarget.files import file_facts, local_files
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,27 @@ class HeldOut:
 
 
 class HoldsOut:
-    """A source that reads once which of its rows are held out, for the rows of both sides."""
+    """A source that reads once which of its rows are held out, for the rows of both sides.
+
+    Where a local file that it reads was written since, it reads that again.
+    """
+
+    path: str
 
     def side(self, heldout_rows: int | None) -> HeldOut:
         """Which rows are held out."""
-        if heldout_rows not in self._sides:
-            self._sides[heldout_rows] = self._held_out(heldout_rows)
-        return self._sides[heldout_rows]
+        key = heldout_rows, *((file, file_facts(file)) for file in self._read_files() if file.is_file())
+        if key not in self._sides:
+            self._sides[key] = self._held_out(heldout_rows)
+        return self._sides[key]
 
     @cached_property
-    def _sides(self) -> dict[int | None, HeldOut]:
+    def _sides(self) -> dict[Any, HeldOut]:
         return {}
+
+    def _read_files(self) -> list[Path]:
+        """The local files that the rows stand in."""
+        return local_files(Path(self.path).expanduser())
 
     def _held_out(self, heldout_rows: int | None) -> HeldOut:
         """As they are read."""
