@@ -89,8 +89,8 @@ With --cfg job it prints the configuration and evaluates nothing."""
 SHOW = "show takes target=NAME,…, target/PART=OPTION and target.PART.FIELD=VALUE"
 
 LENS = (
-    "lens takes target=NAME,…, target/PART=OPTION, target.PART.FIELD=VALUE and out=FOLDER; with checkpoint=WHERE also "
-    "rows=N and the overrides of `qtarget train`"
+    "lens takes target=NAME,…, target/PART=OPTION, target.PART.FIELD=VALUE, --against DESIGN and out=FOLDER; with "
+    "checkpoint=WHERE also rows=N and the overrides of `qtarget train`"
 )
 
 SHOW_EXAMPLES = """
@@ -99,7 +99,10 @@ SHOW_EXAMPLES = """
 
 LENS_EXAMPLES = """
   qtarget lens target=sft,dft,target_sft
-  qtarget lens target=dft checkpoint=outputs/runs/HASH rows=8"""
+  qtarget lens target=dft checkpoint=outputs/runs/HASH rows=8
+  qtarget lens target=dft,kd --against sft                           differences to sft, and ratios
+  qtarget lens target=target_sft --against target_sft target.reliance.alpha=0.5
+                                                                     what follows --against changes that design alone"""
 
 DOCTOR = "qtarget doctor: versions, device, where the model comes from, what is missing. It takes no arguments."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,11 @@ from qtarget.config.composing import about, options
 from qtarget.config.parsers import LENS as USAGE
 from qtarget.config.part_checks import checked_design
 from qtarget.errors import QTargetError
+from qtarget.lens.chosen import Against, designed, split_against
 from qtarget.run.show import split_target, train_command
 
 if TYPE_CHECKING:
+    from qtarget.lens.against import CurveDifference
     from qtarget.lens.curves import Curve, World
     from qtarget.lens.token_table import Demonstrations
     from qtarget.plot.looks import Mark
@@ -26,7 +28,10 @@ FEATURED = ("sft", "label_smoothing", "dft", "one_minus_prior", "kd", "target_sf
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: designs (none: all), their changes, where to write, and the demonstrations to read."""
+    """What was asked for: designs (none: all), their changes, where to write, and the demonstrations to read.
+
+    against: the design that the others are set against.
+    """
 
     names: tuple[str, ...]
     changes: tuple[str, ...]
@@ -34,10 +39,18 @@ class Request:
     out: Path = Path(OUT)
     checkpoint: str | None = None
     rows: int = ROWS
+    against: Against | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of every design that is drawn, that which the others are set against the last."""
+        labels = self.names or every_name()
+        return labels if self.against is None else tuple(dict.fromkeys((*labels, self.against.label)))
 
 
 def lens(arguments: Sequence[str]) -> int:
     """Write lens.html and the pictures, and say where they are."""
+    from qtarget.lens.against import stops_in_words
     from qtarget.lens.curves import World
 
     request, world = read_request(arguments), World.default()
@@ -53,16 +66,30 @@ def lens(arguments: Sequence[str]) -> int:
             overrides=request.overrides,
             rows=request.rows,
             lenient=not request.names,
+            against=request.against,
         )
     for kind, path in write_files(request, curves, world, demonstrations):
         print(f"{kind:<9}{near(path)}")
+    for difference in _differences(request, curves) if request.names else ():
+        print(f"{'against':<9}{difference.name}: {stops_in_words(difference)}")
     print(f"next     {_next_command(request)}")
     return 0
 
 
+def _differences(request: Request, curves: Sequence[Curve]) -> tuple[CurveDifference, ...]:
+    """Every design but that which they are set against, beside it."""
+    from qtarget.lens.against import CurveDifference
+
+    if request.against is None:
+        return ()
+    (other,) = (curve for curve in curves if curve.name == request.against.label)
+    return tuple(CurveDifference(curve, other) for curve in curves if curve is not other)
+
+
 def read_request(arguments: Sequence[str]) -> Request:
     """Raises QTargetError for what lens doesn't take."""
-    names, changes, others = split_target(arguments)
+    words, against = split_against(arguments)
+    names, changes, others = split_target(words)
     pairs = [(argument, *argument.partition("=")[::2]) for argument in others]
     own = {key: value for _, key, value in pairs if key in ("out", "checkpoint", "rows")}
     overrides = tuple(argument for argument, key, _ in pairs if key not in own)
@@ -71,7 +98,7 @@ def read_request(arguments: Sequence[str]) -> Request:
         raise QTargetError(f"{USAGE}; got {wrong!r}")
     if empty := [key for key, value in own.items() if not value]:
         raise QTargetError(f"{empty[0]}= needs a value: {USAGE}")
-    return Request(
+    request = Request(
         tuple(dict.fromkeys(filter(None, names))),
         tuple(changes),
         overrides,
@@ -79,6 +106,7 @@ def read_request(arguments: Sequence[str]) -> Request:
         own.get("checkpoint"),
         _rows(own.get("rows", str(ROWS))),
     )
+    return replace(request, against=against and against.beside(request.names or every_name(), request.changes))
 
 
 def _rows(text: str) -> int:
@@ -91,16 +119,17 @@ def traced(request: Request, world: World) -> tuple[Curve, ...]:
     """The curve of each design asked for."""
     from qtarget.lens.curves import marks
 
-    names = request.names or every_name()
-    designs = [checked_design(name, request.changes) for name in names]
-    return tuple(_traced(design, mark, world) for design, mark in zip(designs, marks(names), strict=True))
+    chosen = [designed(label, request.changes, request.against) for label in request.labels]
+    designs = [checked_design(name, changes) for name, changes in chosen]
+    triples = zip(designs, chosen, marks(request.labels), strict=True)
+    return tuple(_traced(design, name, mark, world) for design, (name, _), mark in triples)
 
 
-def _traced(design: Any, mark: Mark, world: World) -> Curve:
+def _traced(design: Any, name: str, mark: Mark, world: World) -> Curve:
     from qtarget.lens.curves import trace
 
     try:
-        return trace(design, mark, about(mark.label)["formula"], world)
+        return trace(design, mark, about(name)["formula"], world)
     except QTargetError as error:
         raise QTargetError(f"{mark.label}: {error}") from error
 
@@ -115,6 +144,7 @@ def write_files(
     request: Request, curves: Sequence[Curve], world: World, demonstrations: Demonstrations | None
 ) -> Iterator[tuple[str, Path]]:
     """What was written: (kind, path)."""
+    from qtarget.lens.against import draw_differences
     from qtarget.lens.page import write_lens
     from qtarget.lens.picture import draw_design, draw_lens
     from qtarget.lens.token_table import draw_tokens
@@ -124,15 +154,27 @@ def write_files(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise QTargetError(f"can't write to {folder}: {error}. Set out=FOLDER to one you can write") from error
-    page = folder / "lens.html"
-    write_lens(curves, world, page, changes=request.changes, shown=FEATURED, demonstrations=demonstrations)
+    page, differences = folder / "lens.html", _differences(request, curves)
+    shown = (*FEATURED, *(difference.other.name for difference in differences[:1]))
+    write_lens(
+        curves,
+        world,
+        page,
+        changes=request.changes,
+        shown=shown,
+        demonstrations=demonstrations,
+        differences=differences,
+    )
     yield "page", page
     draw_lens(curves, world, folder / "lens.png")
     yield "picture", folder / "lens.png"
     if demonstrations is not None and demonstrations.rows:
         draw_tokens(demonstrations, folder / "tokens.png")
         yield "picture", folder / "tokens.png"
-    for curve in curves:
+    if differences:
+        draw_differences(differences, folder / "differences.png")
+        yield "picture", folder / "differences.png"
+    for curve in curves[: len(request.names or every_name())]:
         draw_design(curve, world, folder / f"lens_{curve.name}.png")
         yield "picture", folder / f"lens_{curve.name}.png"
 
@@ -141,4 +183,5 @@ def _next_command(request: Request) -> str:
     """A design that has been looked at is trained; of all designs, a few are looked at closely."""
     if not request.names:
         return f"qtarget lens target={','.join(FEATURED[:4])}"
-    return train_command(request.names, request.changes)
+    also = request.against.name if request.against and not (request.against.changes or request.changes) else ""
+    return train_command(tuple(dict.fromkeys(filter(None, (*request.names, also)))), request.changes)

@@ -55,6 +55,12 @@ document.querySelectorAll("[data-bars]").forEach((place) => {
   updates.push((step) => { policy(bars.policy[step]); target(design.targets[step]); });
 });
 
+document.querySelectorAll("[data-differences]").forEach((place) => {
+  const difference = bars.differences[Number(place.dataset.differences)];
+  const show = barPlot(place, difference.reach).rects(0.6, { fill: difference.colour });
+  updates.push((step) => show(difference.targets[step]));
+});
+
 const slider = document.getElementById("slider"), where = document.getElementById("where");
 function slide(step) {
   slider.value = step;
@@ -87,10 +93,12 @@ function tell(span) {
   head.prepend(name);
   const prior = token.prior === null ? "" : ` · p prior ${digits(token.prior)}`;
   const others = token.alternatives.map((other) => `${other.text} ${digits(other.p)}`).join(" · ");
-  const pulls = token.pulls[design].map((value, place) => `${details.titles[place]} ${digits(value)}`).join(" · ");
+  const numbers = (values) => values.map((value, place) => `${details.titles[place]} ${digits(value)}`).join(" · ");
+  const pulls = token.pulls[design];
+  const lines = pulls ? [`${details.designs[design]}: ${numbers(pulls)}`] : token.differences[design - token.pulls.length];
   tip.replaceChildren(
     head,
-    line(`${details.designs[design]}: ${pulls}`),
+    ...lines.map((text) => line(text)),
     line(`p ${digits(token.p)}${prior} · nll ${digits(token.nll)}`),
     line(`instead: ${others}`, "quiet"),
   );

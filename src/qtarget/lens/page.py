@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from qtarget.lens import token_table
+from qtarget.lens.against import CurveDifference, difference_panels
 from qtarget.lens.curves import CUT, DOTTED, QUANTITIES, STOPS, Curve, Quantity, World, bars, extent, panels
+from qtarget.lens.differences import ratio_text
 from qtarget.lens.picture import OVERLAID
 from qtarget.lens.token_table import Demonstrations
 from qtarget.plot.chart_data import chart_data
+from qtarget.plot.figures import Panel
 from qtarget.plot.page import render
 
 TEMPLATE = Path(__file__).with_name("lens.html.j2")
@@ -44,9 +47,10 @@ def write_lens(
     changes: Sequence[str] = (),
     shown: Sequence[str] = (),
     demonstrations: Demonstrations | None = None,
+    differences: Sequence[CurveDifference] = (),
 ) -> None:
     """The page at `path`. shown: designs whose curves are drawn to begin with; `changes`: what was overridden."""
-    values = template_values(curves, world, changes, shown, demonstrations)
+    values = template_values(curves, world, changes, shown, demonstrations, differences=differences)
     path.write_text(render(TEMPLATE, values), encoding="utf-8", newline="\n")
 
 
@@ -56,14 +60,14 @@ def template_values(
     changes: Sequence[str] = (),
     shown: Sequence[str] = (),
     demonstrations: Demonstrations | None = None,
+    *,
+    differences: Sequence[CurveDifference] = (),
 ) -> dict[str, Any]:
     """What the template shows."""
     plots = panels(curves)
     many = len(curves) > OVERLAID
     return {
-        "title": "What every design teaches"
-        if many
-        else f"What {_listed([curve.name for curve in curves])} teach" + ("es" if len(curves) == 1 else ""),
+        "title": _title(curves, many),
         "many": many,
         "changes": changes,
         "curves": curves,
@@ -71,14 +75,27 @@ def template_values(
         "quantities": QUANTITIES,
         "sketches": {curve.mark.index: sketches(curve) for curve in curves} if many else {},
         "plots": plots,
-        "figures": chart_data(plots),
+        "figures": chart_data([*plots, *_difference_panels(differences)]),
         "world": world,
-        "bars": bars(curves, world),
+        "bars": {**bars(curves, world), "differences": [difference.bars() for difference in differences]},
+        "differences": differences,
+        "difference_plots": _difference_panels(differences),
+        "ratio_text": ratio_text,
         "stops": STOPS,
         "demonstrations": demonstrations,
         "details": _details(demonstrations),
         "tokens": token_table,
     }
+
+
+def _title(curves: Sequence[Curve], many: bool) -> str:
+    if many:
+        return "What every design teaches"
+    return f"What {_listed([curve.name for curve in curves])} teach" + ("es" if len(curves) == 1 else "")
+
+
+def _difference_panels(differences: Sequence[CurveDifference]) -> Sequence[Panel]:
+    return difference_panels(differences) if differences else ()
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -88,7 +105,7 @@ def _listed(names: Sequence[str]) -> str:
 def _details(demonstrations: Demonstrations | None) -> dict[str, Any]:
     if demonstrations is None or not demonstrations.rows:
         return {"rows": [], "designs": [], "titles": []}
-    names = [reading.mark.label for reading in demonstrations.rows[0].readings]
+    names = [reading.mark.label for reading in demonstrations.rows[0].readings]  # differences are counted behind them
     return {
         "rows": [token_table.details(row) for row in demonstrations.rows],
         "designs": names,

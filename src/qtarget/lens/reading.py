@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,9 +16,13 @@ from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
 from qtarget.errors import QTargetError
+from qtarget.lens.chosen import Against, designed
 from qtarget.lens.curves import PROGRESS
-from qtarget.lens.token_table import LENS_MEASURES, Alternative, Demonstrations, DesignReading, Pull, Token, TokenRow
+from qtarget.lens.differences import Alternative, DesignDifference
+from qtarget.lens.token_differences import TARGET, TokenDifferences, check_room
+from qtarget.lens.token_table import LENS_MEASURES, Demonstrations, DesignReading, Pull, Token, TokenRow
 from qtarget.math.loss import IGNORE, LossOutput
+from qtarget.measures import Measure
 from qtarget.model.frozen import Frozen
 from qtarget.model.policy import Policy
 from qtarget.plot.looks import Mark
@@ -41,27 +45,37 @@ def read_demonstrations(
     overrides: Sequence[str] = (),
     rows: int = 4,
     lenient: bool = False,
+    against: Against | None = None,
 ) -> Demonstrations:
     """`rows` training rows, those with noise first, read by the model at `where` under each design.
 
     where: a finished run (its config.yaml says the data and the references) or any model. lenient: designs that can't
-    be run here are left out; otherwise QTargetError says what they need.
+    be run here are left out; otherwise QTargetError says what they need. against: what the others are set against, one
+    of `marks`; it has to run.
     """
     cfg = run_config(where, overrides)
     prepare_process(cfg.seed)
-    base, attempts = make_plan(_with_target(cfg, "sft")), Attempts(lenient)
+    base, attempts = make_plan(_with_target(cfg, "sft")), Attempts(lenient, against.label if against else None)
     quick = _quick(cfg)
-    plans = attempts.each(marks, lambda name: make_plan(_with_target(quick, name, changes)))
+    plans = attempts.each(marks, lambda label: make_plan(_with_target(quick, *designed(label, changes, against))))
     policy, frozen = _models(base, plans.values())
     examples = sorted(base.prepared.train, key=lambda example: not any(example.wrong))[:rows]
     batch = Collate(int(base.tokenizer.pad_token_id))(examples).to(_device())
     with torch.no_grad():
         outs = attempts.each(plans, lambda name: _loss(plans[name], policy, frozen, batch))
-        tokens = list(_tokens(base, policy, frozen.get("prior"), batch, examples))
-    readings = _readings(outs, marks, batch)
-    token_rows = (
-        TokenRow(example.row, tuple(row), pulls) for example, row, pulls in zip(examples, tokens, readings, strict=True)
-    )
+        tokens = _tokens(base, policy, frozen.get("prior"), batch, examples)
+        apart: Iterable[tuple[DesignDifference, ...]] = [()] * len(examples)
+        if against:
+            check_room(batch, policy.vocab_size)
+            whole = TokenDifferences(
+                lambda name: _loss(plans[name], policy, frozen, batch, (TARGET,)),
+                against.label,
+                batch,
+                partial(_token_text, base.tokenizer),
+            )
+            apart = whole.rows({name: marks[name] for name in outs})
+        columns = zip(examples, tokens, _readings(outs, marks, batch), apart, strict=True)
+        token_rows = [TokenRow(example.row, tuple(row), own, other) for example, row, own, other in columns]
     return Demonstrations(without_absolute_paths(where), tuple(token_rows), tuple(attempts.left_out))
 
 
@@ -77,9 +91,13 @@ def _quick(cfg: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True)
 class Attempts:
-    """Does something for each of several designs; lenient ones note which can't be run here, and why."""
+    """Does something for each of several designs; lenient ones note which can't be run here, and why.
+
+    needed: the one that has to run all the same.
+    """
 
     lenient: bool
+    needed: str | None = None
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def each(self, names: Iterable[str], make: Callable[[str], Made]) -> dict[str, Made]:
@@ -88,7 +106,7 @@ class Attempts:
             try:
                 made[name] = make(name)
             except QTargetError as error:
-                if not self.lenient:
+                if not self.lenient or name == self.needed:
                     raise QTargetError(f"{name}: {error}") from error
                 self.left_out.append((name, str(error)))
         return made
@@ -112,9 +130,12 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _loss(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen], batch: Batch) -> LossOutput:
-    """The design's loss as training calls it, at the end of training."""
+def _loss(
+    plan: Plan, policy: Policy, frozen: Mapping[str, Frozen], batch: Batch, measures: Sequence[Measure] = ()
+) -> LossOutput:
+    """The design's loss as training calls it, at the end of training. measures: read beside the usual ones."""
     module = build.module(plan, policy, frozen)
+    module.measures = measures
     module.progress_at = lambda step: PROGRESS  # type: ignore[method-assign]
     return module.token_loss(batch)
 

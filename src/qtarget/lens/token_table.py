@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from qtarget.lens.differences import Alternative, DesignDifference, TokenDifference, ratio_text
 from qtarget.measures import MEASURES
 from qtarget.plot.drawing import PNG_DPI, picture, plain
 from qtarget.plot.looks import Mark
@@ -22,15 +23,8 @@ DEEPEST = 0.66  # opacity at ±CLIP: text stays readable on it
 INDENT, WIDTH = 22, 96  # characters of a line in the picture: for the design's name, and for what it reads
 ADVANCE, LINE = 8 / PNG_DPI, 0.205  # inches from letter to letter, whole pixels as they are drawn, and line to line
 FONT = 72 * ADVANCE * 2048 / 1233  # points: matplotlib's own monospace letters are 1233/2048 of its size wide
+NAME = 27  # characters of a name in the margin, which is set smaller
 MOST_LINES = 260  # in the picture; the page has them all
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """A token that the policy could have said instead."""
-
-    text: str
-    p: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +59,14 @@ class Pull:
     def trust(self) -> float:
         return self.values[TRUST]
 
+    @property
+    def colour_value(self) -> float:
+        """What a token is coloured by."""
+        return self.trust
+
+
+Value = TypeVar("Value", Pull, TokenDifference)
+
 
 @dataclass(frozen=True)
 class DesignReading:
@@ -76,11 +78,12 @@ class DesignReading:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One demonstration, and every design's reading of it."""
+    """One demonstration, every design's reading of it, and their differences to the design they are set against."""
 
     number: int
     tokens: tuple[Token, ...]
     readings: tuple[DesignReading, ...]
+    differences: tuple[DesignDifference, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -104,11 +107,14 @@ class TokenRow:
         """How many tokens noise made wrong, in words."""
         return f"{self.wrong} token{'s' * (self.wrong != 1)} made wrong"
 
-    def spans(self, reading: DesignReading) -> Iterator[tuple[Token, Pull | None]]:
-        """The tokens from the first supervised one on; text between two replies has no pull."""
-        pulls = iter(reading.pulls)
+    def spans(self, values: Sequence[Value]) -> Iterator[tuple[Token, Value | None]]:
+        """The tokens from the first supervised one on, each with its value; text between two replies has none.
+
+        values: of the supervised tokens, in order: a reading's pulls, or a design's differences.
+        """
+        left = iter(values)
         for token in self.tokens[self.start :]:
-            yield token, next(pulls) if token.supervised else None
+            yield token, next(left) if token.supervised else None
 
 
 @dataclass(frozen=True)
@@ -122,17 +128,23 @@ class Demonstrations:
 
 def trust_text(reading: DesignReading, row: TokenRow) -> str:
     """The mean trust of a row in words, wrong tokens apart: `mean trust 0.71 on right tokens, 0.12 on wrong ones`."""
-    means = {"right tokens": mean_trust(reading, row, wrong=False), "wrong ones": mean_trust(reading, row, wrong=True)}
-    return "mean trust " + ", ".join(
-        f"{value + 0.0:.2f} on {kind}" for kind, value in means.items() if value is not None
-    )
+    return f"mean trust {_means_in_words([pull.trust for pull in reading.pulls], row)}"
 
 
-def mean_trust(reading: DesignReading, row: TokenRow, *, wrong: bool) -> float | None:
-    """Mean trust over the tokens of a row that are wrong, or right, to 2 digits; None where there are none."""
-    pairs = zip(row.supervised, reading.pulls, strict=True)
-    trusts = [pull.trust for token, pull in pairs if token.wrong == wrong]
-    return round(sum(trusts) / len(trusts), 2) if trusts else None
+def difference_text(difference: DesignDifference, row: TokenRow) -> str:
+    """The same of Q_A(y) − Q_B(y): `mean difference of Q(y) 0.01 on right tokens, -0.40 on wrong ones`."""
+    return f"mean difference of Q(y) {_means_in_words([token.label for token in difference.tokens], row)}"
+
+
+def _means_in_words(values: Sequence[float], row: TokenRow) -> str:
+    means = {"right tokens": _mean(values, row, wrong=False), "wrong ones": _mean(values, row, wrong=True)}
+    return ", ".join(f"{value + 0.0:.2f} on {kind}" for kind, value in means.items() if value is not None)
+
+
+def _mean(values: Sequence[float], row: TokenRow, *, wrong: bool) -> float | None:
+    """Over the tokens of a row that are wrong, or right, to 2 digits; None where there are none."""
+    chosen = [value for token, value in zip(row.supervised, values, strict=True) if token.wrong == wrong]
+    return round(sum(chosen) / len(chosen), 2) if chosen else None
 
 
 def shade(trust: float) -> tuple[str, float]:
@@ -169,8 +181,21 @@ def details(row: TokenRow) -> list[dict[str, Any]]:
             "nll": token.nll,
             "alternatives": [{"text": quoted(other.text), "p": other.p} for other in token.alternatives],
             "pulls": [list(reading.pulls[index].values) for reading in row.readings],
+            "differences": [_difference_lines(difference, index) for difference in row.differences],
         }
         for index, token in enumerate(row.supervised)
+    ]
+
+
+def _difference_lines(difference: DesignDifference, index: int) -> list[str]:
+    """What the page says of a token of which two designs make different things."""
+    token, other = difference.tokens[index], difference.other
+    largest = " · ".join(f"{quoted(one.text)} {one.p:+.2g}" for one in token.largest)
+    return [
+        f"{difference.name}: {token.in_words(other)}",
+        f"Q(y) {token.label:+.3g} · ½Σ|Q − Q| {token.distance:.3g}",
+        f"gradient × {ratio_text(token.gradient)} · w × {ratio_text(token.weight)}",
+        f"others: {largest}",
     ]
 
 
@@ -185,7 +210,7 @@ class Cell:
     line: int
     text: str
     token: Token | None = None
-    pull: Pull | None = None
+    value: Pull | TokenDifference | None = None
 
 
 def draw_tokens(shown: Demonstrations, path: Path) -> None:
@@ -197,7 +222,7 @@ def draw_tokens(shown: Demonstrations, path: Path) -> None:
         axes.set_xlim(-2, INDENT + WIDTH + 2)
         axes.set_ylim(lines + 1.5, -1.5)
         axes.axis("off")
-        _draw_scale(axes)
+        _draw_scale(axes, with_differences=any(row.differences for row in shown.rows))
         top = 2.0
         for draw, height in blocks:
             if top + height > lines + 1:
@@ -214,8 +239,9 @@ def _blocks(shown: Demonstrations) -> Iterator[tuple[Any, float]]:
         for line in _wrapped(row.prompt):
             yield _text(line), 1
         for reading in row.readings:
-            cells = list(_cells(row, reading))
-            yield _reading(reading.mark, cells), 1.3 + max((cell.line for cell in cells), default=0)
+            yield _coloured_line(reading.mark.label, reading.mark, list(_cells(row, reading.pulls)))
+        for difference in row.differences:
+            yield _coloured_line(difference.name, difference.mark, list(_cells(row, difference.tokens)))
         yield _text(""), 1
 
 
@@ -223,10 +249,10 @@ def _wrapped(text: str) -> list[str]:
     return [line for part in text.splitlines() for line in textwrap.wrap(part, INDENT + WIDTH) or [""]]
 
 
-def _cells(row: TokenRow, reading: DesignReading) -> Iterator[Cell]:
+def _cells(row: TokenRow, values: Sequence[Value]) -> Iterator[Cell]:
     """Tokens set one after the other, in lines of WIDTH."""
     column = line = 0
-    for token, pull in row.spans(reading):
+    for token, value in row.spans(values):
         text = visible(token.text)
         for count, part in enumerate(text.split("\n")):
             if count:
@@ -235,7 +261,7 @@ def _cells(row: TokenRow, reading: DesignReading) -> Iterator[Cell]:
                 piece = part[start : start + WIDTH]
                 if column + len(piece) > WIDTH:
                     column, line = 0, line + 1
-                yield Cell(column, line, piece, token, pull)
+                yield Cell(column, line, piece, token, value)
                 column += len(piece)
 
 
@@ -247,13 +273,19 @@ def _text(text: str, *, bold: bool = False) -> Any:
     return draw
 
 
-def _reading(mark: Mark, cells: Sequence[Cell]) -> Any:
+def _coloured_line(name: str, mark: Mark, cells: Sequence[Cell]) -> tuple[Any, float]:
+    """How it is drawn, and the lines it takes. A name too long for the margin is cut there."""
+
     def draw(axes: Axes, top: float) -> None:
-        axes.text(0, top + 0.3, plain(mark.label), fontsize=8, color=mark.colour, weight="bold", va="center")
+        axes.text(0, top + 0.3, plain(_short(name)), fontsize=8, color=mark.colour, weight="bold", va="center")
         for cell in cells:
             _draw_cell(axes, cell, top + 0.3 + cell.line)
 
-    return draw
+    return draw, 1.3 + max((cell.line for cell in cells), default=0)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
 def _draw_cell(axes: Axes, cell: Cell, line: float) -> None:
@@ -261,12 +293,12 @@ def _draw_cell(axes: Axes, cell: Cell, line: float) -> None:
 
     left, width = INDENT + cell.column, len(cell.text)
     corner = (left, line - 0.46)
-    if cell.pull is not None:
-        colour, depth = shade(cell.pull.trust)
+    if cell.value is not None:
+        colour, depth = shade(cell.value.colour_value)
         axes.add_patch(Rectangle(corner, width, 0.92, facecolor=colour, alpha=depth, linewidth=0))
     if cell.token is not None and cell.token.wrong:
         axes.add_patch(Rectangle(corner, width, 0.92, fill=False, edgecolor="#222222", linewidth=1.1))
-    ink = "#111111" if cell.pull is not None else "#888888"
+    ink = "#111111" if cell.value is not None else "#888888"
     if cell.text.isascii():
         _write(axes, (left, line), cell.text, ink, "left")
     else:
@@ -279,7 +311,7 @@ def _write(axes: Axes, point: tuple[float, float], text: str, ink: str, anchor: 
     axes.text(*point, shown, fontsize=FONT, color=ink, ha=anchor, va="center_baseline", family="monospace")
 
 
-def _draw_scale(axes: Axes) -> None:
+def _draw_scale(axes: Axes, *, with_differences: bool) -> None:
     """What the colours mean."""
     from matplotlib.patches import Rectangle
 
@@ -292,4 +324,6 @@ def _draw_scale(axes: Axes) -> None:
         x = 0.6 * steps * (value + CLIP) / (2 * CLIP)
         anchor = {-CLIP: "left", CLIP: "left"}.get(value, "center")
         axes.text(x, 0.95, text, fontsize=7.5, color="#555555", ha=anchor, va="center")
-    axes.text(0.6 * steps + 7, 0, "trust in each token; made wrong: outlined", fontsize=9, color="#222222", va="center")
+    text = "trust in each token; made wrong: outlined"
+    text += "\nA − B: Q(y) of A minus that of B, −1 red to 1 blue" if with_differences else ""
+    axes.text(0.6 * steps + 7, 0, text, fontsize=9, color="#222222", va="center")
