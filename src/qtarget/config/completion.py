@@ -66,6 +66,7 @@ CONFIGS = {
     "sweep": "train",
     "show": "design",
 }
+MODEL_ENDS = ("/", ".gguf")
 PATHS = ("sweep", "compare", "export", "clean")
 """Commands whose words may be files."""
 
@@ -158,9 +159,9 @@ def _words_of(name: str, rest: Sequence[str], word: str) -> list[str]:
 
 
 def _model_folders(value: str) -> list[str]:
-    """model=FOLDER, once the folder's name is begun; of several the last."""
+    """model=FOLDER and model=FILE.gguf, once the name is begun; of several the last."""
     before, comma, last = value.rpartition(",")
-    return [f"model={before}{comma}{path}" for path in _paths(last) if last and path.endswith("/")]
+    return [f"model={before}{comma}{path}" for path in _paths(last) if last and path.rstrip().endswith(MODEL_ENDS)]
 
 
 def _paths(beginning: str) -> list[str]:

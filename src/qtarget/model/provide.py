@@ -1,4 +1,4 @@
-"""Names → tokenizers and models: the embedded one, the tiny one, a folder, a finished run, or a hub id."""
+"""Names → tokenizers and models: the embedded one, the tiny one, a folder, a finished run, a GGUF file, or a hub id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from qtarget.errors import QTargetError
-from qtarget.model import builtin
+from qtarget.model import builtin, gguf_file
 from qtarget.model import chat_template as chat_template_of
 from qtarget.model.agreement import check_logits
 from qtarget.model.architecture import check_config, text_config
@@ -48,12 +48,17 @@ class UnknownModelError(QTargetError):
 
 
 def resolve(name: str) -> ModelSource:
-    """Find a model. Raises QTargetError where it can't be found, with the ways to get it. Loads nothing."""
+    """Find a model. Raises QTargetError where it can't be found, with the ways to get it.
+
+    Loads nothing, but for the first use of a GGUF file, which is converted.
+    """
     if name == TINY:
         return ModelSource(TINY)
     if name == SMOLLM2:
         folder = builtin.embedded_model()
         return ModelSource(str(folder) if folder else builtin.HUB_ID)
+    if gguf_file.is_gguf(name):
+        return ModelSource(str(gguf_file.converted(name)))
     return ModelSource(str(model_folder(name)) if names_a_folder(name) else name)
 
 
@@ -183,7 +188,7 @@ def _from_hub_or_folder(loader: Any, source: ModelSource, **options: Any) -> Any
         raise UnknownModelError(
             f"can't load the model {source.location!r}{hint}: it is neither a local folder nor to be had from the hub "
             f"({str(error).splitlines()[0].rstrip('.')})",
-            "Give a folder with model.name=PATH, or a hub id with the network on",
+            "Give a folder or a GGUF file with model.name=PATH, or a hub id with the network on",
         ) from error
 
 

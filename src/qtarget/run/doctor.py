@@ -69,7 +69,7 @@ def _model() -> tuple[str, str]:
 
     if (builtin.converted_dir() / "config.json").is_file():
         return f"smollm2_135m: converted, in {builtin.converted_dir()}", ""
-    source = builtin.gguf_file()
+    source = builtin.packaged_file()
     if source:
         return f"smollm2_135m: {source.name} in the package {builtin.PACKAGE}, converted on first use", ""
     return (

@@ -20,6 +20,7 @@ from qtarget.errors import QTargetError
 from qtarget.evaluate.server_settings import ServerConfig
 from qtarget.model import chat_template
 from qtarget.model.fingerprint import model_folder, names_a_folder
+from qtarget.model.gguf_file import is_gguf
 from qtarget.record.record import stored_result
 from qtarget.settings import Node
 
@@ -88,7 +89,7 @@ def _run_live(cfg: dict[str, Any]) -> None:
 
 def run_folder(where: str) -> Path | None:
     """The folder of a run of qtarget; None for any other model. Raises QTargetError where there is no model."""
-    if not names_a_folder(where):
+    if is_gguf(where) or not names_a_folder(where):
         return None
     folder = model_folder(where)
     is_run = folder.name == "checkpoint" and (folder.parent / "config.yaml").is_file()
