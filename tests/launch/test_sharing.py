@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -113,3 +115,29 @@ def test_a_job_reads_the_reference_of_the_job_before(workdir: Path, monkeypatch:
     assert (len(loaded), len(frozen)) == (3, 1)
     for mine, pristine in zip(frozen[0].parameters(), tiny().parameters(), strict=True):
         assert torch.equal(mine, pristine.to(mine.dtype))
+
+
+def test_a_job_has_let_go_of_its_policy_when_the_next_one_loads_its_own(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever Python itself would look for cycles: trainer, module and policy lie in one."""
+    from qtarget.cli import run as qtarget_cli
+
+    policies: list[ref[Policy]] = []
+    alive: list[int] = []
+    original = provide.load_policy
+
+    def watched(*arguments: Any, **options: Any) -> Policy:
+        alive.append(sum(policy() is not None for policy in policies))
+        policy = original(*arguments, **options)
+        policies.append(ref(policy))
+        return policy
+
+    monkeypatch.setattr(provide, "load_policy", watched)
+    jobs = ["reference@references.prior=none", "eval.kl_prior=false", "checkpoint.save=false", "seed=0,1,2"]
+    gc.disable()
+    try:
+        assert qtarget_cli(["train", "-m", *RUN, *jobs]) == 0
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]

@@ -7,6 +7,7 @@ shared model is never trained: it has no gradients, and one whose weights were w
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class _SharedModels:
     def __init__(self) -> None:
         self.kept: dict[Key, _Kept] = {}
         self.sharers = 0
+        self.releases = 0
 
 
 _MODELS = _SharedModels()
@@ -51,7 +53,7 @@ def sharing() -> Iterator[None]:
     finally:
         _MODELS.sharers -= 1
         if not _MODELS.sharers:
-            release()
+            _MODELS.kept.clear()
 
 
 def shared(key: Key, load: Callable[[], Policy]) -> Policy:
@@ -66,6 +68,13 @@ def shared(key: Key, load: Callable[[], Policy]) -> Policy:
 
 
 def release(but: Collection[Key] = ()) -> None:
-    """Let go of all kept models but those of these keys."""
+    """Let go of all kept models but those of these keys, and of what the job before was made of.
+
+    That lies in reference cycles (trainer, module, policy), which Python frees when many new objects have come: a sweep
+    over a large model would hold it several times.
+    """
     for key in [key for key in _MODELS.kept if key not in but]:
         del _MODELS.kept[key]
+    if _MODELS.releases:  # nothing lies about before the first job, and looking takes a quarter of a second
+        gc.collect()
+    _MODELS.releases += 1
