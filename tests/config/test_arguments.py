@@ -232,6 +232,14 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "option of lens": (["lens", "--row"], "got '--row'"),
     "option's name alone": (["train", "dft"], "got 'dft': did you mean target=dft?"),
     "key": (["train", "optim.l=1"], "unknown key 'optim.l': did you mean 'lr'? Allowed:"),
+    "key of an open part": (
+        ["train", "data=reasoning_gym", "data.source.task=gcd", "data.source.options.max_numbers=3"],
+        "is not there to be changed: add it with a plus, +data.source.options.max_numbers=3",
+    ),
+    "open part": (
+        ["train", "data=reasoning_gym", "data.source.task=gcd", "data.source.options={max_numbers:3}"],
+        "add it with a plus, +data.source.options={max_numbers:3}",
+    ),
     "group": (["train", "modle=tiny"], "unknown key 'modle': did you mean 'model'? Allowed:"),
     "group's value": (["train", "model=tinny"], "unknown model 'tinny': did you mean 'tiny'? Allowed:"),
     "two modes": (["train", "-m", "--cfg", "job"], "of --multirun and --cfg leave one"),

@@ -327,6 +327,9 @@ def _unknown_key(key: str, config_name: str, overrides: Iterable[str]) -> QTarge
     names = [str(field) for field in node if field not in ("_target_", "about")]
     if "." not in key and key in cfg.target:
         return QTargetError(f"unknown key {key!r}: did you mean target/{key}=OPTION or target.{key}.FIELD=VALUE?")
+    if name in node or (not names and "_target_" not in node):  # {}: its keys are not known beforehand
+        typed = next((word for word, other in keys.items() if other == key), f"{key}=VALUE")
+        return QTargetError(f"{key} is not there to be changed: add it with a plus, +{typed}")
     if not names:
         return QTargetError(f"unknown key {key!r}: this part has no fields")
     return QTargetError(f"unknown key {key!r}{_kind_with(key) or nearest(name.partition('.')[0], names)}")
