@@ -268,6 +268,23 @@ def test_rows_of_messages_whose_functions_were_dropped_make_new_runs(
     assert "functions" not in versions.versions(config_container(named))
 
 
+@pytest.mark.parametrize("data", ["files", "jsonl"])
+@pytest.mark.parametrize(
+    ("row", "is_new"),
+    [
+        (f'{{{TALK[:-2]}, "span_weights": [[0, 1, 2]]}}]}}', True),
+        (f'{{{TALK[:-2]}, "span_weights": []}}]}}', False),
+        (f'{{{TALK}, "span_weights": [[0, 1, 2]]}}', False),
+    ],
+)
+def test_spans_of_messages_that_were_ignored_make_new_runs(row: str, is_new: bool, data: str, workdir: Path) -> None:
+    Path("rows.jsonl").write_text(row + "\n")
+    given = ["model=tiny", f"data={data}", "data.source.path=rows.jsonl"]
+    for more, expected in (([], False), (["data.source.unknown=ignore"], is_new)):
+        cfg = compose_config("train", [*given, *more])
+        assert ("spans" in versions.versions(config_container(cfg))) is expected
+
+
 def test_who_prepares_the_data_and_where_it_is_kept_is_no_part_of_a_run() -> None:
     plain, other = (
         config_hash(compose_config("train", ["model=tiny", *more]))

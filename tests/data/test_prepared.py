@@ -79,8 +79,10 @@ def rows(count: int, **more: Any) -> list[dict[str, Any]]:
 def turns(count: int) -> list[dict[str, Any]]:
     """Conversations of two replies with thoughts."""
     talk = ("user", "{}?"), ("assistant", "<think>a</think>one"), ("user", "and?"), ("assistant", "<think>b</think>{}")
+    made = [[{"role": role, "content": text.format(index)} for role, text in talk] for index in range(count)]
     return [
-        {"messages": [{"role": role, "content": text.format(index)} for role, text in talk]} for index in range(count)
+        {"messages": [{**one, "span_weights": [[0, 7, 0.5]]} if "one" in one["content"] else one for one in messages]}
+        for messages in made
     ]
 
 

@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from torch import Tensor
 from training import batches, close, eight_rows, module, one_step, tiny_policy
 
 from qtarget.data.batch import Batch, Collate
-from qtarget.data.chat import ChatFormat
+from qtarget.data.chat import ChatFormat, encode
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration, Example
 from qtarget.data.limits import cut_to
@@ -103,6 +105,96 @@ def test_weights_stay_with_their_characters_when_noise_edits_the_reply() -> None
     assert edited(before, [Edit(3, 6, "")]).weights == ()
 
 
+SPANNED = [
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "44 55 66", "weight": 0.5, "span_weights": [[3, 5, 0.25], [6, 8, 0]]},
+    {"role": "user", "content": "and?"},
+    {"role": "assistant", "content": "7 so 8", "span_weights": [[0, 1, 3]]},
+]
+SPANNED_TAUGHT = [("44 ", 1.0), ("55", 0.25), (" ", 1.0), ("<|end|>", 1.0), ("7", 6.0), (" so 8<|end|>", 2.0)]
+
+
+def test_each_reply_of_a_conversation_has_its_own_spans() -> None:
+    """A token of the tiny model is a byte: row weight 2 × message weight × span weight, and 1 where no span is."""
+    row = Demonstration(SPANNED, row=1, weight=2.0)
+    assert taught(encoded(row)) == SPANNED_TAUGHT
+    assert taught(encoded(row, supervise="last")) == SPANNED_TAUGHT[-2:]
+    plain = [{key: value for key, value in message.items() if key != "span_weights"} for message in SPANNED]
+    assert encoded(row).input_ids == encoded(Demonstration(plain, row=1)).input_ids
+    (given,) = encode(tiny_tokenizer(), SPANNED)
+    assert [weight / 2 for _, weight in SPANNED_TAUGHT] == [weight for _, weight in taught(given)]
+
+
+def test_spans_of_the_last_message_move_with_noise_and_those_of_others_stay() -> None:
+    row = edited(Demonstration(SPANNED, row=1, weight=2.0), [Edit(0, 0, "Well, ")])
+    assert row.weights == ((6, 7, 3),)
+    wrong = [("44 ", 1.0), ("55", 0.25), (" ", 1.0), ("<|end|>", 1.0), ("Well, ", 2.0), ("7", 6.0)]
+    assert taught(encoded(row)) == [*wrong, (" so 8<|end|>", 2.0)]
+
+
+def test_where_each_turn_is_an_example_each_has_its_spans() -> None:
+    """As Qwen3's template: a reply in history is written otherwise, and an example of its own before that."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'past ' if m['role'] == 'assistant' and not loop.last }}{{ m['role'] }}: "
+        "{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    first, second = ChatFormat(tokenizer).encode(Demonstration(SPANNED, row=1, weight=2.0))
+    assert (taught(first), taught(second)) == (SPANNED_TAUGHT[:4], SPANNED_TAUGHT[4:])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("schema", ["messages", "conversations", "interactions", "prompt/completion", "column"])
+def test_spans_of_messages_are_read_in_every_schema_of_messages(tmp_path: Path, schema: str, suffix: str) -> None:
+    """Parquet holds the ends of spans as floats beside their weights, and null in the messages without any."""
+    named = {"user": "human", "assistant": "gpt"}
+    talk = [
+        {"from": named[message["role"]], "value": message["content"], **message}
+        if schema == "conversations"
+        else message
+        for message in SPANNED
+    ]
+    if schema == "conversations":
+        talk = [{key: value for key, value in one.items() if key not in ("role", "content")} for one in talk]
+    row: dict[str, Any] = {"weight": 2.0, ("talk" if schema == "column" else schema): talk}
+    expected = SPANNED_TAUGHT
+    if schema == "prompt/completion":  # of which the prompt is context
+        row, expected = {"weight": 2.0, "prompt": talk[:3], "completion": talk[3:]}, SPANNED_TAUGHT[4:]
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        path.write_text(json.dumps(row) + "\n")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    (read,) = Files(str(path), heldout_share=0, messages="talk" if schema == "column" else None).rows("train", None)
+    assert taught(encoded(read)) == expected
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([[0, 9, 1]], r"messages\[1\]\.span_weights must hold .* over characters of that message, which has 8 char"),
+        ([[0, 3, 1], [2, 4, 1]], r"messages\[1\]\.span_weights overlap at character 2"),
+        ([[0, 2, -1]], "a span's weight must be a number of at least 0, got '-1'"),
+        ([[0, 2.5, 1]], r"messages\[1\]\.span_weights must hold"),
+    ],
+)
+def test_spans_of_a_message_that_are_none_are_refused_with_its_name(tmp_path: Path, spans: Any, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": [SPANNED[0], {**SPANNED[1], "span_weights": spans}]}))
+    with pytest.raises(QTargetError, match=message):
+        Jsonl(str(path), heldout_share=0).rows("train", None)
+
+
+def test_spans_of_a_row_and_of_its_last_message_are_two_of_one_thing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": SPANNED, "span_weights": [[0, 1, 2]]}))
+    with pytest.raises(QTargetError, match="line 1: the row has span_weights and so has its last message"):
+        Jsonl(str(path), heldout_share=0).rows("train", None)
+    path.write_text(json.dumps({"messages": [{**SPANNED[0], "span_weights": [[0, 1, 2]]}, SPANNED[3]]}))
+    with pytest.raises(QTargetError, match=r"messages\[0\]\.span_weights is not read"):
+        Jsonl(str(path), heldout_share=0).rows("train", None)
+
+
 @pytest.mark.parametrize("how", ["replace", "insert"])
 def test_random_tokens_keep_the_weights_beside_their_tokens(how: str) -> None:
     example = encoded(row(("5 and 6 and 7", 0.5), ("4", 2.0)))
@@ -146,6 +238,17 @@ def test_a_prompt_weight_of_1_is_a_mask_and_of_0_none() -> None:
 def test_spans_of_weight_0_stay_context_beside_taught_prompts() -> None:
     (example,) = PROMPTS_TAUGHT.encode(row(("4 because", None), weights=((1, 9, 0.0),)))
     assert taught(example)[-2:] == [("4", 1.0), ("<|end|>", 1.0)]
+
+
+def test_a_reply_of_spans_of_weight_0_teaches_its_end_whatever_prompts_have() -> None:
+    """The end of turn is in no span: context as a whole is a reply whose own weight is 0, and its row is left out."""
+    nothing = row(("4 because", None), weights=((0, 9, 0.0),))
+    assert taught(encoded(nothing)) == [("<|end|>", 1.0)]
+    (example,) = PROMPTS_TAUGHT.encode(nothing)
+    assert [weight for _, weight in taught(example)] == [0.25, 1.0]
+    for chat in (ChatFormat(tiny_tokenizer()), PROMPTS_TAUGHT):
+        with pytest.raises(QTargetError, match="row 1: no token to supervise"):
+            chat.encode(row(("4 because", 0)))
 
 
 def test_the_last_reply_alone_has_the_others_in_its_prompt() -> None:

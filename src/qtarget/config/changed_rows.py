@@ -9,13 +9,15 @@ from functools import lru_cache
 from pathlib import Path
 
 from qtarget.config.changed_inputs import HUB, JSONL, Node, file_state, local_files
+from qtarget.data.example import SPANS
 
 MESSAGE = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking")
-ROW = ("tools", "system", "history", "span_weights")
+ROW = ("tools", "system", "history", SPANS)
 WEIGHTS = ("weight", "train")
 NEW = re.compile(("(?:" + "|".join((*MESSAGE, *ROW, *WEIGHTS)) + ")").encode())
 """In the bytes of a file: it may hold such a key."""
 LINES = (".jsonl", ".json", ".ndjson")
+TABLES = (".csv", ".tsv")
 
 
 def reads_new_keys(source: Node) -> bool:
@@ -52,14 +54,18 @@ def _is_new(line: bytes) -> bool:
         return True
     if not isinstance(row, dict):
         return True
-    messages = [message for value in row.values() if isinstance(value, list) for message in value]
-    messages = [message for message in messages if isinstance(message, dict)]
+    messages = _messages(row)
     return (
         any(row.get(key) for key in ROW)
         or row.get("weight") not in (None, 1)
         or any(message.get(key) for message in messages for key in MESSAGE)
         or any(message.get(key) not in (None, 1) for message in messages for key in WEIGHTS)
     )
+
+
+def _messages(row: Node) -> list[Node]:
+    given = [message for value in row.values() if isinstance(value, list) for message in value]
+    return [message for message in given if isinstance(message, dict)]
 
 
 FILES = "qtarget.data.sources.data_files.Files"
@@ -91,3 +97,26 @@ def _offers_functions(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return True
     return not isinstance(row, Mapping) or bool(row.get("functions") and row.get("messages"))
+
+
+def reads_spans_of_messages(source: Node) -> bool:
+    """Whether a source reads local rows whose messages weigh spans, a key that was refused unless it was ignored."""
+    if source.get("unknown") != "ignore" or source.get("_target_") not in (JSONL, HUB, FILES):
+        return False
+    files = local_files(source, lambda file: file.suffix in (*LINES, *TABLES, ".parquet"))
+    return any(_has_spans_of_messages(*file_state(file)) for file in files)
+
+
+@lru_cache(maxsize=256)
+def _has_spans_of_messages(file: Path, _size: int, _mtime: int, _ctime: int) -> bool:
+    with file.open("rb") as lines:
+        return any(_weighs_spans(line) for line in lines if SPANS.encode() in line)
+
+
+def _weighs_spans(line: bytes) -> bool:
+    """Whether a message of a row does; True for a line that is no row by itself, as of Parquet and in an array."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(row, dict) or any(message.get(SPANS) for message in _messages(row))

@@ -16,7 +16,7 @@ from qtarget.config.changed_inputs import (
     names_a_pattern,
     reads_retyped_files,
 )
-from qtarget.config.changed_rows import reads_functions, reads_new_keys
+from qtarget.config.changed_rows import reads_functions, reads_new_keys, reads_spans_of_messages
 from qtarget.config.heldout_changes import shares_otherwise
 from qtarget.config.names import nodes
 from qtarget.data.thought import MARKS
@@ -63,6 +63,10 @@ def _has_new_keys(config: Node) -> bool:
 
 def _offers_functions(config: Node) -> bool:
     return any(map(reads_functions, sources(config)))
+
+
+def _weighs_spans_of_messages(config: Node) -> bool:
+    return any(map(reads_spans_of_messages, sources(config)))
 
 
 def _judged(config: Node) -> list[dict[str, Any]]:
@@ -149,6 +153,7 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
     ),
     ResultChange("names", 2, "a Parquet file is read by its name, whatever signs are in it", _is_named_as_a_pattern),
     ResultChange("functions", 2, "the functions beside messages are the tools of a row", _offers_functions),
+    ResultChange("spans", 2, "the weights of spans of messages are read", _weighs_spans_of_messages),
     ResultChange("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
     ResultChange("rounded", 2, "what is tested is the checkpoint as it is rounded on disk", _is_tested_rounded),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from qtarget.data.example import Demonstration, Example, Message, Span
+from qtarget.data.example import SPANS, Demonstration, Example, Message, Span
 from qtarget.data.template import TODAY, Template, plain
 from qtarget.data.tokenise import TokenisedText, Tokeniser, message_weight, token_weights
 from qtarget.data.turn import REASONING, Turn, check_context, spanned, turn, unread
@@ -217,11 +217,12 @@ class ChatFormat:
             )
 
     def _write(self, draft: _Draft, row: Demonstration, index: int, one: Turn) -> None:
-        """The tokens of a reply; the last message of a row carries the row's spans."""
+        """The tokens of a reply, with its spans; those of noise and columns are of the last message of a row."""
         tokens = self._reply(one, draft.ids)
         weight, is_last = message_weight(row, index), index == len(row.messages) - 1
-        marked = bool(row.wrong or row.cut_short or row.weights or any(row.spans.values()))
-        if not is_last or not marked:
+        spans = {"wrong": row.wrong, **row.spans} if is_last else {}
+        weighted = row.weights if is_last else row.messages[index].get(SPANS, ())
+        if not (weighted or any(spans.values()) or (is_last and row.cut_short)):
             draft.reply(tokens.ids, [weight] * len(tokens.ids), {})
             return
         if tokens.offsets is None:
@@ -229,9 +230,13 @@ class ChatFormat:
                 "noise, columns and weights of parts of a reply need a tokenizer that says where its tokens stand: "
                 "this model's has no fast form (tokenizer.json)"
             )
-        spans, weighted = _located(row, one)
-        columns = {name: _covered(tokens.offsets, held) for name, held in spans.items()}
-        draft.reply(tokens.ids, token_weights(tokens.offsets, weighted, weight), columns)
+        positions = one.positions(str(row.messages[index].get("content") or ""))
+        located = {name: spanned(held, positions) for name, held in spans.items()}
+        if is_last and row.cut_short:
+            located["wrong"].append(_cut_off(row, one, positions))
+        columns = {name: _covered(tokens.offsets, held) for name, held in located.items()}
+        factors = [(*spanned([(low, high)], positions)[0], factor) for low, high, factor in weighted]
+        draft.reply(tokens.ids, token_weights(tokens.offsets, factors, weight), columns)
 
     def _reply(self, one: Turn, prompt: Sequence[int]) -> TokenisedText:
         """Tokens of a reply and its end of turn (added where the template has none), and where each stands in it."""
@@ -294,19 +299,10 @@ class _Draft:
         return Example(self.ids, [weight > 0 for weight in self.weights], self.columns, row, weights=weights)
 
 
-def _located(row: Demonstration, one: Turn) -> tuple[dict[str, list[Span]], list[tuple[int, int, float]]]:
-    """Spans by column and weighted ones, in a reply.
-
-    What closes a message that was cut short is wrong, through the end of turn, which may stand behind the text.
-    """
-    positions = one.positions(row.completion)
-    end = len(plain(one.reply)) + 1
-    spans = {name: spanned(held, positions) for name, held in {"wrong": row.wrong, **row.spans}.items()}
-    if row.cut_short:
-        kept = row.completion.rstrip()
-        spans["wrong"].append((positions[len(kept) - 1] + 1 if kept else 0, end))
-    weighted = [(*spanned([(low, high)], positions)[0], weight) for low, high, weight in row.weights]
-    return spans, weighted
+def _cut_off(row: Demonstration, one: Turn, positions: Sequence[int]) -> Span:
+    """What closes a message that was cut short is wrong, through the end of turn, which may stand behind the text."""
+    kept = row.completion.rstrip()
+    return positions[len(kept) - 1] + 1 if kept else 0, len(plain(one.reply)) + 1
 
 
 def _covered(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

@@ -7,10 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from qtarget.errors import QTargetError
+
 FINAL = "####"
 """Worked solutions close with this mark and the final answer."""
 
 Span = tuple[int, int]
+SPANS = "span_weights"
+"""Key of an assistant message: factors on spans of its characters."""
 WeightedSpan = tuple[int, int, float]
 """Characters from, to, and what multiplies the loss of the tokens that touch them."""
 Message = Mapping[str, Any]
@@ -23,7 +27,8 @@ class Demonstration:
 
     messages: role ("system", "developer", "user", "assistant", "tool") and content (text, "" where there is none);
     beside them what a row gives of tool_calls, tool_call_id, reasoning_content, thinking and name, and the weight of an
-    assistant message, a float of at least 0 (absent: 1; 0: context that is not taught). tools: the functions a model
+    assistant message, a float of at least 0 (absent: 1; 0: context that is not taught), and span_weights, a list of
+    further factors on spans of its characters; those of the last message become `weights`. tools: the functions a model
     may call, as JSON schemas, for the template. weight: of the whole row, a factor on every message's. weights: further
     factors on spans of the last message; 0: the tokens there are context. wrong: character spans of the last message
     that noise made wrong. spans: data column → character spans of the last message that carry it, such as critical
@@ -44,6 +49,16 @@ class Demonstration:
     weights: Sequence[WeightedSpan] = ()
     unread: Sequence[str] = ()
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        """Spans of the last message are kept where noise moves them with its words."""
+        if not self.messages or not (given := self.messages[-1].get(SPANS)):
+            return
+        if self.weights:
+            raise QTargetError(f"the row has {SPANS} and so has its last message: keep one of them")
+        last = {key: value for key, value in self.messages[-1].items() if key != SPANS}
+        object.__setattr__(self, "messages", [*self.messages[:-1], last])
+        object.__setattr__(self, "weights", tuple((start, stop, factor) for start, stop, factor in given))
 
     @property
     def prompt(self) -> Sequence[Message]:

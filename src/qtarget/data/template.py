@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from qtarget.data.example import Message
+from qtarget.data.example import SPANS, Message
 from qtarget.data.thought import is_content, is_control
 from qtarget.errors import QTargetError
 
@@ -77,7 +77,9 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Around text of a message that reads like a control token: noncharacters of Unicode, which no text holds."""
 TODAY = date(2024, 7, 26)
 """What a template that writes today's date writes instead: rows and prompts are the same on every day."""
-NOT_WRITTEN = ("role", "weight")
+OF_THE_LOSS = ("weight", SPANS)
+"""Keys of a message that no template reads."""
+NOT_WRITTEN = ("role", *OF_THE_LOSS)
 _FAULTS = (TemplateError, ValueError, IndexError, KeyError, TypeError, AttributeError, ArithmeticError)
 _PROBE, _ASKS = "qzx", "xqj"
 _MARK = re.compile(r"<\|[^|<>\s]+\|>")
@@ -244,7 +246,7 @@ class Template:
 
     def _message(self, message: Message, held: bool, in_parts: bool) -> dict[str, Any]:
         """As the template is to read it, without what is empty."""
-        given = {key: value for key, value in message.items() if key != "weight" and value not in (None, [], ())}
+        given = {key: value for key, value in message.items() if key not in OF_THE_LOSS and value not in (None, [], ())}
         if held:
             given = {key: value if key == "role" else self.marked(value) for key, value in given.items()}
         if in_parts:

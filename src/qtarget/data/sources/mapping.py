@@ -8,7 +8,8 @@ from typing import Any
 
 from qtarget.data.example import Demonstration, Message
 from qtarget.data.sources.conversation import columns_of, entry, exchange, filled, lettered, trusted
-from qtarget.data.sources.message import Keys, conversation, row_weight, tools, unpacked
+from qtarget.data.sources.message import Keys, conversation, tools, unpacked
+from qtarget.data.sources.weights import row_weight
 from qtarget.data.verify.verdict import Verifier
 from qtarget.errors import QTargetError
 

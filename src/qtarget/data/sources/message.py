@@ -16,8 +16,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qtarget.data.example import Message
+from qtarget.data.example import SPANS, Message
 from qtarget.data.sources.conversation import encodable, kind, listed, text
+from qtarget.data.sources.weights import span_weights, weight
 from qtarget.data.sources.written import parsed
 from qtarget.errors import QTargetError
 
@@ -26,7 +27,7 @@ INSTEAD = {
     "reasoning": "rename it reasoning_content",
     "reasoning_details": "write their text as reasoning_content",
     "thought": "rename it reasoning_content",
-    "train_detail": "write span_weights, [[start, stop, weight], …], beside the messages",
+    "train_detail": "write span_weights, [[start, stop, weight], …], over the characters of the message",
     "loss_weight": "rename it weight",
     "loss_mask": "write weight, 0 or 1",
 }
@@ -74,23 +75,6 @@ def is_nothing(value: object) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
-def weight(value: object, name: str) -> float:
-    """A factor of the loss. Raises QTargetError unless it is a number of at least 0."""
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise QTargetError(f"{name} must be a number of at least 0, got {str(value)[:40]!r}")
-    return float(value)
-
-
-def row_weight(value: object, name: str) -> float:
-    """The factor of a row's loss; in a file of text alone it is written out, and an empty cell is none."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return 1.0
-    try:
-        return weight(float(value) if isinstance(value, str) else value, name)
-    except ValueError:
-        return weight(value, name)
-
-
 def without_nulls(value: Any) -> Any:
     """A value of a typed table, where every object has all keys of its column: keys that are null aren't there."""
     if isinstance(value, Mapping):
@@ -112,7 +96,7 @@ def _any(name: str) -> str:
 ROLES = ("system", "developer", "user", "assistant", "tool")
 ALL = ("role", "content", "name")
 BESIDE = {
-    "assistant": ("weight", "train", "tool_calls", "reasoning_content", "thinking"),
+    "assistant": ("weight", "train", SPANS, "tool_calls", "reasoning_content", "thinking"),
     "tool": ("tool_call_id",),
 }
 """Role → keys beside those of all."""
@@ -165,7 +149,12 @@ def _message(message: object, name: str, keys: Keys) -> Message:
         held = _without_weight(held, name, keys)
     keys.message(held, (*ALL, *BESIDE.get(role, ())), name)
     result = {"role": role, **_beside(held, name, keys)}
-    result["content"] = _content(held, name, keys, calls="tool_calls" in result)
+    content = result["content"] = _content(held, name, keys, calls="tool_calls" in result)
+    if SPANS in held:
+        key = f"{name}.{SPANS}"
+        result[SPANS] = [
+            list(span) for span in span_weights(unpacked(held[SPANS], key), key, len(content), "that message")
+        ]
     return result
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
-from qtarget.data.example import Demonstration, Message, Span, WeightedSpan
+from qtarget.data.example import SPANS, Demonstration, Message, Span
 from qtarget.data.sources.conversation import (
     columns_of,
     entry,
@@ -32,11 +31,10 @@ from qtarget.data.sources.message import (
     conversation,
     functions,
     is_nothing,
-    row_weight,
     tools,
     unpacked,
-    weight,
 )
+from qtarget.data.sources.weights import is_span, row_weight, span_weights
 from qtarget.data.verify.verdict import Verifier, verifier_name
 from qtarget.errors import QTargetError
 
@@ -52,7 +50,7 @@ LISTS = ("messages", "conversations", "interactions")
 """Schemas whose rows are one list of messages."""
 ALIASES = ("conversations", "interactions")
 """Those that are a key that is not read where the row is of another schema too."""
-BESIDE = ("system", "tools", "weight", "span_weights")
+BESIDE = ("system", "tools", "weight", SPANS)
 """Keys that rows of any schema may have."""
 BEYOND = {
     "messages": ("functions",),
@@ -164,7 +162,7 @@ class SchemaRows:
             entry=self._entry(row),
             tools=self._tools(row),
             weight=row_weight(row.get("weight"), "weight"),
-            weights=_span_weights(_list(row.get("span_weights"), "span_weights"), length),
+            weights=span_weights(_list(row.get(SPANS), SPANS), SPANS, length, "the last message"),
             unread=keys.unread,
             hint=self._hint(row),
         )
@@ -296,36 +294,14 @@ def _history(value: object) -> list[Message]:
     return messages
 
 
-def _span_weights(value: object, length: int) -> tuple[WeightedSpan, ...]:
-    """In the order in which they stand. Raises QTargetError for spans that share a character."""
-    given = [] if is_nothing(value) else value
-    if not isinstance(given, list) or not all(
-        isinstance(one, list) and len(one) == 3 and _is_span(one[:2], length) for one in given
-    ):
-        raise QTargetError(
-            "'span_weights' must hold [[start, stop, weight], …] over characters of the last message, which has "
-            f"{length} characters; got {str(given)[:80]}"
-        )
-    spans = sorted((start, stop, weight(factor, "a span's weight")) for start, stop, factor in given)
-    for (_, stop, _), (start, _, _) in pairwise(spans):
-        if start < stop:
-            raise QTargetError(f"'span_weights' overlap at character {start}: give each character one weight")
-    return tuple(spans)
-
-
 def _spans(row: Mapping[str, Any], name: str, length: int) -> tuple[Span, ...]:
     spans = _list(row.get(name), name)
-    if not isinstance(spans, list) or not all(_is_span(span, length) for span in spans):
+    if not isinstance(spans, list) or not all(is_span(span, length) for span in spans):
         raise QTargetError(
             f"{name!r} must hold character spans [[start, stop], …] of the last message, which has {length} "
             f"characters; got {kind(spans) if not isinstance(spans, list) else f'{len(spans)} of which not all are'}"
         )
     return tuple((start, stop) for start, stop in spans)
-
-
-def _is_span(span: Any, length: int) -> bool:
-    is_pair = isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span)
-    return is_pair and 0 <= span[0] < span[1] <= length
 
 
 def check_columns(columns: Iterable[str] | str) -> None:
