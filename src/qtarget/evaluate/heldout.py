@@ -26,7 +26,7 @@ from qtarget.evaluate.sampling import GREEDY, Sampling
 from qtarget.evaluate.served import Served, ServedPrompt, Server
 from qtarget.evaluate.spreading import Ranks, all_ranks
 from qtarget.model.frozen import Frozen
-from qtarget.model.policy import Policy
+from qtarget.model.policy import Policy, keeping_casts
 from qtarget.model.rotation import alike
 from qtarget.parallel import is_rank_zero
 
@@ -97,7 +97,7 @@ class Evaluator:
         was_training = policy.training
         policy.eval()
         try:
-            with torch.no_grad(), self.autocast(), all_ranks() as ranks:
+            with torch.no_grad(), self.autocast(), keeping_casts(policy), all_ranks() as ranks:
                 return self._evaluated(policy, limit, How(ranks, partial(_with_progress, hidden=not closing)), closing)
         finally:
             policy.train(was_training)

@@ -156,6 +156,24 @@ def cast_products(policy: Policy, dtype: torch.dtype) -> None:
         module.to(dtype)
 
 
+@contextmanager
+def keeping_casts(policy: Policy) -> Iterator[None]:
+    """Within one autocast, without gradients: weights that are not trained are cast once, not at every forward.
+
+    autocast keeps the casts of those weights alone that need gradients (torch 2.13.0), so the base of an adapter counts
+    as such meanwhile. Weights that are sharded over devices are left as they are.
+    """
+    layers = [module for module in policy.modules() if isinstance(module, nn.Linear)]
+    still = [layer.weight for layer in layers if type(layer.weight) is nn.Parameter and not layer.weight.requires_grad]
+    try:
+        for weight in still:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight in still:
+            weight.requires_grad_(False)
+
+
 def linear_weights(policy: Policy) -> Iterator[nn.Parameter]:
     """The weights that `cast_products` casts."""
     for module in _product_layers(policy):
