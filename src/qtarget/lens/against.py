@@ -64,7 +64,7 @@ def _difference(own: CurvePoint, other: CurvePoint) -> TokenDifference:
 
 
 @dataclass(frozen=True)
-class Quantity:
+class ComparedQuantity:
     """One number of a difference. same: its value where A is B."""
 
     key: str
@@ -75,10 +75,10 @@ class Quantity:
     read: Callable[[TokenDifference], float | None]
 
 
-def quantities(other: str) -> tuple[Quantity, ...]:
+def quantities(other: str) -> tuple[ComparedQuantity, ...]:
     """What is plotted of differences to the design named."""
     return (
-        Quantity(
+        ComparedQuantity(
             "against-label",
             f"Target of the label, minus that of {other}",
             "Q(y) − its Q(y)",
@@ -86,7 +86,7 @@ def quantities(other: str) -> tuple[Quantity, ...]:
             0.0,
             lambda point: point.label,
         ),
-        Quantity(
+        ComparedQuantity(
             "against-distance",
             f"Distance of the target from that of {other}",
             "½ Σ |Q(v) − its Q(v)|",
@@ -94,7 +94,7 @@ def quantities(other: str) -> tuple[Quantity, ...]:
             0.0,
             lambda point: point.distance,
         ),
-        Quantity(
+        ComparedQuantity(
             "against-gradient",
             f"Gradient on the label's logit, over that of {other}",
             "ratio of −∂L/∂z(y)",
@@ -103,7 +103,7 @@ def quantities(other: str) -> tuple[Quantity, ...]:
             1.0,
             lambda point: point.gradient,
         ),
-        Quantity(
+        ComparedQuantity(
             "against-weight",
             f"Step size w, over that of {other}",
             "ratio of w",
@@ -119,7 +119,7 @@ def difference_panels(differences: Sequence[CurveDifference]) -> tuple[Panel, ..
     return tuple(_panel(quantity, differences) for quantity in quantities(differences[0].other.name))
 
 
-def _panel(quantity: Quantity, differences: Sequence[CurveDifference]) -> Panel:
+def _panel(quantity: ComparedQuantity, differences: Sequence[CurveDifference]) -> Panel:
     lines = tuple(_line(quantity, difference) for difference in differences)
     low, high = extent(value for line in lines for value in line.values if CUT[0] <= value <= CUT[1])
     return Panel(
@@ -135,7 +135,7 @@ def _panel(quantity: Quantity, differences: Sequence[CurveDifference]) -> Panel:
     )
 
 
-def _line(quantity: Quantity, difference: CurveDifference) -> Line:
+def _line(quantity: ComparedQuantity, difference: CurveDifference) -> Line:
     pairs = ((point.p, quantity.read(at)) for point, at in zip(difference.curve.points, difference.points, strict=True))
     known = [(round(p, 4), round(value, 5)) for p, value in pairs if value is not None]
     steps, values = tuple(p for p, _ in known), tuple(value for _, value in known)
