@@ -19,6 +19,8 @@ from qtarget.data.batch import Batch
 from qtarget.model.policy import Policy
 from qtarget.run import build
 from qtarget.run.plan import Plan, make_plan
+from qtarget.train.compiling import Engine
+from qtarget.train.compiling_trial import by_trial
 from qtarget.train.lightning_module import QTargetModule
 
 LIVE_TEACHER = ("reference@references.teacher=frozen", "references.teacher.name=${model.name}")
@@ -82,9 +84,19 @@ class Trained:
         self.plan, self.device = plan, device()
         self.module: QTargetModule = build.module(plan, policy.to(self.device), frozen).to(self.device)
         self.module.on_fit_start()
-        self.batches: Iterator[Batch] = itertools.cycle(list(build.data(plan).train_dataloader()))
+        batches: list[Batch] = list(build.data(plan).train_dataloader())
+        self.batches: Iterator[Batch] = itertools.cycle(batches)
         self.optimizer: torch.optim.Optimizer = self.module.configure_optimizers()["optimizer"]
-        self.said = plan.engine.description
+        self.said = self.choose_engine(batches[0].to(self.device)).description
+
+    def choose_engine(self, batch: Batch) -> Engine:
+        """As a run of this length chooses it."""
+        engine = self.plan.engine
+        if engine.compiled is None:
+            with autocast():
+                engine = by_trial(self.module, batch, self.plan.scored)
+        self.module.compiled = bool(engine.compiled)
+        return engine
 
     def __call__(self) -> None:
         self.loss(next(self.batches)).backward()

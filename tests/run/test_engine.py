@@ -10,24 +10,9 @@ import torch
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.config import loss_engine
-from qtarget.errors import QTargetError
 from qtarget.train.memory import chunk_that_fits
 
 SMALL = ["train", "model=tiny", "data.rows=16", "data.heldout_rows=4", "trainer.max_steps=2", "eval.new_tokens=4"]
-
-
-@pytest.mark.parametrize(
-    ("setting", "on_gpu", "scored", "compiled", "said"),
-    [
-        ("off", True, 1e12, False, "eager"),
-        ("on", False, 0.0, True, "compiled"),
-        ("auto", True, 0.0, True, "compiled"),
-        ("auto", False, 1e12, True, "compiled"),
-        ("auto", False, 1e6, False, "eager: too short for compiling to pay"),
-    ],
-)
-def test_auto_compiles_where_it_pays(setting: str, on_gpu: bool, scored: float, compiled: bool, said: str) -> None:
-    assert loss_engine.choose(setting, on_gpu=on_gpu, scored=scored) == loss_engine.Engine(compiled, said)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +38,6 @@ def test_a_chunk_on_a_gpu_leaves_room_for_the_rest(free: float, expected: int, m
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(80e9)))
     assert chunk_that_fits(49152, 135_000_000, torch.device("cuda")) == expected
     assert chunk_that_fits(49152, 135_000_000, torch.device("cpu")) is None
-
-
-def test_without_a_compiler_auto_says_so_and_on_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert loss_engine.choose("auto", on_gpu=False, scored=1e12) == loss_engine.Engine(False, "eager: no C++ compiler")
-    with pytest.raises(QTargetError, match=r"loss\.compile=on needs a C\+\+ compiler"):
-        loss_engine.choose("on", on_gpu=False, scored=1e12)
 
 
 def stored(folder: Path) -> dict[str, str]:

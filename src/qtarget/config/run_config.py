@@ -242,7 +242,7 @@ class LossConfig(Node):
     compile: str = setting(
         "auto",
         Choice(loss_engine.CHOICES),
-        "through torch.compile; auto: on a GPU, on a CPU where the run is long enough to pay",
+        "through torch.compile; auto: where that saves more time than compiling takes, by trials on this machine",
     )
     products: str = setting(
         "auto",

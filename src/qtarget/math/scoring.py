@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -107,7 +108,43 @@ class Scoring:
 
 def chunk_loss(scoring: Scoring, *, compiled: bool = False) -> ChunkLoss:
     """(logits [n, V], tokens) → measures in their order, and s·∂loss/∂logits [n, V] where wanted and not in place."""
-    return partial(_run_compiled if compiled else evaluate, scoring)
+    score: ChunkLoss = partial(_run_compiled if compiled else evaluate, scoring)
+    return partial(_run_kept, _first_blocks[-1], scoring, score) if _first_blocks else score
+
+
+@dataclass(frozen=True)
+class Block:
+    """A copy of logits [n, V] that a loss has scored, with their tokens, and how it did."""
+
+    scoring: Scoring
+    logits: Tensor
+    tokens: Tokens
+
+    @torch.no_grad()
+    def score(self, logits: Tensor, *, compiled: bool) -> None:
+        """Score a copy of them again, which may be overwritten."""
+        with torch.autocast(logits.device.type, enabled=False):
+            chunk_loss(self.scoring, compiled=compiled)(logits, self.tokens)
+
+
+_first_blocks: list[list[Block]] = []
+
+
+@contextmanager
+def keeping_first_block() -> Iterator[list[Block]]:
+    """Yields a list that holds, at the end, the first block that was scored within, where there was one."""
+    kept: list[Block] = []
+    _first_blocks.append(kept)
+    try:
+        yield kept
+    finally:
+        _first_blocks.pop()
+
+
+def _run_kept(kept: list[Block], scoring: Scoring, score: ChunkLoss, logits: Tensor, tokens: Tokens) -> ChunkResult:
+    if not kept:
+        kept.append(Block(scoring, logits.clone(), tokens))
+    return score(logits, tokens)
 
 
 def evaluate(scoring: Scoring, logits: Tensor, tokens: Tokens) -> ChunkResult:
@@ -127,8 +164,9 @@ def _compiled(scoring: Scoring) -> ChunkLoss:
 
 
 def graphs_compiled() -> int:
-    """How many graphs torch.compile has made in this process."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    """How many graphs torch.compile has made in this process. The compiler isn't imported for that."""
+    compiler = vars(torch).get("_dynamo")
+    return int(compiler.utils.counters["stats"]["unique_graphs"]) if compiler else 0
 
 
 def _run_compiled(scoring: Scoring, logits: Tensor, tokens: Tokens) -> ChunkResult:

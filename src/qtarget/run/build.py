@@ -209,7 +209,7 @@ def module(plan: Plan, policy: Policy, frozen: Mapping[str, Frozen]) -> QTargetM
         plan.optim,
         total_steps=plan.cfg.trainer.steps,
         chunk_size=loss.chunk_size,
-        compiled=plan.engine.compiled,
+        compiled=bool(plan.engine.compiled),  # until a trial says so, where there is one
         library=None if loss.products == AUTO else loss.products,
     )
 

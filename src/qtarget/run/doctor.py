@@ -38,6 +38,7 @@ def facts() -> Iterator[tuple[str, str, str]]:
     yield "packages", ", ".join(f"{name} {version}" for name, version in versions().items()), ""
     yield "device", *_device()
     yield "output layer", _output_layer(), ""
+    yield "compiled loss", _compiled_loss(), ""
     yield "model", *_model()
     yield "cache", *_writable(_cache(), "set QTARGET_CACHE to a folder you can write")
     yield "outputs", *_outputs(Path("outputs"), "set output_dir=FOLDER")
@@ -55,13 +56,21 @@ def _device() -> tuple[str, str]:
 
 def _output_layer() -> str:
     """What its products and its loss go through on a CPU, which the processor decides."""
-    from qtarget.config.loss_engine import compiler
+    from qtarget.train.compiling import compiler
     from qtarget.train.fp32_products import in_words
 
     compiling = (
         f"loss.compile would use {path}" if (path := compiler()) else "no C++ compiler, so the loss runs eagerly"
     )
     return f"on a CPU products in {in_words()}; {compiling}"
+
+
+def _compiled_loss() -> str:
+    import torch
+
+    from qtarget.train.compiling_figures import in_words
+
+    return in_words(on_gpu=torch.cuda.is_available())
 
 
 def _model() -> tuple[str, str]:

@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from qtarget.run.exported_model import (
 from qtarget.run.out_of_memory import explain_out_of_memory
 from qtarget.run.plan import Plan, make_plan
 from qtarget.train.callbacks import LastMetrics, Log, Meter, PeriodicEvaluation, ShowProgress, StepLogger, tokens_seen
+from qtarget.train.compiling import Engine
+from qtarget.train.compiling_trial import LossEngine
 from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.resume_callback import ResumeCallback
@@ -83,16 +86,19 @@ def _run_plan(plan: Plan, record: Record | NullRecord, resume: ResumeCallback, t
     cfg = plan.cfg
     policy, frozen = build.load_models(plan)
     module = build.module(plan, policy, frozen)
+    engine = LossEngine(plan.engine, plan.scored, partial(_say_engine, record, title))
     measured = LastMetrics(meter := Meter())
     log = measured.passing_on(record.log)
     shown = [ShowProgress(title, measured)] if is_rank_zero() else []
-    trainer = make_trainer(cfg, [meter, StepLogger(log, cfg.trainer.log_every, meter), *shown, resume])
+    trainer = make_trainer(cfg, [engine, meter, StepLogger(log, cfg.trainer.log_every, meter), *shown, resume])
     evaluator = build.evaluator(plan, frozen, trainer.strategy.root_device)
     note_answering(evaluator, policy, record, title)
     trainer.callbacks.append(_periodic_evaluation(cfg, evaluator, module, record, log, meter=meter))  # type: ignore[attr-defined]
     with resume.save_when_stopped():
         if cfg.trainer.max_steps:
-            _fit_counting_graphs(plan, trainer, module, record, title)
+            before = graphs_compiled()
+            _fit(plan, trainer, module, record, title)
+            _note_how(engine.engine, graphs_compiled() - before, module, record)
         _save_trained(plan, trainer, module, resume)
         evaluation = _evaluate(evaluator, _judged(plan, policy, trainer, record.folder), record.folder, title)
     resume.stop.deferred = True  # what is left is short
@@ -120,11 +126,13 @@ def note_answering(evaluator: Evaluator, policy: Policy, record: Record | NullRe
         print(f"{title}: answers {noted['answers']}")
 
 
-def _fit_counting_graphs(
-    plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord, title: str
-) -> None:
-    """The record says how many graphs a loss took, which library made fp32 products, and whether padding was read."""
-    before = graphs_compiled() if plan.engine.compiled else 0  # counting them imports the compiler
+def _say_engine(record: Record | NullRecord, title: str, engine: Engine) -> None:
+    record.note(loss=engine.description)
+    if is_rank_zero():
+        print(f"{title}: loss {engine.description}")
+
+
+def _fit(plan: Plan, trainer: L.Trainer, module: QTargetModule, record: Record | NullRecord, title: str) -> None:
     lightning_fit(trainer, module, data := build.data(plan))
     if isinstance(data, StreamedData):
         counts = {**plan.counts, **data.place(trainer.global_step).counts}
@@ -132,9 +140,13 @@ def _fit_counting_graphs(
         if is_rank_zero():
             left_out = replace(plan.prepared, counts=counts).dropped_in_words
             print(f"{title}: trained on {counts['train']} of {counts['asked']} rows that were read{left_out}")
-    graphs = [f"{graphs_compiled() - before} graphs"] if plan.engine.compiled else []
+
+
+def _note_how(engine: Engine, graphs: int, module: QTargetModule, record: Record | NullRecord) -> None:
+    """The record says how many graphs a loss took, which library made fp32 products, and whether padding was read."""
+    counted = [f"{graphs} graphs"] if engine.compiled else []
     library = [f"fp32 products by {module.library}"] if module.library else []
-    record.note(loss=", ".join([plan.engine.description, *graphs, *library]))
+    record.note(loss=", ".join([engine.description, *counted, *library]))
     tried = vars(module.policy).get("skips_padding")  # not where no batch was read, nor on a GPU
     record.note(padding="not read" if tried else "read")
 

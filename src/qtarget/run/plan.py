@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from qtarget.cache_layout import PREPARED
 from qtarget.config.benchmarks import Benchmarks, read_benchmarks
 from qtarget.config.composing import instantiate, instantiate_design
-from qtarget.config.loss_engine import Engine, attention, choose
+from qtarget.config.loss_engine import attention
 from qtarget.config.references import NoReference
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
 from qtarget.data.epochs import EpochPlan
@@ -39,6 +39,8 @@ from qtarget.run.caching import (
 )
 from qtarget.run.hinting import with_hints_of
 from qtarget.run.row_checks import chat_tokenizer, check_answer_length, check_embeddings, sizes, with_pad
+from qtarget.train.compiling import Engine, choose
+from qtarget.train.compiling_figures import Scored, machine, what_is_scored
 from qtarget.train.optim import AdamW
 from qtarget.train.step import extra_forward_passes
 
@@ -152,6 +154,11 @@ class Plan:
         return self.prepared.counts | split
 
     @property
+    def scored(self) -> Scored:
+        """What training puts through its loss, and where figures of that are kept."""
+        return _scored(self.cfg, self.design, self.prepared, self.tokenizer, self.model)
+
+    @property
     def described(self) -> dict[str, str]:
         """The design as run, in words."""
         texts = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")}
@@ -199,7 +206,7 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     check_answer_length(cfg.eval.new_tokens, model, tokenizer, prepared, beside)
     wanted, cfg = cfg.trainer.epochs, _with_steps(cfg, prepared)
     _check_columns(design, prepared)
-    chosen = _engine(cfg, prepared, len(tokenizer))
+    chosen = _engine(cfg, _scored(cfg, design, prepared, tokenizer, model))
     details = cached_details(cfg, [*cached, *(role for role in references if role in needs(design))], design)
     hinted = with_hints_of(cfg, references, prepared, tokenizer)
     drift_rows = {HELDOUT: prepared.heldout, RETENTION: beside.retention}
@@ -283,12 +290,22 @@ def _attention(cfg: RunConfig, prepared: Prepared) -> str:
     return attention(cfg.model.attention, on_gpu=cfg.trainer.on_gpu, rows=rows, longest=longest)
 
 
-def _engine(cfg: RunConfig, prepared: Prepared, vocab_size: int) -> Engine:
-    trainer = cfg.trainer
+def _scored(
+    cfg: RunConfig, design: Design, prepared: Prepared, tokenizer: PreTrainedTokenizerBase, model: provide.ModelSource
+) -> Scored:
+    trainer, vocabulary = cfg.trainer, len(tokenizer)
     tokens = sum(label_counts(prepared.train)) / max(1, len(prepared.rows))
-    rows = _epoch_plan(trainer, prepared).rows_read(trainer.steps) / trainer.processes
-    scored = tokens * rows * vocab_size  # by one process
-    return choose(cfg.loss.compile, on_gpu=trainer.on_gpu, scored=scored)
+    read = _epoch_plan(trainer, prepared).rows_read(trainer.steps) / trainer.processes
+    held = {role: cfg.references[role].held(design) for role in needs(design)}
+    rows = provide.embedding_rows(provide.load_config(model)) or vocabulary
+    width = str(vocabulary) if rows <= vocabulary else f"{vocabulary} of {rows}"  # padding takes passes of its own
+    what = what_is_scored(design, held, width, trainer.precision)
+    return Scored(tokens * read, vocabulary, what, machine(on_gpu=trainer.on_gpu))
+
+
+def _engine(cfg: RunConfig, scored: Scored) -> Engine:
+    on_gpu, size = cfg.trainer.on_gpu, scored.vocabulary
+    return choose(cfg.loss.compile, scored.kept, on_gpu=on_gpu, tokens=scored.tokens, vocabulary=size)
 
 
 def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) -> dict[str, provide.ModelSource]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from qtarget.data.batch import Batch
 from qtarget.math.loss import LossOutput, linear_loss, token_table
 from qtarget.math.scope_values import TokenTable
+from qtarget.math.scoring import Block, keeping_first_block
 from qtarget.math.target import Design, wants_negatives
 from qtarget.math.tokens import EarlierTokens, LossInputs
 from qtarget.measures import Measure
 from qtarget.model.frozen import Frozen, Snapshot
-from qtarget.model.policy import Policy
+from qtarget.model.policy import Policy, evaluating
 
 UNREAD = ("kl_to_target",)
 """Measures that no log, table or page takes from a run."""
@@ -57,13 +59,28 @@ class PolicyLoss:
         """
         given: LossInputs = {**self._loss_inputs(batch), "scope_values": scope_values, "token_scale": token_scale}
         hidden = self.policy(batch.input_ids, batch.position_ids, batch.lengths)
+        return self._loss_of(hidden, batch.labels, given, compiled=self.compiled if compiled is None else compiled)
+
+    def first_block(self, batch: Batch) -> Block | None:
+        """The first tokens of a batch as its loss scores them in training; None where the batch has none.
+
+        Draws no random number and leaves no gradient. Collective where weights are sharded.
+        """
+        with evaluating(self.policy), keeping_first_block() as kept:
+            given = self._loss_inputs(batch)
+            with torch.no_grad():
+                hidden = self.policy(batch.input_ids, batch.position_ids, batch.lengths)
+            self._loss_of(hidden.requires_grad_(), batch.labels, given, compiled=False)
+        return kept[0] if kept else None
+
+    def _loss_of(self, hidden: Tensor, labels: Tensor, given: LossInputs, *, compiled: bool) -> LossOutput:
         return linear_loss(
             hidden,
             self.policy.head,
-            batch.labels,
+            labels,
             self.design,
             chunk_size=self.chunk_size,
-            compiled=self.compiled if compiled is None else compiled,
+            compiled=compiled,
             measures=self.measures,
             unmeasured=UNREAD,
             **given,
