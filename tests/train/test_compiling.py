@@ -38,7 +38,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def scored(what: str = "a design", tokens: float = 1e6, on: str = "this machine") -> Scored:
-    return Scored(tokens, 50_000, what, on)
+    return Scored(tokens, 50_000, what, lambda: on)
 
 
 # The law

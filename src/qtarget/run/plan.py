@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from qtarget.cache_layout import PREPARED
 from qtarget.config.benchmarks import Benchmarks, read_benchmarks
 from qtarget.config.composing import instantiate, instantiate_design
-from qtarget.config.loss_engine import attention
+from qtarget.config.loss_engine import AUTO, attention
 from qtarget.config.references import NoReference
 from qtarget.config.run_config import EvalConfig, RunConfig, TrainerConfig
 from qtarget.data.epochs import EpochPlan
@@ -300,12 +301,15 @@ def _scored(
     rows = provide.embedding_rows(provide.load_config(model)) or vocabulary
     width = str(vocabulary) if rows <= vocabulary else f"{vocabulary} of {rows}"  # padding takes passes of its own
     what = what_is_scored(design, held, width, trainer.precision)
-    return Scored(tokens * read, vocabulary, what, machine(on_gpu=trainer.on_gpu))
+    return Scored(tokens * read, vocabulary, what, partial(machine, on_gpu=trainer.on_gpu))
 
 
 def _engine(cfg: RunConfig, scored: Scored) -> Engine:
+    """On other ranks than 0, which decides for them, without a look at figures."""
+    look = cfg.loss.compile == AUTO and is_rank_zero()
+    kept = scored.kept if look else None
     on_gpu, size = cfg.trainer.on_gpu, scored.vocabulary
-    return choose(cfg.loss.compile, scored.kept, on_gpu=on_gpu, tokens=scored.tokens, vocabulary=size)
+    return choose(cfg.loss.compile, kept, on_gpu=on_gpu, tokens=scored.tokens, vocabulary=size)
 
 
 def _reference_sources(cfg: RunConfig, design: Design, cached: Sequence[str]) -> dict[str, provide.ModelSource]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
@@ -25,28 +25,28 @@ class Scored:
     """What a run puts through its loss.
 
     tokens: supervised ones of the whole run, by one process. what: the design's parts, references, vocabulary and
-    precision, in words. machine: what runs it, see `machine`.
+    precision, in words. machine: says what runs it, see `machine`; on a GPU it asks the driver.
     """
 
     tokens: float
     vocabulary: int
     what: str
-    machine: str
+    machine: Callable[[], str]
 
     @property
     def kept(self) -> Figures | None:
         """What an earlier trial of the same on this machine has timed; None before the first."""
-        return stored().get(self.machine, {}).get(self.what)
+        return stored().get(self.machine(), {}).get(self.what)
 
     @property
     def longest_compile(self) -> float | None:
         """Seconds that compiling any loss took here at most; None where none was compiled."""
-        return max((figures.compiling for figures in stored().get(self.machine, {}).values()), default=None)
+        return max((figures.compiling for figures in stored().get(self.machine(), {}).values()), default=None)
 
     def keep(self, figures: Figures) -> None:
         """For later runs. Where that can't be written, each makes a trial for itself."""
-        kept = stored()
-        kept[self.machine] = kept.get(self.machine, {}) | {self.what: figures}
+        kept, here = stored(), self.machine()
+        kept[here] = kept.get(here, {}) | {self.what: figures}
         plain = {machine: {what: asdict(each) for what, each in of.items()} for machine, of in kept.items()}
         file = cache_dir() / FILE
         with suppress(OSError):
