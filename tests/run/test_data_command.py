@@ -213,6 +213,36 @@ def test_the_page_holds_the_same(rows: list[dict[str, Any]], capsys: pytest.Capt
     assert "prompt/completion from rows.jsonl" in page
 
 
+HINTED = ["target=kd", "reference@references.teacher=privileged", "references.teacher.hint='So: {hint}!'"]
+
+
+def test_a_row_is_shown_as_a_teacher_with_a_hint_reads_it(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside what the policy reads, with the same tokens supervised: those that training gives the teacher."""
+    write("rows.jsonl", [{"prompt": f"say {i}", "completion": "ho", "hint": f"count {i}"} for i in range(30)])
+    given = [*HINTED, "data.source.heldout_share=0", "data.heldout_rows=0"]
+    code, text = shown(capsys, *given, "--rows", "2")
+    assert code == 0
+    plan = make_plan(RunConfig.compose([*FILES, *given]))
+    for row, example in enumerate(plan.hinted["teacher"][:2]):
+        policy = f"<|user|>say {row}<|end|><|assistant|>⟦ho<|end|>⟧"
+        teacher = f"<|user|>So: count {row}!\n\nsay {row}<|end|><|assistant|>⟦ho<|end|>⟧"
+        title = f"as the teacher reads it, with its hint: {len(example)} tokens"
+        assert f"{policy}\n{title}\n{teacher}" in text
+    assert list(report(*given).hinted["teacher"]) == plan.hinted["teacher"]
+    assert "with its hint" not in shown(capsys, "data.source.heldout_share=0", "data.heldout_rows=0")[1]
+
+
+def test_hints_that_training_would_refuse_are_said(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write("rows.jsonl", [{"prompt": f"say {i}", "completion": "ho", "hint": "x" * 1100 * (i == 3)} for i in range(5)])
+    given = [*HINTED, "data.source.heldout_share=0", "data.heldout_rows=0"]
+    code, text = shown(capsys, *given)
+    assert code == 2
+    assert "training would stop: row 1 has no hint, which the hint 'So: {hint}!' names" in text
+    code, text = shown(capsys, *given[:2], "references.teacher.hint=" + "y" * 1100, *given[3:])
+    assert code == 2
+    assert "training would stop: with references.teacher.hint 5 of 5 examples are longer than the 1024 tokens" in text
+
+
 def test_it_prints_the_configuration_and_leaves_nothing_behind(
     rows: list[dict[str, Any]], workdir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

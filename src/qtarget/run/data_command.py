@@ -133,11 +133,14 @@ def _print(report: DataReport, console: Console, rows: int) -> None:
         console.print(_legend(report))
     numbers = Counter(example.row for example in prepared.train)
     shown: Counter[int] = Counter()
-    for example in prepared.train[:rows]:
+    for index, example in enumerate(prepared.train[:rows]):
         shown[example.row] += 1
         several = f", example {shown[example.row]} of {numbers[example.row]}" if numbers[example.row] > 1 else ""
         console.print(f"\nrow {example.row}{several}: {len(example)} tokens, {example.labels} supervised", style="bold")
         console.print(_text(report, example), soft_wrap=True)
+        for role, hinted in report.hinted.items():
+            console.print(f"as the {role} reads it, with its hint: {len(hinted[index])} tokens", style="bold")
+            console.print(_text(report, hinted[index]), soft_wrap=True)
 
 
 def _print_scripts(report: DataReport, console: Console) -> None:

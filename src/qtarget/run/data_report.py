@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +13,7 @@ from qtarget.config.composing import instantiate
 from qtarget.config.run_config import RunConfig
 from qtarget.data.chat import ChatFormat
 from qtarget.data.example import Demonstration, Example
+from qtarget.data.hints import check_lengths, with_hints
 from qtarget.data.module import DataConfig, Prepared, check_heldout, prepare
 from qtarget.data.sources.source import read
 from qtarget.errors import QTargetError
@@ -38,7 +39,8 @@ class DataReport:
     """Rows as they are before any is left out for its length or as contaminated.
 
     source: the training rows as text, before noise. limit: tokens that an example may have. contaminated: training rows
-    that answer a held-out prompt.
+    that answer a held-out prompt. hinted: role of a reference that reads rows with a hint → the training examples as
+    it reads them. unhinted: why training would refuse such rows.
     """
 
     config: DataConfig
@@ -47,6 +49,8 @@ class DataReport:
     tokenizer: PreTrainedTokenizerBase
     limit: int
     contaminated: int
+    hinted: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    unhinted: Sequence[str] = ()
 
     def rows(self) -> list[tuple[str, int, int | str]]:
         """(what, of the training rows, of the held-out rows)."""
@@ -109,7 +113,7 @@ class DataReport:
 
     def problems(self) -> list[str]:
         """Why training would refuse these rows, each with a way on."""
-        problems = []
+        problems = [*self.unhinted]
         if self.config.truncation == "error" and (count := sum(map(self._too_long, self._examples))):
             problems.append(
                 f"{count} rows are longer than {self.limit} tokens: set data.truncation=drop or =cut, or raise "
@@ -155,7 +159,31 @@ def data_report(cfg: RunConfig) -> DataReport:
     prepared = prepare(replace(whole, contamination="allow"), tokenizer, UNLIMITED) if keeps else dropped
     of_share = config.heldout_rows if config.heldout_source is None else 0
     source, _ = read(config.source, "train", config.rows, of_share)
-    return DataReport(config, prepared, source, tokenizer, min(config.max_length or context, context), contaminated)
+    limit = min(config.max_length or context, context)
+    hinted, unhinted = _hinted(cfg, prepared, tokenizer, limit)
+    return DataReport(config, prepared, source, tokenizer, limit, contaminated, hinted, unhinted)
+
+
+def _hinted(
+    cfg: RunConfig, prepared: Prepared, tokenizer: PreTrainedTokenizerBase, limit: int
+) -> tuple[dict[str, list[Example]], list[str]]:
+    """By role the training examples with a hint in front; and what is wrong with those that training would read."""
+    hinted: dict[str, list[Example]] = {}
+    problems = []
+    for role, node in cfg.references.items():
+        template, name = node.hint_template, cfg.reference_name(role)
+        if not template or not name:
+            continue
+        try:
+            plain, chat = prepared.train, ChatFormat(tokenizer)
+            hinted[role] = with_hints(template, prepared.train_rows, prepared.train_of, plain, chat)
+            read = [index for index, example in enumerate(plain) if len(example) <= limit]
+            rows, without = ([examples[index] for index in read] for examples in (hinted[role], plain))
+            context = provide.context_length(provide.load_config(provide.resolve(name)))
+            check_lengths(f"{node.node_key}.hint", rows, without, context, cfg.data.get("max_length"))
+        except QTargetError as error:
+            problems.append(str(error))
+    return hinted, problems
 
 
 def _listed(counts: Mapping[str, int]) -> str:
