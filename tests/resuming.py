@@ -14,7 +14,7 @@ MEASURED = {"train/tokens_per_second", "train/seconds", "train/peak_memory_gb"}
 RAGGED = ["data.rows=20", "trainer.batch_size=3", "trainer.accumulate=3", "trainer.max_steps=8"]
 SMALL = ["model=tiny", "trainer.precision=32-true", "trainer.accelerator=cpu", "data.heldout_rows=4", *RAGGED]
 SMALL += ["eval.problems_in_training=2", "eval.new_tokens=2", "trainer.log_every=1", "trainer.eval_every=3"]
-SMALL += ["checkpoint.optimizer=true"]
+SMALL += ["checkpoint.optimizer=true", "lens.every=2", "lens.rows=2"]
 TEACHER = ["reference@references.teacher=frozen", "references.teacher.name=tiny"]
 
 
@@ -35,7 +35,7 @@ def lines(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 
 def assert_same_run(got: Path, expected: Path) -> None:
-    """To the last bit: every logged number, the closing metrics, answers, weights and optimizer."""
+    """To the last bit: every logged number, the lens, the closing metrics, answers, weights and optimizer."""
     assert lines(got) == lines(expected)
     assert lines(got, "histograms.jsonl") == lines(expected, "histograms.jsonl")
     ours, theirs = result(got)["metrics"], result(expected)["metrics"]
@@ -43,7 +43,7 @@ def assert_same_run(got: Path, expected: Path) -> None:
         name: theirs[name] for name in theirs.keys() - MEASURED
     }
     assert round(tokens_read(ours)) == round(tokens_read(theirs))
-    for name in ("samples.jsonl", "checkpoint/model.safetensors"):
+    for name in ("lens.jsonl", "samples.jsonl", "checkpoint/model.safetensors"):
         assert (got / name).read_bytes() == (expected / name).read_bytes(), name
     torch.testing.assert_close(optimizer(got), optimizer(expected), rtol=0, atol=0)
 

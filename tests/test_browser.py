@@ -267,6 +267,23 @@ def test_a_click_on_a_header_sorts(chromium: Browser, reports: dict[str, Path]) 
         assert page.evaluate(names) == ["base", "sft", LONG]
 
 
+def write_record(folder: Path) -> None:
+    """A run whose lens.jsonl has three steps of two tokens, whose other token has a long name."""
+    test_runs.write_run(folder.parent, "sft", folder.name)
+    rows = [{"row": 3, "tokens": [["What is " + LONG * 3 + "?", 0], ["2", 2], ["<|end|>", 1]]}]
+    token = {"q": 1.0, "trust": 1.0, "reliance": 1.0, "weight": 1.0}
+    steps = [
+        {
+            "step": step,
+            "texts": {"7": LONG},
+            "rows": [[{**token, "p": p, "trust": trust, "top": [[7, 1 - p, 0.0]]} for _ in range(2)]],
+        }
+        for step, p, trust in ((0, 0.2, 1.0), (5, 0.5, 0.5), (10, 0.8, 0.1))
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in ({"rows": rows}, *steps))
+    (folder / "lens.jsonl").write_text(text)
+
+
 @pytest.fixture(scope="module")
 def lens_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lens")
@@ -288,6 +305,29 @@ def test_the_lens_is_drawn_and_its_names_show_and_hide(chromium: Browser, lens_p
         assert page.evaluate(traces) == 1  # Q = p
         page.locator("#slider").fill("40")
         assert page.locator("#where").inner_text().startswith("p(y) = ")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_slider_moves_the_tokens_and_bars_of_a_run(chromium: Browser, tmp_path: Path, width: str) -> None:
+    write_record(tmp_path / "run")
+    assert lens([str(tmp_path / "run"), f"out={tmp_path}"]) == 0
+    strip = "() => [...document.querySelectorAll('.token')].map((token) => token.style.background)"
+    with reading(chromium, tmp_path / "training.html", width) as page:
+        before, first = page.evaluate(strip), page.locator(".bar .value").first.inner_text()
+        page.locator("#slider").focus()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#where").inner_text() == "step 5 of 10"
+        page.keyboard.press("End")
+        assert page.locator("#where").inner_text() == "step 10 of 10"
+        assert page.evaluate(strip) != before
+        assert (first, page.locator(".bar .value").first.inner_text()) == ("0.200 → 1.000", "0.800 → 1.000")
+        page.locator("[data-quantity='p']").click()
+        page.locator(".token").first.focus()
+        page.keyboard.press("ArrowRight")
+        assert page.locator(".bar .name").nth(1).inner_text() == LONG
+        assert page.evaluate(OUTSIDE) == []
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate(SMALLEST) >= 11
 
 
 def test_a_watched_page_moves_on_and_keeps_what_was_chosen(chromium: Browser, tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ import qtarget
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import conf_dir, options
 from qtarget.data.batch import Collate
+from qtarget.data.token_text import pieces
 from qtarget.lens.command import every_name, read_request
 from qtarget.lens.curves import PROGRESS, QUANTITIES, STOPS, Curve, CurvePoint, World, marks, panels, sweep, trace
 from qtarget.lens.page import TEMPLATE, template_values, write_lens
 from qtarget.lens.picture import draw_lens
-from qtarget.lens.reading import pieces, read_demonstrations
+from qtarget.lens.reading import read_demonstrations
 from qtarget.lens.token_table import (
     CLIP,
     Alternative,

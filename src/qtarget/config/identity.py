@@ -25,14 +25,15 @@ NOT_IDENTITY = (
     "resume",
     "checkpoint.every",
     "checkpoint.optimizer",
+    "lens",
     "data.keep",
     "data.workers",
     "target.about",
     "trainer.device_tflops",
     "trainer.utilisation",
 )
-"""Where results go, who else sees them, in how many attempts it came about, what is left, who prepares the data and
-what a dry run reckons with don't change a run.
+"""Where results go, who else sees them, in how many attempts it came about, what is left or shown of it, who prepares
+the data and what a dry run reckons with don't change a run.
 """
 
 RESULT = "result.json"

@@ -90,7 +90,8 @@ SHOW = "show takes target=NAME,…, target/PART=OPTION and target.PART.FIELD=VAL
 
 LENS = (
     "lens takes target=NAME,…, target/PART=OPTION, target.PART.FIELD=VALUE, --against DESIGN and out=FOLDER; with "
-    "checkpoint=WHERE also rows=N and the overrides of `qtarget train`"
+    "checkpoint=WHERE also rows=N and the overrides of `qtarget train`; or RUN and out=FOLDER: what a run with "
+    "lens.every has recorded over training"
 )
 
 SHOW_EXAMPLES = """
@@ -102,7 +103,8 @@ LENS_EXAMPLES = """
   qtarget lens target=dft checkpoint=outputs/runs/HASH rows=8
   qtarget lens target=dft,kd --against sft                           differences to sft, and ratios
   qtarget lens target=target_sft --against target_sft target.reliance.alpha=0.5
-                                                                     what follows --against changes that design alone"""
+                                                                     what follows --against changes that design alone
+  qtarget lens outputs/runs/HASH                                     over training, of a run with lens.every=10"""
 
 DOCTOR = "qtarget doctor: versions, device, where the model comes from, what is missing. It takes no arguments."
 

@@ -275,7 +275,24 @@ class CheckpointConfig(Node):
     )
 
 
-NODES: tuple[type[Node], ...] = (TrainerConfig, EvalConfig, ModelConfig, LossConfig, CheckpointConfig)
+@dataclass(frozen=True)
+class LensConfig(Node):
+    """What is recorded while training goes on, for `qtarget lens RUN`."""
+
+    NODE_KEY: ClassVar[str] = "lens"
+
+    every: int | None = setting(
+        None,
+        Nullable(Whole(1)),
+        "optimizer steps between lines of lens.jsonl, which holds what policy and target are on a few training rows; "
+        "null: it isn't written",
+    )
+    rows: int = setting(4, Whole(1), "training rows of it, those with noise first")
+    tokens: int = setting(64, Whole(1), "supervised tokens of each row at most, around the first that noise made wrong")
+    top: int = setting(5, Whole(1), "other tokens of each, with the largest probability or target")
+
+
+NODES: tuple[type[Node], ...] = (TrainerConfig, EvalConfig, ModelConfig, LossConfig, CheckpointConfig, LensConfig)
 
 
 @dataclass(frozen=True)
@@ -303,6 +320,7 @@ class RunConfig(Node):
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    lens: LensConfig = field(default_factory=LensConfig)
     references: Mapping[str, ReferenceConfig] = field(default_factory=lambda: read_references({}))
 
     own: Mapping[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from qtarget.config.composing import nearest, options
 from qtarget.config.parsers import LENS as USAGE
@@ -61,3 +62,16 @@ def split_against(arguments: Sequence[str]) -> tuple[list[str], Against | None]:
         raise QTargetError(f"{OPTION} names one design; unknown target {name!r}{nearest(name, options('target'))}")
     changes = tuple(word for word in following[1:] if word.startswith(("target.", "target/")))
     return [*words[:place], *(word for word in following[1:] if word not in changes)], Against(name, changes)
+
+
+def split_run(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """A run's folder, where one stands first, and the other arguments."""
+    words = list(arguments)
+    if words and not words[0].startswith("-") and (Path(words[0]).is_dir() or _is_path(words[0])):
+        return Path(words[0]), words[1:]
+    return None, words
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word can only be meant as a folder, be it there or not."""
+    return "=" not in word and "/" in word

@@ -12,7 +12,7 @@ from qtarget.config.composing import about, options
 from qtarget.config.parsers import LENS as USAGE
 from qtarget.config.part_checks import checked_design
 from qtarget.errors import QTargetError
-from qtarget.lens.chosen import Against, designed, split_against
+from qtarget.lens.chosen import Against, designed, split_against, split_run
 from qtarget.run.show import split_target, train_command
 
 if TYPE_CHECKING:
@@ -49,7 +49,32 @@ class Request:
 
 
 def lens(arguments: Sequence[str]) -> int:
-    """Write lens.html and the pictures, and say where they are."""
+    """Write the page and the pictures, and say where they are: of designs, or of a run's course over training."""
+    run, words = split_run(arguments)
+    return lens_of_run(run, words) if run else lens_of_designs(words)
+
+
+def lens_of_run(run: Path, arguments: Sequence[str]) -> int:
+    """training.html and training.png, from what the run has recorded; no model is loaded."""
+    from qtarget.lens.over_training import read_run
+    from qtarget.lens.training_page import draw_training, write_training
+
+    keys = [argument.partition("=") for argument in arguments]
+    if wrong := next((key for key, _, value in keys if key != "out" or not value), None):
+        raise QTargetError(
+            f"lens {run} shows what that run has recorded of its own design, and takes out=FOLDER alone; got "
+            f"{wrong!r}. With other designs its model is read by checkpoint={run}"
+        )
+    shown, folder = read_run(run), _made(Path(keys[-1][2] if keys else OUT))
+    write_training(shown, folder / "training.html")
+    draw_training(shown, folder / "training.png")
+    print(f"page     {near(folder / 'training.html')}\npicture  {near(folder / 'training.png')}")
+    print(f"next     qtarget lens target={shown.design} checkpoint={run}")
+    return 0
+
+
+def lens_of_designs(arguments: Sequence[str]) -> int:
+    """lens.html and its pictures."""
     from qtarget.lens.against import stops_in_words
     from qtarget.lens.curves import World
 
@@ -149,11 +174,7 @@ def write_files(
     from qtarget.lens.picture import draw_design, draw_lens
     from qtarget.lens.token_table import draw_tokens
 
-    folder = request.out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise QTargetError(f"can't write to {folder}: {error}. Set out=FOLDER to one you can write") from error
+    folder = _made(request.out)
     page, differences = folder / "lens.html", _differences(request, curves)
     shown = (*FEATURED, *(difference.other.name for difference in differences[:1]))
     write_lens(
@@ -177,6 +198,15 @@ def write_files(
     for curve in curves[: len(request.names or every_name())]:
         draw_design(curve, world, folder / f"lens_{curve.name}.png")
         yield "picture", folder / f"lens_{curve.name}.png"
+
+
+def _made(folder: Path) -> Path:
+    """Raises QTargetError for a folder that can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QTargetError(f"can't write to {folder}: {error}. Set out=FOLDER to one you can write") from error
+    return folder
 
 
 def _next_command(request: Request) -> str:

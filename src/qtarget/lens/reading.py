@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from qtarget.config.names import NO_NOISE
 from qtarget.config.run_config import RunConfig
 from qtarget.data.batch import Batch, Collate
 from qtarget.data.example import Example
+from qtarget.data.token_text import UNFINISHED, pieces, token_text
 from qtarget.errors import QTargetError
 from qtarget.lens.chosen import Against, designed
 from qtarget.lens.curves import PROGRESS
@@ -71,7 +72,7 @@ def read_demonstrations(
                 lambda name: _loss(plans[name], policy, frozen, batch, (TARGET,)),
                 against.label,
                 batch,
-                partial(_token_text, base.tokenizer),
+                partial(token_text, base.tokenizer),
             )
             apart = whole.rows({name: marks[name] for name in outs})
         columns = zip(examples, tokens, _readings(outs, marks, batch), apart, strict=True)
@@ -187,32 +188,8 @@ def _row_tokens(
             tokens.append(Token("" if text == UNFINISHED else text, supervised=False))
             continue
         pairs = zip(others.indices[count].tolist(), others.values[count].tolist(), strict=True)
-        likely = tuple(Alternative(_token_text(plan.tokenizer, token), p) for token, p in pairs)
+        likely = tuple(Alternative(token_text(plan.tokenizer, token), p) for token, p in pairs)
         p, nll = float(label_logp[count].exp()), -float(label_logp[count])
         tokens.append(Token(text, True, wrong, p, None if prior is None else prior[count], nll, likely))
         count += 1
     return tokens
-
-
-def _token_text(tokenizer: Any, token: int) -> str:
-    """A token outside a text; where it is but a part of a letter, the tokenizer's own name for it."""
-    text = str(tokenizer.decode([token]))
-    return str(tokenizer.convert_ids_to_tokens(token)) if UNFINISHED in text else text
-
-
-UNFINISHED = "\ufffd"  # stands for a token that ends inside a letter
-
-
-def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text of each token, as it stands among the others; a letter of several tokens appears at its last one."""
-    texts, start, done = [], 0, 0
-    for stop in range(1, len(ids) + 1):
-        before, text = (
-            tokenizer.decode(list(ids[start:end]), clean_up_tokenization_spaces=False) for end in (done, stop)
-        )
-        if text.endswith(UNFINISHED):
-            texts.append(UNFINISHED)
-        else:
-            texts.append(text[len(before) :].lstrip(UNFINISHED))
-            start, done = done, stop
-    return texts

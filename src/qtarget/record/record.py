@@ -1,7 +1,8 @@
-"""The record of a run: one folder, four files, the source of truth for every table and figure.
+"""The record of a run: one folder, some files, the source of truth for every table and figure.
 
 metrics.jsonl    one line a measurement, appended
 histograms.jsonl one line an evaluation during training: how γ, w and p(y) are spread, appended
+lens.jsonl       one line a step that `lens.every` names: what the design makes of a few rows, appended
 config.yaml      the resolved configuration
 result.json      status, design as run, metrics, versions; replaced atomically
 """
@@ -51,8 +52,8 @@ PACKAGES = (
     "wandb",
 )
 """That a number of a run may depend on, beside Python."""
-METRICS, HISTOGRAMS = "metrics.jsonl", "histograms.jsonl"
-APPENDED = {"metrics_bytes": METRICS, "histograms_bytes": HISTOGRAMS}
+METRICS, HISTOGRAMS, LENS = "metrics.jsonl", "histograms.jsonl", "lens.jsonl"
+APPENDED = {"metrics_bytes": METRICS, "histograms_bytes": HISTOGRAMS, "lens_bytes": LENS}
 """What `offsets` says of a file that grows: its length, and its name."""
 BEAT = 60.0
 """Seconds between two heartbeats, whatever the run is doing."""
@@ -113,7 +114,9 @@ class Record:
         self._began = time.monotonic() - (offsets["seconds"] if offsets else 0.0)
         self._write()
         for length, name in APPENDED.items():
-            self._cut(self.folder / name, offsets[length] if offsets else 0)
+            self._cut(self.folder / name, offsets.get(length, 0) if offsets else 0)
+        if not (self.folder / LENS).stat().st_size:
+            (self.folder / LENS).unlink()  # where nothing is recorded for the lens there is no such file
         self.note(tracked_as=self.tracker.start(self.folder, {**info, "tracked_as": before.get("tracked_as")}, config))
 
     @staticmethod
@@ -131,14 +134,15 @@ class Record:
         """Where the record stands, for `start` to go on from; see `settle`."""
         return {
             "config_hash": self._result["config_hash"],
-            **{length: (self.folder / name).stat().st_size for length, name in APPENDED.items()},
+            **{length: _size(self.folder / name) for length, name in APPENDED.items()},
             "seconds": time.monotonic() - self._began,
         }
 
     def settle(self) -> None:
         """Wait until the measurements so far are on disk."""
-        for name in APPENDED.values():
-            settle(self.folder / name)
+        for path in (self.folder / name for name in APPENDED.values()):
+            if path.is_file():
+                settle(path)
 
     @contextmanager
     def beating(self) -> Iterator[None]:
@@ -171,6 +175,20 @@ class Record:
             plain = {name: asdict(histogram) for name, histogram in counted.items()}
             self._append(HISTOGRAMS, step, plain)
             self._tell_tracker(self.tracker.histograms, step, plain)
+
+    def lens(self, line: Mapping[str, Any]) -> None:
+        """What the lens shows of one step, or the rows that it is shown of."""
+        with (self.folder / LENS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+    def first_of_lens(self) -> Mapping[str, Any] | None:
+        """The rows that it is shown of, where an attempt before has written them."""
+        path = self.folder / LENS
+        if not path.is_file():
+            return None
+        with path.open(encoding="utf-8") as file:
+            first: Mapping[str, Any] = json.loads(file.readline())
+        return first
 
     def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         line = {"step": step, "time": round(time.monotonic() - self._began, 3), **values}
@@ -243,6 +261,10 @@ class NullRecord:
     def checkpoint(self, folder: Path) -> None: ...
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def histograms(self, step: int, counted: Mapping[str, Histogram]) -> None: ...
+    def lens(self, line: Mapping[str, Any]) -> None: ...
+    def first_of_lens(self) -> Mapping[str, Any] | None:
+        return None
+
     def fail(self, error: BaseException) -> None: ...
 
     def finish(self, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -292,6 +314,11 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 where there is no such file."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

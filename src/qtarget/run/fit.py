@@ -45,6 +45,7 @@ from qtarget.run.plan import Plan, make_plan
 from qtarget.train.callbacks import LastMetrics, Log, Meter, PeriodicEvaluation, ShowProgress, StepLogger, tokens_seen
 from qtarget.train.compiling import Engine
 from qtarget.train.compiling_trial import LossEngine
+from qtarget.train.lens_record import LensRecorder, LensRows
 from qtarget.train.lightning_module import QTargetModule
 from qtarget.train.memory import keep_freed_blocks
 from qtarget.train.resume_callback import ResumeCallback
@@ -92,6 +93,8 @@ def _run_plan(plan: Plan, record: Record | NullRecord, resume: ResumeCallback, t
     shown = [ShowProgress(title, measured)] if is_rank_zero() else []
     trainer = make_trainer(cfg, [engine, meter, StepLogger(log, cfg.trainer.log_every, meter), *shown, resume])
     evaluator = build.evaluator(plan, frozen, trainer.strategy.root_device)
+    before_states = trainer.callbacks.index(resume)  # type: ignore[attr-defined]
+    trainer.callbacks[before_states:before_states] = _lens_recorder(plan, record, evaluator)  # type: ignore[attr-defined]
     note_answering(evaluator, policy, record, title)
     trainer.callbacks.append(_periodic_evaluation(cfg, evaluator, module, record, log, meter=meter))  # type: ignore[attr-defined]
     with resume.save_when_stopped():
@@ -259,6 +262,15 @@ def _periodic_evaluation(
         record.histograms(step, module.histograms.compute_until_next())
 
     return PeriodicEvaluation(evaluate, log_with_histograms, cfg.trainer.eval_every)
+
+
+def _lens_recorder(plan: Plan, record: Record | NullRecord, evaluator: Evaluator) -> list[L.Callback]:
+    """What `lens.every` asks for."""
+    lens = plan.cfg.lens
+    if lens.every is None:
+        return []
+    rows = LensRows.first(plan.prepared.train, plan.tokenizer, rows=lens.rows, tokens=lens.tokens, top=lens.top)
+    return [LensRecorder(rows, record, lens.every, evaluator.autocast)]
 
 
 def _trust_rows(plan: Plan, module: QTargetModule, evaluator: Evaluator) -> list[dict[str, Any]]:
