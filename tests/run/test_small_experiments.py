@@ -9,6 +9,7 @@ import pytest
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.composing import compose_config, conf_dir
+from qtarget.config.identity import config_hash
 
 SMALL = ["model=tiny", "trainer.max_steps=2", "data.heldout_rows=4", "eval.new_tokens=2", "trainer.precision=32-true"]
 ROWS, RESERVE = ["data.rows=16"], ["data.rows=0", "data.reserve_rows=16"]
@@ -78,6 +79,16 @@ NAMES = sorted(
 def test_every_experiment_composes(name: str) -> None:
     cfg = compose_config("train", [f"experiment={name}"])
     assert cfg.experiment_name == name
+
+
+def test_wit_is_one_run_however_it_is_written() -> None:
+    """Its weights against the paper's formula: tests/data/test_weights.py. Data, model and steps are the user's."""
+    own = ["data=files", "data.source.path=rows.jsonl", "model=tiny", "trainer.max_steps=7"]
+    named = compose_config("train", ["experiment=wit", *own])
+    weights = ["target=sft", "target.weight.value=0.8", "data.prompt_weight=0.25"]
+    written = compose_config("train", [*weights, "experiment_name=wit", "name=wit", *own])
+    assert config_hash(named) == config_hash(written)
+    assert (named.name, named.data.prompt_weight / (1 / named.target.weight.value)) == ("wit", pytest.approx(0.2))
 
 
 def test_every_fair_comparison_is_run() -> None:
