@@ -291,3 +291,12 @@ def test_who_prepares_the_data_and_where_it_is_kept_is_no_part_of_a_run() -> Non
         for more in ([], ["data.keep=true", "data.workers=3"])
     )
     assert plain == other == "5d32033ab3b3"
+
+
+def test_other_seeds_of_generated_problems_make_another_run_than_they_did() -> None:
+    def parts(*given: str) -> dict[str, int]:
+        return versions.versions(config_container(compose_config("train", ["model=tiny", *given])))
+
+    assert "seeds" not in parts("data=arithmetic")
+    assert "seeds" not in parts("data=instruct", "data.source.seed=1")
+    assert parts("data=arithmetic", "data.source.seed=1")["seeds"] == 2

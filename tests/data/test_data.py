@@ -258,3 +258,16 @@ def test_a_seed_gives_the_same_problems_in_every_process() -> None:
         for seed in ("1", "2")
     )
     assert json.loads(first) == json.loads(second)
+
+
+def test_another_seed_makes_other_problems() -> None:
+    """reasoning-gym 0.1.25 draws problem i of a seed from seed + i: seed 1 is seed 0 from its second problem on.
+
+    Held-out rows of another seed would have been those that were trained on, and runs over seeds the same run.
+    """
+    options = {"min_terms": 2, "max_terms": 2, "min_digits": 3, "max_digits": 3}
+    drawn = [
+        [row.prompt[-1]["content"] for row in ReasoningGym("chain_sum", options, seed=seed).rows("train", 50)]
+        for seed in (0, 1, 2)
+    ]
+    assert all(len(set(one) & set(other)) < 3 for one in drawn for other in drawn if one is not other)

@@ -51,9 +51,16 @@ def sources(node: Node) -> Iterator[dict[str, Any]]:
         yield from sources(value)
 
 
+def _generated(config: Node) -> list[dict[str, Any]]:
+    return [node for node in sources(config) if str(node["_target_"]).endswith(".ReasoningGym")]
+
+
+def _has_another_seed(config: Node) -> bool:
+    return any(node.get("seed") for node in _generated(config))
+
+
 def _is_hash_ordered(config: Node) -> bool:
-    generated = [node for node in sources(config) if str(node["_target_"]).endswith(".ReasoningGym")]
-    tasks = {task for node in generated for task in (node.get("task"), *(node.get("tasks") or {}))}
+    tasks = {task for node in _generated(config) for task in (node.get("task"), *(node.get("tasks") or {}))}
     return not tasks.isdisjoint(HASH_ORDERED)
 
 
@@ -143,6 +150,9 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
         "mass", 2, "the weights of kd_truncated add up to what its teacher kept", _divides_by_a_truncated_mass
     ),
     ResultChange("generated", 2, "reasoning-gym's problems are the same in every process", _is_hash_ordered),
+    ResultChange(
+        "seeds", 2, "seeds of reasoning-gym's problems lie apart, and share no runs of problems", _has_another_seed
+    ),
     ResultChange("verdict", 2, "mathematical answers are compared exactly", _judges_mathematics),
     ResultChange("choice", 2, "a key with another option's text, and what is denied, choose nothing", _judges_choices),
     ResultChange(
