@@ -138,6 +138,52 @@ def test_the_front_matter_is_that_of_the_hub(copied: Path, capsys: pytest.Captur
     assert "org/base-1B fine-tuned with the target design `dft`" in card.text
 
 
+@pytest.mark.parametrize(
+    ("front_matter", "expected"),
+    [
+        ("license: apache-2.0\nbase_model: org/other\n", {"license": "apache-2.0"}),
+        (
+            "license: other\nlicense_name: own\nlicense_link: https://example.org/l\n",
+            {"license": "other", "license_name": "own", "license_link": "https://example.org/l"},
+        ),
+        ("license_name: own\n", {}),
+        ("license: [a\n", {}),
+        ("license: [mit]\n", {}),
+        (None, {}),
+    ],
+)
+def test_the_licence_of_a_base_model_is_carried_where_its_card_lies_here(
+    front_matter: str | None, expected: dict[str, str], copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = copied / "base"
+    base.mkdir()
+    if front_matter is not None:
+        (base / "README.md").write_text(f"---\n{front_matter}---\n\n# Base\n")
+    change(copied, model=str(base))
+    card = card_of(copied, capsys)
+    assert {key: value for key, value in card.data.to_dict().items() if key.startswith("license")} == expected
+    said = (
+        f"trained from, `{expected['license']}`."
+        if expected
+        else "trained from, which was not known where this card was written"
+    )
+    assert said in card.text
+
+
+def test_the_licence_of_a_model_of_the_hub_is_that_of_its_card_in_the_cache(
+    copied: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--org--base-1B" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
+    refs = tmp_path / "models--org--base-1B" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    change(copied, model="org/base-1B")
+    assert card_of(copied, capsys).data.license == "mit"
+
+
 def test_a_base_model_in_a_folder_of_the_machine_is_named_by_its_last_part(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

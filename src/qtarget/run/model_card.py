@@ -22,6 +22,9 @@ from qtarget.record.runs import Run, read_run, without_absolute_paths
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SNAPSHOT = re.compile(r"[/\\]models--([\w.-]+?)--([\w.-]+)[/\\]snapshots[/\\]")
 """A model in huggingface_hub's cache."""
+CARD = "README.md"
+LICENCE = ("license", "license_name", "license_link")
+"""Keys of a card; the first is needed, and names one of the hub's list or "other"."""
 TRAINING = ("train/", "target/", "detection/", "reference/")
 """What the names of metrics begin with that say nothing about the finished model."""
 ENDS = ("_low", "_high")
@@ -34,7 +37,8 @@ def model_card(folder: Path, title: str) -> str:
     """
     run, result = read_run(folder, datetime.now(UTC)), stored_result(folder) or {}
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    base = _public_name(config, str(result.get("model") or run.choices.get("model")))
+    named = str(result.get("model") or run.choices.get("model"))
+    base, licence = _public_name(config, named), _licence(named)
     sections = {
         "Design": _facts(_design(run, config)),
         "Training": _facts(_training(run, result, config, base)),
@@ -42,11 +46,11 @@ def model_card(folder: Path, title: str) -> str:
         "Use": _use(title),
         "Made with": f"```sh\n{run.shareable_command}\n```\n\n{_facts(_versions(run))}",
     }
-    head = f"---\n{_front_matter(run, config, base)}---\n\n# {title}\n\n{_summary(run, base)}\n"
+    head = f"---\n{_front_matter(run, config, base, licence)}---\n\n# {title}\n\n{_summary(run, base, licence)}\n"
     return head + "".join(f"\n## {name}\n\n{text}" for name, text in sections.items())
 
 
-def _front_matter(run: Run, config: Mapping[str, Any], base: str) -> str:
+def _front_matter(run: Run, config: Mapping[str, Any], base: str, licence: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     source = (config.get("data") or {}).get("source") or {}
@@ -57,8 +61,26 @@ def _front_matter(run: Run, config: Mapping[str, Any], base: str) -> str:
         base_model=base if _is_hub_id(base) else None,
         datasets=[data] if _is_hub_id(data) else None,
         tags=["qtarget", "sft", *[run.choices["target"]] * ("target" in run.choices)],
+        **licence,
     )
     return f"{card.to_yaml()}\n"
+
+
+def _licence(base: str) -> dict[str, str]:
+    """What the card beside a base model says of its licence; nothing where no card lies on this machine.
+
+    base: a folder, or an id whose card may be in the hub's cache.
+    """
+    from huggingface_hub import metadata_load, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(base, CARD) if _is_hub_id(base) else None
+    card = Path(cached) if isinstance(cached, str) else Path(base).expanduser() / CARD
+    try:
+        held = (metadata_load(card) if card.is_file() else None) or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # a card of another form says nothing that can be carried on
+    named = {key: held[key] for key in LICENCE if isinstance(held.get(key), str)}
+    return named if LICENCE[0] in named else {}
 
 
 def _public_name(config: Mapping[str, Any], base: str) -> str:
@@ -73,11 +95,12 @@ def _is_hub_id(name: str) -> bool:
     return bool(HUB_ID.fullmatch(name)) and not names_a_folder(name)
 
 
-def _summary(run: Run, base: str) -> str:
+def _summary(run: Run, base: str, licence: Mapping[str, str]) -> str:
     design = run.choices.get("target", run.name)
+    known = f", `{licence[LICENCE[0]]}`" if licence else ", which was not known where this card was written"
     return (
         f"{without_absolute_paths(base)} fine-tuned with the target design `{design}` by qtarget "
-        f"{run.versions.get('qtarget', '')}. The licence is that of the model it was trained from."
+        f"{run.versions.get('qtarget', '')}. The licence is that of the model it was trained from{known}."
     )
 
 
