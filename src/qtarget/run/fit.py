@@ -96,12 +96,15 @@ def _run_plan(plan: Plan, record: Record | NullRecord, resume: ResumeCallback, t
     before_states = trainer.callbacks.index(resume)  # type: ignore[attr-defined]
     trainer.callbacks[before_states:before_states] = _lens_recorder(plan, record, evaluator)  # type: ignore[attr-defined]
     note_answering(evaluator, policy, record, title)
-    trainer.callbacks.append(_periodic_evaluation(cfg, evaluator, module, record, log, meter=meter))  # type: ignore[attr-defined]
+    between = _periodic_evaluation(cfg, evaluator, module, record, log, meter=meter)
+    trainer.callbacks.append(between)  # type: ignore[attr-defined]
     with resume.save_when_stopped():
         if cfg.trainer.max_steps:
             before = graphs_compiled()
             _fit(plan, trainer, module, record, title)
             _note_how(engine.engine, graphs_compiled() - before, module, record)
+            if is_rank_zero() and (cost := between.cost(meter.seconds)):
+                print(f"{title}: {cost}")
         _save_trained(plan, trainer, module, resume)
         evaluation = _evaluate(evaluator, _judged(plan, policy, trainer, record.folder), record.folder, title)
     resume.stop.deferred = True  # what is left is short

@@ -15,6 +15,7 @@ from qtarget.math.schedule import scheduled
 from qtarget.parallel import all_reduce_max, all_reduce_sum, rank_and_world
 from qtarget.progress import Progress
 from qtarget.train.lightning_module import QTargetModule
+from qtarget.units import in_time
 
 Log = Callable[[int, dict[str, float]], None]
 """(optimizer step, metrics by name)."""
@@ -125,6 +126,10 @@ class StepLogger(L.Callback):
         self.log_metrics(step, means | detected | size | now | tokens_seen(self.meter, pl_module))
 
 
+NOTABLE_SHARE, NOTABLE_SECONDS = 0.1, 10.0
+"""Of the time of training: up to which evaluations between steps are no news."""
+
+
 class PeriodicEvaluation(L.Callback):
     """Calls `evaluate()` before training, every `every` optimizer steps, and after the last; every=0: never.
 
@@ -133,6 +138,7 @@ class PeriodicEvaluation(L.Callback):
 
     def __init__(self, evaluate: Callable[[], dict[str, float]], log: Log, every: int) -> None:
         self.evaluate, self.log_metrics, self.every = evaluate, log, every
+        self.seconds = 0.0
         self._evaluated: int | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -151,8 +157,20 @@ class PeriodicEvaluation(L.Callback):
         step = trainer.global_step
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and step != self._evaluated:
+            started = time.perf_counter()
             self.log_metrics(step, self.evaluate())
+            self.seconds += time.perf_counter() - started
             self._evaluated = step
+
+    def cost(self, training: float) -> str:
+        """What evaluating took beside so many seconds inside training batches; empty for a tenth, or 10 s, and less."""
+        share = self.seconds / (self.seconds + training) if self.seconds else 0.0
+        if share <= NOTABLE_SHARE or self.seconds <= NOTABLE_SECONDS:
+            return ""
+        return (
+            f"evaluations between steps took {in_time(self.seconds)}, {share:.0%} of training: a larger "
+            "trainer.eval_every (0: only afterwards) or a smaller eval.problems_in_training makes it less"
+        )
 
     def state_dict(self) -> dict[str, int | None]:
         return {"evaluated": self._evaluated}
