@@ -47,7 +47,7 @@ LIBRARIES = {
     "optuna": {"sweep"},
     "submitit": {"launch/slurm.py"},
     "ray": {"launch/ray.py"},
-    "scipy": {"evaluate/scores.py", "evaluate/ratios.py", "sweep/space.py"},
+    "scipy": {"compare/detectable.py", "evaluate/scores.py", "evaluate/ratios.py", "sweep/space.py"},
     "torchmetrics": {"train/detection.py"},
     "pylatexenc": {"compare/latex.py"},
     "sympy": {"data/verify"},

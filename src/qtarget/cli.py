@@ -174,6 +174,24 @@ def _compare(rest: list[str]) -> int:
     )
 
 
+def _power(rest: list[str]) -> int:
+    from qtarget.config.parsers import power_parser
+
+    parser = power_parser()
+    given = vars(parser.parse_intermixed_args(rest))
+    paths, accuracy = given.pop("paths"), given["accuracy"]
+    keys = [key for key in given.pop("group_by").split(",") if key]
+    if bool(paths) is (accuracy is not None):
+        parser.error("name the folder of a pilot, such as outputs/pilot, or without one give --accuracy and --rows")
+    if given["discordant"] is not None and accuracy is None:
+        parser.error("--discordant goes with --accuracy, without a pilot")
+    if accuracy is not None and (keys or given["against"] or given["metric"]):
+        parser.error("--accuracy reckons without runs: it takes no --metric, --group-by or --against")
+    from qtarget.compare.power import PowerOptions, power_command
+
+    return power_command(paths, PowerOptions(group_by=keys, **given))
+
+
 def _export(rest: list[str]) -> int:
     from qtarget.run.export import export
 
@@ -251,6 +269,7 @@ COMMAND_FUNCTIONS: dict[str, Callable[[list[str]], int]] = {
     "cache": _cache,
     "evaluate": _evaluate,
     "compare": _compare,
+    "power": _power,
     "watch": _watch,
     "export": _export,
     "clean": _clean,

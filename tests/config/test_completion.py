@@ -51,6 +51,7 @@ LINES: dict[str, tuple[str, set[str]]] = {
     "show": ("qtarget show target=talr", {"target=talr "}),
     "lens": ("qtarget lens ro", {"rows=", "role="}),
     "compare": ("qtarget compare here --format m", {"md "}),
+    "power": ("qtarget power here --des", {"--designs "}),
     "sweep's options": ("qtarget sweep here.yaml --sl", {"--slots "}),
     "shipped sweeps": ("qtarget sweep noise", {"noise_robustness "}),
     "sweep's overrides": ("qtarget sweep here.yaml model=ti", {"model=tiny "}),

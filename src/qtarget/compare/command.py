@@ -9,6 +9,7 @@ group_table.py   the table of those rows
 sweeps.py        what was swept, and the plots of the metric over it
 formats.py       a table for a terminal, in Markdown, CSV and LaTeX (latex.py)
 report.py        report.html
+power.py         `qtarget power`, by pilot.py (variances of finished runs) and detectable.py (what is detected)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qtarget.compare.columns import MISSING, PER_BYTE, differing_tokenizers, numeric
@@ -211,13 +211,10 @@ class Grouping:
 
 def grouped_rows(runs: Sequence[Run], grouping: Grouping) -> Grouped:
     """The runs as grouped, each group at its best where `best_of` is set."""
-    baseline = _baseline(grouping.keys, grouping.against)
+    baseline = baseline_values(grouping.keys, grouping.against)
     choice = choose(runs, grouping.keys, grouping.best_of, grouping.by, grouping.metric) if grouping.best_of else None
     groups = choice.groups if choice else group_runs(runs, grouping.keys)
-    for key, value in baseline.items():
-        values = sorted({group.key[key] for group in groups})
-        if value not in values:
-            raise QTargetError(f"--against {key}={value}: no group has that; {key} is {', '.join(values)}")
+    check_baseline(groups, baseline)
     table_rows = tuple(rows(groups, grouping.metric, baseline))
     remarks = (*(choice.remarks if choice else ()), *_mixed(groups))
     return best_first(Grouped(table_rows, grouping.metric, tuple(grouping.against), remarks))
@@ -233,7 +230,16 @@ def _mixed(groups: Sequence[Group]) -> Iterator[str]:
             )
 
 
-def _baseline(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
+def check_baseline(groups: Sequence[Group], baseline: Mapping[str, str]) -> None:
+    """Raises QTargetError where no group has one of its values."""
+    for key, value in baseline.items():
+        values = sorted({group.key[key] for group in groups})
+        if value not in values:
+            raise QTargetError(f"--against {key}={value}: no group has that; {key} is {', '.join(values)}")
+
+
+def baseline_values(keys: Sequence[str], against: Sequence[str]) -> dict[str, str]:
+    """Of KEY=VALUE texts. Raises QTargetError for a key that is not grouped by."""
     chosen = dict(text.partition("=")[::2] for text in against)
     strange = sorted(set(chosen) - set(keys))
     if strange:

@@ -154,7 +154,7 @@ def rows(groups: Sequence[Group], metric: str, against: Mapping[str, str] | None
     """
     check_metric([run for group in groups for run in group.runs], metric)
     shown = [group for group in groups if group.values(metric)]
-    measured = {run.folder: _measured(run, metric) for group in groups for run in group.runs}
+    measured = {run.folder: row_values(run, metric) for group in groups for run in group.runs}
     return _corrected([_row(group, metric, measured, _baseline(group, groups, against)) for group in shown])
 
 
@@ -172,7 +172,7 @@ def is_of_rows(metric: str) -> bool:
 
 def _row(group: Group, metric: str, measured: Mapping[Path, Measured], baseline: Group | None) -> GroupRow:
     values = group.values(metric)
-    shared = _shared([measured[run.folder] for run in group.runs])
+    shared = on_shared_rows([measured[run.folder] for run in group.runs])
     difference = _difference(group, metric, baseline, measured) if baseline and baseline is not group else None
     interval = _interval(metric, shared) if shared and len(values) == len(group.runs) else None
     apart = (difference.score, difference.p_value) if difference else (None, None)
@@ -196,21 +196,22 @@ def _difference(
     """Mean difference over the seeds and problems, or rows, that both have; None where they share none."""
     ours, theirs = ({run.seed: run for run in side.runs} for side in (group, baseline))
     seeds = sorted(seed for seed in ours.keys() & theirs.keys() if seed is not None)
-    both = _shared([measured[side[seed].folder] for side in (ours, theirs) for seed in seeds])
+    both = on_shared_rows([measured[side[seed].folder] for side in (ours, theirs) for seed in seeds])
     if both is None:
         return None
     mine, others = both[: len(seeds)], both[len(seeds) :]
     return ratio_difference(mine, others) if is_of_rows(metric) else difference_over_seeds(mine.totals - others.totals)
 
 
-def _shared(runs: Sequence[Measured]) -> Ratios | None:
+def on_shared_rows(runs: Sequence[Measured]) -> Ratios | None:
     """What runs measured of the problems, or rows, that all have; None where there is none."""
     shared = sorted(set.intersection(*map(set, runs))) if runs else []
     values = np.array([[measured[key] for key in shared] for measured in runs])
     return Ratios(values[..., 0], values[..., 1]) if shared else None
 
 
-def _measured(run: Run, metric: str) -> Measured:
+def row_values(run: Run, metric: str) -> Measured:
+    """A metric of a run by problem or row; none where it keeps none, or one that is not finite."""
     source, _, name = metric.rpartition("/")
     if is_of_rows(metric):
         return _of_rows(run.folder, name)
@@ -233,7 +234,7 @@ def kept_interval(folder: Path, metric: str) -> Score | None:
 @lru_cache(maxsize=4096)
 def _interval_of_file(folder: Path, metric: str, _written: int) -> Score | None:
     """A bootstrap takes a fifth of a second, and a page that is watched asks for it again and again."""
-    rows = _shared([_of_rows(folder, metric.rpartition("/")[2])])
+    rows = on_shared_rows([_of_rows(folder, metric.rpartition("/")[2])])
     return ratio_over_seeds(rows) if rows else None
 
 

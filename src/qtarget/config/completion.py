@@ -67,7 +67,7 @@ CONFIGS = {
     "show": "design",
 }
 MODEL_ENDS = ("/", ".gguf")
-PATHS = ("sweep", "compare", "export", "clean", "lens")
+PATHS = ("sweep", "compare", "power", "export", "clean", "lens")
 """Commands whose words may be files."""
 
 

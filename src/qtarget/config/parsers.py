@@ -19,6 +19,7 @@ USAGE = """qtarget: fine-tune language models towards designed targets, and comp
   qtarget cache detail=hidden …      score the data with the prior or a teacher once, for all runs to share
   qtarget evaluate checkpoint=WHERE  a checkpoint or any model: avg@k, pass@k, maj@k, calibration, retention
   qtarget compare DIR…               table, report.html and comparison.png of the runs below DIR
+  qtarget power PILOT                what difference of designs an experiment will tell apart, by seeds and rows
   qtarget watch DIR…                 the same page live, on this machine alone, while runs go on
   qtarget export RUN --to WHERE      the trained model with a model card, as a folder or at the hub (hub:OWNER/NAME)
   qtarget clean [DIR…] [--yes]       what of runs and caches nobody needs any more: listed, and with --yes freed
@@ -41,6 +42,7 @@ COMMANDS = (
     "cache",
     "evaluate",
     "compare",
+    "power",
     "watch",
     "export",
     "clean",
@@ -218,6 +220,46 @@ def compare_parser() -> Parser:
     return parser
 
 
+def counts(text: str) -> list[int]:
+    """Whole numbers as a command line has them: "200,400" → [200, 400]."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ArgumentTypeError(f"{text!r} are no whole numbers: write 200 or 200,400")
+    return sorted({int(part) for part in text.split(",")})
+
+
+def power_parser() -> Parser:
+    parser = Parser(
+        prog="qtarget power",
+        description="What difference of two designs an experiment will tell apart, by the variance of a pilot.",
+    )
+    parser.add_argument("paths", nargs="*", metavar="DIR", help="the pilot: finished runs of two designs or more")
+    parser.add_argument("--metric", help="test/accuracy, nll, bits_per_byte, … (default: as of `qtarget compare`)")
+    parser.add_argument("--group-by", metavar="KEY,…", default="", help="what tells designs apart (default: target)")
+    parser.add_argument(
+        "--against",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="the design that others are set against (default: every two of them)",
+    )
+    parser.add_argument("--rows", type=counts, default=[], metavar="N,…", help="held-out rows that are planned")
+    parser.add_argument("--seeds", type=counts, default=[], metavar="N,…", help="how many seeds are planned")
+    parser.add_argument("--power", type=float, default=0.8, help="how often it is to be detected (default: 0.8)")
+    parser.add_argument("--alpha", type=float, default=0.05, help="what p has to be below (default: 0.05)")
+    parser.add_argument(
+        "--designs", type=int, default=2, metavar="N", help="p is corrected (Holm) for N − 1 comparisons (default: 2)"
+    )
+    parser.add_argument(
+        "--difference", type=float, metavar="D", help="show the power for it, as the table writes it: 5 is 5 %% points"
+    )
+    parser.add_argument("--accuracy", type=float, metavar="SHARE", help="without a pilot: 0.6, of both designs or so")
+    parser.add_argument(
+        "--discordant", type=float, metavar="SHARE", help="with --accuracy: of rows that one design alone solves"
+    )
+    parser.add_argument("--format", choices=("rich", "md", "csv", "tex"), default="rich", help="of the printed table")
+    return parser
+
+
 def watch_parser() -> Parser:
     parser = Parser(prog="qtarget watch", description="The page of the runs below folders, live while they go on.")
     parser.add_argument("paths", nargs="+", metavar="DIR", help="folders that hold runs, or will")
@@ -295,6 +337,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "cache": cache_parser,
     "evaluate": partial(keys_parser, "evaluate"),
     "compare": compare_parser,
+    "power": power_parser,
     "watch": watch_parser,
     "export": export_parser,
     "clean": clean_parser,
