@@ -1,5 +1,6 @@
 # make demo [QUICK=1]   fine-tune a pretrained model under several target designs and compare them
 # make noisy_instruct   an experiment over three seeds; also data_efficiency, prior_strength, prior_flaw: an hour or less each
+# make strong_prior_noise   the same on a model that knows the task: wants two files in models/ (docs/experiments.md); finished runs are taken from docs/results/runs
 # make fair             each design at its best learning rate, and all at steps of equal length: some hours
 # make test             the test suite
 # make test-all         the same with the slow tests
@@ -27,7 +28,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw fair starts test test-all soak mutants screenshots check bench gpu docs notebooks format clean
+.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw strong_prior_noise fair starts test test-all soak mutants screenshots check bench gpu docs notebooks format clean
 
 setup: $(STAMP)
 
@@ -67,6 +68,15 @@ prior_strength: starts
 prior_flaw: starts
 	@$(QTARGET) train experiment=prior_flaw
 	@$(QTARGET) compare outputs/prior_flaw --group-by target,references.prior.flaw --against references.prior.flaw=none
+
+# Runs that docs/results/runs holds are finished; what is missing is trained.
+strong_prior_noise: setup
+	@mkdir -p outputs && cp -R docs/results/runs/strong_prior_noise outputs/
+	@$(QTARGET) train experiment=strong_prior_noise
+	@$(QTARGET) train experiment=strong_prior_noise target=target_sft target/residual=pool target.residual.policy=0.5 target.residual.prior=0.5 target.residual.teacher=0 name=target_sft_prior
+	@$(QTARGET) train experiment=strong_prior_noise hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=base role=base
+	@$(QTARGET) train experiment=strong_prior_noise hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=teacher role=teacher model.name=models/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
+	@$(QTARGET) compare outputs/strong_prior_noise --group-by data.noise.rate,name --against name=sft
 
 fair: setup
 	@$(QTARGET) train experiment=demo_teacher

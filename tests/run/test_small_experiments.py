@@ -17,6 +17,11 @@ GROUPED = {
     "noisy_instruct": (["noisy_instruct_teacher"], ["target=sft,target_sft"], "target,data.noise.rate"),
     "data_efficiency": (["data_efficiency_teacher"], ["target=sft,kd", "data.rows=16,8"], "target,data.rows"),
     "prior_strength": (["prior_strength_warm", "prior_strength_strong"], ["target=sft,dft"], "target,model.name"),
+    "strong_prior_noise": (
+        [],
+        ["model.name=tiny", "references.teacher.name=tiny", "target=sft,target_sft", "data.noise.rate=0.4,0"],
+        "target,data.noise.rate",
+    ),
     "prior_flaw": (
         ["prior_strength_strong"],
         ["target=one_minus_prior", "reference/flaw@references.prior.flaw=none,temperature"],
