@@ -72,5 +72,5 @@ def test_links_of_the_plain_files_lead_to_files() -> None:
 
 def test_every_page_stands_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = set(re.findall(r"[\w/]+\.md", yaml.safe_dump(yaml.safe_load(text)["nav"])))
+    listed = set(re.findall(r"[\w/-]+\.md", yaml.safe_dump(yaml.safe_load(text)["nav"])))
     assert listed - {"contributing.md"} == {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}

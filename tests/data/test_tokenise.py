@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,20 @@ def test_a_file_is_read_once_for_each_side_and_once_for_what_a_share_holds_out(
     rows = [{"prompt": f"question {row}", "completion": str(row)} for row in range(200)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    source, reads = Jsonl(str(path)), []
+    reads: list[int] = []
     lines = Jsonl._lines
-    monkeypatch.setattr(Jsonl, "_lines", lambda self: (reads.append(1), lines(self))[1])
+
+    def counted(self: Jsonl) -> Iterator[tuple[int, bytes]]:
+        place = len(reads)
+        reads.append(0)
+        for line in lines(self):
+            reads[place] += 1
+            yield line
+
+    monkeypatch.setattr(Jsonl, "_lines", counted)
+    source = Jsonl(str(path))
     source.read_shared("train", None, 5)
     source.read_shared("heldout", 5, 5)
-    assert len(reads) == 4  # its schema, what is held out, and each side
+    whole, parts = [count for count in reads if count == 200], [count for count in reads if 1 < count < 200]
+    assert (len(whole), len(parts)) == (2, 1)  # each side, and as far as it takes what is held out
+    assert set(reads) - {*whole, *parts} == {1}  # the schema, of the first row
