@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qtarget.cli import run as qtarget_cli
-from qtarget.model import builtin, provide
+from qtarget.model import builtin, gguf_file, provide
 
 pytestmark = [
     pytest.mark.slow,
@@ -51,7 +51,7 @@ def test_a_converted_model_is_not_converted_again(monkeypatch: pytest.MonkeyPatc
     def never(*args: Any) -> None:
         raise AssertionError("converted twice")
 
-    monkeypatch.setattr(builtin, "_convert", never)
+    monkeypatch.setattr(gguf_file, "_convert", never)
     assert provide.resolve("smollm2_135m") == first
 
 

@@ -158,7 +158,7 @@ def test_a_missing_model_names_both_ways_to_get_it(
 ) -> None:
     """The package is absent and the hub out of reach."""
     monkeypatch.setenv("QTARGET_CACHE", str(workdir / "cache"))
-    monkeypatch.setattr(builtin, "gguf_file", lambda: None)
+    monkeypatch.setattr(builtin, "packaged_file", lambda: None)
     monkeypatch.setenv("HF_HOME", str(workdir / "hub"))
     assert qtarget_cli(["train", "trainer.max_steps=1"]) == 2
     error = capfd.readouterr().err
@@ -240,7 +240,7 @@ def test_doctor_says_what_is_missing(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("QTARGET_CACHE", str(workdir / "cache"))
-    monkeypatch.setattr(builtin, "gguf_file", lambda: None)
+    monkeypatch.setattr(builtin, "packaged_file", lambda: None)
     assert qtarget_cli(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "missing: model" in shown
