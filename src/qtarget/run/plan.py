@@ -69,6 +69,8 @@ class Plan:
     model: provide.ModelSource
     references: Mapping[str, provide.ModelSource]
     engine: Engine
+    scored: Scored
+    """What training puts through its loss, and where figures of that are kept."""
     attention: str = "sdpa"
     caches: Mapping[str, CachePlan] = field(default_factory=dict)
     benchmarks: Benchmarks = field(default_factory=Benchmarks)
@@ -155,11 +157,6 @@ class Plan:
         return self.prepared.counts | split
 
     @property
-    def scored(self) -> Scored:
-        """What training puts through its loss, and where figures of that are kept."""
-        return _scored(self.cfg, self.design, self.prepared, self.tokenizer, self.model)
-
-    @property
     def described(self) -> dict[str, str]:
         """The design as run, in words."""
         texts = {part: str(getattr(self.design, part, "–")) for part in ("reliance", "weight")}
@@ -207,15 +204,29 @@ def make_plan(cfg: RunConfig, cached: Sequence[str] = ()) -> Plan:
     check_answer_length(cfg.eval.new_tokens, model, tokenizer, prepared, beside)
     wanted, cfg = cfg.trainer.epochs, _with_steps(cfg, prepared)
     _check_columns(design, prepared)
-    chosen = _engine(cfg, _scored(cfg, design, prepared, tokenizer, model))
+    scored = _scored(cfg, design, prepared, tokenizer, model)
+    chosen = _engine(cfg, scored)
     details = cached_details(cfg, [*cached, *(role for role in references if role in needs(design))], design)
     hinted = with_hints_of(cfg, references, prepared, tokenizer)
     drift_rows = {HELDOUT: prepared.heldout, RETENTION: beside.retention}
     caches = cache_plans(cfg, references, details, prepared.train, drift_rows, tokenizer=tokenizer, hinted=hinted)
     check_built(caches)
-    optim, read = instantiate(cfg.optim), _attention(cfg, prepared)
     return Plan(
-        cfg, design, optim, prepared, tokenizer, model, references, chosen, read, caches, beside, test, hinted, wanted
+        cfg,
+        design,
+        instantiate(cfg.optim),
+        prepared,
+        tokenizer,
+        model,
+        references,
+        chosen,
+        scored,
+        attention=_attention(cfg, prepared),
+        caches=caches,
+        benchmarks=beside,
+        test=test,
+        hinted=hinted,
+        wanted=wanted,
     )
 
 
