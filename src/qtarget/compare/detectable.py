@@ -26,9 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qtarget.evaluate.scores import CONFIDENCE, Values
+from qtarget.evaluate.ratios import TAIL
+from qtarget.evaluate.scores import Values
 
-TAIL = (1 + CONFIDENCE) / 2
 POINTS = 512
 """Pairs of quantiles that the mean over χ² is taken at."""
 DRAWS = 200

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qtarget.lens.curves import AXIS, STOPS, Curve, CurvePoint, extent
+from qtarget.lens.curves import AXIS, STOPS, Curve, CurvePoint, shown_span
 from qtarget.lens.differences import TokenDifference, ratio
 from qtarget.plot.figures import Line, Panel
 
@@ -121,7 +121,6 @@ def difference_panels(differences: Sequence[CurveDifference]) -> tuple[Panel, ..
 
 def _panel(quantity: ComparedQuantity, differences: Sequence[CurveDifference]) -> Panel:
     lines = tuple(_line(quantity, difference) for difference in differences)
-    low, high = extent(value for line in lines for value in line.values if CUT[0] <= value <= CUT[1])
     return Panel(
         quantity.key,
         quantity.title,
@@ -130,7 +129,7 @@ def _panel(quantity: ComparedQuantity, differences: Sequence[CurveDifference]) -
         quantity.caption,
         lines=lines,
         reference=quantity.same,
-        span=(low - 0.06 * (high - low), high + 0.06 * (high - low)),
+        span=shown_span((value for line in lines for value in line.values), CUT),
         x_span=(0.0, 1.0),
     )
 

@@ -320,8 +320,12 @@ def _span(quantity: Quantity, curves: Sequence[Curve]) -> tuple[float, float] | 
     """At least from 0 to 1 for what is a constant in most designs; trust is cut off."""
     if quantity.key not in CUT:
         return None
-    low, high = CUT[quantity.key]
-    low, high = extent(value for curve in curves for value in curve.values(quantity) if low <= value <= high)
+    return shown_span((value for curve in curves for value in curve.values(quantity)), CUT[quantity.key])
+
+
+def shown_span(values: Iterable[float], cut: tuple[float, float]) -> tuple[float, float]:
+    """Of the axis of values: their extent, without those that are cut off, and a margin."""
+    low, high = extent(value for value in values if cut[0] <= value <= cut[1])
     return low - 0.06 * (high - low), high + 0.06 * (high - low)
 
 
