@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import yaml
-
-from qtarget.config.composing import compose_target, conf_dir
+from qtarget.config.composing import compose_target, shipped_designs
 from qtarget.record.runs import flatten
 
 ABSENT = "none"
@@ -33,16 +30,10 @@ def derived(target: Mapping[str, Any]) -> Derived | None:
     `about`: that tells where it comes from.
     """
     own = target.get("about") or {}
-    origins = [name for name, about in _shipped().items() if own.get("formula") == about["formula"]]
+    origins = [name for name, about in shipped_designs().items() if own.get("formula") == about["formula"]]
     candidates = [Derived(name, tuple(_changed(target, name))) for name in origins]
     nearest = min(candidates, key=lambda one: len(one.changed), default=None)
     return nearest if nearest and nearest.changed else None
-
-
-@cache
-def _shipped() -> dict[str, dict[str, Any]]:
-    files = sorted((conf_dir() / "target").glob("*.yaml"))
-    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8"))["about"] for file in files}
 
 
 def _changed(target: Mapping[str, Any], name: str) -> Iterator[str]:

@@ -104,7 +104,11 @@ def _classes(group: str) -> list[str]:
 
 def checked_design(name: str, changes: Sequence[str]) -> Any:
     """The design of a yaml, with overrides as `compose_target` takes them. Raises QTargetError as `check_parts`."""
-    target = compose_target(name, changes)
+    return checked_target(name, compose_target(name, changes))
+
+
+def checked_target(name: str, target: Mapping[str, Any]) -> Any:
+    """The design of a composed target. Raises QTargetError as `check_parts`."""
     check_target(target, name)
     return instantiate_design(target)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from qtarget.config.composing import about, compose_target, list_designs, options
 from qtarget.config.derived import derived
 from qtarget.config.parsers import SHOW as USAGE
-from qtarget.config.part_checks import checked_design
+from qtarget.config.part_checks import checked_design, checked_target
 from qtarget.errors import QTargetError
 from qtarget.uncollected import uncollected
 
@@ -66,8 +66,8 @@ def describe(name: str, changes: Sequence[str] = ()) -> dict[str, str]:
     """Field → text, for one design."""
     from qtarget.math.target import needs
 
-    design, facts = checked_design(name, changes), about(name)
-    origin = derived(compose_target(name, changes))
+    target = compose_target(name, changes)
+    design, facts, origin = checked_target(name, target), about(name), derived(target)
     of = f" of {origin.name}" if origin else ""
     wanted = ", ".join(f"{role} ({detail})" for role, detail in needs(design).items())
     return {
