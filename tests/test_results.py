@@ -31,17 +31,39 @@ def test_a_table_is_that_of_the_kept_runs(name: str, tmp_path: Path, capsys: pyt
     assert "\n".join(table) in (RESULTS / "README.md").read_text()
 
 
-def test_the_measures_beside_the_table_are_means_over_the_seeds() -> None:
+def noisy(name: str) -> list[dict[str, object]]:
+    """The kept runs of a design on rows with wrong answers, by seed."""
+    runs = [run for run in kept("strong_prior_noise") if run["name"] == name]
+    return [run for run in runs if "data.noise.rate=0.4" in run["overrides"]]  # type: ignore[operator]
+
+
+def cells(heading: str) -> dict[str, list[str]]:
+    """Name → the other cells, of the table of the page whose heading begins like this."""
     page = (RESULTS / "README.md").read_text()
-    lines = page.split("| name | nll of held-out answers |")[1].split("\n\n")[0].splitlines()[2:]
-    written = {
-        line.split("|")[1].split(",")[0].strip(): [cell.strip() for cell in line.split("|")[2:5]] for line in lines
-    }
+    lines = page.split(heading)[1].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0].split(",")[0]: row[1:] for row in rows}
+
+
+def test_the_measures_beside_the_table_are_means_over_the_seeds() -> None:
+    written = cells("| name, at 40 % | nll of held-out answers |")
     assert len(written) == 6
-    for name, cells in written.items():
-        metrics = [run["metrics"] for run in kept("strong_prior_noise") if run["name"] == name]
+    for name, row in written.items():
+        metrics = [run["metrics"] for run in noisy(name)]
+        assert len(metrics) == 3
         nll, auroc, share = (sum(run[key] for run in metrics) / 3 for key in MEASURES.values())  # type: ignore[index]
-        assert cells == [f"{nll:.3f}", f"{auroc:.2f}", f"{share:.0%}".replace("%", " %")]
+        assert row == [f"{nll:.3f}", f"{auroc:.2f}", f"{share:.0%}".replace("%", " %")]
+
+
+def test_what_trust_finds_is_the_mean_over_the_seeds_at_each_step() -> None:
+    written = cells("| name | trust, steps 1–5 |")
+    assert len(written) == 6
+    for name, row in written.items():
+        folders = [RESULTS / "runs/strong_prior_noise" / str(run["config_hash"]) for run in noisy(name)]
+        lines = [json.loads(line) for folder in folders for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        keys = [(key, step) for key in ("detection/auroc", "detection/auroc_policy") for step in (5, 10, 15, 20)]
+        values = [[line[key] for line in lines if line["step"] == step and key in line] for key, step in keys]
+        assert row == [f"{sum(of_seeds) / 3:.2f}" for of_seeds in values]
 
 
 def test_kept_runs_are_finished_and_name_no_place_of_a_machine() -> None:
