@@ -288,3 +288,35 @@ def test_a_pilot_that_has_no_pair_is_refused_with_what_it_lacks(tmp_path: Path) 
     (tmp_path / "dft0" / ROWS_FILE).write_text((tmp_path / "sft0" / ROWS_FILE).read_text())
     with pytest.raises(QTargetError, match="nothing varies"):
         read_pilot([str(tmp_path)])
+
+
+def offered(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str | None:
+    """The line of `qtarget compare` that reckons power."""
+    grouped = ["--group-by", "target", "--against", "target=sft", *words]
+    assert qtarget_cli(["compare", str(folder), *grouped, "--format", "md"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    return next((line.strip() for line in lines if line.strip().startswith("qtarget power")), None)
+
+
+def test_a_comparison_offers_the_power_of_more_seeds_by_its_own_variance(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Corrected for as many comparisons as the table is: three designs, two comparisons."""
+    for seed in (0, 1):
+        write_run(tmp_path, "sft", seed, [True, False, False, False] * 10)
+        write_run(tmp_path, "dft", seed, [True, True, False, seed == 1] * 10)
+        write_run(tmp_path, "eaft", seed, [False, True, False, seed == 1] * 10)
+    command = offered(tmp_path, capsys)
+    assert command == f"qtarget power {tmp_path} --group-by target --against target=sft --designs 3"
+    assert qtarget_cli(command.split()[1:]) == 0
+    assert "Holm over 2 comparisons" in " ".join(capsys.readouterr().out.split())
+
+
+def test_no_power_is_offered_where_nothing_varies_or_one_seed_ran(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, seeds, solved in (("alike", (0, 1), True), ("once", (0,), False)):
+        for seed in seeds:
+            write_run(tmp_path / folder, "sft", seed, [True, True, True, True])
+            write_run(tmp_path / folder, "dft", seed, [True, True, solved, True])
+        assert offered(tmp_path / folder, capsys) is None

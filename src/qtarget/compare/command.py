@@ -33,6 +33,7 @@ from qtarget.compare.columns import (
 )
 from qtarget.compare.formats import Table, markdown_text, terminal
 from qtarget.compare.group_table import Grouped, Grouping, grouped_rows
+from qtarget.compare.groups import GroupRow
 from qtarget.compare.next_step import next_command
 from qtarget.compare.selection import usual_validation
 from qtarget.compare.sweeps import Swept, read_swept, usual_metric
@@ -125,8 +126,8 @@ def compare(
     placed = [*(["--out", str(out)] if out else []), *(["--format", format] if format != "rich" else [])]
     again = shlex.join(["qtarget", "compare", *map(str, without_own_files(paths)), *options.words, *placed])
     aside.print(f"next     {next_command(runs)}\n         {again}", markup=False, highlight=False, soft_wrap=True)
-    if pair := _pair_command(runs):
-        aside.print(f"         {pair}", markup=False, highlight=False, soft_wrap=True)
+    for more in filter(None, (_pair_command(runs), _power_command(paths, options, grouped))):
+        aside.print(f"         {more}", markup=False, highlight=False, soft_wrap=True)
     return 0 if finished(runs) else 1
 
 
@@ -136,6 +137,22 @@ def _pair_command(runs: Sequence[Run]) -> str | None:
     if len(done) != 2 or judged(done) or not all((run.folder / ROWS_FILE).is_file() for run in done):
         return None
     return shlex.join(["qtarget", "compare", *(near(run.folder) for run in done), "--paired", "nll"])
+
+
+def _power_command(paths: Sequence[str | Path], options: CompareOptions, grouped: Grouped | None) -> str | None:
+    """What more seeds and rows would detect, of groups whose differences are paired by row over seeds."""
+    varying = [row for row in grouped.rows if _varies(row)] if grouped else []
+    if not grouped or not varying or options.best_of:
+        return None
+    words = replace(options, failed=False, by=None).words
+    return shlex.join(
+        ["qtarget", "power", *map(str, without_own_files(paths)), *words, "--designs", str(grouped.comparisons + 1)]
+    )
+
+
+def _varies(row: GroupRow) -> bool:
+    """Whether `qtarget power` can take a variance from the difference of a group: p is 1 where no row differs."""
+    return row.p_value is not None and row.p_value < 1 and len(row.group.runs) > 1
 
 
 def _with_changes(run: Run) -> Run:

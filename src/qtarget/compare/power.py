@@ -155,10 +155,11 @@ def _assumed(options: PowerOptions) -> list[str]:
 
 def _of_pilot(pilot: Pilot, reckoning: Reckoning) -> list[str]:
     """Which runs were used, and how their variance was split."""
+    most = len(pilot.pairs[0].seeds)
     lines = [_pair_line(pair, reckoning) for pair in pilot.pairs[:MOST_PAIRS]]
     more = len(pilot.pairs) - MOST_PAIRS
     lines += [f"  and {more} more"] * (more > 0)
-    passed = [f"  {pair.label}: left out, it has {len(pair.seeds)} seeds alone" for pair in pilot.passed]
+    passed = [f"  {pair.label}: left out, {len(pair.seeds)} of the others' {most} seeds" for pair in pilot.passed]
     return [f"Pilot, {reckoning.unit}, paired by seed and row:", *lines, *passed, *_split_lines(reckoning)]
 
 
