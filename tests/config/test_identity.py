@@ -285,6 +285,30 @@ def test_spans_of_messages_that_were_ignored_make_new_runs(row: str, is_new: boo
         assert ("spans" in versions.versions(config_container(cfg))) is expected
 
 
+@pytest.mark.parametrize("data", ["files", "hub"])
+@pytest.mark.parametrize(
+    ("row", "is_new"),
+    [
+        (f'{{{TALK}, "span_weights": [[0, 1, 2]]}}', True),
+        (f'{{{TALK}, "span_weights": []}}', False),
+        (f'{{{TALK[:-2]}, "span_weights": [[0, 1, 2]]}}]}}', False),
+    ],
+)
+def test_spans_beside_a_column_of_messages_make_new_runs(row: str, is_new: bool, data: str, workdir: Path) -> None:
+    Path("rows.jsonl").write_text(row + "\n")
+    given = ["model=tiny", f"data={data}", "data.source.path=rows.jsonl"]
+    for more, expected in (([], False), (["data.source.messages=messages"], is_new)):
+        cfg = compose_config("train", [*given, *more])
+        assert ("columns" in versions.versions(config_container(cfg))) is expected
+
+
+def test_cut_prompts_that_are_taught_make_new_runs() -> None:
+    weight, cut = "data.prompt_weight=0.5", "data.truncation=cut"
+    for given, expected in (([], False), ([weight], False), ([cut], False), ([weight, cut], True)):
+        cfg = compose_config("train", ["model=tiny", *given])
+        assert ("cut" in versions.versions(config_container(cfg))) is expected
+
+
 def test_who_prepares_the_data_and_where_it_is_kept_is_no_part_of_a_run() -> None:
     plain, other = (
         config_hash(compose_config("train", ["model=tiny", *more]))

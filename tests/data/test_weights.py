@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from copy import deepcopy
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,14 @@ from qtarget.data.batch import Batch, Collate
 from qtarget.data.chat import ChatFormat, encode
 from qtarget.data.edit import Edit, edited
 from qtarget.data.example import Demonstration, Example
+from qtarget.data.in_files import InFiles
 from qtarget.data.limits import cut_to
 from qtarget.data.module import DataConfig, Prepared, prepare
 from qtarget.data.noise import RandomToken
 from qtarget.data.packing import pack
 from qtarget.data.sources.data_files import Files
 from qtarget.data.sources.jsonl import Jsonl
+from qtarget.data.storage import InMemory
 from qtarget.data.stream import prepare_stream
 from qtarget.errors import QTargetError
 from qtarget.math.loss import IGNORE
@@ -193,6 +197,36 @@ def test_spans_of_a_row_and_of_its_last_message_are_two_of_one_thing(tmp_path: P
     path.write_text(json.dumps({"messages": [{**SPANNED[0], "span_weights": [[0, 1, 2]]}, SPANNED[3]]}))
     with pytest.raises(QTargetError, match=r"messages\[0\]\.span_weights is not read"):
         Jsonl(str(path), heldout_share=0).rows("train", None)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_a_column_of_spans_beside_a_column_of_messages_is_read(tmp_path: Path, suffix: str) -> None:
+    """The second row has none; ends are floats in Parquet, and a cell of CSV is JSON text."""
+    talk = [SPANNED[0], {"role": "assistant", "content": "44 55"}]
+    given = [{"talk": talk, "span_weights": [[3, 5, 0.25]]}, {"talk": talk, "span_weights": None}]
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in given))
+    elif suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(given), path)
+    else:
+        cells = [["" if cell is None else json.dumps(cell) for cell in row.values()] for row in given]
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([list(given[0]), *cells])
+    first, second = Files(str(path), heldout_share=0, messages="talk").rows("train", None)
+    assert taught(encoded(first)) == [("44 ", 1.0), ("55", 0.25), ("<|end|>", 1.0)]
+    assert taught(encoded(second)) == [("44 55<|end|>", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"), [(5, "must hold"), ([[0, 99, 1]], "of the last message, which has 6 characters")]
+)
+def test_spans_beside_a_column_of_messages_are_checked(tmp_path: Path, spans: Any, message: str) -> None:
+    talk = [SPANNED[0], {"role": "assistant", "content": "7 so 8"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({"talk": talk}, {"talk": talk, "span_weights": spans})))
+    with pytest.raises(QTargetError, match=rf"row 2 of train \(rows.jsonl, line 2\): span_weights.*{message}"):
+        Files(str(path), heldout_share=0, messages="talk").rows("train", None)
 
 
 @pytest.mark.parametrize("how", ["replace", "insert"])
@@ -433,6 +467,43 @@ def test_a_cut_row_keeps_its_weights() -> None:
     cut = cut_to(whole, len(whole) - 3)
     assert list(cut.weights or ()) == list(whole.weights or ())[:-3]
     assert [weight > 0 for weight in cut.weights or ()] == list(cut.supervised)
+
+
+PAIR = {"prompt": "2+2?", "completion": "4"}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_a_row_that_is_cut_within_its_prompt_is_left_out_and_counted(tmp_path: Path, weight: float) -> None:
+    """A token of the tiny model is a byte: of a prompt of 50 characters no reply is left, whatever prompts weigh."""
+    path = tmp_path / "rows.jsonl"
+    given = [{"prompt": "p" * 50, "completion": "x"}, {"prompt": "q", "completion": "y" * 50}, PAIR]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in given))
+    config = DataConfig(
+        Files(str(path), heldout_share=0), None, 0, 0, max_length=40, truncation="cut", prompt_weight=weight
+    )
+    for storage in (InMemory(), InFiles(tmp_path)):
+        prepared = prepare(config, tiny_tokenizer(), 1024, storage)
+        assert [example.row for example in prepared.train] == [2, 3]
+        counts = {name: prepared.counts[name] for name in ("asked", "train", "cut", "dropped_too_long")}
+        assert counts == {"asked": 3, "train": 2, "cut": 1, "dropped_too_long": 1}
+        assert "1 left out as too long; 1 cut" in prepared.dropped_in_words
+        assert [example.first_label for example in prepared.train] == [0, prepared.train[0].labels]
+    source = Files(str(path), heldout_share=0, streaming=True)
+    stream = prepare_stream(replace(config, source=source, contamination="drop"), tiny_tokenizer(), 1024, 0).stream
+    assert stream
+    made = list(islice(stream.examples(), 2))
+    assert [example.row for example, _ in made] == [2, 3]
+    assert made[-1][1].counts == {"asked": 3, "train": 2, "cut": 1, "dropped_too_long": 1}
+
+
+def test_a_held_out_row_that_is_cut_within_its_prompt_is_left_out_and_counted(tmp_path: Path) -> None:
+    train, held = tmp_path / "rows.jsonl", tmp_path / "val.jsonl"
+    train.write_text(json.dumps(PAIR))
+    held.write_text(f'{{"prompt": "{"p" * 50}", "completion": "x"}}\n{{"prompt": "q", "completion": "y"}}\n')
+    config = DataConfig(Files(str(train), heldout=str(held)), None, 0, None, max_length=40, truncation="cut")
+    prepared = prepare(config, tiny_tokenizer(), 1024)
+    assert (prepared.counts["heldout"], prepared.counts["heldout_dropped_too_long"]) == (1, 1)
+    assert [row.row for row in prepared.heldout_rows] == [2]
 
 
 def test_a_cached_reference_lies_beside_weighted_tokens(tmp_path: Path) -> None:

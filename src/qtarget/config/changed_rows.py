@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from qtarget.config.changed_inputs import HUB, JSONL, Node, file_state, local_files
 from qtarget.data.example import SPANS
@@ -35,13 +36,7 @@ def reads_new_keys(source: Node) -> bool:
 def _has_new_keys(file: Path, _size: int, _mtime: int, _ctime: int) -> bool:
     """Of Parquet, whose columns are typed: whether its schema names one."""
     if file.suffix == ".parquet":
-        import pyarrow.parquet  # takes a while, and only this kind of file needs it
-
-        try:
-            names = str(pyarrow.parquet.read_schema(file))
-        except (OSError, ValueError):
-            return False  # the run itself says what is wrong
-        return bool(NEW.search(names.encode()))
+        return bool(NEW.search(str(_parquet_schema(file)).encode()))
     with file.open("rb") as lines:
         return any(_is_new(line) for line in lines if NEW.search(line))
 
@@ -120,3 +115,40 @@ def _weighs_spans(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return True
     return not isinstance(row, dict) or any(message.get(SPANS) for message in _messages(row))
+
+
+def reads_spans_beside_messages(source: Node) -> bool:
+    """Whether a source reads local rows with weights of spans beside a column of conversations, which nobody read."""
+    if not source.get("messages") or source.get("_target_") not in (HUB, FILES):
+        return False
+    files = local_files(source, lambda file: file.suffix in (*LINES, *TABLES, ".parquet"))
+    return any(_has_spans_of_rows(*file_state(file)) for file in files)
+
+
+@lru_cache(maxsize=256)
+def _has_spans_of_rows(file: Path, _size: int, _mtime: int, _ctime: int) -> bool:
+    if file.suffix == ".parquet":
+        return SPANS in _parquet_schema(file).names
+    with file.open("rb") as lines:
+        if file.suffix in TABLES:
+            return SPANS.encode() in lines.readline()
+        return any(_weighs_spans_of_row(line) for line in lines if SPANS.encode() in line)
+
+
+def _weighs_spans_of_row(line: bytes) -> bool:
+    """True for a line that is no row by itself, as in an array."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(row, dict) or bool(row.get(SPANS))
+
+
+def _parquet_schema(file: Path) -> Any:
+    """Without columns where the file can't be read: the run itself says what is wrong."""
+    import pyarrow.parquet  # takes a while, and only this kind of file needs it
+
+    try:
+        return pyarrow.parquet.read_schema(file)
+    except (OSError, ValueError):
+        return pyarrow.schema([])

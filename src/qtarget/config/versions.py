@@ -16,7 +16,12 @@ from qtarget.config.changed_inputs import (
     names_a_pattern,
     reads_retyped_files,
 )
-from qtarget.config.changed_rows import reads_functions, reads_new_keys, reads_spans_of_messages
+from qtarget.config.changed_rows import (
+    reads_functions,
+    reads_new_keys,
+    reads_spans_beside_messages,
+    reads_spans_of_messages,
+)
 from qtarget.config.heldout_changes import shares_otherwise
 from qtarget.config.names import nodes
 from qtarget.data.thought import MARKS
@@ -74,6 +79,10 @@ def _offers_functions(config: Node) -> bool:
 
 def _weighs_spans_of_messages(config: Node) -> bool:
     return any(map(reads_spans_of_messages, sources(config)))
+
+
+def _weighs_spans_beside_messages(config: Node) -> bool:
+    return any(map(reads_spans_beside_messages, sources(config)))
 
 
 def _judged(config: Node) -> list[dict[str, Any]]:
@@ -134,6 +143,10 @@ def _is_tested_rounded(config: Node) -> bool:
     return bool(checkpoint.get("save")) and checkpoint.get("dtype") == "bfloat16" and is_fp32 and not only_reads
 
 
+def _cuts_taught_prompts(config: Node) -> bool:
+    return config["data"].get("truncation") == "cut" and bool(config["data"].get("prompt_weight"))
+
+
 RESULT_CHANGES: tuple[ResultChange, ...] = (
     ResultChange(
         "chat",
@@ -164,6 +177,8 @@ RESULT_CHANGES: tuple[ResultChange, ...] = (
     ResultChange("names", 2, "a Parquet file is read by its name, whatever signs are in it", _is_named_as_a_pattern),
     ResultChange("functions", 2, "the functions beside messages are the tools of a row", _offers_functions),
     ResultChange("spans", 2, "the weights of spans of messages are read", _weighs_spans_of_messages),
+    ResultChange("columns", 2, "span_weights beside a column of messages are read", _weighs_spans_beside_messages),
+    ResultChange("cut", 2, "rows that are cut within a taught prompt are left out", _cuts_taught_prompts),
     ResultChange("thought", 2, "what stands in a thought is no answer", _judges_thoughts),
     ResultChange("rounded", 2, "what is tested is the checkpoint as it is rounded on disk", _is_tested_rounded),
 )

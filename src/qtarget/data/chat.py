@@ -279,6 +279,7 @@ class _Draft:
     ids: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     columns: dict[str, list[bool]] = field(default_factory=dict)
+    first_reply: int = 0
 
     def __post_init__(self) -> None:
         self.columns = {name: [] for name in self.columns_of}
@@ -286,6 +287,8 @@ class _Draft:
     def prompt(self, prompt: Sequence[int], weight: float) -> None:
         """Up to the end of a prompt that begins with what is there; weight 0: it is context."""
         more = list(prompt[len(self.ids) :])
+        if weight and not self.ids:
+            self.first_reply = len(more)
         self.reply(more, [weight] * len(more), {})
 
     def reply(self, ids: Sequence[int], weights: Sequence[float], columns: Mapping[str, Sequence[bool]]) -> None:
@@ -296,7 +299,8 @@ class _Draft:
 
     def example(self, row: int) -> Example:
         weights = None if {*self.weights} <= {0.0, 1.0} else self.weights
-        return Example(self.ids, [weight > 0 for weight in self.weights], self.columns, row, weights=weights)
+        taught = [weight > 0 for weight in self.weights]
+        return Example(self.ids, taught, self.columns, row, weights=weights, first_reply=self.first_reply)
 
 
 def _cut_off(row: Demonstration, one: Turn, positions: Sequence[int]) -> Span:

@@ -89,7 +89,8 @@ class Example:
     """One demonstration as tokens: ids [T], per token whether it is supervised, and columns ("wrong" always).
 
     first_label: which of the data set's supervised tokens its first one is, from 0. weights [T]: what multiplies the
-    loss of each token, above 0 where it is supervised; None: 1 for all.
+    loss of each token, above 0 where it is supervised; None: 1 for all. first_reply: where prompts are taught too, the
+    place of the first reply's first token; else 0.
     """
 
     input_ids: Sequence[int]
@@ -98,6 +99,7 @@ class Example:
     row: int
     first_label: int = 0
     weights: Sequence[float] | None = None
+    first_reply: int = 0
 
     @property
     def labels(self) -> int:

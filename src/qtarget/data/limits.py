@@ -47,7 +47,7 @@ class KeptRows:
 def limited(encoded: EncodedRows, limit: int, truncation: str) -> KeptRows:
     """What `truncation` makes of rows with an example longer than `limit`: "error", "drop" or "cut".
 
-    A row of several examples fits as a whole.
+    A row of several examples fits as a whole. One that a cut leaves no token of a reply is dropped.
     """
     tokens, starts = lengths(encoded.examples), encoded.starts
     longest = [max(tokens[starts[index] : starts[index + 1]]) for index in range(len(encoded.rows))]
@@ -59,20 +59,18 @@ def limited(encoded: EncodedRows, limit: int, truncation: str) -> KeptRows:
             f"{encoded.group(worst)[0].row}, has {longest[worst]}): set data.truncation=drop or =cut, or raise "
             "data.max_length up to the model's context"
         )
-    if truncation == "cut":
-        return KeptRows(encoded, range(len(longest)), limit, cut=too_long)
-    fitting = [index for index, length in enumerate(longest) if length <= limit]
-    return KeptRows(encoded, fitting, limit, dropped=too_long)
+    fitting = [
+        index
+        for index, length in enumerate(longest)
+        if length <= limit or (truncation == "cut" and _cut_row(encoded.group(index), limit))
+    ]
+    dropped = len(longest) - len(fitting)
+    return KeptRows(encoded, fitting, limit, dropped=dropped, cut=too_long - dropped)
 
 
 def _cut_row(group: Sequence[Example], limit: int) -> list[Example]:
-    """Of a row's examples those that a cut leaves something to learn, cut. Raises QTargetError where there is none."""
-    left = [example for example in (cut_to(example, limit) for example in group) if any(example.supervised)]
-    if not left:
-        raise QTargetError(
-            f"row {group[0].row}: cut to {limit} tokens, no supervised token is left; use truncation=drop"
-        )
-    return left
+    """Of a row's examples those that a cut leaves something of a reply to learn, cut."""
+    return [cut_to(example, limit) for example in group if any(example.supervised[example.first_reply : limit])]
 
 
 def cut_to(example: Example, limit: int) -> Example:

@@ -45,10 +45,11 @@ class DataConfig(Checked):
     rows: training demonstrations, to which noise is applied. reserve_rows: clean ones from a split of their own, added
     unspoilt. heldout_rows: clean ones for evaluation; None: all there are. Of a share of the training rows, those that
     are not evaluated are trained on. heldout_source: where they come from, a source or the name of a file, which is
-    read as the source is; None: from the source. contamination, of training
-    rows that answer a held-out prompt: "error", "drop" the row, or "allow" it. truncation of rows longer than
-    max_length (None: the model's context): "error", "drop" the row, or "cut" its end. supervise: "all" assistant turns,
-    or the "last". prompt_weight: what multiplies the loss of the tokens before a taught reply, in training rows alone.
+    read as the source is; None: from the source. contamination, of training rows that answer a held-out prompt:
+    "error", "drop" the row, or "allow" it. truncation of rows longer than max_length (None: the model's context):
+    "error", "drop" the row, or "cut" its end; a row that a cut leaves nothing of a reply is dropped. supervise: "all"
+    assistant turns, or the "last". prompt_weight: what multiplies the loss of the tokens before a taught reply, in
+    training rows alone.
     packing: training rows of up to so many tokens hold several demonstrations that don't see each other;
     None: one each. keep: whether what was prepared is kept on disk for other runs on the same data ("auto": where it is
     large); workers: how many processes prepare it (None: one a core). Neither changes a number.

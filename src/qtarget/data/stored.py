@@ -27,6 +27,7 @@ NUMBERS = {
     "row": np.int64,
     "of": np.int64,
     "first_label": np.int64,
+    "first_reply": np.int32,
     "tokens": np.int32,
     "labels": np.int32,
 }
@@ -74,6 +75,7 @@ class ExampleWriter:
             [example.row for example in held],
             self._of,
             [example.first_label for example in held],
+            [example.first_reply for example in held],
             [len(example) for example in held],
             [example.labels for example in held],
         ]
@@ -139,6 +141,7 @@ class StoredExamples(Sequence[Example]):
             row=self._table["row"][at].as_py(),
             first_label=self._table["first_label"][at].as_py(),
             weights=self._list("weights", at),
+            first_reply=self._table["first_reply"][at].as_py(),
         )
 
     @cached_property

@@ -16,7 +16,7 @@ from qtarget.data.sources.adapt import Adapt
 from qtarget.data.sources.conversation import check_verifier, columns_of, filled, listed
 from qtarget.data.sources.file_rows import FileRows, Table, other_delimiter
 from qtarget.data.sources.loading import check_is_there, check_not_guessed, is_file_name, loaded, only_split
-from qtarget.data.sources.mapping import ColumnMapping, option_columns
+from qtarget.data.sources.mapping import BESIDE, ColumnMapping, option_columns
 from qtarget.data.sources.message import UNKNOWN
 from qtarget.data.sources.row_reader import RowReader, adapted, untyped
 from qtarget.data.sources.schema import SCHEMAS, SchemaRows, check_columns, schema_of
@@ -60,8 +60,9 @@ class Files(HoldsOut, Checked):
     file they stand; the first 100 of pick=1000 are those of pick=100. malformed: what becomes of rows without the text
     that is asked of them, "error" or "drop". adapt: see qtarget.data.sources.adapt.
     tools, weight: columns of the functions that may be called, and of what multiplies a row's loss; null: next to
-    `messages` the columns of these names, where there are such; false: none. unknown: what becomes of keys that are not
-    read, as in qtarget.data.sources.message. Columns that are chosen by name leave no loss in those that nobody names.
+    `messages` the columns of these names, where there are such, and `span_weights`; false: none. unknown: what becomes
+    of keys that are not read, as in qtarget.data.sources.message. Columns that are chosen by name leave no loss in
+    those that nobody names.
     columns: of a recognised schema, keys under which every row holds character spans [[start, stop], …] of its last
     message; the tokens there carry 1 in a data column of that name, the others 0.
     hint: what a privileged reference is told beside the prompt, a column or a template; None: of a recognised schema
@@ -341,7 +342,7 @@ class Files(HoldsOut, Checked):
             return table
         text_of = ("prompt", "completion", "answer", "key", "hint")
         check_not_guessed(self, table, [column for column, field in wanted.items() if field in text_of])
-        beside = [name for field in ("tools", "weight") if (name := self._mapping.beside(field)) and name not in wanted]
+        beside = [name for field in BESIDE if (name := self._mapping.beside(field)) and name not in wanted]
         absent = table.missing(beside) if beside and not is_open else []  # which rows of a stream have them isn't known
         return table.select_columns([*wanted, *(name for name in beside if name not in absent)])
 

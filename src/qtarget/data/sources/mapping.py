@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qtarget.data.example import Demonstration, Message
+from qtarget.data.example import SPANS, Demonstration, Message
 from qtarget.data.sources.conversation import columns_of, entry, exchange, filled, lettered, trusted
-from qtarget.data.sources.message import Keys, conversation, tools, unpacked
+from qtarget.data.sources.message import Keys, conversation, row_spans, tools, unpacked
 from qtarget.data.sources.weights import row_weight
 from qtarget.data.verify.verdict import Verifier
 from qtarget.errors import QTargetError
+
+BESIDE = ("tools", "weight", SPANS)
+"""Columns that are read beside one of conversations, where rows have such."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class ColumnMapping:
         return beside | {column: field for field, spec in specs.items() if spec for column in columns_of(spec)}
 
     def beside(self, field: str) -> str | None:
-        """The column of tools or of weights, where rows have such."""
-        named = getattr(self, field)
+        """The column of tools, of weights or of weights of spans, where rows have such."""
+        named = getattr(self, field, None)
         return named if isinstance(named, str) else field if self.messages and named is None else None
 
     def demonstration(self, row: Mapping[str, Any], number: int) -> Demonstration:
@@ -68,12 +71,14 @@ class ColumnMapping:
         if self.verifier and self.answer:
             judged = trusted(entry(self.verifier, filled(self.answer, row, "answer"), options), self.trust_scorer)
         weight, keys = self.beside("weight") or "", Keys(self.unknown)
+        messages = self._conversation(row, keys)
         return Demonstration(
-            self._conversation(row, keys),
+            messages,
             row=number,
             entry=judged,
             tools=tools(row.get(self.beside("tools") or "")),
             weight=row_weight(row.get(weight), weight),
+            weights=row_spans(row.get(self.beside(SPANS) or ""), len(messages[-1]["content"])),
             unread=keys.unread,
             hint=filled(self.hint, row, "hint") if self.hint else "",
         )

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qtarget.data.example import SPANS, Message
+from qtarget.data.example import SPANS, Message, WeightedSpan
 from qtarget.data.sources.conversation import encodable, kind, listed, text
 from qtarget.data.sources.weights import span_weights, weight
 from qtarget.data.sources.written import parsed
@@ -311,6 +311,12 @@ def _tool(value: object, name: str) -> dict[str, Any]:
             + (f" with the keys {listed(tool)}" if isinstance(tool, dict) else "")
         )
     return _checked(tool, name)
+
+
+def row_spans(value: object, length: int) -> list[WeightedSpan]:
+    """Factors on characters of a row's last message, which has so many; also the JSON text of them."""
+    given = None if is_nothing(value) else unpacked(value, SPANS)
+    return span_weights(given, SPANS, length, "the last message")
 
 
 def unpacked(value: object, name: str) -> Any:

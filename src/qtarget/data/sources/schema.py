@@ -31,10 +31,11 @@ from qtarget.data.sources.message import (
     conversation,
     functions,
     is_nothing,
+    row_spans,
     tools,
     unpacked,
 )
-from qtarget.data.sources.weights import is_span, row_weight, span_weights
+from qtarget.data.sources.weights import is_span, row_weight
 from qtarget.data.verify.verdict import Verifier, verifier_name
 from qtarget.errors import QTargetError
 
@@ -162,7 +163,7 @@ class SchemaRows:
             entry=self._entry(row),
             tools=self._tools(row),
             weight=row_weight(row.get("weight"), "weight"),
-            weights=span_weights(_list(row.get(SPANS), SPANS), SPANS, length, "the last message"),
+            weights=row_spans(row.get(SPANS), length),
             unread=keys.unread,
             hint=self._hint(row),
         )
