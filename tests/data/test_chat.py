@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import processors
 
 from qtarget.data.batch import Collate
 from qtarget.data.chat import ChatFormat, encode
@@ -70,6 +71,17 @@ def test_the_answer_and_its_end_of_turn_are_supervised(template: str | None, exp
 def test_every_assistant_turn_is_supervised(template: str | None) -> None:
     row = Demonstration(turns(("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", "two")), row=0)
     assert supervised_text(chat(template), row) == ["one<|end|>", "two<|end|>"]
+
+
+@pytest.mark.parametrize("trim_offsets", [True, False])
+def test_spaces_at_the_edges_of_a_reply_are_supervised_and_no_more(trim_offsets: bool) -> None:
+    """transformers 5.23.0 takes in the user's turn, or nothing, where the places of tokens leave spaces out."""
+    formatted = chat(CHATML)
+    formatted.tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    places = formatted.tokenizer(" a ", return_offsets_mapping=True)["offset_mapping"]
+    assert (places[-1][0] == places[-1][1]) == trim_offsets
+    row = Demonstration(turns(("user", "a"), ("assistant", " one "), ("user", "b"), ("assistant", "two")), row=0)
+    assert supervised_text(formatted, row) == [" one <|end|>", "two<|end|>"]
 
 
 @pytest.mark.parametrize("template", [None, CHATML])

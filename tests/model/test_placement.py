@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,3 +177,15 @@ def test_a_dry_run_counts_products_in_bf16_as_they_are_held() -> None:
     held = teacher(plan).policy
     assert estimate._copy(plan, "teacher") == sum(weight.nbytes for weight in held.parameters())
     assert estimate._memory(plan, provide.outline(plan.model, 260)) > 4 * CHUNK_BYTES
+
+
+def test_a_model_in_bfloat16_rotates_by_frequencies_in_fp32(tmp_path: Path) -> None:
+    """module.to(bfloat16), as of Lightning's precision=bf16-true, rounds them too: long texts are read otherwise."""
+    provide.load_policy(provide.ModelSource("tiny"), 260).lm.save_pretrained(tmp_path)
+    policy = provide.load_policy(provide.ModelSource(str(tmp_path)), 260, dtype="bfloat16")
+    assert policy.lm.dtype == torch.bfloat16
+    exact = policy.lm.model.rotary_emb.inv_freq
+    assert exact.dtype == torch.float32
+    assert not torch.equal(exact, exact.bfloat16().float())
+    rounded = policy.lm.to(torch.bfloat16).model.rotary_emb.inv_freq
+    assert rounded.dtype == torch.bfloat16
