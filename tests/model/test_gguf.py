@@ -46,8 +46,8 @@ def a_model(*, tied: bool) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, tie_word_embeddings=tied)).eval()
 
 
-def write(path: Path, model: Qwen2ForCausalLM, *, own_head: bool) -> Path:
-    """As llama.cpp writes: the embedding in 4 bits; own_head: the output layer once more, in 32."""
+def write(path: Path, model: Qwen2ForCausalLM, *, own_head: bool, rule: str = "") -> Path:
+    """As llama.cpp writes: the embedding in 4 bits; own_head: the output layer once more, in 32. rule: of cutting."""
     config, weights = model.config, {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     file = gguf.GGUFWriter(str(path), "qwen2")
     file.add_block_count(1)
@@ -58,6 +58,8 @@ def write(path: Path, model: Qwen2ForCausalLM, *, own_head: bool) -> Path:
     file.add_head_count_kv(config.num_key_value_heads)
     file.add_layer_norm_rms_eps(config.rms_norm_eps)
     file.add_tokenizer_model("gpt2")
+    if rule:
+        file.add_tokenizer_pre(rule)
     file.add_token_list(WORDS)
     file.add_token_merges(["a b", "c d", "e f"])
     file.add_eos_token_id(len(WORDS) - 1)
@@ -119,6 +121,16 @@ def test_a_file_is_converted_once_and_again_where_its_content_is_another(
     other = provide.resolve(str(write(tmp_path / "m.gguf", a_model(tied=False), own_head=True)))
     assert other != first
     assert fingerprint(str(path)) != identity
+
+
+@pytest.mark.parametrize(("rule", "is_named"), [("smollm", True), ("gpt-2", False), ("qwen2", False), ("", False)])
+def test_a_file_whose_texts_transformers_cuts_otherwise_says_so(
+    rule: str, is_named: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers 5.23.0 knows none of llama.cpp's rules that cut around every digit, and takes GPT-2's for them."""
+    provide.resolve(str(write(tmp_path / "m.gguf", a_model(tied=True), own_head=False, rule=rule)))
+    said = f"m.gguf has texts cut as '{rule}', and transformers cuts them as GPT-2: several spaces before a digit"
+    assert (said in capsys.readouterr().out) == is_named
 
 
 def test_it_is_trained_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

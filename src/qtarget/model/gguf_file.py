@@ -16,6 +16,8 @@ SAME_MATRIX = 0.9
 """Cosine of two rows from which one is the other, rounded in another way: 0.95 and more at 3 bits a weight, about 0
 between an embedding and an output layer that were trained apart."""
 ROWS_COMPARED = 256
+EACH_DIGIT = frozenset({"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"})
+"""Values of tokenizer.ggml.pre by which llama.cpp cuts a text around every digit."""
 
 
 def is_gguf(name: str) -> bool:
@@ -71,6 +73,7 @@ def _convert(source: Path, target: Path) -> None:
     print(f"First use: converting {source.name} to safetensors in {target} (once, about 20 seconds for 135M weights)")
     with replacing(target) as scratch:
         model, tokenizer = _read(source)
+        _say_how_digits_are_cut(source, tokenizer)
         _tie_again(model)
         _forget_quantisation(model)
         model.save_pretrained(scratch)
@@ -90,6 +93,19 @@ def _read(source: Path) -> tuple[Any, Any]:
             f"transformers can't read {source}: {str(error).splitlines()[0]}. Take the model's own folder of "
             "safetensors, or a GGUF file of another architecture or quantisation"
         ) from error
+
+
+def _say_how_digits_are_cut(source: Path, tokenizer: Any) -> None:
+    """transformers 5.23.0 cuts a text as GPT-2 does where it doesn't know the file's rule, and says nothing."""
+    from gguf import GGUFReader  # one of transformers' own needs for these files
+
+    field = GGUFReader(source).fields.get("tokenizer.ggml.pre")
+    rule = field.contents() if field else None
+    if rule in EACH_DIGIT and len(tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str("12")) == 1:
+        print(
+            f"{source.name} has texts cut as {rule!r}, and transformers cuts them as GPT-2: several spaces before a "
+            "digit become other tokens than in training. The model's own folder of safetensors has its own tokenizer"
+        )
 
 
 def _tie_again(model: Any) -> None:
