@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -89,6 +90,51 @@ def test_no_plain_text_is_anything_else(text: str) -> None:
 )
 def test_null_quotes_lists_and_numbers_stay_what_they_are(argument: str, value: Any) -> None:
     assert PARSER.parse_override(*as_typed([argument])).value() == value
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("data.source.prompt={question}", "{question}"),
+        ("data.source.prompt={Question Text}, {n}: 'yes'", "{Question Text}, {n}: 'yes'"),
+        ("data.source.prompt=Q: {question}\nA:", "Q: {question}\nA:"),
+        ("data.source.prompt='{question}'", "{question}"),
+        ("data.source.completion=Réponse", "Réponse"),
+        ("data.source.hint=indice n°", "indice n°"),
+        ("data.source.train=2026", "2026"),
+        ("data.source.messages=null", None),
+        ("data.source.heldout=Prüfung.jsonl", "Prüfung.jsonl"),
+        ("data.heldout_source=Prüfung.jsonl", "Prüfung.jsonl"),
+        ("data.source.key=${seed}", "${seed}"),
+    ],
+)
+def test_columns_and_templates_are_what_was_typed(argument: str, value: Any) -> None:
+    (typed,) = as_typed([argument])
+    assert PARSER.parse_override(typed).value() == value
+    assert as_typed([typed]) == [typed]
+
+
+def test_columns_are_swept_as_ever() -> None:
+    sweep = PARSER.parse_override(*as_typed(["data.source.prompt=a,é"])).value()
+    assert isinstance(sweep, ChoiceSweep)
+    assert [str(getattr(one, "text", one)) for one in sweep.list] == ["a", "é"]
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("eval.server=größe", """eval.server=größe can't be read: token recognition error at: 'ö'. Lists are [A,B]"""),
+        ("eval.server=größe", """put in quotes of its own: 'eval.server='"'"'größe'"'"''"""),
+        ("optim.betas=[0.9,1", "optim.betas=[0.9,1 can't be read: no viable alternative at input '[0.9,1'"),
+        ("größe=1", "größe=1: 'größe' is no key or group, which hold ASCII letters, digits and _ . / @"),
+    ],
+)
+def test_what_cannot_be_read_is_answered_by_its_quoted_form(
+    multirun: list[str], argument: str, message: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert qtarget_cli(["train", *multirun, "model=tiny", argument]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_several_names_are_several_texts(capsys: pytest.CaptureFixture[str], workdir: Path) -> None:

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qtarget.config.named_models import GROUP, HOW_TO_NAME, with_named_models
 from qtarget.config.names import as_typed
+from qtarget.config.unreadable import unreadable
 from qtarget.errors import QTargetError
 
 IS_HYDRA_1_3 = hydra_version.startswith("1.3.")
@@ -309,6 +310,8 @@ def config_error(error: Exception, config_name: str, overrides: Iterable[str]) -
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         how = f". {HOW_TO_NAME}" if group == GROUP else ""
         return QTargetError(f"unknown {group} {name!r}{nearest(name, error.options)}{how}")
+    if (text := unreadable(overrides)) is not None:
+        return QTargetError(text)
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         return _unknown_key(unknown.group(1), config_name, overrides)

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from qtarget.errors import QTargetError
 
 
@@ -28,11 +30,14 @@ GROUPS = ("target", "data", "model", "optim", "reference", "trainer", "eval", "t
 """Groups of the configuration, of which a key picks an option by its name."""
 TYPED = re.compile(
     r"experiment_name|name|role|output_dir|tracker\.(\w+\.)?(project|entity|tags)|model\.name|references\.\w+\.(name|folder)"
-    r"|(data|eval)\..*\.(path|revision|name|task|marker|system)|(data|eval)\..*\.files\.\w+|target\.\w+\.name"
+    r"|(data|eval)\..*\.(path|revision|name|task|marker|train|heldout|messages)|data\.heldout_source"
+    r"|(data|eval)\..*\.(prompt|completion|answer|key|hint|system)|(data|eval)\..*\.files\.\w+|target\.\w+\.name"
     r"|hydra\.(run|sweep)\.(dir|subdir)|hydra\.job\.name|hydra\.launcher\.ray\.init\.address"
     r"|hydra\.launcher\.(name|partition|qos|account|constraint|exclude|comment|gres|additional_parameters\.\w+)"
 )
 """Names by their dotted keys."""
+TEMPLATE = re.compile(r"(data|eval)\..*\.(prompt|completion|answer|key|hint)")
+"""Of these, those that may name columns in braces."""
 NEEDED = ("experiment_name", "output_dir")
 """Those that can't be null."""
 LABELS = ("experiment_name", "name")
@@ -84,6 +89,8 @@ def _one_tracker_each(argument: str) -> list[str]:
 
 def _as_typed(argument: str) -> str:
     key, equals, value = argument.partition("=")
+    if TEMPLATE.fullmatch(key.lstrip("+")) and _names_columns(value):
+        return f"{key}={in_quotes(value)}"
     if not equals or not is_name(key.lstrip("+~")) or re.match(r"\s*(\w+\s*\(|\{)", value):
         return argument
     return f"{key}={''.join(map(_in_quotes, PART.findall(value)))}"
@@ -93,6 +100,16 @@ def is_name(key: str) -> bool:
     """Whether a key of an override has a name for its value: a field that holds one, or the choice of an option."""
     group, package, _ = key.partition("@")
     return bool(package or "/" in group or group in GROUPS or TYPED.fullmatch(key))
+
+
+def _names_columns(value: str) -> bool:
+    """Whether it is a template that Hydra would read as a mapping; quoted ones, and references to keys, say so."""
+    return "{" in value and "${" not in value and value.lstrip()[:1] not in ("'", '"')
+
+
+def in_quotes(text: str) -> str:
+    """As Hydra reads it back: 'it\\'s'."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def _in_quotes(part: str) -> str:

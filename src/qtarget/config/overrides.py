@@ -17,9 +17,10 @@ from typing import Any
 
 from hydra import __version__
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 
 from qtarget.config.composing import compose_config
+from qtarget.config.names import in_quotes
 from qtarget.errors import QTargetError
 
 MOST = 100_000
@@ -147,7 +148,7 @@ def _text(value: str) -> str:
         raise QTargetError(f"{value!r} can't be a value of a sweep: it would be read as a reference to another key")
     if PLAIN.fullmatch(value) and value.lower() not in OTHER_THAN_TEXT:
         return value
-    return QuotedString(value, Quote.single).with_quotes()
+    return in_quotes(value)
 
 
 def override(key: str, value: Any) -> str:
