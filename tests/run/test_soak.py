@@ -62,6 +62,7 @@ def command(arguments: Sequence[str], folder: Path) -> None:
     torch.set_num_threads(1)
     cache_build.SHARD_TOKENS = 2000  # many shards of a small data set
     slots.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": Forked})  # of that module alone
+    slots.can_serve = bool  # False: a server would import everything anew
     fork_ranks(pytest.MonkeyPatch())
     train.run_as_rank = noted_rank
     Path("points.yaml").write_text(POINTS)

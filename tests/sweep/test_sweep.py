@@ -82,6 +82,7 @@ def stand_ins(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sweep_points, "compose_config", composed)
     monkeypatch.setattr(run_config, "compose_config", composed)
     monkeypatch.setattr(slots, "_visible_devices", list)
+    monkeypatch.setattr(slots, "can_serve", bool)  # a stand-in is no fork of qtarget's
     monkeypatch.setattr(
         slots.Job,
         "command",

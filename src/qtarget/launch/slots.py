@@ -23,6 +23,7 @@ from qtarget import checks
 from qtarget.config.composing import search_path
 from qtarget.config.identity import job_hash
 from qtarget.errors import QTargetError
+from qtarget.launch.fork_server import ForkedJob, ForkServer, ServerLostError, can_serve
 from qtarget.launch.outcome import Outcome
 from qtarget.progress import TimeLeft
 from qtarget.record.record import make_folder, stored_result
@@ -42,6 +43,10 @@ class Slot:
     name: str
     environment: dict[str, str]
     cores: tuple[int, ...] = ()
+
+    @property
+    def threads(self) -> int:
+        return len(self.cores)
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,14 @@ class Job:
 
     @property
     def command(self) -> list[str]:
+        return [sys.executable, "-m", "qtarget", *self.arguments]
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the command `qtarget`."""
         one_run = ["hydra.mode=RUN", "hydra/launcher=basic", f"hydra.run.dir='{self.folder}'"]
         search = [search_path(self.search_folders)] if self.search_folders else []
-        return [sys.executable, "-m", "qtarget", "train", *self.overrides, *search, *one_run]
+        return ["train", *self.overrides, *search, *one_run]
 
     @property
     def status(self) -> str | None:
@@ -140,7 +150,7 @@ def start(command: Sequence[str], slot: Slot, log: Path, *, exit_with_parent: bo
     with log.open("ab") as out:
         process = subprocess.Popen(
             command,
-            env=os.environ | slot.environment | ({LIFELINE: "1"} if exit_with_parent else {}),
+            env=_environment(slot) if exit_with_parent else os.environ | slot.environment,
             stdin=subprocess.PIPE if exit_with_parent else subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -150,6 +160,49 @@ def start(command: Sequence[str], slot: Slot, log: Path, *, exit_with_parent: bo
         with suppress(psutil.NoSuchProcess):
             psutil.Process(process.pid).cpu_affinity(list(slot.cores))
     return process
+
+
+def _environment(slot: Slot) -> dict[str, str]:
+    """Of a qtarget command that ends with this process."""
+    return os.environ | slot.environment | {LIFELINE: "1"}
+
+
+@dataclass
+class JobStarter:
+    """Starts jobs in slots. Several jobs without a device are forked: from one server for each number of threads."""
+
+    slots: Sequence[Slot]
+    forks: bool
+    servers: dict[int, ForkServer] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, slots: Sequence[Slot], total: int) -> JobStarter:
+        return cls(slots, total > 1 and can_serve() and all(slot.cores for slot in slots))
+
+    def start(self, job: Job, slot: Slot) -> subprocess.Popen[bytes] | ForkedJob:
+        log = job.folder / LOG
+        try:
+            if self.forks:
+                return self._fork(job, slot, log)
+        except ServerLostError:
+            self.forks = False
+            print(f"the server that forks jobs has ended, see {self._log}: each job imports anew", file=sys.stderr)
+        return start(job.command, slot, log, exit_with_parent=True)
+
+    def _fork(self, job: Job, slot: Slot, log: Path) -> ForkedJob:
+        with log.open("ab") as out:
+            for other in self.slots:
+                if other.threads not in self.servers:
+                    self.servers[other.threads] = ForkServer(_environment(other), out)
+            return self.servers[slot.threads].start(job.arguments, slot.cores, out)
+
+    @property
+    def _log(self) -> str:
+        return next(iter(self.servers.values())).log
+
+    def close(self) -> None:
+        for server in self.servers.values():
+            server.close()
 
 
 def run_jobs(jobs: Sequence[Job], slots: Sequence[Slot], retry: int = 0) -> list[Outcome]:
@@ -190,7 +243,7 @@ class RunningJob:
     number: int
     job: Job
     slot: Slot
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedJob
     tries: int
     kill_deadline: float | None = None
     began: float = field(default_factory=time.monotonic)
@@ -220,11 +273,17 @@ class JobPool:
     time_left: TimeLeft | None = None
     running: list[RunningJob] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._starter = JobStarter.of(self.slots, self.total)
+
     def __enter__(self) -> JobPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            self._starter.close()
 
     @property
     def free(self) -> bool:
@@ -239,7 +298,7 @@ class JobPool:
 
     def _launch(self, number: int, job: Job, slot: Slot, tries: int) -> None:
         self.say(number, job, f"starts in {slot.name}")
-        process = start(job.command, slot, job.folder / LOG, exit_with_parent=True)
+        process = self._starter.start(job, slot)
         self.running.append(RunningJob(number, job, slot, process, tries))
 
     def reap(self) -> list[tuple[RunningJob, int]]:
@@ -289,7 +348,7 @@ class JobPool:
         self.running.remove(running_job)
 
 
-def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+def _signal(process: subprocess.Popen[bytes] | ForkedJob, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
