@@ -17,7 +17,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
-from qtarget.errors import FULL_ERROR, QTargetError
+from qtarget.errors import QTargetError, with_tracebacks
 
 EXIT_CODE = 128 + signal.SIGTERM
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -87,7 +87,7 @@ def run_with_error_messages(command: Callable[[], int]) -> int:
     except SystemExit as ended:  # argparse's way
         return ended.code if isinstance(ended.code, int) else 2
     except QTargetError as error:
-        if os.environ.get(FULL_ERROR):
+        if with_tracebacks():
             raise
         print(f"qtarget: {error}", file=sys.stderr)
         return 2

@@ -144,3 +144,30 @@ def test_a_job_without_the_metric_stands_last(tmp_path: Path) -> None:
 
 def test_one_result_needs_no_table(tmp_path: Path) -> None:
     assert results_table([outcome(tmp_path, "sft", {"test/nll": 1.0})]) is None
+
+
+def edited_during_a_multirun(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rates of three jobs, whose yaml is edited while the first one runs."""
+    own = workdir / "conf" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package _global_\noptim: {lr: 1.0e-3}\n")
+    rates: list[float] = []
+
+    def noted(composed: Any, *_: Any) -> dict[str, Any]:
+        rates.append(composed.optim.lr)
+        (own / "mine.yaml").write_text("# @package _global_\noptim: {lr: 5.0e-3}\n")
+        return {}
+
+    monkeypatch.setattr(multirun, "_run_or_dry", noted)
+    assert multirun.launch(["-m", "experiment=mine", "model=tiny", "seed=0,1,2"]) == 0
+    return rates
+
+
+def test_an_edit_during_a_multirun_changes_none_of_its_jobs(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra 1.3.8 composes a job again when its turn comes, from its files as they are then."""
+    assert edited_during_a_multirun(workdir, monkeypatch) == [1e-3, 1e-3, 1e-3]
+
+
+def test_hydra_alone_would_train_another_job_after_an_edit(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qtarget.launch.launcher.announced", lambda launcher, *_: launcher)
+    assert edited_during_a_multirun(workdir, monkeypatch) == [1e-3, 5e-3, 5e-3]

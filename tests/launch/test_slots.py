@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from qtarget.cli import run
 from qtarget.config.parsers import gpus
 from qtarget.errors import QTargetError
 from qtarget.launch import slots
@@ -40,6 +41,8 @@ def broken_designs(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (workdir / "conf/target").mkdir(parents=True)
     for name in ("Raising", "Killed"):
         (workdir / f"conf/target/{name.lower()}.yaml").write_text(f"_target_: broken.{name}\n")
+    monkeypatch.syspath_prepend(workdir)  # the identity of a job is that of its own code too
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(workdir), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return workdir
@@ -54,8 +57,6 @@ def records(folder: Path) -> dict[str, dict[str, object]]:
 def test_a_crash_costs_its_job_alone_and_a_second_start_runs_only_that(
     broken_designs: Path, warm: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qtarget.cli import run
-
     targets = "sft,dft,raising,killed"
     command = ["train", "-m", "hydra/launcher=slots", "hydra.launcher.devices=[0,1]", f"target={targets}", *SMALL]
     assert run(command) == 1
@@ -141,9 +142,31 @@ def test_what_names_no_devices_is_refused(text: str) -> None:
 def test_a_launcher_whose_package_is_missing_says_what_to_install(
     launcher: str, package: str, workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qtarget.cli import run
-
     monkeypatch.setitem(sys.modules, package, None)
     assert run(["train", "-m", f"hydra/launcher={launcher}", "target=sft,dft", *SMALL]) == 2
     assert f"pip install 'qtarget[{launcher.removeprefix('submitit_')}]'" in capsys.readouterr().err
     assert not records(workdir)
+
+
+@pytest.mark.slow
+def test_a_job_whose_files_were_edited_since_the_multirun_began_is_refused_in_words(
+    workdir: Path, warm: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its process composes it anew. Nothing is trained under the name of another job, and it isn't tried again."""
+    own = workdir / "conf" / "experiment" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\noptim: {lr: 1.0e-3}\n")
+    start = slots.JobStarter.start
+
+    def start_after_an_edit(*arguments: Any, **options: Any) -> Any:
+        own.write_text("# @package _global_\noptim: {lr: 5.0e-3}\n")
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(slots.JobStarter, "start", start_after_an_edit)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = ["train", "-m", "hydra/launcher=slots", "hydra.launcher.slots=1", "hydra.launcher.retry=2"]
+    assert run([*command, "experiment=mine", "seed=0,1", *SMALL]) == 2
+    said = capsys.readouterr().err
+    assert said.count("the files of its configuration were edited since the multirun began") == 2
+    assert said.count("starts in") == 2
+    assert {record["status"] for record in records(workdir).values()} == {"failed"}

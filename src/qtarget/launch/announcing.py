@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -44,19 +45,26 @@ class CheckedJob:
 
 
 class JobChecks:
-    """What composing a multirun's jobs shows of each: Hydra's sweeper composes all of them before it launches any."""
+    """What composing a multirun's jobs shows of each: Hydra's sweeper composes all of them before it launches any.
+
+    Each is composed once. Hydra's launcher would compose it again when its turn comes, from files as they are then: an
+    edit during a multirun would make other jobs of those that are left.
+    """
 
     def __init__(self, context: Any) -> None:
         self._checked: dict[tuple[str, ...], CheckedJob] = {}
+        self._composed: dict[tuple[str, ...], bytes] = {}
         self._loader: Any = context.config_loader
         self._compose = self._loader.load_sweep_config
         self._loader.load_sweep_config = self._compose_and_check
 
     def _compose_and_check(self, master_config: Any, sweep_overrides: list[str]) -> Any:
-        composed = self._compose(master_config, sweep_overrides)
-        if tuple(sweep_overrides) not in self._checked:
-            self._checked[tuple(sweep_overrides)] = _check(composed, sweep_overrides)
-        return composed
+        key = tuple(sweep_overrides)
+        if key not in self._composed:
+            composed = self._compose(master_config, sweep_overrides)
+            self._composed[key] = pickle.dumps(composed)  # a twentieth of what it takes as objects
+            self._checked[key] = _check(composed, sweep_overrides)
+        return pickle.loads(self._composed[key])
 
     def of(self, config: Any, jobs: Sequence[Sequence[str]]) -> list[CheckedJob]:
         """In their order; sweepers of others may not have composed them yet."""

@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from qtarget.config.arguments import Arguments, parse_train_arguments
@@ -35,10 +36,11 @@ from qtarget.config.composing import (
 from qtarget.config.identity import register_resolvers
 from qtarget.config.names import as_typed
 from qtarget.config.overrides import check_ranges
-from qtarget.errors import FULL_ERROR, QTargetError
+from qtarget.errors import FULL_ERROR, SET_FOR_HYDRA, QTargetError, with_tracebacks
 from qtarget.launch.announcing import Announcer, print_results, speaks
 from qtarget.launch.launcher import check_no_agent, launchers_by_class
 from qtarget.launch.outcome import Outcome
+from qtarget.launch.slots import check_composed_alike
 from qtarget.run.rank_report import LostError
 from qtarget.run.shared_models import sharing
 from qtarget.uncollected import uncollected
@@ -54,7 +56,7 @@ def launch(words: Sequence[str]) -> int:
     register_resolvers()
     outcomes: list[Outcome] = []
     task = hydra.main(config_path=str(conf_dir()), config_name="train", **VERSION_BASE)
-    raises = bool(os.environ.get(FULL_ERROR))
+    raises = with_tracebacks()
     try:
         if arguments.runs:
             overrides = with_search_path(arguments.overrides, arguments.config_dir)
@@ -178,11 +180,13 @@ def _run_or_dry(
         dry_run(cfg, cfg.name or choices["target"])
         return None
     with uncollected():
+        config, own_job = config_container(composed), cast(DictConfig, HydraConfig.get().job)
         try:
-            check_folders(config_container(composed))
+            check_composed_alike(config, own_job.get("id"))
+            check_folders(config)
             cfg = RunConfig.read(composed)
         except QTargetError as error:
-            return record_rejected(config_container(composed), folder, choices, overrides, error)
+            return record_rejected(config, folder, choices, overrides, error)
         from qtarget.run.train import run_job
 
     return run_job(cfg, folder, choices, overrides, of_ranks)
@@ -191,17 +195,17 @@ def _run_or_dry(
 @contextmanager
 def _hydra_raises(arguments: Arguments) -> Iterator[None]:
     """Hydra reads sys.argv, and prints and exits on errors unless told to raise them; both are put back."""
-    argv, full = sys.argv, os.environ.get(FULL_ERROR)
+    argv, ours = sys.argv, [] if os.environ.get(FULL_ERROR) else [FULL_ERROR, SET_FOR_HYDRA]
     sys.argv = ["qtarget train", *with_search_path(arguments.overrides, arguments.config_dir), *arguments.options]
-    os.environ[FULL_ERROR] = "1"
+    os.environ |= dict.fromkeys(ours, "1")
     # Hydra's own plugins for Slurm and Ray, where installed, have configurations of the same names; ours count
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore")
     try:
         yield
     finally:
         sys.argv = argv
-        if full is None:
-            del os.environ[FULL_ERROR]
+        for name in ours:
+            del os.environ[name]
 
 
 def _summary(outcomes: list[Outcome]) -> int:

@@ -49,6 +49,22 @@ class Slot:
         return len(self.cores)
 
 
+COMPOSED_AS = "composed-as-"
+"""Begins the hydra.job.id of a job with a process of its own, which composes it anew: its identity stands behind it."""
+
+
+def check_composed_alike(config: Mapping[str, Any], job_id: str | None) -> None:
+    """Raise QTargetError in the process of a job whose files were edited since its multirun began.
+
+    job_id: as the job's command sets it; None in a process that no multirun started.
+    """
+    if job_id and job_id.startswith(COMPOSED_AS) and job_id != f"{COMPOSED_AS}{job_hash(config)}":
+        raise QTargetError(
+            "the files of its configuration were edited since the multirun began, and it would be another job. Undo "
+            "the edit, or keep it, and give the command again: of the finished jobs those that are the same are kept"
+        )
+
+
 @dataclass(frozen=True)
 class Job:
     """One configuration of a multirun: its folder, its identity, the overrides that make it, and what to call it."""
@@ -78,7 +94,8 @@ class Job:
     @property
     def arguments(self) -> list[str]:
         """Of the command `qtarget`."""
-        one_run = ["hydra.mode=RUN", "hydra/launcher=basic", f"hydra.run.dir='{self.folder}'"]
+        composed_as = f"hydra.job.id={COMPOSED_AS}{self.identity}"
+        one_run = ["hydra.mode=RUN", "hydra/launcher=basic", f"hydra.run.dir='{self.folder}'", composed_as]
         search = [search_path(self.search_folders)] if self.search_folders else []
         return ["train", *self.overrides, *search, *one_run]
 
