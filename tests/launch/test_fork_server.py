@@ -66,6 +66,8 @@ def folder(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (workdir / "conf/target").mkdir(parents=True)
     for name in ("Seen", "Killed", "Exits"):
         (workdir / f"conf/target/{name.lower()}.yaml").write_text(f"_target_: parts.{name}\n")
+    monkeypatch.syspath_prepend(workdir)  # the identity of a job is that of its own code too
+    monkeypatch.delitem(sys.modules, "parts", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(workdir))
     monkeypatch.setattr(slots, "_visible_devices", list)
     return workdir

@@ -54,14 +54,15 @@ COMPOSED_AS = "composed-as-"
 
 
 def check_composed_alike(config: Mapping[str, Any], job_id: str | None) -> None:
-    """Raise QTargetError in the process of a job whose files were edited since its multirun began.
+    """Raise QTargetError in the process of a job that is another one than when its multirun began.
 
     job_id: as the job's command sets it; None in a process that no multirun started.
     """
     if job_id and job_id.startswith(COMPOSED_AS) and job_id != f"{COMPOSED_AS}{job_hash(config)}":
         raise QTargetError(
-            "the files of its configuration were edited since the multirun began, and it would be another job. Undo "
-            "the edit, or keep it, and give the command again: of the finished jobs those that are the same are kept"
+            "what makes this job (yaml files, code of your own, data or a model) has changed since its multirun began, "
+            "and it would be another job. Undo the change, or keep it, and give the command again: of the finished "
+            "jobs those that are the same are kept"
         )
 
 
