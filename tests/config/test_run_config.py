@@ -162,6 +162,8 @@ WRONG = {
     "+data.source.limit=-1": r"unknown key 'data.source.limit'.*Allowed: .*trust_scorer",
     "target.reliance.value=abc": r"target.reliance.value must lie in \[0, 1\]: 'abc' is neither a number",
     "target.reliance.value=1.5": r"target.reliance.value must lie in \[0, 1\], got 1.5",
+    "model.adapter=lora": r"model.adapter=lora sets a value, not an option: write model/adapter=lora",
+    "references=7": r"references=7 sets a value: write reference@references.ROLE=OPTION",
     "target.reliance=half": r"target.reliance=half sets a value, not an option: write target/reliance=half",
     "target.normalize=rows": r"target.normalize must be one of tokens, kept, weight_sum, sequences, got 'rows'",
     "optim.lr=abc": r"optim.lr must lie in \[0, 1\], got 'abc'",

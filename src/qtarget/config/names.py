@@ -160,6 +160,12 @@ def our_trackers(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
             yield f"tracker.{name}", node
 
 
+def reference_nodes(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Of a composed configuration; none where `references` is a value, which is refused in words when it is read."""
+    references = config.get("references")
+    return tuple(references.values()) if isinstance(references, Mapping) else ()
+
+
 def is_ours(node: Mapping[str, Any]) -> bool:
     """Whether a part is one of qtarget's; what the fields of a class of the user's are is that class's to say."""
     return str(node.get("_target_", "qtarget.")).startswith("qtarget.")

@@ -37,7 +37,7 @@ def check_parts(config: Mapping[str, Any]) -> None:
     config = {key: node for key, node in config.items() if key != "target"}
     for group, dotted, node in _parts(config):
         _check_names_class(group, dotted, node)
-    references = {f"references.{role}" for role in config.get("references", ())}
+    references = {f"references.{role}" for role in _node(config.get("references"))}
     _check_values(config, references)
 
 

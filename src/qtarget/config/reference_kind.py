@@ -11,7 +11,7 @@ from qtarget.choices import DTYPE_BYTES, ROLES, TAILS
 from qtarget.config.composing import instantiate
 from qtarget.errors import QTargetError
 from qtarget.model.flaw import Flaw, NoFlaw
-from qtarget.settings import Choice, Node, Nullable, Part, Text, Whole, setting
+from qtarget.settings import Choice, Node, Nullable, Option, Text, Whole, setting
 
 if TYPE_CHECKING:
     from qtarget.config.run_config import RunConfig, TrainerConfig
@@ -65,7 +65,9 @@ class ReferenceConfig(Node):
     """Whether weights of its own are in memory while the policy trains."""
 
     role: str = field(default="prior", kw_only=True)
-    flaw: Any = setting(NO_FLAW, Part("a part, reference/flaw@references.ROLE.flaw=OPTION"), "what is wrong on purpose")
+    flaw: Any = setting(
+        NO_FLAW, Option("reference/flaw@references.ROLE.flaw", optional=True), "what is wrong on purpose"
+    )
     dtype: str = setting("float32", DTYPE, "of its weights")
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from qtarget.errors import QTargetError
 from qtarget.evaluate.sampling import Sampling
 from qtarget.evaluate.server_settings import ServerConfig
 from qtarget.model import chat_template
-from qtarget.settings import FLAG, Choice, Node, Nullable, Number, Part, Text, Whole, setting
+from qtarget.settings import FLAG, Choice, Node, Nullable, Number, Option, Part, Text, Whole, setting
 
 DTYPE = Choice(tuple(DTYPE_BYTES))
 AS_TRAINED = "trained"
@@ -219,7 +219,7 @@ class ModelConfig(Node):
         "in place of the tokenizer's, or where it has none; null: its own",
     )
     adapter: Mapping[str, Any] = setting(
-        {}, Part("a part, model/adapter=OPTION"), "what is trained in place of the weights"
+        {}, Option("model/adapter", optional=True), "what is trained in place of the weights"
     )
 
     @classmethod

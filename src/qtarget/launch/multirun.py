@@ -20,7 +20,6 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from qtarget.config.arguments import Arguments, parse_train_arguments
@@ -180,9 +179,9 @@ def _run_or_dry(
         dry_run(cfg, cfg.name or choices["target"])
         return None
     with uncollected():
-        config, own_job = config_container(composed), cast(DictConfig, HydraConfig.get().job)
+        config, settings = config_container(composed), cast(Any, HydraConfig.get())
         try:
-            check_composed_alike(config, own_job.get("id"))
+            check_composed_alike(config, settings.job.get("id"))
             check_folders(config)
             cfg = RunConfig.read(composed)
         except QTargetError as error:
