@@ -12,6 +12,7 @@ import pytest
 
 from qtarget.cli import run as qtarget_cli
 from qtarget.config.run_config import RunConfig
+from qtarget.errors import QTargetError
 from qtarget.run.data_report import DataReport, data_report
 from qtarget.run.plan import make_plan
 from qtarget.run.scripts import script_of
@@ -249,3 +250,17 @@ def test_it_prints_the_configuration_and_leaves_nothing_behind(
     code, text = shown(capsys, "--cfg", "job")
     assert (code, "source:" in text) == (0, True)
     assert sorted(path.name for path in workdir.iterdir()) == ["rows.jsonl", "val.jsonl"]
+
+
+def test_rows_that_are_all_too_long_are_answered_with_what_makes_them_fit(workdir: Path) -> None:
+    """More rows, which an empty file needs, would be as long."""
+    dropped = ["data=arithmetic", "model=tiny", "data.rows=4", "data.max_length=5", "data.truncation=drop"]
+    fitting = r"4 .*too long.*: raise data\.max_length up to the model's context, ask for"
+    with pytest.raises(QTargetError, match=fitting):
+        make_plan(RunConfig.compose(dropped))
+    (workdir / "none.jsonl").write_text("")
+    (workdir / "held.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n')
+    empty = ["data=files", "model=tiny", "data.source.path=none.jsonl", "data.source.heldout=held.jsonl"]
+    with pytest.raises(QTargetError) as raised:
+        make_plan(RunConfig.compose(empty))
+    assert "max_length" not in str(raised.value)

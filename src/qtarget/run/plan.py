@@ -248,9 +248,10 @@ def _check_rows(cfg: RunConfig, prepared: Prepared) -> None:
     if prepared.train or cfg.trainer.max_steps == 0:
         return
     lost = prepared.dropped_in_words or "; none was asked for"
+    longer = "raise data.max_length up to the model's context, " if prepared.counts.get("dropped_too_long") else ""
     raise QTargetError(
-        f"no training row is left of {prepared.described or 'the data'}{lost}: ask for more rows, or give a file that "
-        "has some; trainer.max_steps=0 only evaluates"
+        f"no training row is left of {prepared.described or 'the data'}{lost}: {longer}ask for more rows, or give a "
+        "file that has some; trainer.max_steps=0 only evaluates"
     )
 
 
