@@ -95,7 +95,7 @@ def until(done: Callable[[], Any], seconds: float = 300) -> None:
 
 
 def processes(folder: Path) -> list[psutil.Process]:
-    """Those that run in a folder, but this one. `warm` comes before `folder`: its server stays where it started."""
+    """Those that run in a folder, but this one."""
     return [
         process
         for process in psutil.process_iter(["cwd", "status"])
@@ -136,10 +136,13 @@ def test_a_forked_job_has_what_one_that_was_started_anew_has(folder: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_forked_job_gives_the_same_numbers(warm: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_job_gives_the_same_numbers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from qtarget.cli import run
 
     assert run(multirun("sft,dft", *SMALL, "experiment_name=forked", count=1)) == 0
+    assert "imports anew" not in capsys.readouterr().err
     monkeypatch.setattr(slots, "can_serve", bool)
     assert run(multirun("sft,dft", *SMALL, "experiment_name=anew", count=1)) == 0
     forked, anew = (
@@ -152,7 +155,7 @@ def test_a_forked_job_gives_the_same_numbers(warm: None, folder: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_job_that_is_killed_costs_itself_alone(warm: None, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job_that_is_killed_costs_itself_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from qtarget.cli import run
 
     assert run(multirun("killed,exits,seen,sft", *QUICK, "hydra.launcher.retry=1")) == 1
@@ -161,13 +164,14 @@ def test_a_job_that_is_killed_costs_itself_alone(warm: None, folder: Path, capsy
     assert told.count("FAILED (exit code 3)") == 2
     assert "RuntimeError: this design is broken" in told
     assert "3 of 4 jobs failed" in told
+    assert "imports anew" not in told
     assert sorted(path.read_text().count("last words") for path in folder.glob("outputs/*/*/log.txt")) == [0, 0, 0, 2]
     until(lambda: not processes(folder), seconds=60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGTERM to all", "SIGINT to the launcher", "SIGKILL to the launcher"])
-def test_every_job_saves_its_state_and_no_process_is_left(how: str, warm: None, folder: Path) -> None:
+def test_every_job_saves_its_state_and_no_process_is_left(how: str, folder: Path) -> None:
     number, attempts = signal.Signals[how.partition(" ")[0]], 1 + how.endswith("all")
     for attempt in range(1, 1 + attempts):
         launcher = subprocess.Popen(
@@ -183,7 +187,7 @@ def test_every_job_saves_its_state_and_no_process_is_left(how: str, warm: None, 
 
 
 @pytest.mark.slow
-def test_jobs_outlive_a_server_that_is_killed(warm: None, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_jobs_outlive_a_server_that_is_killed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They end as they would have; nobody knows how. Later ones are started anew, and that is said."""
     (slot,) = make_slots(1, None)
     job, later = (UncheckedJob(Path("outputs", name), "none", (f"target={name}", *QUICK)) for name in ("sft", "dft"))
@@ -197,6 +201,7 @@ def test_jobs_outlive_a_server_that_is_killed(warm: None, folder: Path, capsys: 
     assert "job 1 of 2: FAILED (killed by SIGKILL (out of memory?))" in told
     assert "the server that forks jobs has ended, see outputs/sft/log.txt: each job imports anew" in told
     assert "job 2 of 2: finished" in told
+    assert not any("Warning" in (one.folder / "log.txt").read_text() for one in (job, later))
     assert {result_of(one.folder)["status"] for one in (job, later)} == {"finished"}
 
 
@@ -218,7 +223,7 @@ def test_a_process_with_threads_forks_no_job() -> None:
         "threading.Thread(target=threading.Event().wait, daemon=True).start(); f._check_threads()"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
-    assert (done.returncode, "1 threads that no fork would have" in done.stderr) == (1, True)
+    assert (done.returncode, "threads that imports have started: 1" in done.stderr) == (1, True)
 
 
 def test_jobs_are_forked_where_that_is_safe_and_spares_something(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ IMPORTED = ("qtarget.run.train", "qtarget.launch.multirun")
 IGNORED = (signal.SIGINT, *SIGNALS)
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 """Variables that bind threads to cores when OpenMP is loaded: in a server to all cores, not to those of a slot."""
+LAST_MOMENTS = 10.0
+"""Seconds in which a thread that has ended may still be listed: on cores that others use, it leaves the list late."""
 REPORT = struct.Struct("=?q")
 """Of a job, to the process that launched it: False and its process id once it has begun, True and its exit code."""
 
@@ -74,7 +77,7 @@ class ForkServer:
         self._requests, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                [sys.executable, "-c", f"from {__name__} import main; main()"],
                 env=environment,
                 stdin=theirs.fileno(),
                 stdout=out,
@@ -167,6 +170,7 @@ class _Server:
 def main() -> None:
     """Import, then fork a job for each request on standard input, until that closes."""
     handlers = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
+    sys.path[0] = sys.path[0] or os.getcwd()  # as `python -m qtarget` has it
     with uncollected():
         for module in IMPORTED:
             importlib.import_module(module)
@@ -182,9 +186,11 @@ def _check_threads() -> None:
     if trial == 0:
         os._exit(0)
     os.waitpid(trial, 0)
-    left = len(os.listdir("/proc/self/task")) - 1
+    deadline = time.monotonic() + LAST_MOMENTS
+    while (left := len(os.listdir("/proc/self/task")) - 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
     if left:
-        sys.exit(f"qtarget: imports have started {left} threads that no fork would have")
+        sys.exit(f"qtarget: no fork would have the threads that imports have started: {left}")
 
 
 def _become_job(files: Sequence[int], handlers: Mapping[int, Any]) -> None:
@@ -206,7 +212,3 @@ def _become_job(files: Sequence[int], handlers: Mapping[int, Any]) -> None:
     os.write(0, REPORT.pack(False, os.getpid()))
     sys.argv[1:] = arguments
     runpy.run_module("qtarget", run_name="__main__", alter_sys=True)
-
-
-if __name__ == "__main__":
-    main()
