@@ -1,6 +1,7 @@
 # make demo [QUICK=1]   fine-tune a pretrained model under several target designs and compare them
 # make noisy_instruct   an experiment over three seeds; also data_efficiency, prior_strength, prior_flaw: an hour or less each
 # make strong_prior_noise   the same on a model that knows the task: wants two files in models/ (docs/experiments.md); finished runs are taken from docs/results/runs
+# make noise_tokens     that model on instructions with random tokens in the demonstrations: the same files
 # make fair             each design at its best learning rate, and all at steps of equal length: some hours
 # make test             the test suite
 # make test-all         the same with the slow tests
@@ -28,7 +29,7 @@ COMMA := ,
 EXPERIMENT := $(if $(QUICK),demo_quick,demo)
 TARGETS := $(if $(QUICK),sft$(COMMA)dft$(COMMA)target_sft,sft$(COMMA)label_smoothing$(COMMA)dft$(COMMA)one_minus_prior$(COMMA)kd$(COMMA)target_sft)
 
-.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw strong_prior_noise fair starts test test-all soak mutants screenshots check bench gpu docs notebooks format clean
+.PHONY: test-matrix setup demo noisy_instruct data_efficiency prior_strength prior_flaw strong_prior_noise noise_tokens fair starts test test-all soak mutants screenshots check bench gpu docs notebooks format clean
 
 setup: $(STAMP)
 
@@ -77,6 +78,13 @@ strong_prior_noise: setup
 	@$(QTARGET) train experiment=strong_prior_noise hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=base role=base
 	@$(QTARGET) train experiment=strong_prior_noise hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=teacher role=teacher model.name=models/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
 	@$(QTARGET) compare outputs/strong_prior_noise --group-by data.noise.rate,name --against name=sft
+
+noise_tokens: setup
+	@mkdir -p outputs && cp -R docs/results/runs/noise_tokens outputs/
+	@$(QTARGET) train experiment=noise_tokens
+	@$(QTARGET) train experiment=noise_tokens hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=base role=base
+	@$(QTARGET) train experiment=noise_tokens hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=teacher role=teacher model.name=models/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
+	@$(QTARGET) compare outputs/noise_tokens --group-by data.noise.rate,name --against name=sft --metric test/score
 
 fair: setup
 	@$(QTARGET) train experiment=demo_teacher

@@ -10,7 +10,8 @@ import pytest
 from qtarget.cli import run as qtarget_cli
 
 RESULTS = Path(__file__).parent.parent / "docs/results"
-TABLES = {"strong_prior_noise": ["--group-by", "data.noise.rate,name", "--against", "name=sft"]}
+BY_RATE = ["--group-by", "data.noise.rate,name", "--against", "name=sft"]
+TABLES = {"strong_prior_noise": BY_RATE, "noise_tokens": [*BY_RATE, "--metric", "test/score"]}
 """Folder of kept runs → how its table is made."""
 MEASURES = {"nll": "test/nll", "AUROC": "detection/auroc", "gradient": "detection/gradient_share"}
 
@@ -31,10 +32,10 @@ def test_a_table_is_that_of_the_kept_runs(name: str, tmp_path: Path, capsys: pyt
     assert "\n".join(table) in (RESULTS / "README.md").read_text()
 
 
-def noisy(name: str) -> list[dict[str, object]]:
-    """The kept runs of a design on rows with wrong answers, by seed."""
-    runs = [run for run in kept("strong_prior_noise") if run["name"] == name]
-    return [run for run in runs if "data.noise.rate=0.4" in run["overrides"]]  # type: ignore[operator]
+def noisy(name: str, experiment: str = "strong_prior_noise", rate: str = "0.4") -> list[dict[str, object]]:
+    """The kept runs of a design on noisy rows, by seed."""
+    runs = [run for run in kept(experiment) if run["name"] == name]
+    return [run for run in runs if f"data.noise.rate={rate}" in run["overrides"]]  # type: ignore[operator]
 
 
 def cells(heading: str) -> dict[str, list[str]]:
@@ -64,6 +65,17 @@ def test_what_trust_finds_is_the_mean_over_the_seeds_at_each_step() -> None:
         keys = [(key, step) for key in ("detection/auroc", "detection/auroc_policy") for step in (5, 10, 15, 20)]
         values = [[line[key] for line in lines if line["step"] == step and key in line] for key, step in keys]
         assert row == [f"{sum(of_seeds) / 3:.2f}" for of_seeds in values]
+
+
+def test_the_measures_of_noise_tokens_are_means_over_the_seeds() -> None:
+    written = cells("| name, at 15 % | all of it right |")
+    assert len(written) == 5
+    for name, row in written.items():
+        metrics = [run["metrics"] for run in noisy(name, "noise_tokens", "0.15")]
+        assert len(metrics) == 3
+        keys = ("test/accuracy", *MEASURES.values())
+        right, nll, auroc, share = (sum(run[key] for run in metrics) / 3 for key in keys)  # type: ignore[index]
+        assert row == [f"{100 * right:.1f} %", f"{nll:.3f}", f"{auroc:.3f}", f"{100 * share:.0f} %"]
 
 
 def test_kept_runs_are_finished_and_name_no_place_of_a_machine() -> None:

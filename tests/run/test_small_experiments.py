@@ -22,6 +22,11 @@ GROUPED = {
         ["model.name=tiny", "references.teacher.name=tiny", "target=sft,target_sft", "data.noise.rate=0.4,0"],
         "target,data.noise.rate",
     ),
+    "noise_tokens": (
+        [],
+        ["model.name=tiny", "references.teacher.name=tiny", "target=sft,target_sft", "data.noise.rate=0.15,0"],
+        "target,data.noise.rate",
+    ),
     "prior_flaw": (
         ["prior_strength_strong"],
         ["target=one_minus_prior", "reference/flaw@references.prior.flaw=none,temperature"],
