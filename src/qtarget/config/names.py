@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
 from qtarget.errors import QTargetError
 
 
@@ -109,6 +107,8 @@ def _names_columns(value: str) -> bool:
 
 def in_quotes(text: str) -> str:
     """As Hydra reads it back: 'it\\'s'."""
+    from hydra.core.override_parser.types import Quote, QuotedString  # records are compared without it
+
     return QuotedString(text, Quote.single).with_quotes()
 
 
