@@ -167,7 +167,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Option:
-    """A part that a group has options for. group: as the command line names it, data/noise; ROLE: of a reference."""
+    """A part that a group has options for. group: as the command line names it, data/noise; behind an @ the key."""
 
     group: str
     optional: bool = False
@@ -179,9 +179,9 @@ class Option:
     def check(self, name: str, value: Any) -> None:
         is_left_out = value is None and self.optional
         if not is_left_out and isinstance(value, str | int | float | list | None):
-            role, text = [*name.split("."), ""][1], as_yaml(value)
-            group = self.group.replace("ROLE", role)
-            raise QTargetError(f"{name}={text} sets a value, not an option: write {group}={text}")
+            (group, at, _), text = self.group.partition("@"), as_yaml(value)
+            place = f"@{name}" if at else ""
+            raise QTargetError(f"{name}={text} sets a value, not an option: write {group}{place}={text}")
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,7 @@ def _pair_command(runs: Sequence[Run]) -> str | None:
 
 def _power_command(paths: Sequence[str | Path], options: CompareOptions, grouped: Grouped | None) -> str | None:
     """What more seeds and rows would detect, of groups whose differences are paired by row over seeds."""
-    varying = [row for row in grouped.rows if _varies(row)] if grouped else []
-    if not grouped or not varying or options.best_of:
+    if not grouped or options.best_of or not any(map(_varies, grouped.rows)):
         return None
     words = replace(options, failed=False, by=None).words
     return shlex.join(

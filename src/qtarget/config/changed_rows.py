@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -86,12 +86,7 @@ def _has_functions(file: Path, _size: int, _mtime: int, _ctime: int) -> bool:
 
 
 def _offers_functions(line: bytes) -> bool:
-    """Whether a line is a row that does; True for one that is no row by itself, as in an array."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return True
-    return not isinstance(row, Mapping) or bool(row.get("functions") and row.get("messages"))
+    return _holds(line, lambda row: row.get("functions") and row.get("messages"))
 
 
 def reads_spans_of_messages(source: Node) -> bool:
@@ -109,12 +104,7 @@ def _has_spans_of_messages(file: Path, _size: int, _mtime: int, _ctime: int) -> 
 
 
 def _weighs_spans(line: bytes) -> bool:
-    """Whether a message of a row does; True for a line that is no row by itself, as of Parquet and in an array."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return True
-    return not isinstance(row, dict) or any(message.get(SPANS) for message in _messages(row))
+    return _holds(line, lambda row: any(message.get(SPANS) for message in _messages(row)))
 
 
 def reads_spans_beside_messages(source: Node) -> bool:
@@ -132,16 +122,16 @@ def _has_spans_of_rows(file: Path, _size: int, _mtime: int, _ctime: int) -> bool
     with file.open("rb") as lines:
         if file.suffix in TABLES:
             return SPANS.encode() in lines.readline()
-        return any(_weighs_spans_of_row(line) for line in lines if SPANS.encode() in line)
+        return any(_holds(line, lambda row: row.get(SPANS)) for line in lines if SPANS.encode() in line)
 
 
-def _weighs_spans_of_row(line: bytes) -> bool:
-    """True for a line that is no row by itself, as in an array."""
+def _holds(line: bytes, wanted: Callable[[dict[str, Any]], Any]) -> bool:
+    """Whether a line is a row that has it; True for one that is no row by itself, as of Parquet and in an array."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return True
-    return not isinstance(row, dict) or bool(row.get(SPANS))
+    return not isinstance(row, dict) or bool(wanted(row))
 
 
 def _parquet_schema(file: Path) -> Any:

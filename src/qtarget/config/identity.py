@@ -10,7 +10,7 @@ from typing import Any
 
 from qtarget.config.composing import config_container, register_resolver
 from qtarget.config.heldout_changes import names_heldout_file
-from qtarget.config.names import LABELS, as_hashed, reference_nodes
+from qtarget.config.names import LABELS, as_hashed, model_nodes
 from qtarget.config.own_source import own_sources
 from qtarget.config.step_rows import without_devices
 from qtarget.config.versions import sources, versions, without_unchanged
@@ -131,8 +131,8 @@ def register_resolvers() -> None:
 
 def _named_inputs(identity: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """(mapping, key) of everything in a configuration that names what is read from disk."""
-    for holder in (identity["model"], *reference_nodes(identity)):
-        if isinstance(holder, dict) and holder.get("name"):
+    for holder in model_nodes(identity):
+        if holder.get("name"):
             yield holder, "name"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qtarget.config.names import reference_nodes
+from qtarget.config.names import model_nodes
 from qtarget.model.fingerprint import model_folder, names_a_folder
 from qtarget.model.gguf_file import check as check_gguf
 from qtarget.model.gguf_file import is_gguf
@@ -16,8 +16,8 @@ def check_folders(config: Mapping[str, Any]) -> None:
 
     config: composed, as plain data.
     """
-    for node in (config.get("model"), *reference_nodes(config)):
-        name = node.get("name") if isinstance(node, Mapping) else None
+    for node in model_nodes(config):
+        name = node.get("name")
         if isinstance(name, str) and is_gguf(name):
             check_gguf(name)
         elif isinstance(name, str) and name not in ("", "???") and names_a_folder(name):

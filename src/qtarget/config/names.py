@@ -160,10 +160,14 @@ def our_trackers(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
             yield f"tracker.{name}", node
 
 
-def reference_nodes(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Of a composed configuration; none where `references` is a value, which is refused in words when it is read."""
+def model_nodes(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of the policy and of each reference of a composed configuration, as plain data.
+
+    A value in the place of one, or of all references, is refused in words when it is read.
+    """
     references = config.get("references")
-    return tuple(references.values()) if isinstance(references, Mapping) else ()
+    nodes = (config.get("model"), *(references.values() if isinstance(references, Mapping) else ()))
+    return [node for node in nodes if isinstance(node, dict)]
 
 
 def is_ours(node: Mapping[str, Any]) -> bool:

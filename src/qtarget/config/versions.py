@@ -23,7 +23,7 @@ from qtarget.config.changed_rows import (
     reads_spans_of_messages,
 )
 from qtarget.config.heldout_changes import shares_otherwise
-from qtarget.config.names import nodes, reference_nodes
+from qtarget.config.names import model_nodes, nodes
 from qtarget.data.thought import MARKS
 
 Node = Mapping[str, Any]
@@ -112,8 +112,7 @@ def _judges_thoughts(config: Node) -> bool:
 
 
 def _has_another_head(config: Node) -> bool:
-    nodes = (config["model"], *reference_nodes(config))
-    names = [node.get("name") for node in nodes if isinstance(node, dict)]
+    names = [node.get("name") for node in model_nodes(config)]
     return any(isinstance(name, str) and named_head_changed(name) for name in names)
 
 

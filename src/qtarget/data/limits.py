@@ -62,7 +62,7 @@ def limited(encoded: EncodedRows, limit: int, truncation: str) -> KeptRows:
     fitting = [
         index
         for index, length in enumerate(longest)
-        if length <= limit or (truncation == "cut" and _cut_row(encoded.group(index), limit))
+        if length <= limit or (truncation == "cut" and any(_teaches(one, limit) for one in encoded.group(index)))
     ]
     dropped = len(longest) - len(fitting)
     return KeptRows(encoded, fitting, limit, dropped=dropped, cut=too_long - dropped)
@@ -70,7 +70,12 @@ def limited(encoded: EncodedRows, limit: int, truncation: str) -> KeptRows:
 
 def _cut_row(group: Sequence[Example], limit: int) -> list[Example]:
     """Of a row's examples those that a cut leaves something of a reply to learn, cut."""
-    return [cut_to(example, limit) for example in group if any(example.supervised[example.first_reply : limit])]
+    return [cut_to(example, limit) for example in group if _teaches(example, limit)]
+
+
+def _teaches(example: Example, limit: int) -> bool:
+    """Whether a cut leaves a token of a reply to learn."""
+    return any(example.supervised[example.first_reply : limit])
 
 
 def cut_to(example: Example, limit: int) -> Example:
