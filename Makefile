@@ -70,20 +70,24 @@ prior_flaw: starts
 	@$(QTARGET) train experiment=prior_flaw
 	@$(QTARGET) compare outputs/prior_flaw --group-by target,references.prior.flaw --against references.prior.flaw=none
 
+# The model of an experiment before training, and its teacher, on the same held-out rows.
+define untrained
+	@$(QTARGET) train experiment=$(1) hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=base role=base
+	@$(QTARGET) train experiment=$(1) hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=teacher role=teacher model.name=models/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
+endef
+
 # Runs that docs/results/runs holds are finished; what is missing is trained.
 strong_prior_noise: setup
 	@mkdir -p outputs && cp -R docs/results/runs/strong_prior_noise outputs/
 	@$(QTARGET) train experiment=strong_prior_noise
 	@$(QTARGET) train experiment=strong_prior_noise target=target_sft target/residual=pool target.residual.policy=0.5 target.residual.prior=0.5 target.residual.teacher=0 name=target_sft_prior
-	@$(QTARGET) train experiment=strong_prior_noise hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=base role=base
-	@$(QTARGET) train experiment=strong_prior_noise hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=teacher role=teacher model.name=models/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
+	$(call untrained,strong_prior_noise)
 	@$(QTARGET) compare outputs/strong_prior_noise --group-by data.noise.rate,name --against name=sft
 
 noise_tokens: setup
 	@mkdir -p outputs && cp -R docs/results/runs/noise_tokens outputs/
 	@$(QTARGET) train experiment=noise_tokens
-	@$(QTARGET) train experiment=noise_tokens hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=base role=base
-	@$(QTARGET) train experiment=noise_tokens hydra.mode=RUN data.noise.rate=0 target=sft trainer.max_steps=0 name=teacher role=teacher model.name=models/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
+	$(call untrained,noise_tokens)
 	@$(QTARGET) compare outputs/noise_tokens --group-by data.noise.rate,name --against name=sft --metric test/score
 
 fair: setup
